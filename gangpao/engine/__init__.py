@@ -1,0 +1,1 @@
+"""Run a GGUF model on a CPU: reader, weights, forward pass, cache, sampling, generation."""

@@ -1,0 +1,1 @@
+"""Native kernels with a numpy reference each."""
