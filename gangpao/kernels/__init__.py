@@ -1,1 +1,89 @@
-"""Native kernels with a numpy reference each."""
+"""Native kernels, chosen once for the machine they run on, with a numpy reference each.
+
+The best instruction set that the CPU and the operating system offer is taken when the extension is loaded: AMX tiles,
+AVX-512 with VNNI, AVX2, else portable C++. All of them give the same bits (`reference.py` says which), so the choice
+is a matter of speed alone. `GANGPAO_ISA` in the environment forces one by name.
+"""
+
+from __future__ import annotations
+
+import os
+
+from gangpao.kernels import _native
+from gangpao.kernels._native import (
+    Activation,
+    Arena,
+    Array,
+    AttentionSpec,
+    Cache,
+    Linear,
+    Matrix,
+    attend,
+    attention_spec,
+    available_isas,
+    isa_name,
+    linear,
+    num_threads,
+    pack,
+    quantize,
+    read_bandwidth,
+    rmsnorm,
+    rope_append,
+    set_isa,
+    set_num_threads,
+    swiglu,
+)
+
+__all__ = [
+    "Activation",
+    "Arena",
+    "Array",
+    "AttentionSpec",
+    "Cache",
+    "Linear",
+    "Matrix",
+    "attend",
+    "attention_spec",
+    "available_isas",
+    "describe",
+    "isa_name",
+    "linear",
+    "num_threads",
+    "pack",
+    "quantize",
+    "read_bandwidth",
+    "rmsnorm",
+    "rope_append",
+    "set_isa",
+    "set_num_threads",
+    "swiglu",
+]
+
+_WHY = {
+    "amx": "the CPU has AMX int8 tiles and AVX-512 VNNI, and the system lets us use them",
+    "avx512": "the CPU has AVX-512 with VNNI",
+    "avx2": "the CPU has AVX2, FMA and F16C but no AVX-512 VNNI",
+    "portable": "the CPU has none of the instruction sets we have kernels for",
+}
+
+
+def describe() -> str:
+    """Which kernels run and why, in one line."""
+    name = isa_name()
+    if os.environ.get("GANGPAO_ISA"):
+        return f"{name} kernels, because GANGPAO_ISA says so (available: {', '.join(available_isas())})"
+    return f"{name} kernels: {_WHY[name]}"
+
+
+def _choose() -> None:
+    wanted = os.environ.get("GANGPAO_ISA")
+    if not wanted:
+        return
+    if wanted not in available_isas():
+        raise ValueError(
+            f"GANGPAO_ISA={wanted}: not available on this machine; choose one of {', '.join(available_isas())} or unset it"
+        )
+    _native.set_isa(wanted)
+
+
+_choose()

@@ -1,0 +1,18 @@
+// The kernels for one instruction set; see isa_body.h.
+#include <immintrin.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+namespace gangpao {
+namespace isa_avx512 {
+#include "simd_avx512.h"
+#include "isa_body.h"
+}  // namespace isa_avx512
+
+const Kernels avx512_kernels = isa_avx512::make_table("avx512");
+
+}  // namespace gangpao

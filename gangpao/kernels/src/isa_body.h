@@ -1,0 +1,25 @@
+// Included once by each isa_*.cpp after its SIMD layer, inside a namespace of its own so that no symbol of one
+// instruction set can be linked into another.
+#include "unpack.h"
+#include "linear.h"
+#include "ops.h"
+#include "attention.h"
+
+static void attend_tokens(const HeadCache& c, const float* q, int q_stride, float* out, int out_stride, int group, int tokens,
+                          int start) {
+  Row rows[64];
+  int n = 0;
+  for (int t = 0; t < tokens; ++t)
+    for (int g = 0; g < group; ++g) {
+      rows[n++] = {q + size_t(t) * q_stride + size_t(g) * c.head_dim, out + size_t(t) * out_stride + size_t(g) * c.head_dim,
+                   start + t + 1};
+      if (n == 64) attend_group(c, rows, n), n = 0;
+    }
+  attend_group(c, rows, n);
+}
+
+static size_t scratch_size(int cols) { return Scratch::size(cols); }
+
+constexpr Kernels make_table(const char* name) {
+  return {name, linear_panels, scratch_size, rmsnorm_row, quantize_row, swiglu_row, rope_append_token, attend_tokens};
+}

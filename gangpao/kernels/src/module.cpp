@@ -1,0 +1,130 @@
+// Python's view of the kernels. One call is one kernel; the interpreter lock is released inside.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <stdexcept>
+
+#include "runtime.h"
+
+namespace nb = nanobind;
+using namespace gangpao;
+
+namespace {
+
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
+using Order = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// A numpy view [n, cols] of padded rows; it keeps the buffer alive.
+nb::ndarray<nb::numpy, float> view(float* data, int n, int cols, int stride, const SharedPages& pages) {
+  auto* keep = new SharedPages(pages);
+  nb::capsule owner(keep, [](void* p) noexcept { delete static_cast<SharedPages*>(p); });
+  size_t shape[2] = {size_t(n), size_t(cols)};
+  int64_t strides[2] = {stride, 1};
+  return nb::ndarray<nb::numpy, float>(data, 2, shape, owner, strides);
+}
+
+std::vector<float> padded(const Floats& v, int n) {
+  std::vector<float> r((size_t(n) + 15) / 16 * 16, 0.0f);
+  if (v.size() != size_t(n)) throw std::invalid_argument("a vector has the wrong length");
+  std::memcpy(r.data(), v.data(), size_t(n) * sizeof(float));
+  return r;
+}
+
+std::shared_ptr<AttentionSpec> make_spec(int heads, int kv_heads, int head_dim, int rope_dim, float scale, float eps,
+                                         std::optional<Floats> q_norm, std::optional<Floats> k_norm) {
+  if (heads <= 0 || kv_heads <= 0 || heads % kv_heads || head_dim <= 0 || head_dim % 16 || rope_dim < 0 || rope_dim > head_dim ||
+      rope_dim % 2)
+    throw std::invalid_argument("AttentionSpec: impossible head counts or sizes (head_dim must be a multiple of 16)");
+  auto s = std::make_shared<AttentionSpec>();
+  if (q_norm) s->q_norm = padded(*q_norm, head_dim);
+  if (k_norm) s->k_norm = padded(*k_norm, head_dim);
+  s->shape = {heads, kv_heads, head_dim, rope_dim, q_norm ? s->q_norm.data() : nullptr,
+              k_norm ? s->k_norm.data() : nullptr, eps, scale};
+  return s;
+}
+
+void set_bias(Matrix& m, const Floats& bias) {
+  m.bias = padded(bias, m.w.rows);
+  m.w.bias = m.bias.data();
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  nb::class_<Array>(m, "Array")
+      .def(nb::init<int, int>(), nb::arg("rows"), nb::arg("cols"))
+      .def_ro("rows", &Array::rows)
+      .def_ro("cols", &Array::cols)
+      .def("numpy", [](Array& a) { return view(a.data, a.rows, a.cols, a.stride, a.pages); });
+  nb::class_<Activation>(m, "Activation")
+      .def(nb::init<int, int, bool>(), nb::arg("capacity"), nb::arg("cols"), nb::arg("keep_float"))
+      .def_ro("n", &Activation::n)
+      .def_ro("cols", &Activation::cols)
+      .def("floats", [](Activation& a) {
+        if (!a.f) throw std::invalid_argument("this activation keeps no floats");
+        return view(a.f, a.n, a.cols, a.f_stride, a.pages);
+      })
+      .def("dequantized", [](Activation& a) {
+        if (!a.quantized) throw std::invalid_argument("this activation is not quantized");
+        auto r = std::make_shared<Pages>(size_t(a.n) * a.cols * sizeof(float), false);
+        auto* p = reinterpret_cast<float*>(r->data());
+        for (int t = 0; t < a.n; ++t)
+          for (int c = 0; c < a.cols; ++c)
+            p[size_t(t) * a.cols + c] = a.q.scale[size_t(c / kBlock) * a.q.token_stride + t] * a.q.q[size_t(t) * a.q.q_stride + c];
+        return view(p, a.n, a.cols, a.cols, r);
+      });
+  nb::class_<Arena>(m, "Arena").def(nb::init<>()).def_prop_ro("nbytes", &Arena::total);
+  nb::class_<Matrix>(m, "Matrix")
+      .def_prop_ro("rows", [](const Matrix& a) { return a.w.rows; })
+      .def_prop_ro("cols", [](const Matrix& a) { return a.w.cols; })
+      .def_ro("nbytes", &Matrix::nbytes)
+      .def("bytes", [](const Matrix& a) {
+        return nb::bytes(reinterpret_cast<const char*>(a.w.data), a.nbytes);
+      })
+      .def("set_bias", &set_bias, nb::arg("bias"));
+  nb::class_<Linear>(m, "Linear")
+      .def(nb::init<std::vector<std::shared_ptr<Matrix>>>(), nb::arg("parts"))
+      .def_ro("rows", &Linear::rows)
+      .def_ro("cols", &Linear::cols)
+      .def_ro("nbytes", &Linear::nbytes)
+      .def_ro("needs_float", &Linear::needs_float);
+  nb::class_<Cache>(m, "Cache")
+      .def(nb::init<int, int, int, int, bool>(), nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"),
+           nb::arg("int8"))
+      .def_ro("capacity", &Cache::capacity)
+      .def_prop_ro("nbytes", [](const Cache& c) { return c.pages->size(); })
+      .def_static("bytes_needed", &Cache::bytes_needed, nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"),
+                  nb::arg("capacity"), nb::arg("int8"));
+  nb::class_<AttentionSpec>(m, "AttentionSpec");
+  m.def("attention_spec", &make_spec, nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("rope_dim"),
+        nb::arg("scale"), nb::arg("eps"), nb::arg("q_norm") = nb::none(), nb::arg("k_norm") = nb::none());
+  m.def("pack",
+        [](const Bytes& raw, const std::string& type, int rows, int cols, std::optional<Order> order, Arena& arena) {
+          if (order && order->size() != size_t(rows)) throw std::invalid_argument("pack: row order has the wrong length");
+          const int32_t* o = order ? order->data() : nullptr;
+          nb::gil_scoped_release release;
+          return pack(raw.data(), raw.size(), type, rows, cols, o, arena);
+        },
+        nb::arg("raw"), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("order").none(), nb::arg("arena"));
+  m.def("linear", &linear, nb::arg("w"), nb::arg("x"), nb::arg("out"), nb::arg("add") = false, nb::arg("scale") = 1.0f, Release());
+  m.def("rmsnorm", &rmsnorm, nb::arg("x"), nb::arg("n"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"), Release());
+  m.def("quantize", &quantize, nb::arg("x"), nb::arg("n"), nb::arg("out"), Release());
+  m.def("swiglu", &swiglu, nb::arg("gate_up"), nb::arg("n"), nb::arg("out"), Release());
+  m.def("rope_append", &rope_append, nb::arg("qkv"), nb::arg("n"), nb::arg("spec"), nb::arg("cos"), nb::arg("sin"),
+        nb::arg("cache"), nb::arg("layer"), nb::arg("start"), Release());
+  m.def("attend", &attend, nb::arg("qkv"), nb::arg("n"), nb::arg("spec"), nb::arg("cache"), nb::arg("layer"), nb::arg("start"),
+        nb::arg("result"), nb::arg("out"), Release());
+  m.def("set_num_threads", [](int n) { Runtime::get().set_threads(n); }, nb::arg("n"));
+  m.def("num_threads", [] { return Runtime::get().pool->threads(); });
+  m.def("isa_name", [] { return std::string(Runtime::get().kernels->name); });
+  m.def("set_isa", [](const std::string& name) { Runtime::get().set_isa(name); }, nb::arg("name"));
+  m.def("available_isas", &Runtime::available);
+  m.def("read_bandwidth", &read_bandwidth, nb::arg("seconds") = 0.3, Release());
+}

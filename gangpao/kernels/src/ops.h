@@ -1,0 +1,139 @@
+// The small float kernels around the matrix products: norm, quantization of activations, RoPE with cache append, SwiGLU.
+
+// e^x for 16 lanes: 2^n by the exponent field, the rest (|r| <= ln2/2) by a polynomial of degree 6; below 1e-7 relative.
+static inline F exp16(F x) {
+  x = fmin(fmax(x, fset(-87.0f)), fset(88.0f));
+  I n = toint(mul(x, fset(1.44269504f)));
+  F fn = tofloat(n);
+  F r = fnma(fn, fset(0.693359375f), x);
+  r = fnma(fn, fset(-2.12194440e-4f), r);
+  F p = fset(1.0f / 720);
+  p = fma(p, r, fset(1.0f / 120));
+  p = fma(p, r, fset(1.0f / 24));
+  p = fma(p, r, fset(1.0f / 6));
+  p = fma(p, r, fset(0.5f));
+  p = fma(p, r, fset(1.0f));
+  p = fma(p, r, fset(1.0f));
+  return mul(p, pow2(n));
+}
+
+
+// One row to int8 with one scale for 32 columns; cols is a multiple of 32.
+static void quantize_row(const float* x, int cols, const QuantTarget& o, int token) {
+  int8_t* q = o.q + size_t(token) * o.q_stride;
+  for (int b = 0; b < cols / kBlock; ++b, x += kBlock, q += kBlock) {
+    F lo = fload(x), hi = fload(x + 16);
+    float top = fhmax(fmax(fabs16(lo), fabs16(hi)));
+    float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
+    I a = toint(mul(lo, fset(inverse))), c = toint(mul(hi, fset(inverse)));
+    s8store(q, a);
+    s8store(q + 16, c);
+    int s0 = isum(a), s1 = isum(c);
+    size_t at = size_t(b) * o.token_stride + token;
+    o.scale[at] = scale;
+    o.sum[at] = scale * float(s0 + s1);
+    o.isum[size_t(2 * b) * o.token_stride + token] = s0;
+    o.isum[size_t(2 * b + 1) * o.token_stride + token] = s1;
+  }
+}
+
+static inline float sum_squares(const float* x, int n) {
+  F s = fzero();
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    F v = fload(x + i);
+    s = fma(v, v, s);
+  }
+  float total = fsum(s);
+  for (; i < n; ++i) total = std::fmaf(x[i], x[i], total);
+  return total;
+}
+
+// out = x / sqrt(mean(x^2) + eps) * weight; in place is allowed.
+static void rmsnorm_row(const float* x, const float* weight, int n, float eps, float* out) {
+  float r = 1.0f / std::sqrt(sum_squares(x, n) / float(n) + eps);
+  int i = 0;
+  for (; i + 16 <= n; i += 16) fstore(out + i, mul(mul(fload(x + i), fset(r)), fload(weight + i)));
+  for (; i < n; ++i) out[i] = x[i] * r * weight[i];
+}
+
+// out = gate / (1 + e^-gate) * up
+static void swiglu_row(const float* gate, const float* up, int n, float* out) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    F g = fload(gate + i);
+    F y = div(g, add(fset(1.0f), exp16(sub(fzero(), g))));
+    fstore(out + i, mul(y, fload(up + i)));
+  }
+  if (i < n) {
+    float g[16] = {}, u[16] = {};
+    for (int j = i; j < n; ++j) g[j - i] = gate[j], u[j - i] = up[j];
+    F v = fload(g);
+    F y = mul(div(v, add(fset(1.0f), exp16(sub(fzero(), v)))), fload(u));
+    store_lanes(out + i, y, n - i);
+  }
+}
+
+// Rotates the first 2 * half values of a head: the pair is (i, i + half), the Hugging Face layout.
+static void rope_head(float* x, const float* cos, const float* sin, int half) {
+  int i = 0;
+  for (; i + 16 <= half; i += 16) {
+    F a = fload(x + i), b = fload(x + half + i), c = fload(cos + i), s = fload(sin + i);
+    fstore(x + i, fnma(b, s, mul(a, c)));
+    fstore(x + half + i, fma(a, s, mul(b, c)));
+  }
+  for (; i < half; ++i) {
+    float a = x[i], b = x[half + i];
+    x[i] = std::fmaf(-b, sin[i], a * cos[i]);
+    x[half + i] = std::fmaf(a, sin[i], b * cos[i]);
+  }
+}
+
+// 16 floats to int8 with an f16 scale.
+static inline void quantize16(F x, int8_t* q, uint16_t* scale) {
+  float top = fhmax(fabs16(x));
+  *scale = float_to_half(top / 127.0f);
+  float s = half_to_float(*scale);
+  s8store(q, toint(fmin(fmax(mul(x, fset(s > 0 ? 1.0f / s : 0.0f)), fset(-127.0f)), fset(127.0f))));
+}
+
+// The cache of one layer and KV head (cache.h in words): K in tiles of 16 positions [tile][dim][16], V in rows [position][dim].
+// int8 keeps one f16 scale for 16 dims: K scales [tile][dim / 16][16], V scales [position][dim / 16].
+static void append_head(const HeadCache& c, int position, const float* k, const float* v) {
+  size_t tile = size_t(position / 16) * c.head_dim * 16 + position % 16;
+  for (int d = 0; d < c.head_dim; d += 16) {
+    F kv = fload(k + d), vv = fload(v + d);
+    if (!c.int8) {
+      uint16_t h[16];
+      hstore(h, kv);
+      uint16_t* to = static_cast<uint16_t*>(c.k) + tile + size_t(d) * 16;
+      for (int i = 0; i < 16; ++i) to[size_t(i) * 16] = h[i];
+      hstore(static_cast<uint16_t*>(c.v) + size_t(position) * c.head_dim + d, vv);
+    } else {
+      int8_t b[16];
+      quantize16(kv, b, c.k_scale + (size_t(position / 16) * (c.head_dim / 16) + d / 16) * 16 + position % 16);
+      int8_t* to = static_cast<int8_t*>(c.k) + tile + size_t(d) * 16;
+      for (int i = 0; i < 16; ++i) to[size_t(i) * 16] = b[i];
+      quantize16(vv, static_cast<int8_t*>(c.v) + size_t(position) * c.head_dim + d,
+                 c.v_scale + size_t(position) * (c.head_dim / 16) + d / 16);
+    }
+  }
+}
+
+// One token: optional qk-norm, RoPE on q and k, q scaled for attention, k and v into the cache at `position`.
+static void rope_append_token(float* row, const AttentionShape& s, const float* cos, const float* sin, int position,
+                              const HeadCache* caches) {
+  float* k = row + size_t(s.num_heads) * s.head_dim;
+  float* v = k + size_t(s.num_kv_heads) * s.head_dim;
+  for (int h = 0; h < s.num_heads; ++h) {
+    float* q = row + size_t(h) * s.head_dim;
+    if (s.q_norm) rmsnorm_row(q, s.q_norm, s.head_dim, s.eps, q);
+    rope_head(q, cos, sin, s.rope_dim / 2);
+    for (int d = 0; d < s.head_dim; d += 16) fstore(q + d, mul(fload(q + d), fset(s.scale)));
+  }
+  for (int h = 0; h < s.num_kv_heads; ++h, k += s.head_dim, v += s.head_dim) {
+    if (s.k_norm) rmsnorm_row(k, s.k_norm, s.head_dim, s.eps, k);
+    rope_head(k, cos, sin, s.rope_dim / 2);
+    append_head(caches[h], position, k, v);
+  }
+}

@@ -1,0 +1,24 @@
+// GGUF rows to panels (panel.h). Lossless: every stored integer and scale survives.
+#pragma once
+#include <string>
+
+#include "panel.h"
+
+namespace gangpao {
+
+struct SourceType {
+  const char* name;
+  int block, bytes;  // weights and bytes of one GGUF block
+  Format format;
+  FloatType float_type;
+};
+
+// Null for a type that we do not pack.
+const SourceType* find_source(const std::string& name);
+
+// Writes panels [begin, end) of `w` to `to`. `raw` holds the GGUF rows; row i of the result is row order[i] of the source
+// (order null: i itself).
+void pack_panels(const SourceType& type, const uint8_t* raw, const int32_t* order, const Packed& w, uint8_t* to, int begin,
+                 int end);
+
+}  // namespace gangpao

@@ -1,0 +1,95 @@
+// The packed weight format, the same for every instruction set.
+//
+// A matrix [rows, cols] is cut into panels of 16 rows. A panel is a run of superblocks of up to 8 blocks; a block is
+// 16 rows x 32 columns. Inside a block one 64-byte vector holds 16 rows x 4 columns (byte = row * 4 + column), so the
+// 16 int32 lanes of a dot product are 16 rows: no horizontal sum anywhere, and the same bytes are an AMX tile.
+// Group g (0..7) means columns 4g .. 4g+3 of a block.
+//
+//   superblock = header, padded to 64 bytes | quants of block 0 | ... | quants of block n-1
+//
+//   quants   2 bits: 2 vectors, group g in vector g&1 at bit 2*(g>>1)
+//            3 bits: the 2-bit vectors, then one vector with bit g of a byte = bit 2 of group g
+//            4 bits: 4 vectors, groups 0..3 in the low nibbles, 4..7 in the high ones
+//            5 bits: the 4-bit vectors, then one vector with bit g of a byte = bit 4 of group g
+//            6 bits: the 4-bit vectors, then 2 vectors like those of 2 bits = bits 4,5
+//            8 bits: 8 vectors, signed
+//   header   F16      per block: 16 scales (f16)
+//            F16_MIN  per block: 16 scales, 16 minima (f16);           w = scale * q + min
+//            K        16 d, 16 dmin (f16); per block: 16 u8 scales, 16 u8 minima;  w = d*sc*q - dmin*mn
+//            K16      16 d (f16), 32 bytes unused; per half block of 16 columns: 16 s8 scales
+//            K16_MIN  16 d, 16 dmin (f16); per half block: 16 bytes, scale | minimum << 4
+// gangpao/kernels/reference.py defines the same in numpy.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace gangpao {
+
+constexpr int kPanelRows = 16;
+constexpr int kBlock = 32;
+constexpr int kSuper = 8;  // blocks in a full superblock
+
+enum class Style : int { F16, F16_MIN, K, K16, K16_MIN, FLOAT };
+enum class FloatType : int { F32, F16, BF16 };
+
+struct Format {
+  int bits;
+  Style style;
+  int zero;  // subtracted from the stored unsigned value; 8-bit values are stored signed, so 0 there
+};
+
+constexpr int block_bytes(int bits) { return bits * 64; }
+
+constexpr int header_bytes(Style style, int blocks) {
+  int n = 0;
+  switch (style) {
+    case Style::F16: n = 32 * blocks; break;
+    case Style::F16_MIN: n = 64 * blocks; break;
+    case Style::K:
+    case Style::K16:
+    case Style::K16_MIN: n = 64 + 32 * blocks; break;
+    case Style::FLOAT: break;
+  }
+  return (n + 63) / 64 * 64;
+}
+
+inline size_t panel_bytes(Format f, int num_blocks) {
+  int full = num_blocks / kSuper, rest = num_blocks % kSuper;
+  size_t n = size_t(full) * (header_bytes(f.style, kSuper) + kSuper * block_bytes(f.bits));
+  if (rest) n += header_bytes(f.style, rest) + rest * block_bytes(f.bits);
+  return n;
+}
+
+// One packed matrix as the kernels see it.
+struct Packed {
+  Format format{};
+  FloatType float_type = FloatType::F32;  // for Style::FLOAT: [panel][column][16 rows] in this type
+  int rows = 0, cols = 0;
+  size_t panel_stride = 0;  // bytes from panel to panel
+  const uint8_t* data = nullptr;
+  const float* bias = nullptr;  // [rows] or null
+  int num_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+};
+
+// Activations of n tokens: float rows and, beside them, int8 with one scale for 32 columns.
+// q is [token][q_stride]; scale, sum and isum are [block][token_stride] so that a tile of tokens is contiguous.
+struct Acts {
+  int n = 0, cols = 0;
+  const float* f = nullptr;
+  int f_stride = 0;
+  const int8_t* q = nullptr;
+  int q_stride = 0, token_stride = 0;
+  const float* scale = nullptr;    // x ~ scale * q
+  const float* sum = nullptr;      // scale * (sum of q over the block)
+  const int32_t* isum = nullptr;   // [2 * block + half][token_stride]: sum of q over 16 columns
+};
+
+// The result rows of a linear layer.
+struct Out {
+  float* data = nullptr;
+  int stride = 0;
+  bool add = false;   // out += scale * y instead of out = y
+  float scale = 1.0f;
+};
+
+}  // namespace gangpao

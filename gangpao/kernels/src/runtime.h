@@ -1,0 +1,106 @@
+// The objects that Python holds between kernel calls, and the one place where kernels meet threads.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "memory.h"
+#include "pack.h"
+#include "pool.h"
+
+namespace gangpao {
+
+constexpr int kTokenPad = 16;  // token buffers are padded to whole AMX tiles
+
+// Float rows [rows, cols]; rows are 64-byte aligned.
+class Array {
+ public:
+  Array(int rows, int cols);
+  int rows, cols, stride;
+  SharedPages pages;
+  float* data;
+  float* row(int i) const { return data + size_t(i) * stride; }
+};
+
+// The input of linear layers: int8 with scales for quantized weights, floats where a float weight reads it.
+class Activation {
+ public:
+  Activation(int capacity, int cols, bool keep_float);
+  int capacity, cols;
+  bool keep_float, quantized;
+  int n = 0;
+  SharedPages pages;
+  float* f = nullptr;
+  int f_stride = 0;
+  QuantTarget q{};
+  void begin(int tokens);  // sets n and the token stride
+  Acts view() const;
+};
+
+// One packed matrix; owns its share of an arena and its bias.
+class Matrix {
+ public:
+  Packed w;
+  SharedPages pages;
+  std::vector<float> bias;
+  size_t nbytes = 0;
+};
+
+// Several matrices over the same input, their rows one after the other in the output (q, k, v; gate, up).
+class Linear {
+ public:
+  explicit Linear(std::vector<std::shared_ptr<Matrix>> parts);
+  std::vector<std::shared_ptr<Matrix>> parts;
+  int rows = 0, cols = 0;
+  size_t nbytes = 0;
+  bool needs_float = false;
+};
+
+class Cache {
+ public:
+  Cache(int layers, int kv_heads, int head_dim, int capacity, bool int8);
+  int layers, kv_heads, head_dim, capacity;
+  bool int8;
+  SharedPages pages;
+  HeadCache head(int layer, int h) const;
+  static size_t bytes_needed(int layers, int kv_heads, int head_dim, int capacity, bool int8);
+
+ private:
+  size_t head_bytes_, values_, scales_;
+};
+
+// RoPE and attention of one layer.
+class AttentionSpec {
+ public:
+  AttentionShape shape{};
+  std::vector<float> q_norm, k_norm;
+};
+
+// Threads and instruction set; one per process.
+class Runtime {
+ public:
+  static Runtime& get();
+  const Kernels* kernels;
+  std::unique_ptr<Pool> pool;
+  void set_threads(int n);
+  void set_isa(const std::string& name);
+  static std::vector<std::string> available();
+  uint8_t* scratch(int thread, size_t bytes);
+
+ private:
+  Runtime();
+  std::vector<std::vector<uint8_t>> scratch_;
+};
+
+void linear(const Linear& w, const Activation& x, Array& out, bool add, float scale);
+void rmsnorm(const Array& x, int n, const Array& weight, float eps, Activation& out);
+void quantize(const Array& x, int n, Activation& out);
+void swiglu(const Array& gate_up, int n, Activation& out);
+void rope_append(Array& qkv, int n, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer, int start);
+void attend(const Array& qkv, int n, const AttentionSpec& spec, const Cache& cache, int layer, int start, Array& scratch, Activation& out);
+std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
+                             const int32_t* order, Arena& arena);
+double read_bandwidth(double seconds);
+
+}  // namespace gangpao

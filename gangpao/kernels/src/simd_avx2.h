@@ -1,0 +1,137 @@
+// The SIMD layer for AVX2 + FMA + F16C: 16 lanes are two registers. Without VNNI, products of bytes are summed in
+// int16 as long as they fit (chain()), then widened: 4-bit weights give 8 * 2 * 15 * 127 = 30,480 < 32,768.
+#pragma once
+#include <immintrin.h>
+#include <cstdint>
+#include <cstring>
+
+struct F { __m256 l, h; };
+struct I { __m256i l, h; };
+struct B { __m256i l, h; };
+
+constexpr int kTokenTile = 4;
+constexpr int kQueryTile = 4;
+
+#define BOTH(T, op) T{op(a.l, b.l), op(a.h, b.h)}
+
+static inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+static inline uint16_t float_to_half(float f) { return uint16_t(_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT)); }
+
+static inline F fset(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline F fzero() { return fset(0.0f); }
+static inline F fload(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline void fstore(float* p, F a) { _mm256_storeu_ps(p, a.l); _mm256_storeu_ps(p + 8, a.h); }
+static inline __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+static inline F hload(const uint16_t* p) { return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))}; }
+static inline void hstore(uint16_t* p, F a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.l, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(a.h, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline __m256 bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
+static inline F bf16load(const uint16_t* p) { return {bf16(load128(p)), bf16(load128(p + 8))}; }
+static inline F u8f(__m128i x) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
+}
+static inline F u8load(const uint8_t* p) { return u8f(load128(p)); }
+static inline F s8load(const int8_t* p) {
+  __m128i x = load128(p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+}
+static inline F lownib(const uint8_t* p) { return u8f(_mm_and_si128(load128(p), _mm_set1_epi8(15))); }
+static inline F highnib(const uint8_t* p) { return u8f(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15))); }
+static inline F add(F a, F b) { return BOTH(F, _mm256_add_ps); }
+static inline F sub(F a, F b) { return BOTH(F, _mm256_sub_ps); }
+static inline F mul(F a, F b) { return BOTH(F, _mm256_mul_ps); }
+static inline F div(F a, F b) { return BOTH(F, _mm256_div_ps); }
+static inline F fmax(F a, F b) { return BOTH(F, _mm256_max_ps); }
+static inline F fmin(F a, F b) { return BOTH(F, _mm256_min_ps); }
+static inline F fabs16(F a) { F b = fset(-0.0f); return {_mm256_andnot_ps(b.l, a.l), _mm256_andnot_ps(b.h, a.h)}; }
+static inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.l, b.l, c.l), _mm256_fmadd_ps(a.h, b.h, c.h)}; }
+static inline F fnma(F a, F b, F c) { return {_mm256_fnmadd_ps(a.l, b.l, c.l), _mm256_fnmadd_ps(a.h, b.h, c.h)}; }
+static inline F tofloat(I a) { return {_mm256_cvtepi32_ps(a.l), _mm256_cvtepi32_ps(a.h)}; }
+static inline I toint(F a) { return {_mm256_cvtps_epi32(a.l), _mm256_cvtps_epi32(a.h)}; }
+static inline F pow2(I n) {
+  __m256i b = _mm256_set1_epi32(127);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.l, b), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.h, b), 23))};
+}
+static inline I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static inline I iload(const int32_t* p) { return {load256(p), load256(p + 8)}; }
+static inline void s8store(int8_t* p, I a) {
+  __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.l, a.h), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+}
+static inline int isum(I a) {
+  __m256i s = _mm256_add_epi32(a.l, a.h);
+  __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+}
+static inline float fsum(F a) {
+  __m256 s = _mm256_add_ps(a.l, a.h);
+  __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+  return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+static inline float fhmax(F a) {
+  __m256 s = _mm256_max_ps(a.l, a.h);
+  __m128 t = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+  return _mm_cvtss_f32(_mm_max_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+static inline F fill_from(F a, int first, float x) {
+  __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256i f = _mm256_set1_epi32(first);
+  __m256 ml = _mm256_castsi256_ps(_mm256_cmpgt_epi32(f, lane));
+  __m256 mh = _mm256_castsi256_ps(_mm256_cmpgt_epi32(f, _mm256_add_epi32(lane, _mm256_set1_epi32(8))));
+  __m256 v = _mm256_set1_ps(x);
+  return {_mm256_blendv_ps(v, a.l, ml), _mm256_blendv_ps(v, a.h, mh)};
+}
+
+static inline B bload(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
+static inline void bstore(uint8_t* p, B a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.l);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.h);
+}
+static inline B bset(uint8_t m) { return {_mm256_set1_epi8(char(m)), _mm256_set1_epi8(char(m))}; }
+static inline B band(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_and_si256); }
+static inline B bor(B a, B b) { return BOTH(B, _mm256_or_si256); }
+static inline B bxor(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_xor_si256); }
+static inline B bsub(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_sub_epi8); }
+// Shifts move bits across byte borders inside 16-bit words: always mask the result with band().
+template <int N> static inline B shr(B a) { return {_mm256_srli_epi16(a.l, N), _mm256_srli_epi16(a.h, N)}; }
+template <int N> static inline B shl(B a) { return {_mm256_slli_epi16(a.l, N), _mm256_slli_epi16(a.h, N)}; }
+
+// How many int16 sums of two products of BITS-bit weights with 7-bit activations fit into int16.
+constexpr int chain(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; }
+
+template <int BITS>
+struct Dot {
+  I a, s;
+  void start(int32_t isum, int zero) {
+    __m256i z = _mm256_set1_epi32(BITS == 8 ? 0 : -zero * isum);
+    a = {z, z};
+  }
+  template <int K> void group(B w, const int8_t* x) {
+    int32_t x4;
+    std::memcpy(&x4, x, 4);
+    __m256i v = _mm256_set1_epi32(x4);
+    constexpr int n = chain(BITS);
+    I p;
+    if constexpr (BITS == 8)
+      p = {_mm256_maddubs_epi16(_mm256_abs_epi8(w.l), _mm256_sign_epi8(v, w.l)),
+           _mm256_maddubs_epi16(_mm256_abs_epi8(w.h), _mm256_sign_epi8(v, w.h))};
+    else
+      p = {_mm256_maddubs_epi16(w.l, v), _mm256_maddubs_epi16(w.h, v)};
+    if constexpr (K % n == 0) s = p;
+    else s = {_mm256_add_epi16(s.l, p.l), _mm256_add_epi16(s.h, p.h)};
+    if constexpr (K % n == n - 1) widen();
+  }
+  void widen() {
+    __m256i one = _mm256_set1_epi16(1);
+    a = {_mm256_add_epi32(a.l, _mm256_madd_epi16(s.l, one)), _mm256_add_epi32(a.h, _mm256_madd_epi16(s.h, one))};
+  }
+  I total() const { return a; }
+};
+#undef BOTH

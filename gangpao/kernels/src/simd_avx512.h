@@ -1,0 +1,86 @@
+// The SIMD layer for AVX-512 (F, BW, VL, DQ) with VNNI: 16 lanes are one register, a dot product one instruction.
+#pragma once
+#include <immintrin.h>
+#include <cstdint>
+#include <cstring>
+
+using F = __m512;
+using I = __m512i;
+struct B { __m512i v; };
+
+constexpr int kTokenTile = 8;
+constexpr int kQueryTile = 8;
+
+static inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+static inline uint16_t float_to_half(float f) { return uint16_t(_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT)); }
+
+static inline F fset(float x) { return _mm512_set1_ps(x); }
+static inline F fzero() { return _mm512_setzero_ps(); }
+static inline F fload(const float* p) { return _mm512_loadu_ps(p); }
+static inline void fstore(float* p, F a) { _mm512_storeu_ps(p, a); }
+static inline __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+static inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static inline F hload(const uint16_t* p) { return _mm512_cvtph_ps(load256(p)); }
+static inline void hstore(uint16_t* p, F a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline F bf16load(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16));
+}
+static inline F u8f(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)); }
+static inline F u8load(const uint8_t* p) { return u8f(load128(p)); }
+static inline F s8load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load128(p))); }
+static inline F lownib(const uint8_t* p) { return u8f(_mm_and_si128(load128(p), _mm_set1_epi8(15))); }
+static inline F highnib(const uint8_t* p) { return u8f(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15))); }
+static inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+static inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+static inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+static inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+static inline F fmax(F a, F b) { return _mm512_max_ps(a, b); }
+static inline F fmin(F a, F b) { return _mm512_min_ps(a, b); }
+static inline F fabs16(F a) { return _mm512_abs_ps(a); }
+static inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+static inline F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+static inline F tofloat(I a) { return _mm512_cvtepi32_ps(a); }
+static inline I toint(F a) { return _mm512_cvtps_epi32(a); }
+static inline F pow2(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)); }
+static inline I izero() { return _mm512_setzero_si512(); }
+static inline I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
+static inline void s8store(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
+static inline int isum(I a) { return _mm512_reduce_add_epi32(a); }
+static inline __m256 lower(F a) { return _mm512_castps512_ps256(a); }
+static inline __m256 upper(F a) { return _mm512_extractf32x8_ps(a, 1); }
+static inline float fsum(F a) {
+  __m256 s = _mm256_add_ps(lower(a), upper(a));
+  __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+  return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+static inline float fhmax(F a) { return _mm512_reduce_max_ps(a); }
+static inline F fill_from(F a, int first, float x) {
+  __mmask16 keep = first >= 16 ? __mmask16(0xffff) : __mmask16((1u << (first < 0 ? 0 : first)) - 1);
+  return _mm512_mask_mov_ps(_mm512_set1_ps(x), keep, a);
+}
+
+static inline B bload(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void bstore(uint8_t* p, B a) { _mm512_storeu_si512(p, a.v); }
+static inline B band(B a, uint8_t m) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(char(m)))}; }
+static inline B bor(B a, B b) { return {_mm512_or_si512(a.v, b.v)}; }
+static inline B bxor(B a, uint8_t m) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(char(m)))}; }
+static inline B bsub(B a, uint8_t m) { return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(char(m)))}; }
+template <int N> static inline B shr(B a) { return {_mm512_srli_epi16(a.v, N)}; }
+template <int N> static inline B shl(B a) { return {_mm512_slli_epi16(a.v, N)}; }
+
+template <int BITS>
+struct Dot {
+  I a;
+  // vpdpbusd wants unsigned weights: signed bytes become w + 128, and 128 is taken off like any other zero point.
+  void start(int32_t isum, int zero) { a = _mm512_set1_epi32((BITS == 8 ? -128 : -zero) * isum); }
+  template <int K> void group(B w, const int8_t* x) {
+    int32_t x4;
+    std::memcpy(&x4, x, 4);
+    if constexpr (BITS == 8) w = bxor(w, 0x80);
+    a = _mm512_dpbusd_epi32(a, w.v, _mm512_set1_epi32(x4));
+  }
+  I total() const { return a; }
+};

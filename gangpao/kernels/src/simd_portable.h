@@ -1,0 +1,121 @@
+// The SIMD layer in plain C++: 16 lanes as arrays, for any machine, and the definition the others must equal.
+// Every other simd_*.h has the same names; nothing outside these files knows an instruction set.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+struct F { float v[16]; };
+struct I { int32_t v[16]; };
+struct B { uint8_t v[64]; };
+
+constexpr int kTokenTile = 4;   // tokens at once in the matrix product
+constexpr int kQueryTile = 4;   // query rows at once in attention
+
+#define LANES for (int i = 0; i < 16; ++i)
+
+static inline float half_to_float(uint16_t h) {
+  uint32_t sign = uint32_t(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 1023, u;
+  if (e == 31) u = sign | 0x7f800000 | m << 13;
+  else if (e) u = sign | (e + 112) << 23 | m << 13;
+  else if (!m) u = sign;
+  else {
+    int s = 0;
+    while (!(m & 1024)) m <<= 1, ++s;
+    u = sign | uint32_t(113 - s) << 23 | (m & 1023) << 13;
+  }
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+static inline uint16_t float_to_half(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  uint32_t sign = (u >> 16) & 0x8000, a = u & 0x7fffffff;
+  if (a > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (a >= 0x477ff000) return uint16_t(sign | 0x7c00);
+  if (a < 0x38800000) {  // below the smallest normal half: let float addition round at 2^-24
+    float g;
+    std::memcpy(&g, &a, 4);
+    g += 0.5f;
+    std::memcpy(&a, &g, 4);
+    return uint16_t(sign | (a - 0x3f000000));
+  }
+  a += 0xc8000fff + ((a >> 13) & 1);
+  return uint16_t(sign | a >> 13);
+}
+
+static inline F fzero() { return F{}; }
+static inline F fset(float x) { F r; LANES r.v[i] = x; return r; }
+static inline F fload(const float* p) { F r; std::memcpy(r.v, p, 64); return r; }
+static inline void fstore(float* p, F a) { std::memcpy(p, a.v, 64); }
+static inline F hload(const uint16_t* p) { F r; LANES r.v[i] = half_to_float(p[i]); return r; }
+static inline void hstore(uint16_t* p, F a) { LANES p[i] = float_to_half(a.v[i]); }
+static inline F bf16load(const uint16_t* p) {
+  F r;
+  LANES { uint32_t u = uint32_t(p[i]) << 16; std::memcpy(&r.v[i], &u, 4); }
+  return r;
+}
+static inline F u8load(const uint8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
+static inline F s8load(const int8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
+static inline F lownib(const uint8_t* p) { F r; LANES r.v[i] = float(p[i] & 15); return r; }
+static inline F highnib(const uint8_t* p) { F r; LANES r.v[i] = float(p[i] >> 4); return r; }
+static inline F add(F a, F b) { LANES a.v[i] += b.v[i]; return a; }
+static inline F sub(F a, F b) { LANES a.v[i] -= b.v[i]; return a; }
+static inline F mul(F a, F b) { LANES a.v[i] *= b.v[i]; return a; }
+static inline F div(F a, F b) { LANES a.v[i] /= b.v[i]; return a; }
+static inline F fmax(F a, F b) { LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+static inline F fmin(F a, F b) { LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
+static inline F fabs16(F a) { LANES a.v[i] = std::fabs(a.v[i]); return a; }
+static inline F fma(F a, F b, F c) { LANES c.v[i] = std::fmaf(a.v[i], b.v[i], c.v[i]); return c; }
+static inline F fnma(F a, F b, F c) { LANES c.v[i] = std::fmaf(-a.v[i], b.v[i], c.v[i]); return c; }
+static inline F tofloat(I a) { F r; LANES r.v[i] = float(a.v[i]); return r; }
+static inline I toint(F a) { I r; LANES r.v[i] = int32_t(std::nearbyintf(a.v[i])); return r; }  // to nearest, ties to even
+static inline F pow2(I n) {  // 2^n for -126 <= n <= 127
+  F r;
+  LANES { int32_t u = (n.v[i] + 127) << 23; std::memcpy(&r.v[i], &u, 4); }
+  return r;
+}
+static inline I izero() { return I{}; }
+static inline I iload(const int32_t* p) { I r; std::memcpy(r.v, p, 64); return r; }
+// Stores 16 values in -127..127 as bytes.
+static inline void s8store(int8_t* p, I a) { LANES p[i] = int8_t(a.v[i]); }
+static inline int isum(I a) { int s = 0; LANES s += a.v[i]; return s; }
+// The one order of reduction: 16 lanes to 8, 4, 2, 1, upper half onto lower half.
+static inline float fsum(F a) {
+  for (int w = 8; w; w >>= 1)
+    for (int i = 0; i < w; ++i) a.v[i] += a.v[i + w];
+  return a.v[0];
+}
+static inline float fhmax(F a) {
+  float m = a.v[0];
+  LANES m = m > a.v[i] ? m : a.v[i];
+  return m;
+}
+// Lanes from `first` on become x.
+static inline F fill_from(F a, int first, float x) { LANES a.v[i] = i < first ? a.v[i] : x; return a; }
+
+static inline B bload(const uint8_t* p) { B r; std::memcpy(r.v, p, 64); return r; }
+static inline void bstore(uint8_t* p, B a) { std::memcpy(p, a.v, 64); }
+static inline B band(B a, uint8_t m) { for (auto& x : a.v) x &= m; return a; }
+static inline B bor(B a, B b) { for (int i = 0; i < 64; ++i) a.v[i] |= b.v[i]; return a; }
+static inline B bxor(B a, uint8_t m) { for (auto& x : a.v) x ^= m; return a; }
+static inline B bsub(B a, uint8_t m) { for (auto& x : a.v) x = uint8_t(x - m); return a; }
+template <int N> static inline B shr(B a) { for (auto& x : a.v) x = uint8_t(x >> N); return a; }
+template <int N> static inline B shl(B a) { for (auto& x : a.v) x = uint8_t(x << N); return a; }
+
+// Sum over groups of weight bytes (16 rows x 4 columns) times 4 activations; `zero` times the activations' sum is taken off.
+template <int BITS>
+struct Dot {
+  I a;
+  void start(int32_t isum, int zero) { int32_t z = -zero * isum; LANES a.v[i] = z; }
+  template <int K> void group(B w, const int8_t* x) {
+    for (int i = 0; i < 16; ++i)
+      for (int c = 0; c < 4; ++c) {
+        int q = BITS == 8 ? int(int8_t(w.v[i * 4 + c])) : int(w.v[i * 4 + c]);
+        a.v[i] += q * x[c];
+      }
+  }
+  I total() const { return a; }
+};
+#undef LANES
