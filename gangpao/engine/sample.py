@@ -199,7 +199,7 @@ def largest(logits: Logits, k: int) -> Ids:
 
 
 def keep_top_p(logits: Logits, ids: Ids, temperature: float, top_p: float) -> Ids:
-    """The fewest likeliest candidates whose probabilities (renormalised over the candidates) reach top_p, never none."""
+    """The fewest likeliest candidates whose probabilities (renormalised over them) reach top_p; at least one."""
     if top_p >= 1.0 or ids.size <= 1:
         return ids
     if ids.size <= 4096:
