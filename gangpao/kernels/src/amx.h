@@ -17,6 +17,8 @@ static void tile_setup(int k) {
     c.rows[2 + t] = 16, c.colsb[2 + t] = uint16_t(k);
     c.rows[4 + t] = uint8_t(k / 4), c.colsb[4 + t] = 64;
   }
+  // g++ 12 tells its optimizer that this instruction reads 8 bytes; without this line it drops the other stores.
+  asm volatile("" : : "r"(&c) : "memory");
   _tile_loadconfig(&c);
   current = k;
 }

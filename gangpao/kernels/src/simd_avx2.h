@@ -103,8 +103,8 @@ static inline B bsub(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_sub_
 template <int N> static inline B shr(B a) { return {_mm256_srli_epi16(a.l, N), _mm256_srli_epi16(a.h, N)}; }
 template <int N> static inline B shl(B a) { return {_mm256_slli_epi16(a.l, N), _mm256_slli_epi16(a.h, N)}; }
 
-// How many int16 sums of two products of BITS-bit weights with 7-bit activations fit into int16.
-constexpr int chain(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; }
+// How many groups fit into int16 sums. 2 and 3 bits come in half blocks of 4 groups, so they stop there.
+constexpr int chain(int bits) { return bits == 4 ? 8 : bits <= 3 || bits == 5 ? 4 : bits == 6 ? 2 : 1; }
 
 template <int BITS>
 struct Dot {

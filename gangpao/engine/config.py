@@ -1,0 +1,187 @@
+"""What a model is: the numbers of its GGUF header as one frozen record, and the architectures we run as data.
+
+MiniCPM, Qwen and Llama are one graph with other numbers: three scales, a bias, a norm on q and k, the order in which
+the file keeps rotated pairs. So an architecture is a row of `ARCHITECTURES`, never a subclass or a test on a name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from gangpao.engine.gguf import GGUF, ModelFileError
+
+RopeKind = Literal["none", "linear", "ntk", "yarn", "longrope"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How one GGUF architecture differs from the others.
+
+    interleaved: q and k rows are stored so that the rotated pair is (2i, 2i+1); loading reorders them to (i, i + half).
+    qk_norm: q and k of every head pass through an RMSNorm before RoPE.
+    minicpm_scales: scale_emb, scale_depth and dim_model_base apply, with MiniCPM's defaults where the file is silent.
+    """
+
+    interleaved: bool = False
+    qk_norm: bool = False
+    minicpm_scales: bool = False
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(interleaved=True),
+    "minicpm": Architecture(interleaved=True, minicpm_scales=True),
+    "qwen2": Architecture(),
+    "qwen3": Architecture(qk_norm=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary angles stretch past the trained length; `factor` and `original_context` as in the file."""
+
+    kind: RopeKind = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shapes and constants of one model; names are Hugging Face's.
+
+    embedding_scale multiplies embeddings (scale_emb), residual_scale every residual branch (scale_depth / sqrt(layers)),
+    logit_scale the final hidden state (dim_model_base / hidden_size). All are 1 outside MiniCPM.
+    """
+
+    architecture: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_dim: int
+    rope_scaling: RopeScaling
+    max_position_embeddings: int
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    name: str = ""
+
+    @property
+    def traits(self) -> Architecture:
+        """The row of ARCHITECTURES."""
+        return ARCHITECTURES[self.architecture]
+
+    @classmethod
+    def from_gguf(cls, gguf: GGUF) -> ModelConfig:
+        """Reads and checks the header. Raises ModelFileError for an unknown architecture or impossible sizes."""
+        arch = gguf.get_str("general.architecture")
+        if arch not in ARCHITECTURES:
+            raise ModelFileError(
+                f"{gguf.path}: architecture '{arch}' is not supported; this engine runs {', '.join(sorted(ARCHITECTURES))}"
+            )
+        if gguf.get_int(f"{arch}.expert_count", 0):
+            raise ModelFileError(f"{gguf.path}: mixture-of-experts models are not supported yet; take a dense model")
+        hidden = gguf.get_int(f"{arch}.embedding_length")
+        layers = gguf.get_int(f"{arch}.block_count")
+        heads = gguf.get_int(f"{arch}.attention.head_count")
+        kv_heads = gguf.get_int(f"{arch}.attention.head_count_kv", heads)
+        _check_positive(gguf, embedding_length=hidden, block_count=layers, head_count=heads, head_count_kv=kv_heads)
+        head_dim = gguf.get_int(f"{arch}.attention.key_length", hidden // heads)
+        context = gguf.get_int(f"{arch}.context_length")
+        config = cls(
+            architecture=arch,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate_size=gguf.get_int(f"{arch}.feed_forward_length"),
+            vocab_size=_vocab_size(gguf, hidden),
+            rms_norm_eps=gguf.get_float(f"{arch}.attention.layer_norm_rms_epsilon"),
+            rope_theta=gguf.get_float(f"{arch}.rope.freq_base", 10000.0),
+            rope_dim=gguf.get_int(f"{arch}.rope.dimension_count", head_dim),
+            rope_scaling=_rope_scaling(gguf, arch, context),
+            max_position_embeddings=context,
+            name=gguf.get_str("general.name", ""),
+            **_scales(gguf, arch, hidden, layers),
+        )
+        _check_shape(gguf, config)
+        return config
+
+
+def _check_positive(gguf: GGUF, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if value <= 0:
+            raise ModelFileError(f"{gguf.path}: {name} is {value}, it must be positive; the file is damaged")
+
+
+def _check_shape(gguf: GGUF, c: ModelConfig) -> None:
+    _check_positive(
+        gguf,
+        head_dim=c.head_dim,
+        feed_forward_length=c.intermediate_size,
+        context_length=c.max_position_embeddings,
+        rope_dim=c.rope_dim,
+    )
+    if c.num_attention_heads % c.num_key_value_heads:
+        raise ModelFileError(
+            f"{gguf.path}: {c.num_attention_heads} attention heads cannot share {c.num_key_value_heads} key-value heads"
+        )
+    if c.head_dim % 16:
+        raise ModelFileError(f"{gguf.path}: head_dim {c.head_dim} is not a multiple of 16, which our kernels need")
+    if c.rope_dim > c.head_dim or c.rope_dim % 2:
+        raise ModelFileError(f"{gguf.path}: rope dimension {c.rope_dim} does not fit head_dim {c.head_dim}")
+    if not (0 < c.rms_norm_eps < 1 and c.rope_theta > 1 and math.isfinite(c.rope_theta)):
+        raise ModelFileError(f"{gguf.path}: rms_norm_eps {c.rms_norm_eps} or rope_theta {c.rope_theta} is out of range")
+    if not all(math.isfinite(x) and x > 0 for x in (c.embedding_scale, c.residual_scale, c.logit_scale)):
+        raise ModelFileError(f"{gguf.path}: a MiniCPM scale is not a positive number")
+
+
+def _vocab_size(gguf: GGUF, hidden: int) -> int:
+    info = gguf.tensors.get("token_embd.weight")
+    if info is None or len(info.shape) != 2 or info.shape[1] != hidden:
+        raise ModelFileError(f"{gguf.path}: token_embd.weight [vocabulary, {hidden}] is missing or has another shape")
+    return info.shape[0]
+
+
+def _scales(gguf: GGUF, arch: str, hidden: int, layers: int) -> dict[str, float]:
+    """MiniCPM's three numbers. Files of 2024 lack the keys and mean 12, 1.4 and 256; llama.cpp fills in the same."""
+    if not ARCHITECTURES[arch].minicpm_scales:
+        return {}
+    return {
+        "embedding_scale": gguf.get_float(f"{arch}.embedding_scale", 12.0),
+        "residual_scale": gguf.get_float(f"{arch}.residual_scale", 1.4 / math.sqrt(layers)),
+        "logit_scale": gguf.get_float(f"{arch}.logit_scale", 256.0 / hidden),
+    }
+
+
+def _rope_scaling(gguf: GGUF, arch: str, context: int) -> RopeScaling:
+    key = f"{arch}.rope.scaling"
+    kind = gguf.get_str(f"{key}.type", "")
+    factor = gguf.get_float(f"{key}.factor", gguf.get_float(f"{arch}.rope.scale_linear", 0.0))
+    if not kind:
+        kind = "linear" if factor else "none"
+    kinds: dict[str, RopeKind] = {
+        "none": "none", "linear": "linear", "ntk": "ntk", "yarn": "yarn", "longrope": "longrope"
+    }  # fmt: skip
+    if kind not in kinds:
+        raise ModelFileError(f"{gguf.path}: rope scaling '{kind}' is not supported; known: {', '.join(kinds)}")
+    if not math.isfinite(factor) or factor < 0:
+        raise ModelFileError(f"{gguf.path}: {key}.factor is {factor}, it must be a positive number")
+    return RopeScaling(
+        kind=kinds[kind],
+        factor=factor or 1.0,
+        original_context=gguf.get_int(f"{key}.original_context_length", context),
+        attention_factor=gguf.get_float(f"{key}.attn_factor", 1.0),
+        beta_fast=gguf.get_float(f"{key}.yarn_beta_fast", 32.0),
+        beta_slow=gguf.get_float(f"{key}.yarn_beta_slow", 1.0),
+    )
