@@ -18,7 +18,7 @@ static void attend_tokens(const HeadCache& c, const float* q, int q_stride, floa
   attend_group(c, rows, n);
 }
 
-static size_t scratch_size(int cols) { return Scratch::size(cols); }
+static size_t scratch_size(int cols) { return 2 * Scratch::size(cols); }
 
 constexpr Kernels make_table(const char* name) {
   return {name, linear_panels, scratch_size, rmsnorm_row, quantize_row, swiglu_row, rope_append_token, attend_tokens};

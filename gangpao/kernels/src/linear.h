@@ -111,7 +111,7 @@ struct Scratch {
     scale = reinterpret_cast<float*>(memory + size_t(cols) * kPanelRows);
     min = scale + size_t(cols);  // cols / 32 blocks x 2 parts x 16 lanes
   }
-  static size_t size(int cols) { return size_t(cols) * (kPanelRows + 2 * sizeof(float)) + 64; }
+  static size_t size(int cols) { return size_t(cols) * (kPanelRows + 2 * sizeof(float)); }  // a multiple of 64
 };
 
 template <int BITS, int G>
@@ -194,16 +194,21 @@ static void tile_many(const Packed& w, const Scratch& u, const Acts& a, const Ou
 
 template <int BITS, Style S>
 static void panels_many(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
+#ifdef GANGPAO_AMX
+  const Scratch u[2] = {Scratch(scratch, w.cols), Scratch(scratch + Scratch::size(w.cols), w.cols)};
+  for (int panel = begin; panel < end; panel += 2) {
+    int n = std::min(2, end - panel);
+    for (int i = 0; i < n; ++i) unpack_panel<BITS, S>(w, panel + i, u[i], w.format.zero);
+    if (n == 2) panels_amx<S, 2>(w, u, a, out, panel);
+    else panels_amx<S, 1>(w, u, a, out, panel);
+  }
+#else
   Scratch u(scratch, w.cols);
   for (int panel = begin; panel < end; ++panel) {
-#ifdef GANGPAO_AMX
-    unpack_panel<BITS, S>(w, panel, u, w.format.zero);
-    for (int t = 0; t < a.n; t += 16) tile_amx<S>(w, u, a, out, panel, t);
-#else
     unpack_panel<BITS, S>(w, panel, u, 0);
     for (int t = 0; t < a.n; t += kTokenTile) tile_many<BITS, S, kTokenTile>(w, u, a, out, panel, t);
-#endif
   }
+#endif
 }
 
 // --- float weights -----------------------------------------------------------------------------------------------
