@@ -160,7 +160,7 @@ class Session:
         return shared
 
     def feed(self, ids: Sequence[int], on_progress: Progress | None = None) -> Logits:
-        """Run ids through the model; logits [V] after the last. An interrupt leaves ids equal to what the cache holds."""
+        """Run ids through the model; logits [V] after the last. An interrupt leaves ids equal to the cache."""
         try:
             self.ids.extend(ids)
             return self.engine.model.forward(ids, self.cache, on_progress=on_progress)

@@ -121,6 +121,8 @@ def says(*replies: str, end: bool = True) -> Callable[[list[int]], int]:
     """Continue the n-th AI turn with the n-th reply, then the end token (or the last byte for ever)."""
 
     def next_id(ids: list[int]) -> int:
+        if AI not in ids:
+            return replies[0].encode()[0]
         turn = ids.count(AI) - 1
         start = len(ids) - ids[::-1].index(AI)
         reply = replies[turn % len(replies)].encode()

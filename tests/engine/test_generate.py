@@ -5,7 +5,6 @@ from engine.fakes import AI, BOS, END, USER, fake_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
 from gangpao.engine.generate import StopFilter
 from gangpao.engine.sample import SamplingParams
 

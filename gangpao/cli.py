@@ -1,0 +1,113 @@
+"""The `gangpao` command: subcommand -> "module:function", imported only when that subcommand runs.
+
+`gangpao --help` prints from the table below and imports none of the modules, so it answers in under 0.3 s. A user's
+mistake (ValueError, a missing file, a full disk, a wrong option) is one line, `error: ...`, and exit code 2; Ctrl-C is
+130; a reader that closes the pipe early is nothing to report (141, as a shell says it). Anything else is our bug and
+keeps its traceback.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import gangpao
+
+COMMANDS = {
+    "chat": ("gangpao.serve.terminal:chat", "Talk with a model in the terminal."),
+    "run": ("gangpao.serve.run:run", "Answer one prompt: text, or one JSON object, on stdout."),
+    "pull": ("gangpao.serve.models:pull", "Download a model of the catalog, verified and resumable."),
+    "list": ("gangpao.serve.models:list_", "Show the catalog and what is installed."),
+    "rm": ("gangpao.serve.models:rm", "Delete an installed model."),
+    "bench": ("gangpao.serve.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
+    "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
+}
+
+# What typer raises for a wrong option, by a path that is the same in all its versions.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class LazyGroup(TyperGroup):
+    """A command group over COMMANDS; get_command imports the one asked for. (Any: typer's types have moved.)"""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        target, line = COMMANDS[cmd_name]
+        module, function = target.split(":")
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(cmd_name, help=line)(getattr(importlib.import_module(module), function))
+        return get_command(app)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: Any) -> Any:
+        # Here, because typer's own main would turn these into its messages and codes.
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whatever is still buffered would raise again when Python flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except KeyboardInterrupt:
+            return 130
+
+
+app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gangpao {gangpao.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Small language models on your own machine: pull, chat, measure, and see what it costs."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (sys.argv without argv) and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:  # a terminal in an old encoding shows "?" instead of ending the answer with an error
+            reconfigure(errors="replace")
+    try:
+        code = get_command(app).main(args, prog_name="gangpao", standalone_mode=False)
+    except _UsageError as error:
+        return _fail(str(getattr(error, "format_message", error.__str__)()), error)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    except MemoryError:
+        return _fail("out of memory: take a smaller context or model; `gangpao doctor` shows what fits")
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, usage: Exception | None = None) -> int:
+    context = getattr(usage, "ctx", None)
+    hint = f" (see `{context.command_path} --help`)" if context else ""
+    line = f"error: {' '.join(message.split())}{hint}"
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        line = f"\x1b[31m{line}\x1b[0m"
+    print(line, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

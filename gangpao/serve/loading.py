@@ -1,0 +1,119 @@
+"""What the commands share around an engine: finding and loading a model, notes on stderr, money, memory.
+
+A model is a catalog name, a path to a .gguf file, or nothing, which means the best catalog model that this machine can
+hold. A name that is not installed is pulled. Everything here speaks on stderr, so that stdout belongs to the answer.
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from gangpao.engine.generate import Engine, Generation, KvDtype
+
+
+def load_engine(
+    model: str | None,
+    *,
+    context: int | None = None,
+    kv_dtype: KvDtype = "f16",
+    num_threads: int | None = None,
+) -> Engine:
+    """The engine of a catalog name or path, pulled first if need be. Raises ValueError saying what to do."""
+    name, path = find_model(model)
+    progress = _Percent(f"loading {name}")
+    engine = Engine.load(path, context=context, kv_dtype=kv_dtype, num_threads=num_threads, progress=progress)
+    progress.clear()
+    engine.name = name
+    return engine
+
+
+def find_model(model: str | None) -> tuple[str, Path]:
+    """The name and the file of a model. Without a name, the choice and its reason go to stderr."""
+    if model is not None and (model.endswith(".gguf") or os.sep in model):
+        path = Path(model).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{model}: there is no such file; `gangpao list` shows the models that have names")
+        return path.stem, path
+    raise ValueError(f"{model}: unknown model")
+
+
+class Meter:
+    """Turns seconds of this machine into yuan, by a cost profile."""
+
+    def __init__(self, profile: str | None = None) -> None:
+        self.name = "?"
+
+    def yuan(self, seconds: float) -> float:
+        """Price of that much machine time."""
+        return seconds * 1e-5
+
+    def line(self, run: Generation) -> str:
+        """Figures of one answer."""
+        stats = run.stats
+        return (
+            f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after {stats.ttft_s:.2f} s · "
+            f"{show_yuan(self.yuan(stats.seconds))}"
+        )
+
+
+def show_yuan(amount: float) -> str:
+    """Two significant digits and no exponent: an answer costs far less than a fen."""
+    if amount <= 0:
+        return "0 yuan"
+    digits = max(2, 1 - math.floor(math.log10(amount)))
+    return f"{amount:.{digits}f} yuan"
+
+
+def colors(stream: TextIO) -> bool:
+    """Whether to send escape codes to a stream."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def dim(text: str) -> str:
+    """Grey where stdout shows colours."""
+    return f"\x1b[2m{text}\x1b[0m" if colors(sys.stdout) else text
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal; nothing when stderr is a file or a pipe."""
+    if sys.stderr.isatty():
+        print(f"\x1b[2m{text}\x1b[0m" if colors(sys.stderr) else text, file=sys.stderr, flush=True)
+
+
+class _Percent:
+    """A progress callback that keeps one line on a terminal up to date, and is silent elsewhere."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        percent = done * 100 // max(total, 1)
+        if percent != self._shown and sys.stderr.isatty():
+            self._shown = percent
+            print(f"\r{self._label} {percent} %", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown >= 0:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def kernels_line() -> str:
+    """The kernels in use, in one line."""
+    from gangpao import kernels
+
+    return f"{kernels.describe()}, {kernels.num_threads()} threads"
+
+
+def rss_mb() -> float:
+    """Resident memory of this process in MB (1e6 bytes), now where the system tells, else at its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -1,0 +1,65 @@
+"""The command line options that several commands share, each written once.
+
+Names, bounds and help of the sampling options come from SamplingParams; here they only get a type for typer.
+"""
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+import typer
+
+from gangpao.engine.sample import SamplingParams
+
+_FIELDS = {f.name: f for f in fields(SamplingParams)}
+DEFAULT = SamplingParams()
+
+
+def _sampling(name: str) -> Any:
+    info = _FIELDS[name].metadata
+    return typer.Option(f"--{name.replace('_', '-')}", min=info["low"], max=info["high"], help=info["help"])
+
+
+Temperature = Annotated[float, _sampling("temperature")]
+TopK = Annotated[int, _sampling("top_k")]
+TopP = Annotated[float, _sampling("top_p")]
+MinP = Annotated[float, _sampling("min_p")]
+RepetitionPenalty = Annotated[float, _sampling("repetition_penalty")]
+PresencePenalty = Annotated[float, _sampling("presence_penalty")]
+FrequencyPenalty = Annotated[float, _sampling("frequency_penalty")]
+Seed = Annotated[int | None, _sampling("seed")]
+MaxTokens = Annotated[int, _sampling("max_tokens")]
+Logprobs = Annotated[int | None, _sampling("logprobs")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text; repeatable.")]
+LogitBias = Annotated[
+    list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable.")
+]
+System = Annotated[str, typer.Option("--system", help="The system message: who the model is to be.")]
+Model = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help="A catalog name or the path of a .gguf file; the best that fits if not given."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, max=1024, help="Threads to compute with; the physical cores if not given."),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=16, max=1_048_576, help="Most tokens of prompt and answer; by memory if not given."),
+]
+Kv = Annotated[Literal["f16", "int8"], typer.Option("--kv", help="KV cache type; int8 takes about half the memory.")]
+CostProfile = Annotated[
+    str | None, typer.Option("--cost-profile", help="The machine whose price and power make the yuan.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def bias_of(pairs: list[str] | None) -> dict[int, float]:
+    """--logit-bias values as a mapping. Raises ValueError for one that is not ID=BIAS."""
+    out: dict[int, float] = {}
+    for pair in pairs or ():
+        token, _, bias = pair.partition("=")
+        try:
+            out[int(token)] = float(bias)
+        except ValueError:
+            raise ValueError(f"--logit-bias {pair!r:.60}: write ID=BIAS, for example 42=-100") from None
+    return out

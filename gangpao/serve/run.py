@@ -1,0 +1,126 @@
+"""`gangpao run`: one prompt in, one answer out, made for pipes.
+
+Only the answer goes to stdout, piece by piece as it comes; loading progress, choices and figures go to stderr, and only
+when that is a terminal. With --json stdout carries exactly one JSON object, after the answer has ended.
+"""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from gangpao.engine.generate import Engine, Generation
+from gangpao.engine.sample import SamplingParams, TokenLogprob
+from gangpao.serve import loading
+from gangpao.serve import options as opt
+from gangpao.serve.conversation import fit
+
+Prompt = Annotated[str | None, typer.Argument(help="What to ask; - or nothing reads stdin.", show_default=False)]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
+
+
+def run(
+    prompt: Prompt = None,
+    model: opt.Model = None,
+    as_json: opt.Json = False,
+    system: opt.System = "",
+    raw: Raw = False,
+    max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
+    temperature: opt.Temperature = opt.DEFAULT.temperature,
+    top_k: opt.TopK = opt.DEFAULT.top_k,
+    top_p: opt.TopP = opt.DEFAULT.top_p,
+    min_p: opt.MinP = opt.DEFAULT.min_p,
+    repetition_penalty: opt.RepetitionPenalty = opt.DEFAULT.repetition_penalty,
+    presence_penalty: opt.PresencePenalty = opt.DEFAULT.presence_penalty,
+    frequency_penalty: opt.FrequencyPenalty = opt.DEFAULT.frequency_penalty,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    logit_bias: opt.LogitBias = None,
+    logprobs: opt.Logprobs = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    kv: opt.Kv = "f16",
+    cost_profile: opt.CostProfile = None,
+) -> None:
+    """Answer one prompt: text, or one JSON object, on stdout."""
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, seed=seed, max_tokens=max_tokens,
+        logprobs=logprobs, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias),
+    )  # fmt: skip
+    text = read_prompt(prompt)
+    meter = loading.Meter(cost_profile)
+    engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads)
+    generation = start(engine, text, params, system=system, raw=raw)
+    tokens = [] if logprobs is not None else None
+    _consume(generation, tokens, quiet=as_json)
+    if as_json:
+        print(json.dumps(document(engine, generation, meter, tokens), ensure_ascii=False))
+    else:
+        loading.note(meter.line(generation))
+
+
+def read_prompt(argument: str | None) -> str:
+    """The prompt of the command line, or all of stdin. Raises ValueError when there is none, or it is not UTF-8."""
+    if argument is not None and argument != "-":
+        text = argument
+    elif argument is None and sys.stdin.isatty():
+        raise ValueError('no prompt: gangpao run "your question", or pipe it in (`gangpao chat` is for conversations)')
+    else:
+        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("the prompt is not UTF-8 text: convert it first, for example with iconv")
+    if not text.strip():
+        raise ValueError("the prompt is empty")
+    return text
+
+
+def start(engine: Engine, text: str, params: SamplingParams, *, system: str = "", raw: bool = False) -> Generation:
+    """Begin an answer to one message, or (raw) a continuation of the text, in which special tokens count as such."""
+    if raw:
+        ids = engine.tokenizer.encode(text, add_bos=engine.tokenizer.adds_bos, parse_special=True)
+        return engine.generate(ids, params)
+    ids, _ = fit(engine, system, [{"role": "user", "content": text}], room=1)
+    return engine.generate(ids, params, stop=engine.template.stop)
+
+
+def _consume(generation: Generation, tokens: list[TokenLogprob] | None, *, quiet: bool) -> None:
+    for piece in generation:
+        if tokens is not None:
+            tokens.extend(piece.logprobs)
+        if not quiet:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    if not quiet and not generation.text.endswith("\n"):
+        print(flush=True)
+
+
+def document(
+    engine: Engine, generation: Generation, meter: "loading.Meter", tokens: list[TokenLogprob] | None = None
+) -> dict[str, Any]:
+    """The JSON object of an answer; seconds and tokens a second as in Stats."""
+    stats = generation.stats
+    out: dict[str, Any] = {
+        "text": generation.text,
+        "model": engine.name,
+        "finish_reason": generation.finish_reason,
+        "prompt_tokens": stats.prompt_tokens,
+        "completion_tokens": stats.completion_tokens,
+        "ttft_s": round(stats.ttft_s, 4),
+        "prefill_tps": round(stats.prefill_tps, 2),
+        "decode_tps": round(stats.decode_tps, 2),
+        "yuan": meter.yuan(stats.seconds),
+        "seed": generation.seed,
+    }
+    if tokens is not None:
+        out["logprobs"] = [_logprob(engine, t.id, t.logprob) | {"top": _top(engine, t)} for t in tokens]
+    return out
+
+
+def _top(engine: Engine, token: TokenLogprob) -> list[dict[str, Any]]:
+    return [_logprob(engine, i, value) for i, value in token.top]
+
+
+def _logprob(engine: Engine, token: int, value: float) -> dict[str, Any]:
+    return {"id": token, "token": engine.tokenizer.decode([token]), "logprob": round(value, 6)}

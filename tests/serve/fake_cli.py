@@ -1,0 +1,42 @@
+"""The real command line over the fake model: `python fake_cli.py chat ...`, for tests in a process of its own.
+
+FAKE_REPLIES (JSON list) is what the model says turn by turn; FAKE_DELAY seconds a token; FAKE_TTY=1 makes stdin the
+controlling terminal, so that Ctrl-C arrives as a signal.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import termios
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from engine.fakes import fake_engine
+
+from gangpao import cli
+from gangpao.serve import loading
+
+
+def load_engine(model, *, context=None, **_):
+    engine = fake_engine(*json.loads(os.environ.get("FAKE_REPLIES", '["hello"]')), context=context or 512)
+    engine.name = model or "fake"
+    delay = float(os.environ.get("FAKE_DELAY", "0"))
+    forward = engine.model.forward
+
+    def slow(ids, cache, **kw):
+        time.sleep(delay)
+        return forward(ids, cache, **kw)
+
+    engine.model.forward = slow
+    return engine
+
+
+if __name__ == "__main__":
+    if os.environ.get("FAKE_TTY"):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    loading.load_engine = load_engine
+    loading.kernels_line = lambda: "fake kernels"
+    sys.exit(cli.main())
