@@ -1,0 +1,215 @@
+"""The numpy definition of every kernel and of the packed weight format.
+
+Slow and plain on purpose: this is what the C++ of `src/` is tested against. Integer parts must be equal, float parts agree
+to rounding (numpy has no fused multiply-add; `_fma` goes through float64). Shapes: T tokens, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+
+PANEL_ROWS = 16
+BLOCK = 32
+SUPER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a GGUF type is packed: bits of a stored value, style of the header, and the zero point taken off the value."""
+
+    bits: int
+    style: str
+    zero: int = 0
+
+
+FORMATS: dict[str, Format] = {
+    "Q4_0": Format(4, "F16", 8),
+    "Q4_1": Format(4, "F16_MIN"),
+    "Q5_0": Format(5, "F16", 16),
+    "Q5_1": Format(5, "F16_MIN"),
+    "Q8_0": Format(8, "F16"),
+    "Q2_K": Format(2, "K16_MIN"),
+    "Q3_K": Format(3, "K16", 4),
+    "Q4_K": Format(4, "K"),
+    "Q5_K": Format(5, "K"),
+    "Q6_K": Format(6, "K16", 32),
+    "TQ1_0": Format(2, "F16", 1),
+    "TQ2_0": Format(2, "F16", 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """A packed matrix taken apart: values [R, C] and, for every half block of 16 columns, scale and minimum [R, C / 16].
+
+    w = scale * (value - zero) - min, with the zero point already off `values`.
+    """
+
+    values: Ints
+    scale: Floats
+    minimum: Floats
+
+    def weights(self) -> Floats:
+        """The matrix as float32 [R, C]."""
+        wide = [np.repeat(x, 16, axis=1) for x in (self.scale, self.minimum)]
+        return (wide[0] * self.values.astype(np.float32) - wide[1]).astype(np.float32)
+
+
+def header_bytes(style: str, blocks: int) -> int:
+    """Bytes of a superblock header, padded to whole vectors of 64 bytes."""
+    size = {"F16": 32 * blocks, "F16_MIN": 64 * blocks}.get(style, 64 + 32 * blocks)
+    return (size + 63) // 64 * 64
+
+
+def unpack_panels(packed: bytes, kind: str, rows: int, cols: int) -> Panels:
+    """Reads the bytes that `kernels.pack` writes for a matrix [rows, cols] of GGUF type `kind` (src/panel.h)."""
+    f = FORMATS[kind]
+    panels = (rows + PANEL_ROWS - 1) // PANEL_ROWS
+    data = np.frombuffer(packed, dtype=np.uint8).reshape(panels, -1)
+    values = np.zeros((panels, PANEL_ROWS, cols), dtype=np.int64)
+    scale = np.zeros((panels, PANEL_ROWS, cols // 16), dtype=np.float32)
+    minimum = np.zeros_like(scale)
+    at, blocks = 0, cols // BLOCK
+    for first in range(0, blocks, SUPER):
+        n = min(SUPER, blocks - first)
+        size = header_bytes(f.style, n)
+        half = slice(2 * first, 2 * (first + n))
+        scale[:, :, half], minimum[:, :, half] = _header(data[:, at : at + size], f.style, n)
+        at += size
+        for b in range(first, first + n):
+            values[:, :, b * BLOCK : (b + 1) * BLOCK] = _values(data[:, at : at + 64 * f.bits], f.bits) - f.zero
+            at += 64 * f.bits
+    if at != data.shape[1]:
+        raise ValueError(f"{kind} [{rows}, {cols}]: {data.shape[1]} bytes a panel, the format says {at}")
+
+    def flat(x: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        return x.reshape(panels * PANEL_ROWS, -1)[:rows]
+
+    return Panels(flat(values), flat(scale), flat(minimum))  # type: ignore[arg-type]
+
+
+def _header(h: Bytes, style: str, blocks: int) -> tuple[Floats, Floats]:
+    """Scales and minima of every half block, both [panels, 16 rows, 2 * blocks]."""
+
+    def f16(offset: int) -> Floats:
+        return np.ascontiguousarray(h[:, offset : offset + 32]).view(np.float16).astype(np.float32)
+
+    def column(offset: int) -> Floats:
+        return h[:, offset : offset + 16].astype(np.float32)
+
+    scales, minima = [], []
+    zero = np.zeros((len(h), PANEL_ROWS), dtype=np.float32)
+    for i in range(2 * blocks):
+        b = i // 2
+        if style == "F16":
+            s, m = f16(32 * b), zero
+        elif style == "F16_MIN":
+            s, m = f16(64 * b), -f16(64 * b + 32)
+        elif style == "K":
+            s, m = f16(0) * column(64 + 32 * b), f16(32) * column(64 + 32 * b + 16)
+        elif style == "K16":
+            s, m = f16(0) * h[:, 64 + 16 * i : 80 + 16 * i].view(np.int8).astype(np.float32), zero
+        else:
+            both = h[:, 64 + 16 * i : 80 + 16 * i]
+            s, m = f16(0) * (both & 15).astype(np.float32), f16(32) * (both >> 4).astype(np.float32)
+        scales.append(s)
+        minima.append(m)
+    return np.stack(scales, axis=-1), np.stack(minima, axis=-1)
+
+
+def _values(q: Bytes, bits: int) -> Ints:
+    """Stored values of one block, [panels, 16 rows, 32 columns]; 8 bits are signed, the others unsigned."""
+    vectors = q.reshape(len(q), -1, PANEL_ROWS, 4).astype(np.int64)
+    groups = []
+    for g in range(8):
+        if bits == 8:
+            value = vectors[:, g].astype(np.uint8).view(np.int8).astype(np.int64)
+        elif bits in (2, 3):
+            value = vectors[:, g & 1] >> 2 * (g >> 1) & 3
+            if bits == 3:
+                value = value | (vectors[:, 2] >> g & 1) << 2
+        else:
+            value = vectors[:, g & 3] >> 4 * (g >> 2) & 15
+            if bits == 5:
+                value = value | (vectors[:, 4] >> g & 1) << 4
+            if bits == 6:
+                value = value | (vectors[:, 4 + (g & 1)] >> 2 * (g >> 1) & 3) << 4
+        groups.append(value)
+    return np.concatenate(groups, axis=-1)
+
+
+def quantize(x: Floats) -> tuple[Ints, Floats]:
+    """Activations [T, C] to int8 values [T, C] and one scale for 32 columns [T, C / 32]."""
+    blocks = x.reshape(len(x), -1, BLOCK)
+    top = np.abs(blocks).max(axis=-1)
+    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
+    q = np.rint(blocks * inverse[..., None]).astype(np.int64)
+    return q.reshape(x.shape), (top / np.float32(127)).astype(np.float32)
+
+
+def _fma(a: Floats, b: Floats, c: Floats) -> Floats:
+    return (a.astype(np.float64) * b.astype(np.float64) + c).astype(np.float32)
+
+
+def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
+    """Quantized activations times packed weights, [T, R]: block after block, integers first, then one scale.
+
+    Styles with half blocks scale every 16 columns; minima meet the sum of the activations of their block.
+    """
+    step = 16 if style.startswith("K16") else BLOCK
+    out = np.zeros((len(q), len(w.values)), dtype=np.float32)
+    for c in range(0, q.shape[1], step):
+        half, block = c // 16, c // BLOCK
+        dot = (q[:, c : c + step] @ w.values[:, c : c + step].T).astype(np.float32)
+        out = _fma(dot, w.scale[None, :, half] * scale[:, block, None], out)
+        total = scale[:, block, None] * q[:, c : c + step].sum(axis=1, keepdims=True).astype(np.float32)
+        if style in ("F16_MIN", "K", "K16_MIN"):
+            out = _fma(-w.minimum[None, :, half], total.astype(np.float32), out)
+    return out
+
+
+def rmsnorm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
+    return (x / np.sqrt(mean + eps) * weight).astype(np.float32)
+
+
+def swiglu(gate_up: Floats) -> Floats:
+    """[T, 2F] to [T, F]: silu(gate) * up."""
+    gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
+    return (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+
+
+def rope(x: Floats, cos: Floats, sin: Floats) -> Floats:
+    """Rotates pairs (i, i + half) of heads [T, N, H] by angles [T, half]; values past 2 * half stay."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    c, s = cos[:, None, :], sin[:, None, :]
+    return np.concatenate([a * c - b * s, b * c + a * s, rest], axis=-1)
+
+
+def attend(q: Floats, k: Floats, v: Floats, start: int, scale: float) -> Floats:
+    """Causal attention: q [T, N, H] at positions start ..., k and v [S, K, H] from position 0. Returns [T, N, H]."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (np.repeat(x.astype(np.float64), group, axis=1) for x in (k, v))
+    scores = np.einsum("tnh,snh->nts", q.astype(np.float64), keys) * scale
+    hidden = np.arange(k.shape[0])[None, :] > start + np.arange(q.shape[0])[:, None]
+    scores = np.where(hidden[None], -np.inf, scores)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("nts,snh->tnh", weights, values).astype(np.float32)
+
+
+def through_int8(x: Floats) -> Floats:
+    """What the int8 cache keeps of [..., H]: 16 values share an f16 scale."""
+    parts = x.reshape(*x.shape[:-1], -1, 16)
+    scale = (np.abs(parts).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return (np.clip(np.rint(parts * inverse), -127, 127) * scale).reshape(x.shape)

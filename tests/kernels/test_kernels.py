@@ -1,0 +1,264 @@
+"""Every kernel on every instruction set of this machine against the numpy reference, and against one another bit for bit."""
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from gangpao import kernels
+from gangpao.kernels import reference
+from tests.kernels.random_blocks import SHAPES, random_rows
+
+FLOAT_TYPES = {"F32": np.float32, "F16": np.float16}
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    isa, threads = kernels.isa_name(), kernels.num_threads()
+    yield
+    kernels.set_isa(isa)
+    kernels.set_num_threads(threads)
+
+
+def packed(kind, raw, rows, cols, order=None):
+    return kernels.pack(raw.reshape(-1), kind, rows, cols, order, kernels.Arena())
+
+
+def run_linear(layer, x, *, keep_float=False):
+    n, cols = x.shape
+    rows = kernels.Array(n, cols)
+    rows.numpy()[:] = x
+    acts = kernels.Activation(n, cols, keep_float)
+    out = kernels.Array(n, layer.rows)
+    kernels.quantize(rows, n, acts)
+    kernels.linear(layer, acts, out)
+    return out.numpy().copy()
+
+
+def widths(kind):
+    return (96, 256, 544) if SHAPES[kind][0] == 32 else (256, 768)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_packing_loses_nothing(kind):
+    rng = np.random.default_rng(1)
+    for cols in widths(kind):
+        raw = random_rows(rng, kind, 40, cols)
+        panels = reference.unpack_panels(packed(kind, raw, 40, cols).bytes(), kind, 40, cols)
+        expected = dequantize(raw, GGMLQuantizationType[kind])
+        np.testing.assert_allclose(panels.weights(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_packing_follows_the_row_order():
+    rng = np.random.default_rng(2)
+    raw = random_rows(rng, "Q4_0", 32, 64)
+    order = rng.permutation(32).astype(np.int32)
+    there = packed("Q4_0", raw, 32, 64, order).bytes()
+    assert there == packed("Q4_0", raw[order], 32, 64).bytes()
+
+
+def test_packing_refuses_wrong_sizes():
+    raw = np.zeros((4, 18), dtype=np.uint8)
+    arena = kernels.Arena()
+    for kind, rows, cols in [("Q4_0", 4, 33), ("Q4_0", 5, 32), ("IQ4_XS", 4, 32), ("Q4_0", 0, 32)]:
+        with pytest.raises(ValueError, match="pack"):
+            kernels.pack(raw.reshape(-1), kind, rows, cols, None, arena)
+    with pytest.raises(ValueError, match="order"):
+        kernels.pack(raw.reshape(-1), "Q4_0", 4, 32, np.array([0, 1, 2, 9], dtype=np.int32), arena)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_linear_is_the_reference(kind):
+    rng = np.random.default_rng(3)
+    for cols in widths(kind):
+        raw = random_rows(rng, kind, 40, cols)
+        matrix = packed(kind, raw, 40, cols)
+        x = rng.normal(size=(5, cols)).astype(np.float32)
+        q, scale = reference.quantize(x)
+        panels = reference.unpack_panels(matrix.bytes(), kind, 40, cols)
+        expected = reference.linear(panels, reference.FORMATS[kind].style, q, scale)
+        for isa in kernels.available_isas():
+            kernels.set_isa(isa)
+            got = run_linear(kernels.Linear([matrix]), x)
+            np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_linear_is_bit_equal_everywhere(kind):
+    """Instruction sets, threads and the number of tokens at once change nothing."""
+    rng = np.random.default_rng(4)
+    cols = widths(kind)[-1]
+    layer = kernels.Linear([packed(kind, random_rows(rng, kind, rows, cols), rows, cols) for rows in (48, 16, 40)])
+    x = rng.normal(size=(50, cols)).astype(np.float32)
+    expected = None
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        for threads in (1, 3):
+            kernels.set_num_threads(threads)
+            got = run_linear(layer, x)
+            expected = got if expected is None else expected
+            assert np.array_equal(got, expected), (isa, threads)
+        for n in (1, 2, 3, 4, 7, 8, 9, 16, 17, 33):
+            assert np.array_equal(run_linear(layer, x[:n]), expected[:n]), (isa, n)
+
+
+def test_extreme_values_do_not_overflow():
+    """All weights and activations at the end of their range: the int16 sums of the AVX2 path must hold them."""
+    for kind, (_, size, floats) in SHAPES.items():
+        cols = 256
+        for fill in (0x00, 0xFF, 0x80, 0x7F):
+            raw = np.full((16, cols // SHAPES[kind][0], size), fill, dtype=np.uint8)
+            for at in floats:
+                raw[..., at : at + 2] = np.array([0.01], dtype=np.float16).view(np.uint8)
+            layer = kernels.Linear([packed(kind, raw.reshape(16, -1), 16, cols)])
+            for sign in (1, -1):
+                x = np.full((1, cols), sign, dtype=np.float32)
+                results = []
+                for isa in kernels.available_isas():
+                    kernels.set_isa(isa)
+                    results.append(run_linear(layer, x))
+                assert all(np.array_equal(r, results[-1]) for r in results), (kind, fill, sign)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_float_weights(kind):
+    rng = np.random.default_rng(5)
+    w = rng.normal(size=(40, 77)).astype(np.float32)
+    if kind == "BF16":
+        raw = (w.view(np.uint32) >> 16).astype(np.uint16)
+        w = (raw.astype(np.uint32) << 16).view(np.float32)
+    else:
+        raw = w.astype(FLOAT_TYPES[kind])
+        w = raw.astype(np.float32)
+    layer = kernels.Linear([packed(kind, np.ascontiguousarray(raw).view(np.uint8), 40, 77)])
+    x = rng.normal(size=(6, 77)).astype(np.float32)
+    expected = None
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        got = run_linear(layer, x, keep_float=True)
+        np.testing.assert_allclose(got, x @ w.T, rtol=1e-5, atol=1e-5)
+        expected = got if expected is None else expected
+        assert np.array_equal(got, expected)
+        assert np.array_equal(run_linear(layer, x[:1], keep_float=True), expected[:1])
+
+
+def test_bias_and_addition():
+    rng = np.random.default_rng(6)
+    matrix = packed("Q8_0", random_rows(rng, "Q8_0", 24, 64), 24, 64)
+    x = rng.normal(size=(3, 64)).astype(np.float32)
+    plain = run_linear(kernels.Linear([matrix]), x)
+    bias = rng.normal(size=24).astype(np.float32)
+    matrix.set_bias(bias)
+    np.testing.assert_allclose(run_linear(kernels.Linear([matrix]), x), plain + bias, rtol=1e-6, atol=1e-6)
+    acts, rows, out = kernels.Activation(3, 64, False), kernels.Array(3, 64), kernels.Array(3, 24)
+    rows.numpy()[:] = x
+    kernels.quantize(rows, 3, acts)
+    out.numpy()[:] = 1.0
+    kernels.linear(kernels.Linear([matrix]), acts, out, True, 0.25)
+    np.testing.assert_allclose(out.numpy(), 1 + 0.25 * (plain + bias), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_norm_swiglu_and_quantization(n):
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=(n, 96)) * np.exp(rng.normal(size=(n, 1)) * 4)).astype(np.float32)
+    x[0, 32:64] = 0.0
+    weight = rng.normal(size=(1, 96)).astype(np.float32)
+    a, w, g = kernels.Array(n, 96), kernels.Array(1, 96), kernels.Array(n, 192)
+    gate_up = (rng.normal(size=(n, 192)) * 10).astype(np.float32)
+    a.numpy()[:], w.numpy()[:], g.numpy()[:] = x, weight, gate_up
+    first = None
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        normed, gated = kernels.Activation(n, 96, True), kernels.Activation(n, 96, True)
+        kernels.rmsnorm(a, n, w, 1e-5, normed)
+        kernels.swiglu(g, n, gated)
+        np.testing.assert_allclose(normed.floats(), reference.rmsnorm(x, weight, 1e-5), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gated.floats(), reference.swiglu(gate_up), rtol=1e-5, atol=1e-6)
+        q, scale = reference.quantize(np.ascontiguousarray(normed.floats()))
+        np.testing.assert_allclose(normed.dequantized(), q * np.repeat(scale, 32, axis=1), rtol=1e-6, atol=1e-7)
+        now = [normed.floats().copy(), gated.floats().copy(), normed.dequantized(), gated.dequantized()]
+        first = first or now
+        assert all(np.array_equal(x, y) for x, y in zip(now, first, strict=True)), isa
+
+
+def attention_case(rng, heads, kv_heads, head_dim, rope_dim, norms):
+    scale, eps = head_dim**-0.5, 1e-6
+    q_norm, k_norm = (rng.normal(size=head_dim).astype(np.float32) for _ in range(2))
+    spec = kernels.attention_spec(
+        heads, kv_heads, head_dim, rope_dim, scale, eps, q_norm if norms else None, k_norm if norms else None
+    )
+    return spec, scale, eps, q_norm, k_norm
+
+
+def run_attention(spec, cache, qkv, cos, sin, start, heads, head_dim):
+    n = len(qkv)
+    rows, c, s = kernels.Array(n, qkv.shape[1]), kernels.Array(n, cos.shape[1]), kernels.Array(n, cos.shape[1])
+    rows.numpy()[:], c.numpy()[:], s.numpy()[:] = qkv, cos, sin
+    result, out = kernels.Array(n, heads * head_dim), kernels.Activation(n, heads * head_dim, True)
+    kernels.rope_append(rows, n, spec, c, s, cache, 1, start)
+    kernels.attend(rows, n, spec, cache, 1, start, result, out)
+    return out.floats().copy()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rope_dim", "norms"),
+    [(6, 1, 64, 64, False), (4, 4, 32, 32, False), (9, 3, 48, 32, True), (16, 2, 16, 16, True)],
+)
+def test_attention(heads, kv_heads, head_dim, rope_dim, norms, int8):
+    """Against the reference, in one piece = in pieces, any instruction set and thread count the same bits."""
+    rng = np.random.default_rng(8)
+    spec, scale, eps, q_norm, k_norm = attention_case(rng, heads, kv_heads, head_dim, rope_dim, norms)
+    total = 150
+    qkv = rng.normal(size=(total, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
+    angles = rng.uniform(-3, 3, size=(total, rope_dim // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    q, k, v = np.split(qkv.reshape(total, -1, head_dim), [heads, heads + kv_heads], axis=1)
+    if norms:
+        q, k = reference.rmsnorm(q, q_norm, eps), reference.rmsnorm(k, k_norm, eps)
+    q, k = reference.rope(q, cos, sin), reference.rope(k, cos, sin)
+    k, v = (reference.through_int8(x) if int8 else x.astype(np.float16).astype(np.float32) for x in (k, v))
+    expected = reference.attend(q, k, v, 0, scale).reshape(total, -1)
+    first = None
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        for threads, cuts in [(1, [total]), (2, [1, 63, 1, 66, 19]), (3, [100, 50])]:
+            kernels.set_num_threads(threads)
+            cache = kernels.Cache(2, kv_heads, head_dim, 160, int8)
+            pieces, at = [], 0
+            for cut in cuts:
+                part = slice(at, at + cut)
+                pieces.append(run_attention(spec, cache, qkv[part], cos[part], sin[part], at, heads, head_dim))
+                at += cut
+            got = np.concatenate(pieces)
+            np.testing.assert_allclose(got, expected, rtol=2e-2 if int8 else 2e-3, atol=2e-2 if int8 else 2e-3)
+            first = got if first is None else first
+            assert np.array_equal(got, first), (isa, threads)
+
+
+def test_kernels_refuse_wrong_shapes():
+    spec = kernels.attention_spec(2, 1, 16, 16, 0.25, 1e-5)
+    qkv, angles, cache = kernels.Array(4, 64), kernels.Array(4, 8), kernels.Cache(1, 1, 16, 64, False)
+    with pytest.raises(ValueError, match="outside the cache"):
+        kernels.rope_append(qkv, 4, spec, angles, angles, cache, 0, 61)
+    with pytest.raises(ValueError, match="outside the cache"):
+        kernels.rope_append(qkv, 4, spec, angles, angles, cache, 1, 0)
+    with pytest.raises(ValueError, match="head_dim"):
+        kernels.attention_spec(2, 1, 24, 16, 0.25, 1e-5)
+    with pytest.raises(ValueError, match="not available"):
+        kernels.set_isa("sse9")
+    with pytest.raises(ValueError, match="more tokens"):
+        kernels.quantize(kernels.Array(40, 32), 40, kernels.Activation(16, 32, False))
+
+
+def test_many_threads_finish():
+    """More threads than cores, many short jobs: the pool must neither hang nor lose work."""
+    rng = np.random.default_rng(9)
+    layer = kernels.Linear([packed("Q4_0", random_rows(rng, "Q4_0", 320, 64), 320, 64)])
+    x = rng.normal(size=(1, 64)).astype(np.float32)
+    expected = run_linear(layer, x)
+    for threads in (2, 5, 8):
+        kernels.set_num_threads(threads)
+        for _ in range(300):
+            assert np.array_equal(run_linear(layer, x), expected)
