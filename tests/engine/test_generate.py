@@ -1,12 +1,12 @@
 """Generation over a fake model: stop strings, characters, ends, the cache across turns, and interrupts."""
 
 import pytest
-from engine.fakes import AI, BOS, END, USER, fake_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gangpao.engine.generate import StopFilter
 from gangpao.engine.sample import SamplingParams
+from tests.engine.fakes import AI, BOS, END, USER, fake_engine
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, max_tokens=100)
 

@@ -12,12 +12,11 @@ import termios
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from engine.fakes import fake_engine
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from gangpao import cli
 from gangpao.serve import loading
+from tests.engine.fakes import fake_engine
 
 
 def load_engine(model, *, context=None, **_):

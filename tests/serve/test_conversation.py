@@ -1,10 +1,10 @@
 """What a chat remembers, computes again and drops."""
 
 import pytest
-from engine.fakes import fake_engine
 
 from gangpao.engine.sample import SamplingParams
 from gangpao.serve.conversation import Conversation, fit
+from tests.engine.fakes import fake_engine
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, max_tokens=40)
 

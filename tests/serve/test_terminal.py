@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
-from engine.fakes import fake_engine
 
 from gangpao.engine.sample import SamplingParams
 from gangpao.serve import loading
 from gangpao.serve.terminal import Chat, read_question
+from tests.engine.fakes import fake_engine
 
 DRIVER = Path(__file__).parent / "fake_cli.py"
 ROOT = Path(__file__).parent.parent.parent

@@ -1,0 +1,61 @@
+"""The device half lives without torch and without the lab: every module of it imports where both are forbidden."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# The lab's folders, from docs/layout.md; what is not here is the device half.
+LAB = {"model", "data", "sandbox", "train", "tune", "compress", "evaluate", "deploy"}
+
+FORBID = f"""
+import sys
+class Forbid:
+    lab = {sorted(LAB)!r}
+    def find_spec(self, name, path=None, target=None):
+        parts = name.split(".")
+        ours = parts[1] if parts[0] == "gangpao" and len(parts) > 1 else ""
+        if parts[0] in ("torch", "transformers", "safetensors") or ours in self.lab:
+            raise ImportError(f"{{name}} is not on the device")
+sys.meta_path.insert(0, Forbid())
+"""
+
+
+def device_modules() -> list[str]:
+    out = []
+    for path in sorted((ROOT / "gangpao").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if len(parts) > 1 and parts[1] in LAB:
+            continue
+        out.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return out
+
+
+def run(code: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORBID + code], capture_output=True, text=True, env=env, timeout=120
+    )
+    assert out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def test_the_prohibition_works():
+    assert run("try:\n import torch\nexcept ImportError as e: print(e)") == "torch is not on the device\n"
+
+
+def test_every_device_module_imports():
+    modules = device_modules()
+    assert {"gangpao.cli", "gangpao.engine.generate", "gangpao.serve.terminal"} <= set(modules)
+    run(f"import importlib\nfor name in {modules!r}: importlib.import_module(name)")
+
+
+def test_importing_does_nothing():
+    """No output, no thread, no file: importing the whole device half leaves nothing behind but modules."""
+    out = run(
+        f"import importlib, threading, os\nbefore = os.listdir('.')\n"
+        f"for name in {device_modules()!r}: importlib.import_module(name)\n"
+        "assert threading.active_count() == 1 and os.listdir('.') == before"
+    )
+    assert out == ""
