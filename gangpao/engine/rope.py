@@ -37,7 +37,9 @@ def inverse_frequencies(
     elif scaling.kind == "longrope":
         which = "long" if context > scaling.original_context else "short"
         if which not in factors:
-            raise ValueError(f"longrope needs rope_factors_{which}.weight, which the file lacks; convert the model again")
+            raise ValueError(
+                f"longrope needs rope_factors_{which}.weight, which the file lacks; convert the model again"
+            )
         inverse = inverse / factors[which]
     if scaling.kind in ("linear", "longrope"):
         inverse = inverse / scaling.factor

@@ -50,7 +50,9 @@ class _Buffers:
         self.final = kernels.Array(LOGIT_ROWS, c.hidden_size)
         self.final_normed = inputs(LOGIT_ROWS, c.hidden_size, [w.head])
         self.logits = kernels.Array(LOGIT_ROWS, c.vocab_size)
-        self.hidden_view, self.final_view, self.logits_view = (x.numpy() for x in (self.hidden, self.final, self.logits))
+        self.hidden_view, self.final_view, self.logits_view = (
+            x.numpy() for x in (self.hidden, self.final, self.logits)
+        )
         self.cos_view, self.sin_view = self.cos.numpy(), self.sin.numpy()
 
 
@@ -106,7 +108,9 @@ class Transformer:
             chunk = tokens[begin : begin + CHUNK]
             self._run_layers(chunk, cache)
             if all_logits:
-                collected.extend(self._logits(i, min(i + LOGIT_ROWS, len(chunk))) for i in range(0, len(chunk), LOGIT_ROWS))
+                collected.extend(
+                    self._logits(i, min(i + LOGIT_ROWS, len(chunk))) for i in range(0, len(chunk), LOGIT_ROWS)
+                )
             cache.length += len(chunk)
             if on_progress:
                 on_progress(begin + len(chunk), len(tokens))
@@ -121,7 +125,9 @@ class Transformer:
             raise ValueError("forward needs at least one token id")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.vocab_size}")
+            raise ValueError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.vocab_size}"
+            )
         if cache.length + len(tokens) > cache.capacity:
             raise ValueError(
                 f"{cache.length} cached and {len(tokens)} new tokens do not fit into a context of {cache.capacity}; "

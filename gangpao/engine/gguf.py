@@ -1,0 +1,329 @@
+"""A bounded reader of GGUF files.
+
+A model file comes from a stranger, so every count, length and offset is checked against the bytes that are really there
+before anything is allocated or looped over; the first lie ends the reading with a `ModelFileError` that says what and where.
+Tensor data is never copied: it is seen through a memory map. Versions 2 and 3, little-endian, one file.
+
+What it gives up: split files, big-endian files, and tensor types with codebooks. Each is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gangpao.kernels.blocks import BY_ID, BY_NAME, UNSUPPORTED, dequantize
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+MAX_ENTRIES = 1 << 16  # metadata keys, and tensors; real models have tens and thousands
+MAX_KEY = 1 << 16
+MAX_TENSOR_NAME = 256
+MAX_DEPTH = 2  # arrays of arrays; no known file nests them at all
+MAX_OBJECTS = (
+    1 << 21
+)  # strings and nested arrays of a file; each costs some 60 bytes of memory, a vocabulary has 500,000
+MAX_ALIGNMENT = 1 << 20
+MAX_DIMS = 4
+
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+_SCALARS = {
+    0: ("B", "u1"), 1: ("b", "i1"), 2: ("H", "<u2"), 3: ("h", "<i2"), 4: ("I", "<u4"), 5: ("i", "<i4"), 6: ("f", "<f4"),
+    7: ("B", "u1"), 10: ("Q", "<u8"), 11: ("q", "<i8"), 12: ("d", "<f8"),
+}  # fmt: skip
+
+
+class ModelFileError(ValueError):
+    """A model file that is damaged, hostile or not supported; the message says what, where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: shape in numpy order (the last axis is contiguous), type name, byte offset in the file and size."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    offset: int
+    nbytes: int
+
+
+class _Cursor:
+    """Reads forward through the header; never past its end."""
+
+    def __init__(self, path: Path, data: memoryview) -> None:
+        self.path, self.data, self.at = path, data, 0
+        self.objects = MAX_OBJECTS  # how many more may be made
+
+    def fail(self, what: str, at: int | None = None) -> ModelFileError:
+        where = self.at if at is None else at
+        return ModelFileError(
+            f"{self.path}: {what} (at byte {where}); the file is damaged or not a GGUF model, pull it again"
+        )
+
+    def need(self, count: int, what: str) -> int:
+        """Where `count` bytes begin; moves past them."""
+        if count > len(self.data) - self.at:
+            raise self.fail(f"{what} needs {count} bytes, {len(self.data) - self.at} are left")
+        at = self.at
+        self.at += count
+        return at
+
+    def number(self, code: str, what: str) -> Any:
+        return struct.unpack_from("<" + code, self.data, self.need(struct.calcsize(code), what))[0]
+
+    def count(self, what: str, limit: int) -> int:
+        n: int = self.number("Q", what)
+        if n > limit:
+            raise self.fail(f"{what} is {n}, at most {limit} is possible", self.at - 8)
+        return n
+
+    def objects_count(self, what: str, smallest: int) -> int:
+        """A count of things of at least `smallest` bytes that become Python objects; taken off the budget."""
+        n = self.count(what, min(self.objects, (len(self.data) - self.at - 8) // smallest))
+        self.objects -= n
+        return n
+
+    def text(self, what: str, limit: int) -> str:
+        n = self.count(f"length of {what}", limit)
+        at = self.need(n, what)
+        try:
+            return str(self.data[at : at + n], "utf-8")
+        except UnicodeDecodeError:
+            raise self.fail(f"{what} is not UTF-8", at) from None
+
+
+def _value(c: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
+    if kind in _SCALARS:
+        value = c.number(_SCALARS[kind][0], f"value of {key}")
+        if kind == _BOOL:
+            if value > 1:
+                raise c.fail(f"{key} is a truth value of {value}", c.at - 1)
+            return bool(value)
+        return value
+    if kind == _STRING:
+        return c.text(f"value of {key}", len(c.data))
+    if kind == _ARRAY:
+        return _array(c, key, depth)
+    raise c.fail(f"{key} has the unknown value type {kind}", c.at - 4)
+
+
+def _array(c: _Cursor, key: str, depth: int) -> Any:
+    kind = c.number("I", f"element type of {key}")
+    if kind in _SCALARS:
+        dtype = np.dtype(_SCALARS[kind][1])
+        n = c.count(f"length of {key}", max(0, len(c.data) - c.at - 8) // dtype.itemsize)
+        at = c.need(n * dtype.itemsize, key)
+        values = np.frombuffer(c.data, dtype=dtype, count=n, offset=at).copy()
+        if kind == _BOOL and n and values.max() > 1:
+            raise c.fail(f"{key} holds truth values other than 0 and 1", at)
+        return values.astype(bool) if kind == _BOOL else values
+    if kind == _STRING:
+        return _strings(c, key, c.objects_count(f"length of {key}", 8))
+    if kind == _ARRAY and depth < MAX_DEPTH:
+        return [_array(c, key, depth + 1) for _ in range(c.objects_count(f"length of {key}", 12))]
+    raise c.fail(f"{key} is an array of the unknown or too deeply nested type {kind}", c.at - 4)
+
+
+def _strings(c: _Cursor, key: str, n: int) -> list[str]:
+    """A vocabulary has 150,000 of these: the loop is kept tight. Bytes that are not UTF-8 become U+FFFD."""
+    data, at, end = c.data, c.at, len(c.data)
+    unpack = struct.Struct("<Q").unpack_from
+    out = []
+    for _ in range(n):
+        if at + 8 > end:
+            raise c.fail(f"{key} ends early", at)
+        size = unpack(data, at)[0]
+        at += 8
+        if size > end - at:
+            raise c.fail(f"a string of {key} needs {size} bytes, {end - at} are left", at)
+        out.append(str(data[at : at + size], "utf-8", "replace"))
+        at += size
+    c.at = at
+    return out
+
+
+def _metadata(c: _Cursor, n: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for _ in range(n):
+        key = c.text("a metadata key", MAX_KEY)
+        if key in out:
+            raise c.fail(f"the metadata key {key!r} appears twice")
+        out[key] = _value(c, c.number("I", f"type of {key}"), key)
+    return out
+
+
+def _tensor(c: _Cursor) -> TensorInfo:
+    """One entry of the tensor table; the offset is still relative to the data section."""
+    name = c.text("a tensor name", MAX_TENSOR_NAME)
+    at = c.at
+    dims = c.number("I", f"dimensions of {name}")
+    if not 1 <= dims <= MAX_DIMS:
+        raise c.fail(f"tensor {name} has {dims} dimensions, 1 to {MAX_DIMS} are possible", at)
+    shape = tuple(int(c.number("Q", f"shape of {name}")) for _ in range(dims))[::-1]
+    if any(d == 0 or d > 1 << 40 for d in shape) or math.prod(shape) > 1 << 44:
+        raise c.fail(f"tensor {name} has the impossible shape {shape}", at)
+    number = c.number("I", f"type of {name}")
+    kind = BY_ID.get(number)
+    if kind is None:
+        raise ModelFileError(
+            f"{c.path}: tensor {name} is of type {UNSUPPORTED.get(number, number)}, which is not supported (at byte {c.at - 4}); "
+            f"take a file in one of {', '.join(BY_NAME)}, for example Q4_K_M or Q8_0"
+        )
+    if shape[-1] % kind.block_size:
+        raise c.fail(f"tensor {name} has rows of {shape[-1]}, not whole {kind.name} blocks of {kind.block_size}", at)
+    nbytes = kind.row_bytes(shape[-1]) * math.prod(shape[:-1])
+    return TensorInfo(name, shape, kind.name, c.number("Q", f"offset of {name}"), nbytes)
+
+
+def _tensors(c: _Cursor, n: int, alignment: Any) -> dict[str, TensorInfo]:
+    found = [_tensor(c) for _ in range(n)]
+    if not isinstance(alignment, int) or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise c.fail(f"general.alignment is {alignment!r}, it must be a power of two up to {MAX_ALIGNMENT}")
+    start = -(-c.at // alignment) * alignment
+    out: dict[str, TensorInfo] = {}
+    end = 0
+    for t in sorted(found, key=lambda t: t.offset):
+        if t.offset % alignment:
+            raise c.fail(f"tensor {t.name} begins at {t.offset}, not a multiple of {alignment}")
+        if t.offset < end:
+            raise c.fail(f"tensor {t.name} overlaps the one before it")
+        end = t.offset + t.nbytes
+        if start + end > len(c.data):
+            raise c.fail(f"tensor {t.name} ends at byte {start + end}, the file at {len(c.data)}: it is cut short")
+        if t.name in out:
+            raise c.fail(f"the tensor {t.name} appears twice")
+        out[t.name] = TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes)
+    return out
+
+
+class GGUF:
+    """An open GGUF file: `metadata` (numbers, strings, lists of strings, numpy arrays) and `tensors` by name."""
+
+    def __init__(
+        self, path: Path, version: int, metadata: dict[str, Any], tensors: dict[str, TensorInfo], data: mmap.mmap
+    ) -> None:
+        self.path, self.version = path, version
+        self.metadata: Mapping[str, Any] = MappingProxyType(metadata)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.nbytes = len(data)
+        self._map = data
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GGUF:
+        """Maps the file and reads its header. Raises ModelFileError, or OSError when it cannot be opened."""
+        path = Path(path)
+        with path.open("rb") as f:
+            if os.fstat(f.fileno()).st_size < 24:
+                raise ModelFileError(f"{path}: too short for a GGUF header of 24 bytes; pull the model again")
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        view = memoryview(data)
+        try:
+            return cls(path, *_parse(_Cursor(path, view)), data)
+        except ModelFileError:
+            view.release()
+            data.close()
+            raise
+
+    def __enter__(self) -> GGUF:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmaps the file. Arrays that raw() gave out keep the map alive until they are gone."""
+        try:
+            self._map.close()
+        except BufferError:
+            return  # somebody still looks at tensor data; the map goes with the last view
+
+    def _get(self, key: str, kinds: tuple[type, ...], name: str, default: Any) -> Any:
+        value = self.metadata.get(key, default)
+        if value is _MISSING:
+            raise ModelFileError(
+                f"{self.path}: the metadata key {key} is missing; the file is incomplete, convert it again"
+            )
+        if key in self.metadata and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise ModelFileError(
+                f"{self.path}: {key} is a {type(value).__name__}, expected {name}; convert the file again"
+            )
+        return value
+
+    def get_int(self, key: str, default: Any = ...) -> int:
+        """An integer of the metadata; without a default it must be there."""
+        return int(self._get(key, (int,), "an integer", _MISSING if default is ... else default))
+
+    def get_float(self, key: str, default: Any = ...) -> float:
+        """A number of the metadata as float."""
+        return float(self._get(key, (float, int), "a number", _MISSING if default is ... else default))
+
+    def get_str(self, key: str, default: Any = ...) -> str:
+        """A string of the metadata."""
+        return str(self._get(key, (str,), "a string", _MISSING if default is ... else default))
+
+    def get_bool(self, key: str, default: Any = ...) -> bool:
+        """A truth value of the metadata."""
+        return bool(self._get(key, (bool,), "a truth value", _MISSING if default is ... else default))
+
+    def info(self, name: str) -> TensorInfo:
+        """The entry of one tensor."""
+        if name not in self.tensors:
+            raise ModelFileError(f"{self.path}: tensor {name} is missing; the file is incomplete, pull it again")
+        return self.tensors[name]
+
+    def raw(self, name: str) -> Bytes:
+        """The bytes of a tensor, a read-only view [rows, row_bytes] of the map; rows = all axes but the last."""
+        t = self.info(name)
+        flat = np.frombuffer(self._map, dtype=np.uint8, count=t.nbytes, offset=t.offset)
+        return flat.reshape(-1, BY_NAME[t.type].row_bytes(t.shape[-1]))
+
+    def array(self, name: str) -> Floats:
+        """A tensor as float32 in its shape."""
+        t = self.info(name)
+        return dequantize(self.raw(name), t.type).reshape(t.shape)
+
+    def release(self, name: str) -> None:
+        """Tells the system that these bytes are not needed in memory for now; they can still be read again."""
+        t = self.info(name)
+        page = mmap.PAGESIZE
+        begin, end = -(-t.offset // page) * page, (t.offset + t.nbytes) // page * page
+        if end > begin and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+_MISSING = object()
+
+
+def _parse(c: _Cursor) -> tuple[int, dict[str, Any], dict[str, TensorInfo]]:
+    magic = bytes(c.data[c.need(4, "the magic number") : 4])
+    if magic != b"GGUF":
+        raise c.fail(f"it begins with {magic!r}, not with b'GGUF'", 0)
+    version = c.number("I", "the version")
+    if version not in (2, 3):
+        why = "big-endian" if version in (2 << 24, 3 << 24) else f"GGUF version {version}"
+        raise ModelFileError(
+            f"{c.path}: {why} is not supported (at byte 4); versions 2 and 3, little-endian, are: convert it again"
+        )
+    num_tensors = c.count("the number of tensors", min(MAX_ENTRIES, len(c.data) // 24))
+    num_keys = c.count("the number of metadata keys", min(MAX_ENTRIES, len(c.data) // 13))
+    metadata = _metadata(c, num_keys)
+    parts = metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise ModelFileError(
+            f"{c.path}: this is one of {parts} parts of a split model; join them first: llama-gguf-split --merge FIRST OUT"
+        )
+    return version, metadata, _tensors(c, num_tensors, metadata.get("general.alignment", 32))
