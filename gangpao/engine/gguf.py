@@ -315,9 +315,7 @@ def _parse(c: _Cursor) -> tuple[int, dict[str, Any], dict[str, TensorInfo]]:
     version = c.number("I", "the version")
     if version not in (2, 3):
         why = "big-endian" if version in (2 << 24, 3 << 24) else f"GGUF version {version}"
-        raise ModelFileError(
-            f"{c.path}: {why} is not supported (at byte 4); versions 2 and 3, little-endian, are: convert it again"
-        )
+        raise ModelFileError(f"{c.path}: {why} is not supported (at byte 4); convert it to version 3, little-endian")
     num_tensors = c.count("the number of tensors", min(MAX_ENTRIES, len(c.data) // 24))
     num_keys = c.count("the number of metadata keys", min(MAX_ENTRIES, len(c.data) // 13))
     metadata = _metadata(c, num_keys)

@@ -117,7 +117,8 @@ class Transformer:
         if all_logits:
             return np.concatenate(collected)
         last = (len(tokens) - 1) % CHUNK
-        return self._logits(last, last + 1)[0]
+        out: Floats = self._logits(last, last + 1)[0]
+        return out
 
     def _checked(self, ids: Sequence[int], cache: KVCache) -> npt.NDArray[np.int64]:
         tokens = np.asarray(ids, dtype=np.int64)

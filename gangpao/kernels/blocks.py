@@ -69,7 +69,7 @@ def _nibbles(q: Bytes) -> Bytes:
 
 def _fifth_bits(b: Bytes) -> Bytes:
     """Four bytes [n, 4] as 32 bits [n, 32], each worth 16."""
-    return np.unpackbits(b, axis=-1, bitorder="little") << 4
+    return np.unpackbits(b, axis=-1, bitorder="little") * np.uint8(16)
 
 
 def _q4_0(b: Bytes) -> Floats:
@@ -129,12 +129,14 @@ def _q6_k(b: Bytes) -> Floats:
     bits = high >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
     q = (nibbles | bits << 4).astype(np.int8) - np.int8(32)
     d = _f16(b[:, 208:210]) * b[:, 192:208].view(np.int8).astype(np.float32)
-    return (d[..., None] * q.reshape(-1, 16, 16).astype(np.float32)).reshape(len(b), 256)
+    out: Floats = (d[..., None] * q.reshape(-1, 16, 16).astype(np.float32)).reshape(len(b), 256)
+    return out
 
 
 def _two_bits(q: Bytes) -> Bytes:
     """[n, 64] bytes to [n, 256]: of each 32 bytes first all lowest pairs of bits, then the next."""
-    return (q.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(-1, 256)
+    out: Bytes = (q.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(-1, 256)
+    return out
 
 
 def _q2_k(b: Bytes) -> Floats:
@@ -152,7 +154,8 @@ def _q3_k(b: Bytes) -> Floats:
     high = (top[:, None, :] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(-1, 16)
     scale = (low | high << 4).astype(np.int8) - np.int8(32)
     d = _f16(b[:, 108:110]) * scale.astype(np.float32)
-    return (d[..., None] * q.reshape(-1, 16, 16).astype(np.float32)).reshape(len(b), 256)
+    out: Floats = (d[..., None] * q.reshape(-1, 16, 16).astype(np.float32)).reshape(len(b), 256)
+    return out
 
 
 def _trits(q: Bytes, powers: int) -> Bytes:

@@ -155,7 +155,8 @@ def quantize(x: Floats) -> tuple[Ints, Floats]:
 
 
 def _fma(a: Floats, b: Floats, c: Floats) -> Floats:
-    return (a.astype(np.float64) * b.astype(np.float64) + c).astype(np.float32)
+    out: Floats = (a.astype(np.float64) * b.astype(np.float64) + c).astype(np.float32)
+    return out
 
 
 def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
@@ -178,13 +179,15 @@ def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
 def rmsnorm(x: Floats, weight: Floats, eps: float) -> Floats:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
     mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
-    return (x / np.sqrt(mean + eps) * weight).astype(np.float32)
+    out: Floats = (x / np.sqrt(mean + eps) * weight).astype(np.float32)
+    return out
 
 
 def swiglu(gate_up: Floats) -> Floats:
     """[T, 2F] to [T, F]: silu(gate) * up."""
     gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
-    return (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+    out: Floats = (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+    return out
 
 
 def rope(x: Floats, cos: Floats, sin: Floats) -> Floats:
@@ -204,7 +207,8 @@ def attend(q: Floats, k: Floats, v: Floats, start: int, scale: float) -> Floats:
     scores = np.where(hidden[None], -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("nts,snh->tnh", weights, values).astype(np.float32)
+    out: Floats = np.einsum("nts,snh->tnh", weights, values).astype(np.float32)
+    return out
 
 
 def through_int8(x: Floats) -> Floats:
@@ -212,4 +216,5 @@ def through_int8(x: Floats) -> Floats:
     parts = x.reshape(*x.shape[:-1], -1, 16)
     scale = (np.abs(parts).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    return (np.clip(np.rint(parts * inverse), -127, 127) * scale).reshape(x.shape)
+    out: Floats = (np.clip(np.rint(parts * inverse), -127, 127) * scale).reshape(x.shape)
+    return out
