@@ -135,7 +135,7 @@ def _q6_k(b: Bytes) -> Floats:
 
 def _two_bits(q: Bytes) -> Bytes:
     """[n, 64] bytes to [n, 256]: of each 32 bytes first all lowest pairs of bits, then the next."""
-    out: Bytes = (q.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(-1, 256)
+    out: Bytes = (q.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & np.uint8(3)).reshape(-1, 256)
     return out
 
 
