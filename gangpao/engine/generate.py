@@ -129,13 +129,16 @@ class Engine:
         session: "Session | None" = None,
         stop: Sequence[str] = (),
         on_prefill: Progress | None = None,
+        continues: bool = False,
     ) -> "Generation":
         """Start an answer to prompt_ids; nothing is computed before the first piece is asked for.
 
         `stop` adds strings (a chat template's turn marks) to params.stop. on_prefill(done, total) is called in tokens.
+        continues: the text goes on from the prompt's, so a space at its beginning is part of it.
         Raises ValueError for an empty prompt, and for one that leaves no room in the context.
         """
-        return Generation(session or self.session(), prompt_ids, params or SamplingParams(), stop, on_prefill)
+        params = params or SamplingParams()
+        return Generation(session or self.session(), prompt_ids, params, stop, on_prefill, continues)
 
 
 class Session:
@@ -178,6 +181,7 @@ class Generation:
         params: SamplingParams,
         stop: Sequence[str],
         on_prefill: Progress | None,
+        continues: bool,
     ) -> None:
         _check_prompt(prompt_ids, session.engine)
         self.text = ""
@@ -188,7 +192,7 @@ class Generation:
         self._params = params
         self._sampler = Sampler(params, session.engine.model.config.vocab_size, prompt_ids)
         self._stop = StopFilter((*params.stop, *stop))
-        self._stream = session.engine.tokenizer.stream()
+        self._stream = session.engine.tokenizer.stream(start=not continues)
         self._pending = _Pending()
         self._on_prefill = on_prefill
         self._pieces = self._run()

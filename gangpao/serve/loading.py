@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from gangpao import cost
 from gangpao.engine.generate import Engine, Generation, KvDtype
 
 
@@ -40,14 +41,14 @@ def find_model(model: str | None) -> tuple[str, Path]:
 
 
 class Meter:
-    """Turns seconds of this machine into yuan, by a cost profile."""
+    """Turns seconds of this machine into yuan, by the cost profile of that name or the default one."""
 
     def __init__(self, profile: str | None = None) -> None:
-        self.name = "?"
+        self.name, self._profile = cost.get_profile(profile)
 
     def yuan(self, seconds: float) -> float:
         """Price of that much machine time."""
-        return seconds * 1e-5
+        return cost.yuan(self._profile, seconds)
 
     def line(self, run: Generation) -> str:
         """Figures of one answer."""

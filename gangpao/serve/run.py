@@ -80,7 +80,7 @@ def start(engine: Engine, text: str, params: SamplingParams, *, system: str = ""
     """Begin an answer to one message, or (raw) a continuation of the text, in which special tokens count as such."""
     if raw:
         ids = engine.tokenizer.encode(text, add_bos=engine.tokenizer.adds_bos, parse_special=True)
-        return engine.generate(ids, params)
+        return engine.generate(ids, params, continues=True)
     ids, _ = fit(engine, system, [{"role": "user", "content": text}], room=1)
     return engine.generate(ids, params, stop=engine.template.stop)
 

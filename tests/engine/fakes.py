@@ -83,7 +83,7 @@ class FakeTokenizer:
     end_ids = frozenset({END})
     chat_template = None
 
-    def encode(self, text: str, add_bos: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False) -> list[int]:
         return ([BOS] if add_bos else []) + list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -92,7 +92,7 @@ class FakeTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
 
-    def stream(self) -> "FakeStream":
+    def stream(self, *, start: bool = True) -> "FakeStream":
         return FakeStream()
 
 
