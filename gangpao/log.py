@@ -1,0 +1,140 @@
+"""What long work says while it runs: one progress line on stderr, with bytes, speed and time left.
+
+On a terminal it is a bar (rich); in a file or a pipe it is a plain line every few seconds, so that a log stays
+readable. Thread-safe: several downloads may report to one line.
+
+What it gives up: one task at a time.
+"""
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+LINE_SECONDS = 5.0
+
+
+def show_bytes(count: float) -> str:
+    """Decimal units as disks and downloads are sold: 98.4 MB, 1.12 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def show_seconds(seconds: float) -> str:
+    """42 s, 3:05 min, 2:10 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+class Progress:
+    """Bytes done out of a total, shown on a stream. Use as a context manager; nothing shows before `start`."""
+
+    def __init__(self, stream: TextIO | None = None, *, line_seconds: float = LINE_SECONDS) -> None:
+        self._stream = stream or sys.stderr
+        self._lock = threading.Lock()
+        self._line_seconds = line_seconds
+        self._rich: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._label = ""
+        self._done = self._total = self._first = 0
+        self._started = self._shown = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        """Begin a task of `total` bytes (0: unknown) of which `done` are there already."""
+        with self._lock:
+            self._label, self._total, self._done, self._first = label, total, done, done
+            self._started = self._shown = time.monotonic()
+            if self._stream.isatty():
+                self._bar()
+
+    def _bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        if self._rich is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._rich = RichProgress(*columns, console=Console(file=self._stream))
+            self._rich.start()
+        if self._task is not None:
+            self._rich.remove_task(self._task)
+        self._task = self._rich.add_task(self._label, total=self._total or None, completed=self._done)
+
+    def update(self, done: int) -> None:
+        """Say how many bytes are done now. The number may go down when work has to be repeated."""
+        with self._lock:
+            self._done = done
+            if self._rich is not None and self._task is not None:
+                self._rich.update(self._task, completed=done)
+            elif self._started and time.monotonic() - self._shown >= self._line_seconds:
+                self._shown = time.monotonic()
+                print(self._line(), file=self._stream, flush=True)
+
+    def _line(self) -> str:
+        parts = [f"{self._label}: {show_bytes(self._done)}"]
+        if self._total:
+            parts[0] += f" of {show_bytes(self._total)} ({self._done * 100 // self._total} %)"
+        speed = (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
+        if speed > 0:
+            parts.append(f"{show_bytes(speed)}/s")
+            if self._total > self._done:
+                parts.append(f"{show_seconds((self._total - self._done) / speed)} left")
+        return ", ".join(parts)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        with self._lock:
+            if self._rich is not None:
+                self._rich.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away; the last state stays on the screen."""
+        with self._lock:
+            if self._rich is not None:
+                self._rich.stop()
+                self._rich = self._task = None
+            self._started = 0.0
+
+
+class Silent(Progress):
+    """Shows nothing."""
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        pass
+
+    def update(self, done: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass

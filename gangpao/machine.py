@@ -1,0 +1,169 @@
+"""What this machine has: memory, disk and processor, as far as this process may use them.
+
+The idea: ask the kernel, then believe the narrowest fence around us. In a container /proc/meminfo shows the host, and
+the control group (version 1 or 2, at any level above us) says what really may be used; the same for cores.
+
+What it gives up: huge pages, NUMA and swap are not looked at; on macOS the figures come from sysctl and vm_stat.
+"""
+
+import functools
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """Bytes this process may still take without swapping: MemAvailable and every control group limit above us."""
+    if sys.platform == "darwin" and root == ROOT:
+        return _mac_available()
+    have = _meminfo(root).get("MemAvailable", 0) or total_memory(root)
+    for group in _groups(root, "memory"):
+        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+        if limit is None:
+            continue
+        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+        # File pages that the kernel drops on demand are counted as used; they are not in the way.
+        used -= min(used, _stat(group / "memory.stat", ("inactive_file", "total_inactive_file")))
+        have = min(have, max(0, limit - used))
+    return have
+
+
+def total_memory(root: Path = ROOT) -> int:
+    """Bytes of memory in the machine, or of the control group where that is less."""
+    if sys.platform == "darwin" and root == ROOT:
+        return int(_output("sysctl", "-n", "hw.memsize") or 0)
+    have = _meminfo(root).get("MemTotal", 0)
+    if not have and root == ROOT:
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for group in _groups(root, "memory"):
+        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+        have = min(have, limit) if limit else have
+    return have
+
+
+def free_disk(path: Path) -> int:
+    """Bytes free for us on the disk that holds this path, or would hold it."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    """The processor as it calls itself."""
+    if sys.platform == "darwin" and root == ROOT:
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Hardware", "Model", "cpu model"):
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def logical_cores() -> int:
+    """Hardware threads this process may run on: the affinity mask where there is one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def physical_cores(root: Path = ROOT) -> int:
+    """Cores this process may keep busy: affinity, hardware threads counted once, and the control group's quota."""
+    if sys.platform == "darwin" and root == ROOT:
+        return int(_output("sysctl", "-n", "hw.physicalcpu") or 0) or logical_cores()
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = set()
+    for cpu in allowed:
+        listed = _text(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip()
+        siblings.add(listed or str(cpu))
+    quota = cpu_quota(root)
+    return max(1, min(len(siblings), math.ceil(quota)) if quota else len(siblings))
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """Cores' worth of time that the control group grants, or None where it sets no limit."""
+    found: list[float] = []
+    for group in _groups(root, "cpu"):
+        parts = _text(group / "cpu.max").split()
+        if len(parts) == 2 and parts[0].isdigit() and int(parts[1]):
+            found.append(int(parts[0]) / int(parts[1]))
+        quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+        if quota and period:
+            found.append(quota / period)
+    return min(found) if found else None
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the control groups around us, ours first; both versions. Missing folders come too and read empty."""
+    base = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            top = base
+        elif controller in controllers.split(","):
+            top = base / controllers if (base / controllers).is_dir() else base / controller
+        else:
+            continue
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for depth in range(len(parts), -1, -1):
+            yield top.joinpath(*parts[:depth])
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    out = {}
+    for line in _text(root / "proc/meminfo").splitlines():
+        key, _, value = line.partition(":")
+        words = value.split()
+        if words and words[0].isdigit():
+            out[key] = int(words[0]) * 1024
+    return out
+
+
+def _stat(path: Path, keys: tuple[str, ...]) -> int:
+    for line in _text(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key in keys and value.strip().isdigit():
+            return int(value)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    """A positive number from a file of one word; None for "max", -1, nothing, or version 1's huge "no limit"."""
+    text = _text(path).strip()
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""  # another kind of system: the caller asks elsewhere
+
+
+@functools.cache
+def _page_size() -> int:
+    return os.sysconf("SC_PAGE_SIZE")
+
+
+def _mac_available() -> int:
+    pages = 0
+    for line in _output("vm_stat").splitlines():
+        key, _, value = line.partition(":")
+        if key in ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable"):
+            pages += int(value.strip(" .") or 0)
+    return pages * _page_size() or total_memory() // 2
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
