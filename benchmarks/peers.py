@@ -70,7 +70,9 @@ def build(variant: str, home: Path) -> None:
     """Download, unpack, patch, compile, and make visible at `home` by one rename."""
     for program in ("cmake", "c++"):
         if shutil.which(program) is None:
-            raise ValueError(f"building llama.cpp needs {program}: install it (cmake also comes with pip install cmake)")
+            raise ValueError(
+                f"building llama.cpp needs {program}: install it (cmake also comes with pip install cmake)"
+            )
     source = unpack(download())
     work = home.with_name(home.name + ".building")
     work.mkdir(parents=True, exist_ok=True)
