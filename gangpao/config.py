@@ -73,9 +73,7 @@ def parse_override(text: str) -> dict[str, Any]:
     raise ValueError(f"override {text!r}: {key.strip()!r} is not a TOML key; quote parts with dots or other signs")
 
 
-def load_toml(
-    path: Path, model_cls: type[T], overrides: Iterable[str] = (), *, user_files: Sequence[Path] = ()
-) -> T:
+def load_toml(path: Path, model_cls: type[T], overrides: Iterable[str] = (), *, user_files: Sequence[Path] = ()) -> T:
     """A model from a file, with those of `user_files` that exist merged over it, then the `a.b=c` overrides.
 
     Raises ValueError naming the file, the key and what is wrong with it; for an unknown key also the nearest valid one.
