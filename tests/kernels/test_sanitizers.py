@@ -31,7 +31,8 @@ def test_kernels_under_sanitizers(tmp_path):
     for built in (tmp_path / "build").glob("_native*.so"):
         shutil.copy(built, tmp_path / "gangpao" / "kernels")
     env = os.environ | {
-        "LD_PRELOAD": runtime,
+        # The C++ library first in line too: else the sanitizer cannot find what throws exceptions.
+        "LD_PRELOAD": f"{runtime} {run([compiler, '-print-file-name=libstdc++.so']).strip()}",
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter itself never frees everything
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONPATH": str(tmp_path),
