@@ -10,18 +10,22 @@ have gone well for the first thousand tokens.
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from gangpao import catalog, machine
 from gangpao.engine.cache import KVCache, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
-from gangpao.engine.transformer import CHUNK, LOGIT_ROWS
+from gangpao.engine.transformer import CHUNK
 
 # Packed bytes over file bytes; panels keep K-quant scales wider (kernels/src/panel.h), the others keep their size.
 PACKED_RATIO = {"Q2_K": 1.01, "Q3_K": 1.06, "Q4_K": 1.03, "Q5_K": 1.03, "Q6_K": 1.02, "TQ1_0": 1.6, "TQ2_0": 1.3}
 WIDEST_DEFAULT = 8192
 NARROWEST_DEFAULT = 1024
-# Python with numpy and our modules is 60 MB; a vocabulary entry costs about 0.6 KB in the tokenizer with its merges.
-PROCESS_BYTES = 60_000_000
-VOCAB_ENTRY_BYTES = 600
+# Measured, anonymous pages: Python with numpy, typer, pydantic and our modules 28 MB and some slack; the GGUF header and
+# the tokenizer together 745 bytes (Qwen2.5, 151,936 entries) to 780 bytes (SmolLM2, 49,152) a vocabulary entry.
+PROCESS_BYTES = 32_000_000
+VOCAB_ENTRY_BYTES = 770
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,10 @@ def estimate(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType) ->
 def work_bytes(c: ModelConfig) -> int:
     """Activations of one prefill chunk, logits, and the process itself."""
     q_rows, kv_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    floats = 2 * c.hidden_size + 2 * q_rows + 2 * kv_rows + 2 * c.intermediate_size
+    # Float rows of every buffer, the float copies that some weight types need beside the int8 ones, one embedding.
+    floats = 4 * c.hidden_size + 4 * q_rows + 2 * kv_rows + 3 * c.intermediate_size
     int8 = c.hidden_size + q_rows + c.intermediate_size
-    logits = 4 * c.vocab_size * 4
-    assert LOGIT_ROWS >= 1
+    logits = 4 * c.vocab_size * np.dtype(np.float32).itemsize
     return CHUNK * (4 * floats + int8) + logits + PROCESS_BYTES + VOCAB_ENTRY_BYTES * c.vocab_size
 
 
@@ -63,8 +67,6 @@ def admit(gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType
 
     Raises ValueError naming need, have and ways out, or the model's own limit.
     """
-    from gangpao import machine
-
     limit = config.max_position_embeddings
     if context is not None and context > limit:
         raise ValueError(f"{gguf.path}: a context of {context} is more than the {limit} positions this model knows")
@@ -98,10 +100,11 @@ def _refusal(gguf: GGUF, config: ModelConfig, need: Need, have: int, context: in
 
 
 def _smaller(need: Need, have: int) -> str:
-    """The largest catalog model whose file would fit."""
-    from gangpao import catalog
-
-    raise NotImplementedError(catalog, need, have)
+    """The largest catalog model that fits and is smaller than this one, by name."""
+    name = catalog.largest_fitting(have)
+    if name is None or catalog.memory_needed(catalog.entry(name)) >= need.total:
+        return "a smaller or more strongly quantized model (`gangpao list`)"
+    return f"a smaller model: {name}"
 
 
 def _mb(size: int) -> str:

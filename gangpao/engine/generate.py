@@ -14,19 +14,20 @@ What it gives up: one sequence at a time, one token a step.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from gangpao import kernels, machine
+from gangpao.engine import admission
+from gangpao.engine.cache import KVCache, KVType
+from gangpao.engine.config import ModelConfig
+from gangpao.engine.gguf import GGUF
 from gangpao.engine.sample import Logits, Sampler, SamplingParams, TokenLogprob, logprobs_of
+from gangpao.engine.transformer import Transformer
+from gangpao.text.chat import ChatTemplate
+from gangpao.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from gangpao.engine.cache import KVCache
-    from gangpao.engine.transformer import Transformer
-    from gangpao.text.chat import ChatTemplate
-    from gangpao.text.tokenizer import Tokenizer
-
-KvDtype = Literal["f16", "int8"]
 FinishReason = Literal["stop", "length"]
 Progress = Callable[[int, int], None]
 
@@ -76,11 +77,11 @@ class Engine:
     """A loaded model with its tokenizer and chat template. context is the most tokens of prompt and answer together."""
 
     name: str
-    model: "Transformer"
-    tokenizer: "Tokenizer"
-    template: "ChatTemplate"
+    model: Transformer
+    tokenizer: Tokenizer
+    template: ChatTemplate
     context: int
-    kv_dtype: KvDtype = "f16"
+    kv_dtype: KVType = "f16"
     load_s: float = 0.0
 
     @classmethod
@@ -89,7 +90,7 @@ class Engine:
         path: str | os.PathLike[str],
         *,
         context: int | None = None,
-        kv_dtype: KvDtype = "f16",
+        kv_dtype: KVType = "f16",
         num_threads: int | None = None,
         progress: Progress | None = None,
     ) -> "Engine":
@@ -98,21 +99,14 @@ class Engine:
         progress(done, total) is called in bytes. Raises ValueError when memory does not suffice, naming need, have and
         ways out, and ModelFileError (a ValueError) for a damaged or unsupported file.
         """
-        from gangpao import kernels
-        from gangpao.engine import admission
-        from gangpao.engine.config import ModelConfig
-        from gangpao.engine.gguf import GGUF
-        from gangpao.engine.transformer import Transformer
-        from gangpao.text.chat import ChatTemplate
-        from gangpao.text.tokenizer import Tokenizer
-
         start = time.perf_counter()
         gguf = GGUF.open(path)
-        context = admission.admit(gguf, ModelConfig.from_gguf(gguf), context, kv_dtype)
-        if num_threads is not None:
-            kernels.set_num_threads(num_threads)
+        config = ModelConfig.from_gguf(gguf)
+        context = admission.admit(gguf, config, context, kv_dtype)
+        kernels.set_num_threads(num_threads or machine.physical_cores())
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
-        template = ChatTemplate.for_model(gguf.metadata)
+        source = tokenizer.chat_template
+        template = ChatTemplate.for_model(source, tokenizer=tokenizer, architecture=config.architecture)
         model = Transformer.load(gguf, progress=progress)
         name = os.path.basename(os.fspath(path)).removesuffix(".gguf")
         return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start)
@@ -212,7 +206,7 @@ class Generation:
         """End the answer early. Harmless when it has ended already."""
         self._pieces.close()
 
-    def _run(self) -> Iterator[Piece]:
+    def _run(self) -> Generator[Piece, None, None]:
         session, stats = self._session, self.stats
         start = time.perf_counter()
         stats.cached_tokens = session.reuse(self._prompt)

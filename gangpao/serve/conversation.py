@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 from gangpao.engine.generate import Engine, Generation, Progress, Session
 from gangpao.engine.sample import SamplingParams
-
-Message = dict[str, str]
+from gangpao.text.chat import Message
 
 
 def fit(engine: Engine, system: str, turns: Sequence[Message], room: int) -> tuple[list[int], int]:
@@ -23,12 +22,12 @@ def fit(engine: Engine, system: str, turns: Sequence[Message], room: int) -> tup
 
     Raises ValueError when the system message and the last message alone do not fit.
     """
-    head = [{"role": "system", "content": system}] if system else []
+    head = [Message(role="system", content=system)] if system else []
     limit = engine.context - room
     dropped = 0
     while True:
         messages = [*head, *turns[dropped:]]
-        ids = list(engine.template.encode(engine.tokenizer, messages, add_generation_prompt=True))
+        ids = engine.template.encode(engine.tokenizer, messages)
         if len(ids) <= limit:
             return ids, dropped
         if dropped >= len(turns) - 1:
@@ -59,7 +58,7 @@ class Conversation:
     @property
     def messages(self) -> list[Message]:
         """Everything said, the system message first, also what no longer fits the context."""
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
+        return [*([Message(role="system", content=self.system)] if self.system else []), *self.turns]
 
     @property
     def cached_tokens(self) -> int:
@@ -71,7 +70,7 @@ class Conversation:
 
         Raises ValueError, and remembers nothing, when the question does not fit the context.
         """
-        question = {"role": "user", "content": text}
+        question = Message(role="user", content=text)
         room = min(self.params.max_tokens, self.engine.context // 4)
         ids, dropped = fit(self.engine, self.system, [*self.turns[self.forgotten :], question], room)
         if self._session is None:
@@ -88,7 +87,7 @@ class Conversation:
         """End the answer and remember what it said. A question without a word of answer is forgotten."""
         run.close()
         if run.text:
-            self.turns.append({"role": "assistant", "content": run.text})
+            self.turns.append(Message(role="assistant", content=run.text))
         elif self.turns and self.turns[-1]["role"] == "user":
             self.turns.pop()
 

@@ -10,34 +10,50 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from gangpao import cost
-from gangpao.engine.generate import Engine, Generation, KvDtype
+from gangpao import catalog, cost, machine
+from gangpao.engine.cache import KVType
+from gangpao.engine.generate import Engine, Generation
+from gangpao.log import Progress
+from gangpao.pull import pull
 
 
 def load_engine(
     model: str | None,
     *,
     context: int | None = None,
-    kv_dtype: KvDtype = "f16",
+    kv_dtype: KVType = "f16",
     num_threads: int | None = None,
 ) -> Engine:
     """The engine of a catalog name or path, pulled first if need be. Raises ValueError saying what to do."""
     name, path = find_model(model)
     progress = _Percent(f"loading {name}")
-    engine = Engine.load(path, context=context, kv_dtype=kv_dtype, num_threads=num_threads, progress=progress)
-    progress.clear()
+    try:
+        engine = Engine.load(path, context=context, kv_dtype=kv_dtype, num_threads=num_threads, progress=progress)
+    finally:
+        progress.clear()
     engine.name = name
     return engine
 
 
 def find_model(model: str | None) -> tuple[str, Path]:
-    """The name and the file of a model. Without a name, the choice and its reason go to stderr."""
-    if model is not None and (model.endswith(".gguf") or os.sep in model):
-        path = Path(model).expanduser()
-        if not path.is_file():
-            raise ValueError(f"{model}: there is no such file; `gangpao list` shows the models that have names")
+    """The name and the file of a model, pulled where it is not installed.
+
+    Without a name, the best default model is taken, and which and why goes to stderr.
+    """
+    if model is not None and catalog.is_path(model):
+        path = catalog.resolve(model)
         return path.stem, path
-    raise ValueError(f"{model}: unknown model")
+    here = catalog.installed()
+    if model is None:
+        memory, disk = machine.available_memory(), machine.free_disk(catalog.models_dir())
+        model, why = catalog.default_model(memory, disk, here)
+        print(f"model: {why}", file=sys.stderr)
+    if model not in here:
+        catalog.entry(model)  # an unknown name is told so before anything is said about pulling
+        print(f"{model} is not on this machine yet, pulling it", file=sys.stderr)
+        with Progress() as progress:
+            return model, pull(model, progress=progress)
+    return model, catalog.resolve(model)
 
 
 class Meter:

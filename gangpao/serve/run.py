@@ -53,7 +53,7 @@ def run(
     meter = loading.Meter(cost_profile)
     engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads)
     generation = start(engine, text, params, system=system, raw=raw)
-    tokens = [] if logprobs is not None else None
+    tokens: list[TokenLogprob] | None = None if logprobs is None else []
     _consume(generation, tokens, quiet=as_json)
     if as_json:
         print(json.dumps(document(engine, generation, meter, tokens), ensure_ascii=False))
