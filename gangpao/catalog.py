@@ -225,8 +225,9 @@ def path_of(name: str) -> Path:
 
 def read_record(name: str) -> dict[str, Any]:
     """What a pull wrote down about an installed model (file, bytes, sha256, source); empty where there is nothing."""
+    path = folder_of(name) / RECORD
     try:
-        record = json.loads((folder_of(name) / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # nothing pulled, or not our file: then we know nothing about it
         return {}
     return record if isinstance(record, dict) else {}

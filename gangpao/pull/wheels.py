@@ -48,13 +48,13 @@ class _Fetch:
         )  # fmt: skip
 
     def bytes_so_far(self) -> int:
-        """Size of the wheel as far as it has come."""
+        """Size of the wheel as far as it has come: the largest file, because pip copies it once at the end."""
         found = 0
         for root, _, files in os.walk(self.folder):
             for file in files:
                 if file != "pip.log":
                     with suppress(FileNotFoundError):  # pip has just moved it
-                        found += os.stat(os.path.join(root, file)).st_size
+                        found = max(found, os.stat(os.path.join(root, file)).st_size)
         return found
 
     def wheel(self) -> Path | None:

@@ -1,0 +1,119 @@
+"""Configuration files: merging, overrides, and errors that name the file, the key and the nearest valid one."""
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from gangpao import config
+
+
+class Wheel(config.Frozen):
+    kind: Literal["wheel"]
+    spokes: int = 32
+
+
+class Sledge(config.Frozen):
+    kind: Literal["sledge"]
+    runners: int = 2
+
+
+class Cart(config.Frozen):
+    title: str = ""
+    parts: tuple[Annotated[Wheel | Sledge, Field(discriminator="kind")], ...] = ()
+
+
+class Yard(config.Frozen):
+    owner: str
+    size: float = Field(1.0, gt=0)
+    carts: dict[str, Cart] = Field({})
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text, name="yard.toml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def test_a_file_becomes_a_frozen_model(write):
+    yard = config.load_toml(write('owner = "王"\n[carts.a]\nparts = [{kind = "wheel"}, {kind = "sledge"}]\n'), Yard)
+    assert yard.owner == "王"
+    assert [part.kind for part in yard.carts["a"].parts] == ["wheel", "sledge"]
+    with pytest.raises(ValidationError, match="frozen"):
+        yard.owner = "somebody else"
+
+
+def test_user_file_and_overrides_are_merged_in_order(write, tmp_path):
+    base = write('owner = "a"\nsize = 1\n[carts.x]\ntitle = "old"\n[carts.y]\ntitle = "kept"\n')
+    user = write('size = 2\n[carts.x]\ntitle = "mine"\n', "user.toml")
+    yard = config.load_toml(base, Yard, ["owner=b c", 'carts."q.1".title=z'], user_files=[user, tmp_path / "missing"])
+    assert (yard.owner, yard.size) == ("b c", 2.0)
+    assert {name: cart.title for name, cart in yard.carts.items()} == {"x": "mine", "y": "kept", "q.1": "z"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a.b=1", 1), ("a.b = 1.5", 1.5), ("a.b=true", True), ('a.b="1"', "1"), ("a.b=[1, 2]", [1, 2]),
+        ("a.b=plain words", "plain words"), ("a.b=", ""), ('a.b=say "hi" \\n', 'say "hi" \\n'), ("a.b=x=y", "x=y"),
+    ],
+)  # fmt: skip
+def test_overrides(text, value):
+    assert config.parse_override(text) == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a b=1", "a..b=1", "a=1\nb=2", "a\nb=1"])
+def test_bad_overrides_say_how(text):
+    with pytest.raises(ValueError, match="override"):
+        config.parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('owner = "a"\nsise = 2', ["yard.toml", "sise", "unknown key", "did you mean size?"]),
+        ('owner = "a"\n[carts.x]\ntitel = ""', ["carts.x.titel", "did you mean title?"]),
+        (
+            'owner = "a"\n[[carts.x.parts]]\nkind = "wheel"\nspoke = 3',
+            ["carts.x.parts.0.spoke", "did you mean spokes?"],
+        ),
+        ('owner = "a"\n[[carts.x.parts]]\nkind = "wheel"\nspokes = "many"', ["carts.x.parts.0.spokes", "integer"]),
+        ('owner = "a"\n[[carts.x.parts]]\nkind = "wing"', ["carts.x.parts.0", "wheel"]),
+        ('owner = "a"\nsize = -1', ["size", "greater than 0"]),
+        ("size = 1", ["yard.toml", "owner", "required"]),
+        ("size = \nowner = 1", ["yard.toml", "not valid TOML", "line 1"]),
+    ],
+)
+def test_errors_name_file_key_and_remedy(write, text, parts):
+    with pytest.raises(ValueError, match=r".") as error:
+        config.load_toml(write(text), Yard)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_the_error_names_the_layer_that_is_wrong(write):
+    base, user = write('owner = "a"\n'), write("sise = 2\n", "user.toml")
+    with pytest.raises(ValueError, match=r"user\.toml: sise: unknown key"):
+        config.load_toml(base, Yard, user_files=[user])
+    with pytest.raises(ValueError, match=r"override 'sizee=3': sizee: unknown key; did you mean size"):
+        config.load_toml(base, Yard, ["sizee=3"])
+
+
+def test_missing_and_undecodable_files(tmp_path):
+    with pytest.raises(ValueError, match=r"no\.toml: cannot be read"):
+        config.load_toml(tmp_path / "no.toml", Yard)
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        config.load_toml(tmp_path / "bad.toml", Yard)
+
+
+def test_config_dir_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert config.config_dir() == tmp_path / "gangpao"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.config_dir() == tmp_path / ".config" / "gangpao"
