@@ -64,7 +64,7 @@ _DEEPSEEK3 = PreTokenizer(
     )
 )
 
-_RULES: dict[PreTokenizer, tuple[str, ...]] = {
+RULES: dict[PreTokenizer, tuple[str, ...]] = {
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")): ("default",),
     _LLAMA3: ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     _GPT4_TRIPLES: ("dbrx", "smaug-bpe", "chatglm-bpe"),
@@ -117,7 +117,7 @@ _RULES: dict[PreTokenizer, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: rule for rule, names in _RULES.items() for name in names}
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: rule for rule, names in RULES.items() for name in names}
 
 
 def by_name(name: str) -> PreTokenizer:

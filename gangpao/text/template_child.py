@@ -15,12 +15,15 @@ import json
 import resource
 import signal
 import sys
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 CPU_S = 0.5
 MEMORY_BYTES = 256 << 20
 OUTPUT_BYTES = 1_000_000
 _ERROR_CHARS = 500
+
+Compile = Callable[[str], Any]
 
 
 def environment() -> Any:
@@ -33,7 +36,7 @@ def environment() -> Any:
     class Generation(Extension):
         """{% generation %} marks what a model is trained on; here it is only its content."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -54,18 +57,17 @@ def environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     del env.globals["lipsum"]
-    env.from_string = functools.lru_cache(4)(env.from_string)  # the same few templates over and over
     env.filters["tojson"] = tojson
     env.globals["raise_exception"] = raise_exception
     env.globals["strftime_now"] = strftime_now
     return env
 
 
-def render(env: Any, source: str, context: dict[str, Any]) -> str:
+def render(compiled: Compile, source: str, context: dict[str, Any]) -> str:
     """The template's text; ValueError when it is longer than OUTPUT_BYTES."""
     parts: list[str] = []
     size = 0
-    for part in env.from_string(source).generate(**context):
+    for part in compiled(source).generate(**context):
         size += len(part)
         if size > OUTPUT_BYTES:
             break
@@ -76,12 +78,12 @@ def render(env: Any, source: str, context: dict[str, Any]) -> str:
     return text
 
 
-def answer(env: Any, line: bytes) -> dict[str, str]:
+def answer(compiled: Compile, line: bytes) -> dict[str, str]:
     """One request under the processor-time limit."""
     request = json.loads(line)
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     try:
-        return {"text": render(env, request["source"], request["context"])}
+        return {"text": render(compiled, request["source"], request["context"])}
     except Exception as error:  # whatever a template provokes is its own error, and is reported
         return {"error": f"{type(error).__name__}: {str(error)[:_ERROR_CHARS]}"}
     finally:
@@ -101,7 +103,7 @@ def main(folders: list[str]) -> None:
     """Answer requests until stdin ends. `folders` are where jinja2 and markupsafe lie."""
     sys.path.extend(folders)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    env = environment()
+    compiled: Compile = functools.lru_cache(4)(environment().from_string)  # the same few templates over and over
     # Once through everything that imports a module or opens a file when first used, before files can no longer be opened.
     warm_up = (
         "{% for x in [1] %}{{ x | tojson }}{{ strftime_now('%d %b %Y') }}{% endfor %}{{ 'é' | upper }}",
@@ -109,13 +111,13 @@ def main(folders: list[str]) -> None:
         "{%",
     )
     for source in warm_up:
-        answer(env, json.dumps({"source": source, "context": {}}).encode())
+        answer(compiled, json.dumps({"source": source, "context": {}}).encode())
     lock_down()
     out = sys.stdout.buffer
     out.write(b"{}\n")
     out.flush()
     for line in sys.stdin.buffer:
-        out.write(json.dumps(answer(env, line)).encode() + b"\n")
+        out.write(json.dumps(answer(compiled, line)).encode() + b"\n")
         out.flush()
 
 
