@@ -154,13 +154,19 @@ def _vocab_size(gguf: GGUF, hidden: int) -> int:
 
 
 def _scales(gguf: GGUF, arch: str, hidden: int, layers: int) -> dict[str, float]:
-    """MiniCPM's three numbers. Files of 2024 lack the keys and mean 12, 1.4 and 256; llama.cpp fills in the same."""
+    """MiniCPM's three numbers. Files of 2024 lack the keys and mean 12, 1.4 and 256.
+
+    In the file, logit_scale is what logits are divided by: hidden_size / dim_model_base (llama.cpp's converter writes it so).
+    """
     if not ARCHITECTURES[arch].minicpm_scales:
         return {}
+    divisor = gguf.get_float(f"{arch}.logit_scale", hidden / 256.0)
+    if not (math.isfinite(divisor) and divisor > 0):
+        raise ModelFileError(f"{gguf.path}: {arch}.logit_scale is {divisor}, it must be a positive number")
     return {
         "embedding_scale": gguf.get_float(f"{arch}.embedding_scale", 12.0),
         "residual_scale": gguf.get_float(f"{arch}.residual_scale", 1.4 / math.sqrt(layers)),
-        "logit_scale": gguf.get_float(f"{arch}.logit_scale", 256.0 / hidden),
+        "logit_scale": 1.0 / divisor,
     }
 
 
