@@ -65,14 +65,20 @@ class LlamaOracle:
             "temperature": 0.0, "repeat_penalty": 1.0, "samplers": ["temperature"], "post_sampling_probs": False,
             "logit_bias": bias,
         }  # fmt: skip
-        return self._post("/completion", body)["completion_probabilities"][0]
+        answer = self._post("/completion", body)
+        assert answer.get("completion_probabilities"), f"llama.cpp gave no probabilities (half a character?): {answer}"
+        return answer["completion_probabilities"][0]
 
     def next_logprobs(self, ids: Sequence[int], n_probs: int) -> dict[int, float]:
         """Log-probabilities of the `n_probs` most likely next tokens; with the size of the vocabulary, of all."""
-        return {e["id"]: e["logprob"] for e in self._next(ids, n_probs)["top_logprobs"]}
+        harmless = self.tokenize("a")[0]  # nothing is reported while the answer ends inside a character
+        return {e["id"]: e["logprob"] for e in self._next(ids, n_probs, force=harmless)["top_logprobs"]}
 
     def logprob(self, ids: Sequence[int], token: int) -> float:
-        """Log-probability of `token` after `ids`; cheap when the prompt before this one was ids[:-1]."""
+        """Log-probability of `token` after `ids`; cheap when the prompt before this one was ids[:-1].
+
+        The token must not end inside a character: llama.cpp then reports nothing (LlamaBatch has no such limit).
+        """
         found = self._next(ids, 1, force=token)
         assert found["id"] == token
         return found["logprob"]

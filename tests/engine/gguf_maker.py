@@ -172,7 +172,7 @@ def random_model(
     }
     metadata |= vocabulary(vocab_size) | (extra or {})
     w = _Weights(seed, kind)
-    w.matrix("token_embd.weight", vocab_size, hidden_size, gain=math.sqrt(hidden_size))
+    w.matrix("token_embd.weight", vocab_size, hidden_size, gain=2.0)
     q, kv = num_heads * head_dim, num_kv_heads * head_dim
     for i in range(num_layers):
         w.vector(f"blk.{i}.attn_norm.weight", hidden_size, 1.0, 0.2)
