@@ -1,9 +1,12 @@
 """The device half lives without torch and without the lab: every module of it imports where both are forbidden."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.engine.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
 # The lab's folders, from docs/layout.md; what is not here is the device half.
@@ -59,3 +62,15 @@ def test_importing_does_nothing():
         "assert threading.active_count() == 1 and os.listdir('.') == before"
     )
     assert out == ""
+
+
+def test_a_model_answers(tmp_path):
+    """Random weights, real files: load, chat template, sampling and text, all of it without torch."""
+    path = write_tiny(tmp_path / "tiny.gguf")
+    out = run(
+        "from gangpao import cli\n"
+        f"sys.exit(cli.main(['run', '-m', {str(path)!r}, '--json', '--max-tokens', '8', '--seed', '1', '你好']))"
+    )
+    answer = json.loads(out)
+    assert answer["completion_tokens"] == 8 or answer["finish_reason"] == "stop"
+    assert answer["model"] == "tiny"

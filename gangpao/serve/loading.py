@@ -93,6 +93,16 @@ def dim(text: str) -> str:
     return f"\x1b[2m{text}\x1b[0m" if colors(sys.stdout) else text
 
 
+def show(text: str) -> None:
+    """A piece of an answer to stdout, at once. On a terminal without control characters, which a model may have learnt
+    or been talked into: an escape sequence could rewrite the screen or the window's title."""
+    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal; nothing when stderr is a file or a pipe."""
     if sys.stderr.isatty():

@@ -90,8 +90,7 @@ def _consume(generation: Generation, tokens: list[TokenLogprob] | None, *, quiet
         if tokens is not None:
             tokens.extend(piece.logprobs)
         if not quiet:
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
+            loading.show(piece.text)
     if not quiet and not generation.text.endswith("\n"):
         print(flush=True)
 

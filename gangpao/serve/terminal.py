@@ -112,13 +112,14 @@ class Chat:
         except ValueError as error:
             print(f"error: {error}")
             return
+        except KeyboardInterrupt:
+            return
         if self.conversation.dropped:
             print(loading.dim(f"(dropped the {self.conversation.dropped} oldest messages: the context is full)"))
         stopped = False
         try:
             for piece in run:
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
+                loading.show(piece.text)
         except KeyboardInterrupt:
             stopped = True
         finally:

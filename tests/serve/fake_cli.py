@@ -1,6 +1,7 @@
 """The real command line over the fake model: `python fake_cli.py chat ...`, for tests in a process of its own.
 
-FAKE_REPLIES (JSON list) is what the model says turn by turn; FAKE_DELAY seconds a token; FAKE_TTY=1 makes stdin the
+FAKE_REPLIES (JSON list) is what the model says turn by turn, without it the real engine is used; FAKE_DELAY seconds a
+token; FAKE_TTY=1 makes stdin the
 controlling terminal, so that Ctrl-C arrives as a signal.
 """
 
@@ -18,10 +19,15 @@ from gangpao import cli
 from gangpao.serve import loading
 from tests.engine.fakes import fake_engine
 
+real_load_engine = loading.load_engine
 
-def load_engine(model, *, context=None, **_):
-    engine = fake_engine(*json.loads(os.environ.get("FAKE_REPLIES", '["hello"]')), context=context or 512)
-    engine.name = model or "fake"
+
+def load_engine(model, *, context=None, **options):
+    if "FAKE_REPLIES" in os.environ:
+        engine = fake_engine(*json.loads(os.environ["FAKE_REPLIES"]), context=context or 512)
+        engine.name = model or "fake"
+    else:
+        engine = real_load_engine(model, context=context, **options)
     delay = float(os.environ.get("FAKE_DELAY", "0"))
     forward = engine.model.forward
 
@@ -37,5 +43,6 @@ if __name__ == "__main__":
     if os.environ.get("FAKE_TTY"):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     loading.load_engine = load_engine
-    loading.kernels_line = lambda: "fake kernels"
+    if "FAKE_REPLIES" in os.environ:
+        loading.kernels_line = lambda: "fake kernels"
     sys.exit(cli.main())

@@ -20,6 +20,7 @@ from gangpao.engine.sample import SamplingParams
 from gangpao.serve import loading
 from gangpao.serve.terminal import Chat, read_question
 from tests.engine.fakes import fake_engine
+from tests.engine.tiny import write_tiny
 
 DRIVER = Path(__file__).parent / "fake_cli.py"
 ROOT = Path(__file__).parent.parent.parent
@@ -28,17 +29,18 @@ ROOT = Path(__file__).parent.parent.parent
 class Terminal:
     """A child on a pseudo terminal: send text, expect a pattern in what comes back."""
 
-    def __init__(self, tmp_path, *args, replies=("hello",), delay=0.0, **env):
+    def __init__(self, tmp_path, *args, replies=("hello",), delay=0.0):
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+        env = {
+            **os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path / "state"),
+            "FAKE_DELAY": str(delay), "FAKE_TTY": "1", "HOME": str(tmp_path),
+        }  # fmt: skip
+        if replies:
+            env["FAKE_REPLIES"] = json.dumps(replies)
         self.child = subprocess.Popen(
             [sys.executable, str(DRIVER), *args], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            cwd=tmp_path,
-            env={
-                **os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path / "state"),
-                "FAKE_REPLIES": json.dumps(replies), "FAKE_DELAY": str(delay), "FAKE_TTY": "1", "HOME": str(tmp_path),
-                **env,
-            },
+            cwd=tmp_path, env=env,
         )  # fmt: skip
         os.close(slave)
         self.seen = b""
@@ -179,6 +181,24 @@ def test_multi_line_questions_and_recall(terminal, tmp_path):
     t.expect("saved")
     said = [m["content"] for m in json.loads((tmp_path / "t.json").read_text())["messages"] if m["role"] == "user"]
     assert said == ["first\n  second", "a\nb", "a\\edited"]
+
+
+def test_the_real_engine_is_interrupted_and_goes_on(terminal, tmp_path):
+    t = terminal(
+        "chat", "-m", str(write_tiny(tmp_path / "tiny.gguf")), "--max-tokens", "1000000", "--temperature", "5",
+        "--top-k", "0", "--top-p", "1", "--seed", "3", replies=None, delay=0.01,
+    )  # fmt: skip
+    for _ in range(3):
+        t.expect(PROMPT)
+        t.send("go on\n")
+        t.expect(r"\x1b\[K[^\x1b\r\n]")
+        t.ctrl_c()
+        t.expect(r"[1-9]\d* tokens · .* yuan · stopped")
+    t.expect(PROMPT)
+    t.send("/stats\n")
+    t.expect(r"model +tiny \(llama\), \w+ kernels")
+    t.send("/quit\n")
+    assert t.wait() == 0
 
 
 def test_without_a_terminal_one_question_is_answered(tmp_path):
