@@ -318,7 +318,8 @@ class Download:
                 if at < end:
                     raise _Transient(f"{urlsplit(self._remote.url).hostname} ends the connection early")
             except _Transient as error:
-                failures = 1 if at > before else failures + error.cost
+                # A few bytes an attempt would go on for hours: only a good piece counts as going well.
+                failures = 1 if at - before >= self._limits.min_bytes else failures + error.cost
                 if failures >= self._limits.attempts:
                     raise SourceError(f"{error}, {failures} times in a row") from error
                 self._sleep(max(error.after_s, pause(self._limits, failures)))
@@ -343,7 +344,7 @@ class Download:
     def _guarded(self, answer: "httpx2.Response", limit: int) -> Iterator[bytes]:
         """The body, not a byte more than `limit` (0: no limit), and not slower than the limits allow."""
         seen, marked, since = 0, 0, time.monotonic()
-        for chunk in answer.iter_raw(CHUNK):
+        for chunk in answer.iter_raw():
             if self._stop.is_set() or self._errors:
                 raise Stopped
             seen += len(chunk)

@@ -46,7 +46,7 @@ class Limits:
     read_s: float = 30.0  # without a single byte
     window_s: float = 60.0  # a connection that brings less than min_bytes in this time has stalled
     min_bytes: int = 32_768
-    attempts: int = 8  # in a row without a byte; a timeout counts double
+    attempts: int = 8  # in a row that bring less than min_bytes; a timeout counts double
     backoff_s: float = 0.5
     segment: int = 8 << 20
     part_s: float = 1800.0  # one wheel
