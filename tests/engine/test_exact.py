@@ -1,5 +1,7 @@
 """What must be equal to the last bit: ways through a prompt, numbers of threads, instruction sets; and what is refused."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -69,7 +71,7 @@ def check_ways(model, ids, dtype="f16"):
     ):
         cache = model.new_cache(len(ids) + 3, dtype)
         edges = [0, *pieces, len(ids)]
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in itertools.pairwise(edges):
             last = model.forward(ids[a:b], cache)
         assert np.array_equal(last, whole), f"pieces at {list(pieces)}"
     return whole
