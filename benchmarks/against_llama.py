@@ -2,7 +2,8 @@
 
 For each model and engine the best settings are searched first (threads, flash attention, batch, repacking, mmap; ours
 has none to choose). Then rounds: ours, native build, build without AMX where the CPU has it, prebuilt wheel, and again,
-each sample in a process of its own, never two at once, with the model file in the page cache. Reported are medians,
+each sample in a process of its own, never two at once, with the model file in the page cache, and taken again while
+others keep the machine busy. Reported are medians,
 and the median and quartiles of ours / best peer taken round by round, because only what is measured close together can
 be compared on a shared machine. The best peer is the fastest of all builds, chosen for each number separately.
 
@@ -62,9 +63,9 @@ def run_model(path: Path, names: Sequence[str], tests: Sequence[Test], rounds: i
     for number in range(rounds):
         for test in tests:
             for engine in names:
-                sample = engines.measure(engine, path, test, settings[engine, test.kind])
+                sample = engines.measure_quietly(engine, path, test, settings[engine, test.kind])
                 samples[engine, test.kind].append(sample)
-                note = f", others used {sample.others:.0%}" if sample.others > 0.05 else ""
+                note = f", others used {sample.others:.0%}" if sample.others > engines.QUIET else ""
                 say(f"  round {number + 1} of {rounds}: {test.kind:7} {engine:12} {sample.tps:8.2f} tok/s{note}")
     return report.Measured(path.stem, path.stat().st_size, settings, samples)
 

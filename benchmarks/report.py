@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 
 import peers
-from engines import Sample, Settings, Test
+from engines import QUIET, Sample, Settings, Test
 
 GOALS = {"decode": 1.3, "prefill": 1.5}
 MEMORY_GOAL = 1.35
@@ -71,7 +71,7 @@ def summary(measured: Measured, tests: Sequence[Test]) -> dict[str, object]:
     if "gangpao" in measured.engines():
         rss, peak = memory(measured)
         out |= {"rss_mb": round(rss / 1e6, 1), "rss_over_file": round(rss / measured.file_bytes, 3)}
-        out["peak_over_file"] = round(peak / measured.file_bytes, 3)
+        out["peak_mb"] = round(peak / 1e6, 1)
     return out
 
 
@@ -94,8 +94,11 @@ def markdown(measured: Sequence[Measured], tests: Sequence[Test], environment: d
             lines += [
                 "",
                 f"Our memory: {rss / 1e6:,.0f} MB resident after the run, {rss / one.file_bytes:.2f} x the file (goal: at most "
-                f"{MEMORY_GOAL}); {peak / 1e6:,.0f} MB at the peak, {peak / one.file_bytes:.2f} x.",
+                f"{MEMORY_GOAL}); {peak / 1e6:,.0f} MB at the peak, which includes the buffer that `gangpao bench` measures bandwidth with.",
             ]
+        loud = sum(s.others > QUIET for rows in one.samples.values() for s in rows)
+        if loud:
+            lines += ["", f"**{loud} samples are of moments when others used more than {QUIET:.0%} of the machine.**"]
         lines += ["", "Samples in the order of the rounds; in brackets the share of the machine that others used.", ""]
         for (engine, kind), rows in one.samples.items():
             lines.append(f"- {kind}, {engine}: " + ", ".join(f"{s.tps:.1f} ({s.others:.0%})" for s in rows))

@@ -103,7 +103,6 @@ def test_the_ratio_is_taken_round_by_round_against_the_best_peer():
     row = report.summary(one, [engines.Test("decode", 64)])
     assert row["decode"]["ratio"] == 2.0
     assert row["rss_over_file"] == 1.2
-    assert row["peak_over_file"] == 2.0
 
 
 def test_the_report_names_engines_settings_and_goals(monkeypatch):
@@ -111,6 +110,17 @@ def test_the_report_names_engines_settings_and_goals(monkeypatch):
     text = report.markdown([one], [engines.Test("decode", 64)], {"date": "2026-11-23"})
     for part in ("2.00 x the best peer", "threads=2", "xllamacpp", "goal 1.3", "1.20 x the file", "2026-11-23"):
         assert part in text
+
+
+def test_a_sample_is_taken_again_while_others_are_busy(monkeypatch):
+    load("peers")
+    engines = load("engines")
+    loads = iter([0.5, 0.4, 0.0, 0.9, 0.3, 0.2, 0.8, 0.7])
+    monkeypatch.setattr(engines, "measure", lambda *_: engines.Sample(1.0, 1, next(loads)))
+    assert [engines.measure_quietly("native", Path("m"), engines.Test("decode", 4), {}).others for _ in "ab"] == [
+        0.0,
+        0.2,
+    ]
 
 
 def test_a_failing_engine_is_quoted(tmp_path):
