@@ -15,8 +15,8 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from gangpao.text.mergers import LibraryMerger, Loaded, Merger, SpacePrefixed
 from gangpao.text.spm import ScoreMerger
-from gangpao.text.tokenizer import LibraryMerger, Merger, SpacePrefixed, Tokenizer
 from gangpao.text.vocabulary import Kind, SpacePrefix, Vocabulary
 
 Json = dict[str, object]
@@ -24,8 +24,8 @@ Json = dict[str, object]
 _BYTE_PIECES = {f"<0x{b:02X}>" for b in range(256)}
 
 
-def load(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a folder. Raises ValueError saying what is missing or not understood, and in which file."""
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """What Tokenizer.from_dir needs. Raises ValueError saying what is missing or not understood, and in which file."""
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that holds tokenizer.json")
@@ -136,7 +136,7 @@ class _Table:
         )
 
 
-def _from_tokenizer_json(path: Path, config: _Config) -> Tokenizer:
+def _from_tokenizer_json(path: Path, config: _Config) -> Loaded:
     data = _read_object(path)
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
@@ -167,7 +167,7 @@ def _from_tokenizer_json(path: Path, config: _Config) -> Tokenizer:
         first = SpacePrefixed(rest)  # the same thing, without building the library's tables twice
     else:
         first = _library(path, data)
-    return Tokenizer(vocabulary, rest, first, config.chat_template)
+    return Loaded(vocabulary, rest, first, config.chat_template)
 
 
 def _library(path: Path, data: Json) -> LibraryMerger:
@@ -234,7 +234,7 @@ def _starts_with(post_processor: object, bos: str) -> bool:
     return False
 
 
-def _from_vocab_and_merges(folder: Path, config: _Config) -> Tokenizer:
+def _from_vocab_and_merges(folder: Path, config: _Config) -> Loaded:
     from tokenizers import Tokenizer as Library
     from tokenizers import models, normalizers
 
@@ -263,10 +263,10 @@ def _from_vocab_and_merges(folder: Path, config: _Config) -> Tokenizer:
     library = Library(models.BPE(vocab=ordinary, merges=kept, unk_token=unk, fuse_unk=True, byte_fallback=True))
     library.normalizer = normalizers.Replace(" ", "\u2581")
     merge = LibraryMerger(library)
-    return Tokenizer(vocabulary, merge, SpacePrefixed(merge), config.chat_template)
+    return Loaded(vocabulary, merge, SpacePrefixed(merge), config.chat_template)
 
 
-def _from_tokenizer_model(path: Path, config: _Config) -> Tokenizer:
+def _from_tokenizer_model(path: Path, config: _Config) -> Loaded:
     pieces: dict[str, int] = {}
     kinds: list[Kind] = []
     scores: list[float] = []
@@ -307,7 +307,7 @@ def _from_tokenizer_model(path: Path, config: _Config) -> Tokenizer:
     vocabulary = table.vocabulary(config, byte_level=False, scheme=scheme)
     merge: Merger = ScoreMerger(vocabulary, scores + [0.0] * (len(table.pieces) - len(scores)))
     first = merge if scheme == "never" else SpacePrefixed(merge)
-    return Tokenizer(vocabulary, merge, first, config.chat_template)
+    return Loaded(vocabulary, merge, first, config.chat_template)
 
 
 def _fields(path: Path, data: object) -> Iterator[tuple[int, object]]:

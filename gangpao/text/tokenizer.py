@@ -14,19 +14,14 @@ import codecs
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from gangpao.text.pretokenizers import PreTokenizer, by_name
+from gangpao.text import folder
+from gangpao.text.mergers import LibraryMerger, Merger, SpacePrefixed, byte_level_merger
+from gangpao.text.pretokenizers import by_name
 from gangpao.text.spm import ScoreMerger
-from gangpao.text.vocabulary import BYTE_LEVEL, Kind, Vocabulary
-
-
-class Merger(Protocol):
-    """What turns text without special pieces into ids."""
-
-    def encode(self, text: str) -> list[int]: ...
+from gangpao.text.vocabulary import Kind, Vocabulary
 
 
 @dataclass(slots=True)
@@ -51,9 +46,7 @@ class Tokenizer:
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """From a Hugging Face folder: tokenizer.json, else tokenizer.model, else vocab.json + merges.txt."""
-        from gangpao.text.folder import load
-
-        return load(path)
+        return cls(*folder.load(path))
 
     @property
     def vocab_size(self) -> int:
@@ -148,44 +141,6 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left of a character that never became whole, as U+FFFD; the decoder starts over."""
         return self._decoder.decode(b"", final=True)
-
-
-class SpacePrefixed:
-    """A merger that puts the space in front that SentencePiece starts a text with."""
-
-    def __init__(self, merge: Merger) -> None:
-        self._merge = merge
-
-    def encode(self, text: str) -> list[int]:
-        return self._merge.encode(" " + text)
-
-
-class LibraryMerger:
-    """A tokenizers.Tokenizer without added tokens or post-processing."""
-
-    def __init__(self, library: "object") -> None:
-        from tokenizers import Tokenizer as Library
-
-        assert isinstance(library, Library)
-        self._library = library
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return ids
-
-
-def byte_level_merger(ids: Mapping[str, int], merges: Iterable[tuple[str, str]], rule: PreTokenizer) -> LibraryMerger:
-    """Byte-level BPE on the tokenizers library. Merges whose parts or product `ids` lacks are left out."""
-    from tokenizers import Regex, models, pre_tokenizers
-    from tokenizers import Tokenizer as Library
-
-    known = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
-    library = Library(models.BPE(vocab=dict(ids), merges=known, ignore_merges=rule.whole_words))
-    cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in rule.patterns]
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    return LibraryMerger(library)
 
 
 def _well_formed(text: str) -> str:
@@ -324,6 +279,3 @@ def _flag(metadata: Mapping[str, object], name: str, default: bool) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"tokenizer.ggml.{name} must be true or false, not {value!r}")
     return bool(value)
-
-
-__all__ = ["BYTE_LEVEL", "StreamDecoder", "Tokenizer"]

@@ -6,11 +6,15 @@ Everything is written here or drawn from Unicode; nothing is copied from a corpu
 import random
 from collections.abc import Callable
 
-_HAN = "今天天气很好我们去公园散步吧小模型语言训练数据泰山黄山海拔多少米钢炮便宜电脑回答问题写一段代码的了是，。！？；：“”‘’（）《》、…—"
+_HAN = (
+    "今天天气很好我们去公园散步吧小模型语言训练数据泰山黄山海拔多少米钢炮便宜电脑"
+    "回答问题写一段代码的了是，。！？；：“”‘’（）《》、…—"
+)
 _WORDS = (
-    "the quick model answers a question about Mountains isn't it's we'll they've I'm HE'S don'T code runs FAST 3 times in "
-    "2024 naïve café Zürich straße over-the-counter e.g. U.S.A. won’t"
-).split()
+    "the", "quick", "model", "answers", "a", "question", "about", "Mountains", "isn't", "it's", "we'll", "they've", "I'm",
+    "HE'S", "don'T", "code", "runs", "FAST", "3", "times", "in", "2024", "naïve", "café", "Zürich", "straße",
+    "over-the-counter", "e.g.", "U.S.A.", "won’t",
+)  # fmt: skip
 _CODE = (
     "def f(x):\n    return x**2  # 注释\n",
     "for (int i = 0; i < n; ++i) {\n\ta[i] += b[i];\n}\r\n",

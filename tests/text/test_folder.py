@@ -90,7 +90,9 @@ def test_ids_of_a_small_sample(shared, minicpm3, minicpm_2b):
 def trained(tmp_path, *, byte_level, scheme="always"):
     """A small tokenizer trained here, saved as a folder; returns it as the library loads it."""
     t = tokenizers
-    tokenizer = t.Tokenizer(t.models.BPE(unk_token=None if byte_level else "<unk>", byte_fallback=not byte_level, fuse_unk=True))
+    tokenizer = t.Tokenizer(
+        t.models.BPE(unk_token=None if byte_level else "<unk>", byte_fallback=not byte_level, fuse_unk=True)
+    )
     special = ["<unk>", "<s>", "</s>"]
     if byte_level:
         tokenizer.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -99,7 +101,9 @@ def trained(tmp_path, *, byte_level, scheme="always"):
         tokenizer.pre_tokenizer = t.pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
         special += [f"<0x{b:02X}>" for b in range(256)]
         alphabet = []
-    trainer = t.trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = t.trainers.BpeTrainer(
+        vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(lines(300, seed=5), trainer)
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = [a for a in data["added_tokens"] if not a["content"].startswith("<0x")]
@@ -160,7 +164,10 @@ def test_small_files_beside_a_tokenizer(tmp_path):
         ({"tokenizer.json": '{"model": {"type": "Unigram"}}'}, "'Unigram'"),
         ({"tokenizer.json": '{"model": {"vocab": {"a": 0}}}'}, "merges"),
         ({"tokenizer.json": '{"model": {"vocab": {"a": 1099511627776}, "merges": []}}'}, "out of range"),
-        ({"tokenizer.json": '{"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": [{"id": 1}]}'}, "added token"),
+        (
+            {"tokenizer.json": '{"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": [{"id": 1}]}'},
+            "added token",
+        ),
         ({"tokenizer.json": '{"model": {"vocab": {"a": 0}, "merges": [], "dropout": "x"}}'}, "does not take it"),
         ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "tokenizer.json"),
         ({"vocab.json": '["<0x00>"]', "merges.txt": ""}, "<unk>"),
@@ -187,7 +194,9 @@ def test_python_files_and_auto_map_are_not_looked_at(tmp_path):
     trained(tmp_path, byte_level=True)
     canary = tmp_path / "canary"
     (tmp_path / "tokenization_x.py").write_text(f"open({str(canary)!r}, 'w')")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}})
+    )
     Tokenizer.from_dir(tmp_path)
     assert not canary.exists()
 
@@ -197,7 +206,11 @@ def test_scores_of_a_sentencepiece_model_are_read_bit_by_bit(tmp_path):
         return bytes([number << 3 | wire]) + payload
 
     def piece(text, score, kind):
-        inner = field(1, 2, bytes([len(text.encode())]) + text.encode()) + field(2, 5, struct.pack("<f", score)) + field(3, 0, bytes([kind]))
+        inner = (
+            field(1, 2, bytes([len(text.encode())]) + text.encode())
+            + field(2, 5, struct.pack("<f", score))
+            + field(3, 0, bytes([kind]))
+        )
         return field(1, 2, bytes([len(inner)]) + inner)
 
     model = piece("<unk>", 0, 2) + piece("a", -3, 1) + piece("b", -4, 1) + piece("ab", -1, 1) + piece("ba", -0.5, 1)

@@ -123,7 +123,17 @@ def test_a_hostile_template_gets_nowhere(worker, source):
         assert len(text) < 1_000
     assert time.perf_counter() - start < SECONDS
     assert len(text.encode()) <= 1_000_000
-    for trace in ("<class", "<module", "<built-in", "subprocess", "root:", "canary-7261", "builtins", "<function", "PATH"):
+    for trace in (
+        "<class",
+        "<module",
+        "<built-in",
+        "subprocess",
+        "root:",
+        "canary-7261",
+        "builtins",
+        "<function",
+        "PATH",
+    ):
         assert trace not in text
     assert worker.render("{{ messages[0].content }}", {"messages": MESSAGES}) == "hi"
 

@@ -149,7 +149,7 @@ def test_special_pieces_show_only_when_kept():
 )
 def test_damaged_metadata_is_refused_by_name(change, message):
     metadata = {**tiny.byte_level(), **change}
-    if "tokenizer.ggml.tokens" in change and change["tokenizer.ggml.tokens"]:
+    if change.get("tokenizer.ggml.tokens"):
         metadata["tokenizer.ggml.token_type"] = [1] * 3
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_gguf({k: v for k, v in metadata.items() if v is not None})

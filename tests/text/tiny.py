@@ -1,6 +1,6 @@
 """Small vocabularies as GGUF metadata: byte-level BPE and SentencePiece, with control and user-defined pieces."""
 
-from gangpao.text.tokenizer import BYTE_LEVEL
+from gangpao.text.vocabulary import BYTE_LEVEL
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "<unused1>")
 
@@ -30,7 +30,16 @@ def sentencepiece(**extra):
         "▁", "a", "aa", "aaa", "aaaa", "h", "e", "l", "o", "he", "ll", "hell", "hello", "▁hello", "你", "好", "你好", "▁▁",
         "<", "/", "s", ">", "</", "s>", "|", "im",
     ]  # fmt: skip
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words, "<|im_start|>", "<|im_end|>", "<tool>"]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        *words,
+        "<|im_start|>",
+        "<|im_end|>",
+        "<tool>",
+    ]
     types = [2, 3, 3, *[6] * 256, *[1] * len(words), 3, 3, 4]
     scores = [0.0] * 259 + [-float(i) for i in range(len(words))] + [0.0] * 3
     return {
