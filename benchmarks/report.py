@@ -94,7 +94,8 @@ def markdown(measured: Sequence[Measured], tests: Sequence[Test], environment: d
             lines += [
                 "",
                 f"Our memory: {rss / 1e6:,.0f} MB resident after the run, {rss / one.file_bytes:.2f} x the file (goal: at most "
-                f"{MEMORY_GOAL}); {peak / 1e6:,.0f} MB at the peak, which includes the buffer that `gangpao bench` measures bandwidth with.",
+                f"{MEMORY_GOAL}); {peak / 1e6:,.0f} MB at the peak, with the buffer that `gangpao bench` measures "
+                "bandwidth with.",
             ]
         loud = sum(s.others > QUIET for rows in one.samples.values() for s in rows)
         if loud:
