@@ -2,9 +2,12 @@
 
 A model file comes from a stranger, so every count, length and offset is checked against the bytes that are really there
 before anything is allocated or looped over; the first lie ends the reading with a `ModelFileError` that says what and where.
-Tensor data is never copied: it is seen through a memory map. Versions 2 and 3, little-endian, one file.
+Tensor data is never copied: it is seen through a memory map. The header becomes Python objects, and those are paid for
+from a budget of twice the file and some change: no file makes its reader larger than that. Versions 2 and 3,
+little-endian, one file.
 
-What it gives up: split files, big-endian files, and tensor types with codebooks. Each is refused by name.
+What it gives up: split files, big-endian files, and tensor types with codebooks. Each is refused by name. A file that
+somebody shortens while it is open ends the process (SIGBUS), as with every memory map.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 MAX_ENTRIES = 1 << 16  # metadata keys, and tensors; real models have tens and thousands
-MAX_KEY = 1 << 16
+MAX_KEY = (1 << 16) - 1  # as the specification has it
 MAX_TENSOR_NAME = 256
 MAX_DEPTH = 2  # arrays of arrays; no known file nests them at all
-MAX_OBJECTS = (
-    1 << 21
-)  # strings and nested arrays of a file; each costs some 60 bytes of memory, a vocabulary has 500,000
+MAX_OBJECTS = 1 << 21  # strings of a file, for the time they take; a large vocabulary with its merges has 800,000
+NESTED_PRICE = 32  # an inner array takes about as long as this many strings
+ROOM = 48 << 20  # bytes of memory that a header may become, besides twice the file
 MAX_ALIGNMENT = 1 << 20
 MAX_DIMS = 4
 
@@ -65,6 +68,7 @@ class _Cursor:
     def __init__(self, path: Path, data: memoryview) -> None:
         self.path, self.data, self.at = path, data, 0
         self.objects = MAX_OBJECTS  # how many more may be made
+        self.room = 2 * len(data) + ROOM  # and how many bytes of memory
 
     def fail(self, what: str, at: int | None = None) -> ModelFileError:
         where = self.at if at is None else at
@@ -89,22 +93,39 @@ class _Cursor:
             raise self.fail(f"{what} is {n}, at most {limit} is possible", self.at - 8)
         return n
 
-    def objects_count(self, what: str, smallest: int) -> int:
+    def objects_count(self, what: str, smallest: int, price: int = 1) -> int:
         """A count of things of at least `smallest` bytes that become Python objects; taken off the budget."""
-        n = self.count(what, min(self.objects, (len(self.data) - self.at - 8) // smallest))
-        self.objects -= n
+        n = self.count(what, min(self.objects // price, max(0, len(self.data) - self.at - 8) // smallest))
+        self.objects -= n * price
         return n
+
+    def spend(self, nbytes: int, what: str) -> None:
+        """Pays for memory that `what` is about to take."""
+        if nbytes > self.room:
+            raise self.fail(f"{what} needs more memory than a header of this file may take")
+        self.room -= nbytes
 
     def text(self, what: str, limit: int) -> str:
         n = self.count(f"length of {what}", limit)
         at = self.need(n, what)
+        self.spend(5 * n + 96, what)  # UTF-8 and, for a moment, four bytes a character
         try:
-            return str(self.data[at : at + n], "utf-8")
+            out = str(self.data[at : at + n], "utf-8")
         except UnicodeDecodeError:
             raise self.fail(f"{what} is not UTF-8", at) from None
+        self.room += 5 * n + 80 - out.__sizeof__()
+        return out
+
+    def name(self, what: str, limit: int) -> str:
+        """A key or a tensor's name: these are shown to people and to terminals."""
+        at = self.at
+        out = self.text(what, limit)
+        if not out or not out.isprintable():
+            raise self.fail(f"{what} is {'not printable' if out else 'empty'}", at + 8)
+        return out
 
 
-def _value(c: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
+def _value(c: _Cursor, kind: int, key: str) -> Any:
     if kind in _SCALARS:
         value = c.number(_SCALARS[kind][0], f"value of {key}")
         if kind == _BOOL:
@@ -115,7 +136,7 @@ def _value(c: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
     if kind == _STRING:
         return c.text(f"value of {key}", len(c.data))
     if kind == _ARRAY:
-        return _array(c, key, depth)
+        return _array(c, key, 0)
     raise c.fail(f"{key} has the unknown value type {kind}", c.at - 4)
 
 
@@ -125,21 +146,22 @@ def _array(c: _Cursor, key: str, depth: int) -> Any:
         dtype = np.dtype(_SCALARS[kind][1])
         n = c.count(f"length of {key}", max(0, len(c.data) - c.at - 8) // dtype.itemsize)
         at = c.need(n * dtype.itemsize, key)
+        c.spend(n * dtype.itemsize + 160, key)
         values = np.frombuffer(c.data, dtype=dtype, count=n, offset=at).copy()
         if kind == _BOOL and n and values.max() > 1:
             raise c.fail(f"{key} holds truth values other than 0 and 1", at)
-        return values.astype(bool) if kind == _BOOL else values
+        return values.view(bool) if kind == _BOOL else values
     if kind == _STRING:
         return _strings(c, key, c.objects_count(f"length of {key}", 8))
     if kind == _ARRAY and depth < MAX_DEPTH:
-        return [_array(c, key, depth + 1) for _ in range(c.objects_count(f"length of {key}", 12))]
+        return [_array(c, key, depth + 1) for _ in range(c.objects_count(f"length of {key}", 12, NESTED_PRICE))]
     raise c.fail(f"{key} is an array of the unknown or too deeply nested type {kind}", c.at - 4)
 
 
 def _strings(c: _Cursor, key: str, n: int) -> list[str]:
     """A vocabulary has 150,000 of these: the loop is kept tight. Bytes that are not UTF-8 become U+FFFD."""
-    data, at, end = c.data, c.at, len(c.data)
-    unpack = struct.Struct("<Q").unpack_from
+    data, at, end, room = c.data, c.at, len(c.data), c.room
+    unpack, sizeof = struct.Struct("<Q").unpack_from, str.__sizeof__  # a tenth of sys.getsizeof
     out = []
     for _ in range(n):
         if at + 8 > end:
@@ -148,25 +170,33 @@ def _strings(c: _Cursor, key: str, n: int) -> list[str]:
         at += 8
         if size > end - at:
             raise c.fail(f"a string of {key} needs {size} bytes, {end - at} are left", at)
-        out.append(str(data[at : at + size], "utf-8", "replace"))
+        if 5 * size > room:  # also where the strings before this one have left less than nothing
+            raise c.fail(f"{key} needs more memory than a header of this file may take", at)
+        text = data[at : at + size].tobytes().decode("utf-8", "replace")
+        room -= sizeof(text) + 16
+        out.append(text)
         at += size
-    c.at = at
+    c.at, c.room = at, max(0, room)
     return out
 
 
 def _metadata(c: _Cursor, n: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for _ in range(n):
-        key = c.text("a metadata key", MAX_KEY)
+        at = c.at
+        key = c.name("a metadata key", MAX_KEY)
+        shown = key if len(key) <= 80 else key[:77] + "..."
         if key in out:
-            raise c.fail(f"the metadata key {key!r} appears twice")
-        out[key] = _value(c, c.number("I", f"type of {key}"), key)
+            raise c.fail(f"the metadata key {shown!r} appears twice", at)
+        c.spend(160, shown)
+        out[key] = _value(c, c.number("I", f"type of {shown}"), shown)
     return out
 
 
 def _tensor(c: _Cursor) -> TensorInfo:
     """One entry of the tensor table; the offset is still relative to the data section."""
-    name = c.text("a tensor name", MAX_TENSOR_NAME)
+    name = c.name("a tensor name", MAX_TENSOR_NAME)
+    c.spend(800, name)
     at = c.at
     dims = c.number("I", f"dimensions of {name}")
     if not 1 <= dims <= MAX_DIMS:
@@ -190,11 +220,14 @@ def _tensor(c: _Cursor) -> TensorInfo:
 def _tensors(c: _Cursor, n: int, alignment: Any) -> dict[str, TensorInfo]:
     found = [_tensor(c) for _ in range(n)]
     if not isinstance(alignment, int) or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise c.fail(f"general.alignment is {alignment!r}, it must be a power of two up to {MAX_ALIGNMENT}")
+        shown = repr(alignment)[:40] if isinstance(alignment, int | float | str) else type(alignment).__name__
+        raise c.fail(f"general.alignment is {shown}, it must be a power of two up to {MAX_ALIGNMENT}")
     start = -(-c.at // alignment) * alignment
     out: dict[str, TensorInfo] = {}
     end = 0
     for t in sorted(found, key=lambda t: t.offset):
+        if t.name in out:
+            raise c.fail(f"the tensor {t.name} appears twice")
         if t.offset % alignment:
             raise c.fail(f"tensor {t.name} begins at {t.offset}, not a multiple of {alignment}")
         if t.offset < end:
@@ -202,8 +235,6 @@ def _tensors(c: _Cursor, n: int, alignment: Any) -> dict[str, TensorInfo]:
         end = t.offset + t.nbytes
         if start + end > len(c.data):
             raise c.fail(f"tensor {t.name} ends at byte {start + end}, the file at {len(c.data)}: it is cut short")
-        if t.name in out:
-            raise c.fail(f"the tensor {t.name} appears twice")
         out[t.name] = TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes)
     return out
 
