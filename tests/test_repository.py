@@ -190,7 +190,7 @@ for name in ("torch", "optuna", "matplotlib"):
     sys.modules[name] = None
 import numpy, typer, rich.progress, pydantic, jinja2, tokenizers, httpx2  # noqa: what they do is their business
 visible = []
-package = os.path.dirname(__import__("gangpao").__file__)
+package = os.path.join(os.path.dirname(__import__("gangpao").__file__), "")
 def watch(event, args):
     if event == "open":
         path, _, flags = args
