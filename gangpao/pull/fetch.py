@@ -260,7 +260,7 @@ class Download:
         # Another source of the same sha256 may go on where the first one stopped; the hash decides at the end.
         self._state = {
             "key": key, "url": remote.url, "etag": etag, "size": size, "segment": self._limits.segment,
-            "done": sorted({int(index) for index in old["done"]}),
+            "done": sorted({index for index in old["done"] if type(index) is int and index >= 0}),
         }  # fmt: skip
 
     def _in_ranges(self, descriptor: int, size: int) -> bool:

