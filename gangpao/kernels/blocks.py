@@ -196,4 +196,5 @@ def dequantize(raw: Bytes, kind: str) -> Floats:
         return raw.view(np.float16).astype(np.float32)
     if kind == "BF16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return _READERS[kind](raw.reshape(-1, block.type_size)).reshape(len(raw), -1)
+    with np.errstate(invalid="ignore", over="ignore"):  # damaged scales: infinities are for the caller to judge
+        return _READERS[kind](raw.reshape(-1, block.type_size)).reshape(len(raw), -1)

@@ -41,6 +41,15 @@ def test_kernels_under_sanitizers(tmp_path):
     start = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; "
     where = start + "import gangpao.kernels._native as n; print(n.__file__)"
     assert str(tmp_path) in run([sys.executable, "-c", where], cwd=tmp_path, env=env)
-    tests = ["tests/kernels/test_kernels.py", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(tmp_path)]
+    tests = [
+        "tests/kernels/test_kernels.py",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(tmp_path),
+    ]
     command = start + f"import pytest; sys.exit(pytest.main({tests!r}))"
     assert "passed" in run([sys.executable, "-c", command], cwd=tmp_path, env=env)
