@@ -1,19 +1,17 @@
 """The command line as a whole: help without imports, exit codes, and `run` in a pipe, over the fake model."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from gangpao import cli
+from tests.child import ROOT, environment
 
-ROOT = Path(__file__).parent.parent
 DRIVER = ROOT / "tests" / "serve" / "fake_cli.py"
 FIELDS = {
     "text", "model", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",
@@ -22,7 +20,7 @@ FIELDS = {
 
 
 def gangpao(*args, stdin=None, replies=("hello",), program=DRIVER, **kw):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_REPLIES": json.dumps(replies)}
+    env = environment(FAKE_REPLIES=json.dumps(replies))
     return subprocess.run(
         [sys.executable, str(program), *args], input=stdin, capture_output=True, env=env, timeout=60, **kw
     )
@@ -37,9 +35,7 @@ def test_help_is_fast_and_imports_no_command():
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        out = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
         times.append(time.perf_counter() - start)
         assert out.returncode == 0
         assert out.stdout.endswith("[]\n")
@@ -139,7 +135,7 @@ def test_run_raw_uses_no_template():
 
 
 def test_a_closed_pipe_is_quiet():
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_REPLIES": json.dumps(["x" * 400]), "FAKE_DELAY": "0.01"}
+    env = environment(FAKE_REPLIES=json.dumps(["x" * 400]), FAKE_DELAY="0.01")
     child = subprocess.Popen(
         [sys.executable, str(DRIVER), "run", "hi"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     )
@@ -151,7 +147,7 @@ def test_a_closed_pipe_is_quiet():
 
 
 def test_ctrl_c_is_130_and_keeps_what_was_printed():
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_REPLIES": json.dumps(["y" * 400]), "FAKE_DELAY": "0.01"}
+    env = environment(FAKE_REPLIES=json.dumps(["y" * 400]), FAKE_DELAY="0.01")
     child = subprocess.Popen(
         [sys.executable, str(DRIVER), "run", "hi"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     )
@@ -177,6 +173,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 def test_old_terminals_get_question_marks():
     out = gangpao("run", "hi", replies=["a山"], program=DRIVER)
     assert out.returncode == 0
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_REPLIES": '["a山"]', "PYTHONIOENCODING": "ascii"}
+    env = environment(FAKE_REPLIES='["a山"]', PYTHONIOENCODING="ascii")
     out = subprocess.run([sys.executable, str(DRIVER), "run", "hi"], capture_output=True, env=env, timeout=60)
     assert (out.returncode, out.stdout) == (0, b"a?\n")

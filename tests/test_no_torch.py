@@ -1,11 +1,11 @@
 """The device half lives without torch and without the lab: every module of it imports where both are forbidden."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.child import environment
 from tests.engine.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -36,9 +36,12 @@ def device_modules() -> list[str]:
 
 
 def run(code: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     out = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FORBID + code], capture_output=True, text=True, env=env, timeout=120
+        [sys.executable, "-W", "error", "-c", FORBID + code],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
     )
     assert out.returncode == 0, out.stderr
     return out.stdout

@@ -1,6 +1,5 @@
 """Memory is estimated before loading: refusals name need, have and ways out, and the estimate is near the truth."""
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from gangpao.engine import admission
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.engine.gguf import GGUF
+from tests.child import environment
 from tests.engine.tiny import CONTEXT, write_tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,9 +94,14 @@ for line in open("/proc/self/status"):
         ("smollm2-135m", 512, "f16"),
         ("smollm2-135m", 2048, "f16"),
         ("smollm2-135m", 2048, "int8"),
+        ("smollm2-135m", 4096, "int8"),
         ("qwen2.5-coder-0.5b", 512, "f16"),
+        ("qwen2.5-coder-0.5b", 1024, "int8"),
+        pytest.param("smollm2-135m", 8192, "f16", marks=pytest.mark.slow),
         pytest.param("qwen2.5-coder-0.5b", 4096, "f16", marks=pytest.mark.slow),
+        pytest.param("qwen2.5-coder-0.5b", 8192, "int8", marks=pytest.mark.slow),
         pytest.param("qwen2.5-coder-1.5b", 1024, "f16", marks=pytest.mark.slow),
+        pytest.param("qwen2.5-coder-1.5b", 4096, "f16", marks=pytest.mark.slow),
         pytest.param("qwen2.5-coder-1.5b", 2048, "int8", marks=pytest.mark.slow),
     ],
 )
@@ -104,6 +109,6 @@ def test_the_estimate_is_within_a_tenth_of_what_is_taken(model_path, name, conte
     path = model_path(name)
     out = subprocess.run(
         [sys.executable, "-c", MEASURE, str(path), str(context), kv], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+        env=environment(), check=True,
     )  # fmt: skip
     assert need(path, context, kv).total == pytest.approx(int(out.stdout), rel=0.1)

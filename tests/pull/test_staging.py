@@ -15,6 +15,7 @@ import pytest
 from gangpao import catalog
 from gangpao.log import Progress, show_seconds
 from gangpao.pull import PullError, fetch, staging
+from tests.child import environment
 from tests.pull.fakes import DATA, SEGMENT, SHA, Notes, get, visible
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,8 +35,7 @@ pull("tiny", jobs=2, progress=Progress(), limits=Limits(segment=65536, backoff_s
 def test_a_pull_that_is_killed_goes_on_later(world, hub, number):
     store = world()
     hub.rule = lambda r: {"step": 4096, "pause": 0.01} if r.headers.get("Range") != "bytes=0-0" else None
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, "-c", CHILD], env=env, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", CHILD], env=environment(), stderr=subprocess.PIPE, text=True)
     state = catalog.staging_of("tiny") / "ranges-tiny.gguf.json"
     deadline = time.monotonic() + 20
     while len(staging.load_state(state).get("done", [])) < 3:

@@ -19,6 +19,7 @@ import pytest
 from gangpao.engine.sample import SamplingParams
 from gangpao.serve import loading
 from gangpao.serve.terminal import Chat, read_question
+from tests.child import environment
 from tests.engine.fakes import fake_engine
 from tests.engine.tiny import write_tiny
 
@@ -32,10 +33,13 @@ class Terminal:
     def __init__(self, tmp_path, *args, replies=("hello",), delay=0.0):
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
-        env = {
-            **os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path / "state"),
-            "FAKE_DELAY": str(delay), "FAKE_TTY": "1", "HOME": str(tmp_path),
-        }  # fmt: skip
+        env = environment(
+            TERM="xterm",
+            XDG_STATE_HOME=str(tmp_path / "state"),
+            FAKE_DELAY=str(delay),
+            FAKE_TTY="1",
+            HOME=str(tmp_path),
+        )
         if replies:
             env["FAKE_REPLIES"] = json.dumps(replies)
         self.child = subprocess.Popen(
@@ -204,7 +208,7 @@ def test_the_real_engine_is_interrupted_and_goes_on(terminal, tmp_path):
 def test_without_a_terminal_one_question_is_answered(tmp_path):
     out = subprocess.run(
         [sys.executable, str(DRIVER), "chat"], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "FAKE_REPLIES": '["Il fait beau."]'}, timeout=30,
+        env=environment(FAKE_REPLIES='["Il fait beau."]'), timeout=30,
     )  # fmt: skip
     assert out.returncode == 0
     assert out.stderr == ""
