@@ -35,20 +35,17 @@ class _Buffers:
     def __init__(self, c: ModelConfig, w: Weights) -> None:
         q_rows, kv_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
 
-        def inputs(rows: int, cols: int, linears: Sequence[kernels.Linear]) -> kernels.Activation:
-            return kernels.Activation(rows, cols, any(x.needs_float for x in linears))
-
         self.hidden = kernels.Array(CHUNK, c.hidden_size)
         self.qkv = kernels.Array(CHUNK, q_rows + 2 * kv_rows)
         self.gate_up = kernels.Array(CHUNK, 2 * c.intermediate_size)
         self.attended = kernels.Array(CHUNK, q_rows)
         self.cos = kernels.Array(CHUNK, max(1, c.rope_dim // 2))
         self.sin = kernels.Array(CHUNK, max(1, c.rope_dim // 2))
-        self.normed = inputs(CHUNK, c.hidden_size, [x for y in w.layers for x in (y.qkv, y.gate_up)])
-        self.heads = inputs(CHUNK, q_rows, [y.o for y in w.layers])
-        self.gated = inputs(CHUNK, c.intermediate_size, [y.down for y in w.layers])
+        self.normed = kernels.Activation(CHUNK, c.hidden_size, [x for y in w.layers for x in (y.qkv, y.gate_up)])
+        self.heads = kernels.Activation(CHUNK, q_rows, [y.o for y in w.layers])
+        self.gated = kernels.Activation(CHUNK, c.intermediate_size, [y.down for y in w.layers])
         self.final = kernels.Array(LOGIT_ROWS, c.hidden_size)
-        self.final_normed = inputs(LOGIT_ROWS, c.hidden_size, [w.head])
+        self.final_normed = kernels.Activation(LOGIT_ROWS, c.hidden_size, [w.head])
         self.logits = kernels.Array(LOGIT_ROWS, c.vocab_size)
         self.hidden_view, self.final_view, self.logits_view = (
             x.numpy() for x in (self.hidden, self.final, self.logits)

@@ -47,19 +47,26 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """A packed matrix taken apart: values [R, C] and, for every half block of 16 columns, scale and minimum [R, C / 16].
+    """A packed matrix taken apart: w = d * scale * value - dmin * minimum.
 
-    w = scale * (value - zero) - min, with the zero point already off `values`.
+    `values` [R, C] with the zero point already off; integer `scale` and `minimum` of every half block of 16 columns [R, C / 16];
+    floats `d` and `dmin` of every group of columns whose activations share a scale: superblock or block [R, groups].
+    The F16 styles have their scales in `d`, with 1 as the integer.
     """
 
     values: Ints
-    scale: Floats
-    minimum: Floats
+    scale: Ints
+    minimum: Ints
+    d: Floats
+    dmin: Floats
 
     def weights(self) -> Floats:
         """The matrix as float32 [R, C]."""
-        wide = [np.repeat(x, 16, axis=1) for x in (self.scale, self.minimum)]
-        return (wide[0] * self.values.astype(np.float32) - wide[1]).astype(np.float32)
+        cols = self.values.shape[1]
+        d, dmin = (np.repeat(x, cols // x.shape[1], axis=1) for x in (self.d, self.dmin))
+        scale, minimum = (np.repeat(x, 16, axis=1) for x in (self.scale, self.minimum))
+        out: Floats = d * (scale * self.values).astype(np.float32) - dmin * minimum.astype(np.float32)
+        return out
 
 
 def header_bytes(style: str, blocks: int) -> int:
@@ -74,54 +81,47 @@ def unpack_panels(packed: bytes, kind: str, rows: int, cols: int) -> Panels:
     panels = (rows + PANEL_ROWS - 1) // PANEL_ROWS
     data = np.frombuffer(packed, dtype=np.uint8).reshape(panels, -1)
     values = np.zeros((panels, PANEL_ROWS, cols), dtype=np.int64)
-    scale = np.zeros((panels, PANEL_ROWS, cols // 16), dtype=np.float32)
-    minimum = np.zeros_like(scale)
+    headers = []
     at, blocks = 0, cols // BLOCK
     for first in range(0, blocks, SUPER):
         n = min(SUPER, blocks - first)
         size = header_bytes(f.style, n)
-        half = slice(2 * first, 2 * (first + n))
-        scale[:, :, half], minimum[:, :, half] = _header(data[:, at : at + size], f.style, n)
+        headers.append(_header(data[:, at : at + size], f.style, n))
         at += size
         for b in range(first, first + n):
             values[:, :, b * BLOCK : (b + 1) * BLOCK] = _values(data[:, at : at + 64 * f.bits], f.bits) - f.zero
             at += 64 * f.bits
     if at != data.shape[1]:
         raise ValueError(f"{kind} [{rows}, {cols}]: {data.shape[1]} bytes a panel, the format says {at}")
-
-    def flat(x: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        return x.reshape(panels * PANEL_ROWS, -1)[:rows]
-
-    return Panels(flat(values), flat(scale), flat(minimum))  # type: ignore[arg-type]
+    parts = [values, *(np.concatenate(x, axis=-1) for x in zip(*headers, strict=True))]
+    return Panels(*(x.reshape(panels * PANEL_ROWS, -1)[:rows] for x in parts))
 
 
-def _header(h: Bytes, style: str, blocks: int) -> tuple[Floats, Floats]:
-    """Scales and minima of every half block, both [panels, 16 rows, 2 * blocks]."""
+def _header(h: Bytes, style: str, blocks: int) -> tuple[Ints, Ints, Floats, Floats]:
+    """`scale`, `minimum`, `d` and `dmin` of Panels for one superblock, each [panels, 16 rows, ...]."""
 
-    def f16(offset: int) -> Floats:
-        return np.ascontiguousarray(h[:, offset : offset + 32]).view(np.float16).astype(np.float32)
+    def f16(*offsets: int) -> Floats:
+        columns = [np.ascontiguousarray(h[:, i : i + 32]).view(np.float16).astype(np.float32) for i in offsets]
+        return np.stack(columns, axis=-1)
 
-    def column(offset: int) -> Floats:
-        return h[:, offset : offset + 16].astype(np.float32)
+    def integers(offsets: range, repeat: int) -> Ints:
+        columns = [h[:, i : i + 16].astype(np.int64) for i in offsets]
+        return np.repeat(np.stack(columns, axis=-1), repeat, axis=-1)
 
-    scales, minima = [], []
-    zero = np.zeros((len(h), PANEL_ROWS), dtype=np.float32)
-    for i in range(2 * blocks):
-        b = i // 2
-        if style == "F16":
-            s, m = f16(32 * b), zero
-        elif style == "F16_MIN":
-            s, m = f16(64 * b), -f16(64 * b + 32)
-        elif style == "K":
-            s, m = f16(0) * column(64 + 32 * b), f16(32) * column(64 + 32 * b + 16)
-        elif style == "K16":
-            s, m = f16(0) * h[:, 64 + 16 * i : 80 + 16 * i].view(np.int8).astype(np.float32), zero
-        else:
-            both = h[:, 64 + 16 * i : 80 + 16 * i]
-            s, m = f16(0) * (both & 15).astype(np.float32), f16(32) * (both >> 4).astype(np.float32)
-        scales.append(s)
-        minima.append(m)
-    return np.stack(scales, axis=-1), np.stack(minima, axis=-1)
+    if style in ("F16", "F16_MIN"):
+        step = 32 if style == "F16" else 64
+        d = f16(*(step * b for b in range(blocks)))
+        dmin = -f16(*(step * b + 32 for b in range(blocks))) if style == "F16_MIN" else np.zeros_like(d)
+        ones = np.ones((len(h), PANEL_ROWS, 2 * blocks), dtype=np.int64)
+        return ones, ones, d, dmin
+    if style == "K":
+        end = 64 + 32 * blocks
+        return integers(range(64, end, 32), 2), integers(range(80, end, 32), 2), f16(0), f16(32)
+    scale = integers(range(64, 64 + 32 * blocks, 16), 1)
+    if style == "K16":
+        signed = scale.astype(np.uint8).view(np.int8).astype(np.int64)
+        return signed, np.zeros_like(scale), f16(0), np.zeros_like(f16(0))
+    return scale & 15, scale >> 4, f16(0), f16(32)
 
 
 def _values(q: Bytes, bits: int) -> Ints:
@@ -145,12 +145,12 @@ def _values(q: Bytes, bits: int) -> Ints:
     return np.concatenate(groups, axis=-1)
 
 
-def quantize(x: Floats) -> tuple[Ints, Floats]:
-    """Activations [T, C] to int8 values [T, C] and one scale for 32 columns [T, C / 32]."""
-    blocks = x.reshape(len(x), -1, BLOCK)
-    top = np.abs(blocks).max(axis=-1)
+def quantize(x: Floats, group: int = BLOCK) -> tuple[Ints, Floats]:
+    """Activations [T, C] to int8 values [T, C] and one scale for `group` columns [T, C / group]."""
+    parts = x.reshape(len(x), -1, group)
+    top = np.abs(parts).max(axis=-1)
     inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
-    q = np.rint(blocks * inverse[..., None]).astype(np.int64)
+    q = np.rint(parts * inverse[..., None]).astype(np.int64)
     return q.reshape(x.shape), (top / np.float32(127)).astype(np.float32)
 
 
@@ -159,20 +159,26 @@ def _fma(a: Floats, b: Floats, c: Floats) -> Floats:
     return out
 
 
-def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
-    """Quantized activations times packed weights, [T, R]: block after block, integers first, then one scale.
+def group_of(style: str) -> int:
+    """Columns that share a scale of activations."""
+    return BLOCK * SUPER if style.startswith("K") else BLOCK
 
-    Styles with half blocks scale every 16 columns; minima meet the sum of the activations of their block.
+
+def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
+    """Quantized activations times packed weights, [T, R]: group after group, integers first, then one float step.
+
+    Minima meet the sum of the activations of their block or half block. K styles have integer scales and minima, times
+    two floats of the superblock; everything but these is summed in integers.
     """
-    step = 16 if style.startswith("K16") else BLOCK
     out = np.zeros((len(q), len(w.values)), dtype=np.float32)
-    for c in range(0, q.shape[1], step):
-        half, block = c // 16, c // BLOCK
-        dot = (q[:, c : c + step] @ w.values[:, c : c + step].T).astype(np.float32)
-        out = _fma(dot, w.scale[None, :, half] * scale[:, block, None], out)
-        total = scale[:, block, None] * q[:, c : c + step].sum(axis=1, keepdims=True).astype(np.float32)
-        if style in ("F16_MIN", "K", "K16_MIN"):
-            out = _fma(-w.minimum[None, :, half], total.astype(np.float32), out)
+    step, minima = group_of(style), style in ("F16_MIN", "K", "K16_MIN")
+    for g, c in enumerate(range(0, q.shape[1], step)):
+        x, weights, halves = q[:, c : c + step], w.values[:, c : c + step], slice(c // 16, (c + step) // 16)
+        total = (x @ (weights * np.repeat(w.scale[:, halves], 16, axis=1)).T).astype(np.float32)
+        out = _fma(total, w.d[:, g] * scale[:, g, None], out)
+        if minima:
+            below = (x.reshape(len(x), -1, 16).sum(axis=-1) @ w.minimum[:, halves].T).astype(np.float32)
+            out = _fma(-below, w.dmin[:, g] * scale[:, g, None], out)
     return out
 
 

@@ -129,7 +129,7 @@ def test_int8_cache_is_close_to_f16(mixed):
     a = mixed.forward(IDS[:100], mixed.new_cache(100, "f16"))
     b = mixed.forward(IDS[:100], mixed.new_cache(100, "int8"))
     assert not np.array_equal(a, b)
-    assert np.abs(a - b).max() < 0.05 * np.abs(a).max()
+    assert np.abs(a - b).max() < 0.08 * np.abs(a).max()
 
 
 def test_two_caches_do_not_disturb_each_other(mixed):

@@ -24,11 +24,11 @@ def packed(kind, raw, rows, cols, order=None):
     return kernels.pack(raw.reshape(-1), kind, rows, cols, order, kernels.Arena())
 
 
-def run_linear(layer, x, *, keep_float=False):
+def run_linear(layer, x):
     n, cols = x.shape
     rows = kernels.Array(n, cols)
     rows.numpy()[:] = x
-    acts = kernels.Activation(n, cols, keep_float)
+    acts = kernels.Activation(n, cols, [layer])
     out = kernels.Array(n, layer.rows)
     kernels.quantize(rows, n, acts)
     kernels.linear(layer, acts, out)
@@ -74,9 +74,10 @@ def test_linear_is_the_reference(kind):
         raw = random_rows(rng, kind, 40, cols)
         matrix = packed(kind, raw, 40, cols)
         x = rng.normal(size=(5, cols)).astype(np.float32)
-        q, scale = reference.quantize(x)
+        style = reference.FORMATS[kind].style
+        q, scale = reference.quantize(x, reference.group_of(style))
         panels = reference.unpack_panels(matrix.bytes(), kind, 40, cols)
-        expected = reference.linear(panels, reference.FORMATS[kind].style, q, scale)
+        expected = reference.linear(panels, style, q, scale)
         for isa in kernels.available_isas():
             kernels.set_isa(isa)
             got = run_linear(kernels.Linear([matrix]), x)
@@ -135,11 +136,11 @@ def test_float_weights(kind):
     expected = None
     for isa in kernels.available_isas():
         kernels.set_isa(isa)
-        got = run_linear(layer, x, keep_float=True)
+        got = run_linear(layer, x)
         np.testing.assert_allclose(got, x @ w.T, rtol=1e-5, atol=1e-5)
         expected = got if expected is None else expected
         assert np.array_equal(got, expected)
-        assert np.array_equal(run_linear(layer, x[:1], keep_float=True), expected[:1])
+        assert np.array_equal(run_linear(layer, x[:1]), expected[:1])
 
 
 def test_bias_and_addition():
@@ -150,7 +151,8 @@ def test_bias_and_addition():
     bias = rng.normal(size=24).astype(np.float32)
     matrix.set_bias(bias)
     np.testing.assert_allclose(run_linear(kernels.Linear([matrix]), x), plain + bias, rtol=1e-6, atol=1e-6)
-    acts, rows, out = kernels.Activation(3, 64, False), kernels.Array(3, 64), kernels.Array(3, 24)
+    acts = kernels.Activation(3, 64, [kernels.Linear([matrix])])
+    rows, out = kernels.Array(3, 64), kernels.Array(3, 24)
     rows.numpy()[:] = x
     kernels.quantize(rows, 3, acts)
     out.numpy()[:] = 1.0
@@ -161,25 +163,48 @@ def test_bias_and_addition():
 @pytest.mark.parametrize("n", [1, 5, 40])
 def test_norm_swiglu_and_quantization(n):
     rng = np.random.default_rng(7)
-    x = (rng.normal(size=(n, 96)) * np.exp(rng.normal(size=(n, 1)) * 4)).astype(np.float32)
+    cols = 512
+    x = (rng.normal(size=(n, cols)) * np.exp(rng.normal(size=(n, 1)) * 4)).astype(np.float32)
     x[0, 32:64] = 0.0
-    weight = rng.normal(size=(1, 96)).astype(np.float32)
-    a, w, g = kernels.Array(n, 96), kernels.Array(1, 96), kernels.Array(n, 192)
-    gate_up = (rng.normal(size=(n, 192)) * 10).astype(np.float32)
+    x[-1, 256:] = 0.0
+    weight = rng.normal(size=(1, cols)).astype(np.float32)
+    a, w, g = kernels.Array(n, cols), kernels.Array(1, cols), kernels.Array(n, 2 * cols)
+    gate_up = (rng.normal(size=(n, 2 * cols)) * 10).astype(np.float32)
     a.numpy()[:], w.numpy()[:], g.numpy()[:] = x, weight, gate_up
+    readers = [kernels.Linear([packed(k, random_rows(rng, k, 16, cols), 16, cols)]) for k in ("Q8_0", "Q4_K")]
     first = None
     for isa in kernels.available_isas():
         kernels.set_isa(isa)
-        normed, gated = kernels.Activation(n, 96, True), kernels.Activation(n, 96, True)
+        normed, gated = (kernels.Activation(n, cols, readers, keep_float=True) for _ in range(2))
         kernels.rmsnorm(a, n, w, 1e-5, normed)
         kernels.swiglu(g, n, gated)
         np.testing.assert_allclose(normed.floats(), reference.rmsnorm(x, weight, 1e-5), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(gated.floats(), reference.swiglu(gate_up), rtol=1e-5, atol=1e-6)
-        q, scale = reference.quantize(np.ascontiguousarray(normed.floats()))
-        np.testing.assert_allclose(normed.dequantized(), q * np.repeat(scale, 32, axis=1), rtol=1e-6, atol=1e-7)
-        now = [normed.floats().copy(), gated.floats().copy(), normed.dequantized(), gated.dequantized()]
+        now = [normed.floats().copy(), gated.floats().copy()]
+        for group in (32, 256):
+            q, scale = reference.quantize(np.ascontiguousarray(normed.floats()), group)
+            np.testing.assert_allclose(
+                normed.dequantized(group), q * np.repeat(scale, group, axis=1), rtol=1e-6, atol=1e-7
+            )
+            now += [normed.dequantized(group), gated.dequantized(group)]
         first = first or now
         assert all(np.array_equal(x, y) for x, y in zip(now, first, strict=True)), isa
+
+
+def test_an_activation_keeps_what_its_readers_need():
+    rng = np.random.default_rng(10)
+    q8, q4k = (kernels.Linear([packed(k, random_rows(rng, k, 16, 256), 16, 256)]) for k in ("Q8_0", "Q4_K"))
+    rows, out = kernels.Array(1, 256), kernels.Array(1, 16)
+    for keeps, lacks in [(q8, q4k), (q4k, q8)]:
+        acts = kernels.Activation(1, 256, [keeps])
+        kernels.quantize(rows, 1, acts)
+        kernels.linear(keeps, acts, out)
+        with pytest.raises(ValueError, match="form"):
+            kernels.linear(lacks, acts, out)
+        with pytest.raises(ValueError, match="floats"):
+            acts.floats()
+    with pytest.raises(ValueError, match="columns"):
+        kernels.Activation(1, 64, [q8])
 
 
 def attention_case(rng, heads, kv_heads, head_dim, rope_dim, norms):
@@ -195,7 +220,7 @@ def run_attention(spec, cache, qkv, cos, sin, start, heads, head_dim):
     n = len(qkv)
     rows, c, s = kernels.Array(n, qkv.shape[1]), kernels.Array(n, cos.shape[1]), kernels.Array(n, cos.shape[1])
     rows.numpy()[:], c.numpy()[:], s.numpy()[:] = qkv, cos, sin
-    result, out = kernels.Array(n, heads * head_dim), kernels.Activation(n, heads * head_dim, True)
+    result, out = kernels.Array(n, heads * head_dim), kernels.Activation(n, heads * head_dim, [], keep_float=True)
     kernels.rope_append(rows, n, spec, c, s, cache, 1, start)
     kernels.attend(rows, n, spec, cache, 1, start, result, out)
     return out.floats().copy()
@@ -249,7 +274,7 @@ def test_kernels_refuse_wrong_shapes():
     with pytest.raises(ValueError, match="not available"):
         kernels.set_isa("sse9")
     with pytest.raises(ValueError, match="more tokens"):
-        kernels.quantize(kernels.Array(40, 32), 40, kernels.Activation(16, 32, False))
+        kernels.quantize(kernels.Array(40, 32), 40, kernels.Activation(16, 32, []))
 
 
 def test_many_threads_finish():

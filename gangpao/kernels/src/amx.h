@@ -1,7 +1,8 @@
-// Matrix product of token tiles with unpacked panels on AMX (int8). A block of 32 columns is one tile product; its 16 x 16
-// integers go through L1 to be scaled in the same float order as everywhere else. Two panels and two tiles of 16
-// tokens share what they load, because loading tiles costs more than multiplying them. The products of the next steps are
-// issued between the scalings of the current ones, so that the tile unit and the vector unit work at the same time.
+// Matrix products of token tiles with unpacked panels on AMX (int8): what both kinds of styles share, and the F16 styles.
+//
+// Tile loads from L2 cost more than the products, so a superblock of weights stays in L1 while all tokens pass by, and each tile
+// of tokens meets two panels. Float sums therefore live in memory, [panel][token][16 rows]. Integers go from tiles through L1 to
+// be scaled in the same float order as everywhere else, while the tile unit is busy with the next product.
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -9,7 +10,7 @@ struct TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0..3: sums (16 tokens x 16 rows); 4, 5: activations; 6, 7: weights; `k` columns at once.
+// Tiles 0..3: sums (16 tokens x 16 rows); with k = 32 columns at once 4, 5: activations, 6, 7: weights; with k = 64 all are alike.
 static void tile_setup(int k) {
   static thread_local int current = 0;
   if (current == k) return;
@@ -23,97 +24,81 @@ static void tile_setup(int k) {
   current = k;
 }
 
-using Sums = int32_t[4][256];  // tile 2 * panel + token tile
+constexpr int kTile = 16;  // tokens
 
-// One step of k columns: P panels x Q token tiles.
-template <int P, int Q>
-static inline void tile_products(const uint8_t* w0, const uint8_t* w1, const int8_t* x, int stride, Sums& to) {
-  _tile_loadd(6, w0, 64);
-  _tile_loadd(4, x, stride);
-  _tile_zero(0);
-  _tile_dpbssd(0, 4, 6);
-  if constexpr (Q == 2) {
-    _tile_loadd(5, x + size_t(16) * stride, stride);
+// Asks for the columns that the next tile of tokens will load.
+static inline void prefetch_tile(const int8_t* x, int stride) {
+  for (int t = 0; t < kTile; ++t) __builtin_prefetch(x + size_t(kTile + t) * stride);
+}
+
+static void finish_tiles(const Packed& w, const Out& out, int panel, int panels, int n, const float* acc, int padded) {
+  for (int p = 0; p < panels; ++p)
+    for (int t = 0; t < n; ++t) finish(w, out, panel + p, t, fload(acc + (size_t(p) * padded + t) * 16));
+}
+
+// One block of 32 columns; `odd` products use other tiles, so that two are under way. (The intrinsics want literal numbers.)
+static inline void block_product(bool odd, const uint8_t* w, const int8_t* x, int stride, int32_t* sums) {
+  if (odd) {
+    _tile_loadd(7, w, 64);
+    _tile_loadd(5, x, stride);
     _tile_zero(1);
-    _tile_dpbssd(1, 5, 6);
+    _tile_dpbssd(1, 5, 7);
+    _tile_stored(1, sums, 64);
+  } else {
+    _tile_loadd(6, w, 64);
+    _tile_loadd(4, x, stride);
+    _tile_zero(0);
+    _tile_dpbssd(0, 4, 6);
+    _tile_stored(0, sums, 64);
   }
-  if constexpr (P == 2) {
-    _tile_loadd(7, w1, 64);
-    _tile_zero(2);
-    _tile_dpbssd(2, 4, 7);
-  }
-  if constexpr (P == 2 && Q == 2) {
-    _tile_zero(3);
-    _tile_dpbssd(3, 5, 7);
-  }
-  // Stores last: one right behind its product would hold up the products that follow.
-  _tile_stored(0, to[0], 64);
-  if constexpr (Q == 2) _tile_stored(1, to[1], 64);
-  if constexpr (P == 2) _tile_stored(2, to[2], 64);
-  if constexpr (P == 2 && Q == 2) _tile_stored(3, to[3], 64);
 }
 
-// Adds `n` steps of one tile to its float sums. acc is [16 tokens][16 rows].
 template <Style S>
-static inline void tile_scale(const Sums* sums, int tile, int step, int n, const Scratch& u, const Acts& a, int token,
-                              float* sum_rows) {
-  constexpr int parts = halves(S) ? 2 : 1;
-  F acc[16];
-  for (int t = 0; t < 16; ++t) acc[t] = fload(sum_rows + 16 * t);
-  for (int i = 0; i < n; ++i) {
-    int b = (step + i) / parts, h = (step + i) % parts;
-    const float* xs = a.scale + size_t(b) * a.token_stride + token;
-    F scale = fload(u.scale + size_t(b) * 32 + 16 * h);
-    const int32_t* c = sums[i][tile];
-    if constexpr (has_min(S)) {
-      F min = fload(u.min + size_t(b) * 32 + 16 * h);
-      const float* xsum = a.sum + size_t(b) * a.token_stride + token;
-      const int32_t* half = a.isum + size_t(2 * b + h) * a.token_stride + token;
-      for (int t = 0; t < 16; ++t) {
-        acc[t] = fma(tofloat(iload(c + 16 * t)), mul(scale, fset(xs[t])), acc[t]);
-        acc[t] = fnma(min, fset(S == Style::K16_MIN ? xs[t] * float(half[t]) : xsum[t]), acc[t]);
-      }
-    } else {
-      for (int t = 0; t < 16; ++t) acc[t] = fma(tofloat(iload(c + 16 * t)), mul(scale, fset(xs[t])), acc[t]);
-    }
+static inline void scale_block(const int32_t* sums, const Scratch& u, const Quants& x, int block, int token, F* acc) {
+  size_t at = size_t(block) * x.token_stride + token;
+  F scale = fload(u.scale + size_t(block) * 16);
+  for (int t = 0; t < kTile; ++t) acc[t] = fma(tofloat(iload(sums + 16 * t)), mul(scale, fset(x.scale[at + t])), acc[t]);
+  if constexpr (has_min(S)) {
+    F min = fload(u.min + size_t(block) * 16);
+    for (int t = 0; t < kTile; ++t) acc[t] = fnma(min, fset(x.sum[at + t]), acc[t]);
   }
-  for (int t = 0; t < 16; ++t) fstore(sum_rows + 16 * t, acc[t]);
 }
 
-template <Style S, int P, int Q>
-static void tiles_amx(const Packed& w, const Scratch* u, const Acts& a, const Out& out, int panel, int token) {
-  constexpr int k = halves(S) ? kBlock / 2 : kBlock;
-  constexpr int kDepth = 2;
-  tile_setup(k);
-  alignas(64) Sums sums[2][kDepth];
-  alignas(64) float acc[4][256] = {};
-  const int8_t* x = a.q + size_t(token) * a.q_stride;
-  int steps = w.cols / k;  // even: a block count of one half-block style is whole superblocks
-  auto issue = [&](int step, Sums& to) {
-    tile_products<P, Q>(u[0].bytes + size_t(step) * k * 16, u[P - 1].bytes + size_t(step) * k * 16, x + step * k, a.q_stride, to);
+// One superblock of `blocks` blocks: all tokens, P panels; products run two ahead of their scaling, block fastest.
+template <Style S, int P>
+static void super_amx(const Scratch* u, const Acts& a, int first, int blocks, float* sums_of) {
+  const Quants& x = a.blocks;
+  int tiles = (a.n + kTile - 1) / kTile, issued = 0, last = tiles * P * blocks;
+  alignas(64) int32_t sums[4][256];
+  int tile = 0, panel = 0, block = 0;
+  auto issue = [&] {
+    if (issued >= last) return;
+    const uint8_t* w = u[panel].bytes + size_t(first + block) * 512;
+    const int8_t* q = x.q + size_t(tile) * kTile * x.q_stride + (first + block) * kBlock;
+    block_product(issued & 1, w, q, x.q_stride, sums[issued & 3]);
+    if (panel == 0 && block % 2 == 0) prefetch_tile(q, x.q_stride);
+    ++issued;
+    if (++block == blocks) block = 0, panel = panel + 1 == P ? ++tile, 0 : panel + 1;
   };
-  for (int i = 0; i < kDepth && i < steps; ++i) issue(i, sums[0][i]);
-  for (int s = 0, turn = 0; s < steps; s += kDepth, turn ^= 1) {
-    int n = std::min(kDepth, steps - s);
-    for (int p = 0, next = s + kDepth; p < P; ++p)
-      for (int q = 0; q < Q; ++q) {
-        int i = 2 * p + q;
-        // Two of the tiles are each followed by one of the next steps; with fewer tiles the rest follows below.
-        tile_scale<S>(sums[turn], i, s, n, u[p], a, token + 16 * q, acc[i]);
-        if (next < std::min(s + 2 * kDepth, steps) && (P * Q < 4 || q == 0)) issue(next, sums[turn ^ 1][next - s - kDepth]), ++next;
-        if (p == P - 1 && q == Q - 1)
-          for (; next < std::min(s + 2 * kDepth, steps); ++next) issue(next, sums[turn ^ 1][next - s - kDepth]);
+  issue(), issue();
+  for (int t = 0, i = 0; t < tiles; ++t)
+    for (int p = 0; p < P; ++p) {
+      float* rows = sums_of + (size_t(p) * tiles + t) * 256;
+      F acc[kTile];
+      for (int j = 0; j < kTile; ++j) acc[j] = fload(rows + 16 * j);
+      for (int b = 0; b < blocks; ++b, ++i) {
+        issue();
+        scale_block<S>(sums[i & 3], u[p], x, first + b, t * kTile, acc);
       }
-  }
-  for (int p = 0; p < P; ++p)
-    for (int q = 0; q < Q; ++q)
-      for (int t = 0; t < 16 && token + 16 * q + t < a.n; ++t)
-        finish(w, out, panel + p, token + 16 * q + t, fload(acc[2 * p + q] + 16 * t));
+      for (int j = 0; j < kTile; ++j) fstore(rows + 16 * j, acc[j]);
+    }
 }
 
 template <Style S, int P>
-static void panels_amx(const Packed& w, const Scratch* u, const Acts& a, const Out& out, int panel) {
-  int t = 0;
-  for (; t + 16 < a.n; t += 32) tiles_amx<S, P, 2>(w, u, a, out, panel, t);
-  if (t < a.n) tiles_amx<S, P, 1>(w, u, a, out, panel, t);
+static void panels_amx(const Packed& w, const Scratch* u, const Acts& a, const Out& out, int panel, float* acc) {
+  tile_setup(kBlock);
+  int padded = (a.n + kTile - 1) / kTile * kTile, blocks = w.cols / kBlock;
+  std::memset(acc, 0, size_t(P) * padded * 16 * sizeof(float));
+  for (int b = 0; b < blocks; b += kSuper) super_amx<S, P>(u, a, b, std::min(kSuper, blocks - b), acc);
+  finish_tiles(w, out, panel, P, a.n, acc, padded);
 }

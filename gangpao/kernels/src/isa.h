@@ -18,19 +18,13 @@ struct AttentionShape {
   float eps, scale;
 };
 
-struct QuantTarget {
-  int8_t* q;
-  int q_stride, token_stride;
-  float *scale, *sum;
-  int32_t* isum;
-};
-
 struct Kernels {
   const char* name;
   void (*linear)(const Packed&, const Acts&, const Out&, int begin, int end, uint8_t* scratch);
-  size_t (*scratch_bytes)(int cols);
+  size_t (*scratch_bytes)(int cols, int tokens);
   void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* out);
-  void (*quantize)(const float* x, int cols, const QuantTarget&, int token);
+  void (*quantize_blocks)(const float* x, int cols, const Quants&, int token);
+  void (*quantize_supers)(const float* x, int cols, const Quants&, int token);
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
   void (*rope_append)(float* row, const AttentionShape&, const float* cos, const float* sin, int position, const HeadCache*);
   // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each.

@@ -2,6 +2,12 @@
 // instruction set can be linked into another.
 #include "unpack.h"
 #include "linear.h"
+#include "linear_k.h"
+#ifdef GANGPAO_AMX
+#include "amx.h"
+#include "amx_k.h"
+#endif
+#include "linear_any.h"
 #include "ops.h"
 #include "attention.h"
 
@@ -18,8 +24,6 @@ static void attend_tokens(const HeadCache& c, const float* q, int q_stride, floa
   attend_group(c, rows, n);
 }
 
-static size_t scratch_size(int cols) { return 2 * Scratch::size(cols); }
-
 constexpr Kernels make_table(const char* name) {
-  return {name, linear_panels, scratch_size, rmsnorm_row, quantize_row, swiglu_row, rope_append_token, attend_tokens};
+  return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row, rope_append_token, attend_tokens};
 }

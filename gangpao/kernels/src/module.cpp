@@ -54,6 +54,19 @@ void set_bias(Matrix& m, const Floats& bias) {
   m.w.bias = m.bias.data();
 }
 
+// The int8 form with a scale for `group` columns, as floats [n, cols].
+nb::ndarray<nb::numpy, float> dequantized(const Activation& a, int group) {
+  const Quants& x = group == kBlock ? a.acts.blocks : a.acts.supers;
+  if ((group != kBlock && group != kSuperColumns) || !x.q)
+    throw std::invalid_argument("this activation keeps no int8 values in groups of " + std::to_string(group));
+  auto r = std::make_shared<Pages>(size_t(a.n) * a.cols * sizeof(float), false);
+  auto* p = reinterpret_cast<float*>(r->data());
+  for (int t = 0; t < a.n; ++t)
+    for (int c = 0; c < a.cols; ++c)
+      p[size_t(t) * a.cols + c] = x.scale[size_t(c / group) * x.token_stride + t] * x.q[size_t(t) * x.q_stride + c];
+  return view(p, a.n, a.cols, a.cols, r);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -63,23 +76,6 @@ NB_MODULE(_native, m) {
       .def_ro("rows", &Array::rows)
       .def_ro("cols", &Array::cols)
       .def("numpy", [](Array& a) { return view(a.data, a.rows, a.cols, a.stride, a.pages); });
-  nb::class_<Activation>(m, "Activation")
-      .def(nb::init<int, int, bool>(), nb::arg("capacity"), nb::arg("cols"), nb::arg("keep_float"))
-      .def_ro("n", &Activation::n)
-      .def_ro("cols", &Activation::cols)
-      .def("floats", [](Activation& a) {
-        if (!a.f) throw std::invalid_argument("this activation keeps no floats");
-        return view(a.f, a.n, a.cols, a.f_stride, a.pages);
-      })
-      .def("dequantized", [](Activation& a) {
-        if (!a.quantized) throw std::invalid_argument("this activation is not quantized");
-        auto r = std::make_shared<Pages>(size_t(a.n) * a.cols * sizeof(float), false);
-        auto* p = reinterpret_cast<float*>(r->data());
-        for (int t = 0; t < a.n; ++t)
-          for (int c = 0; c < a.cols; ++c)
-            p[size_t(t) * a.cols + c] = a.q.scale[size_t(c / kBlock) * a.q.token_stride + t] * a.q.q[size_t(t) * a.q.q_stride + c];
-        return view(p, a.n, a.cols, a.cols, r);
-      });
   nb::class_<Arena>(m, "Arena").def(nb::init<>()).def_prop_ro("nbytes", &Arena::total);
   nb::class_<Matrix>(m, "Matrix")
       .def_prop_ro("rows", [](const Matrix& a) { return a.w.rows; })
@@ -93,8 +89,18 @@ NB_MODULE(_native, m) {
       .def(nb::init<std::vector<std::shared_ptr<Matrix>>>(), nb::arg("parts"))
       .def_ro("rows", &Linear::rows)
       .def_ro("cols", &Linear::cols)
-      .def_ro("nbytes", &Linear::nbytes)
-      .def_ro("needs_float", &Linear::needs_float);
+      .def_ro("nbytes", &Linear::nbytes);
+  nb::class_<Activation>(m, "Activation")
+      .def(nb::init<int, int, const std::vector<std::shared_ptr<Linear>>&, bool>(), nb::arg("capacity"), nb::arg("cols"),
+           nb::arg("readers"), nb::arg("keep_float") = false)
+      .def_ro("n", &Activation::n)
+      .def_ro("cols", &Activation::cols)
+      .def_prop_ro("nbytes", [](const Activation& a) { return a.pages->size(); })
+      .def("floats", [](Activation& a) {
+        if (!a.floats) throw std::invalid_argument("this activation keeps no floats");
+        return view(const_cast<float*>(a.acts.f), a.n, a.cols, a.acts.f_stride, a.pages);
+      })
+      .def("dequantized", &dequantized, nb::arg("group"));
   nb::class_<Cache>(m, "Cache")
       .def(nb::init<int, int, int, int, bool>(), nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"),
            nb::arg("int8"))

@@ -18,22 +18,43 @@ static inline F exp16(F x) {
 }
 
 
+static inline float inverse_of(float top) { return top > 0 ? 127.0f / top : 0.0f; }
+
 // One row to int8 with one scale for 32 columns; cols is a multiple of 32.
-static void quantize_row(const float* x, int cols, const QuantTarget& o, int token) {
+static void quantize_blocks(const float* x, int cols, const Quants& o, int token) {
   int8_t* q = o.q + size_t(token) * o.q_stride;
   for (int b = 0; b < cols / kBlock; ++b, x += kBlock, q += kBlock) {
     F lo = fload(x), hi = fload(x + 16);
     float top = fhmax(fmax(fabs16(lo), fabs16(hi)));
-    float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
-    I a = toint(mul(lo, fset(inverse))), c = toint(mul(hi, fset(inverse)));
+    F inverse = fset(inverse_of(top));
+    I a = toint(mul(lo, inverse)), c = toint(mul(hi, inverse));
     s8store(q, a);
     s8store(q + 16, c);
-    int s0 = isum(a), s1 = isum(c);
+    int sum = isum(iadd(a, c));
     size_t at = size_t(b) * o.token_stride + token;
-    o.scale[at] = scale;
-    o.sum[at] = scale * float(s0 + s1);
-    o.isum[size_t(2 * b) * o.token_stride + token] = s0;
-    o.isum[size_t(2 * b + 1) * o.token_stride + token] = s1;
+    o.scale[at] = top / 127.0f;
+    o.sum[at] = o.scale[at] * float(sum);
+    o.isum[at] = sum;
+  }
+}
+
+// One row to int8 with one scale for 256 columns; cols is a multiple of 256.
+static void quantize_supers(const float* x, int cols, const Quants& o, int token) {
+  int8_t* q = o.q + size_t(token) * o.q_stride;
+  for (int s = 0; s < cols / kSuperColumns; ++s, x += kSuperColumns, q += kSuperColumns) {
+    F most = fabs16(fload(x));
+    for (int i = 16; i < kSuperColumns; i += 16) most = fmax(most, fabs16(fload(x + i)));
+    float top = fhmax(most);
+    F inverse = fset(inverse_of(top));
+    size_t at = size_t(s) * o.token_stride + token;
+    o.scale[at] = top / 127.0f;
+    int16_t* sums = o.sums + at * kSums;
+    for (int h = 0; h < 16; ++h) {
+      I a = toint(mul(fload(x + 16 * h), inverse));
+      s8store(q + 16 * h, a);
+      sums[h] = int16_t(isum(a));
+    }
+    for (int b = 0; b < 8; ++b) sums[16 + b] = int16_t(sums[2 * b] + sums[2 * b + 1]);
   }
 }
 

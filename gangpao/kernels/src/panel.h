@@ -28,6 +28,7 @@ namespace gangpao {
 constexpr int kPanelRows = 16;
 constexpr int kBlock = 32;
 constexpr int kSuper = 8;  // blocks in a full superblock
+constexpr int kSuperColumns = kBlock * kSuper;
 
 enum class Style : int { F16, F16_MIN, K, K16, K16_MIN, FLOAT };
 enum class FloatType : int { F32, F16, BF16 };
@@ -71,17 +72,24 @@ struct Packed {
   int num_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
 };
 
-// Activations of n tokens: float rows and, beside them, int8 with one scale for 32 columns.
-// q is [token][q_stride]; scale, sum and isum are [block][token_stride] so that a tile of tokens is contiguous.
+// Activations as int8 with a scale for each group of columns: x ~ scale * q. Rows are [token][q_stride]; what belongs to a group
+// is [group][token_stride], so that a tile of tokens is contiguous.
+struct Quants {
+  int8_t* q = nullptr;
+  int q_stride = 0, token_stride = 0;
+  float* scale = nullptr;
+  float* sum = nullptr;     // groups of 32: scale * (sum of q)
+  int32_t* isum = nullptr;  // groups of 32: sum of q
+  int16_t* sums = nullptr;  // groups of 256: [group][token_stride][kSums], sums of q over 16 half blocks, then over 8 blocks
+};
+constexpr int kSums = 24;
+
+// The input of a linear layer in the forms that its weights need: F16 styles read groups of 32, K styles groups of 256.
 struct Acts {
   int n = 0, cols = 0;
   const float* f = nullptr;
   int f_stride = 0;
-  const int8_t* q = nullptr;
-  int q_stride = 0, token_stride = 0;
-  const float* scale = nullptr;    // x ~ scale * q
-  const float* sum = nullptr;      // scale * (sum of q over the block)
-  const int32_t* isum = nullptr;   // [2 * block + half][token_stride]: sum of q over 16 columns
+  Quants blocks, supers;
 };
 
 // The result rows of a linear layer.

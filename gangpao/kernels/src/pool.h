@@ -1,8 +1,8 @@
 // Our thread pool: one parallel region per kernel, workers that spin, then yield, then sleep.
 //
-// A job is `items` independent pieces. A ticket (epoch << 32 | next item) hands them out in chunks by compare-and-swap, so a
-// worker that wakes late finds a ticket of another epoch or no items left and harms nothing: nobody waits for a
-// thread that holds no work. Which thread runs an item never changes its result.
+// A job is `items` independent pieces. A ticket (epoch << 32 | next item) hands them out by compare-and-swap, in runs that shrink
+// from half of an equal share down to `chunk`. A worker that wakes late finds a ticket of another epoch or no items left and
+// harms nothing: nobody waits for a thread that holds no work. Which thread runs an item never changes its result.
 #pragma once
 #include <atomic>
 #include <condition_variable>

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <type_traits>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -54,8 +55,7 @@ const Kernels* find_kernels(const std::string& name) {
 
 const char* const kIsaNames[] = {"amx", "avx512", "avx2", "portable"};
 
-// Pieces per thread: enough to even out a slow core, few enough that the counter costs nothing.
-int chunk_for(int items, int threads) { return std::max(1, items / (threads * 8)); }
+constexpr int kPanels = 2;  // smallest piece of a linear layer: AMX takes panels in pairs
 
 }  // namespace
 
@@ -65,37 +65,6 @@ Array::Array(int r, int c) : rows(r), cols(c), stride(round_up(c, 16)) {
   data = reinterpret_cast<float*>(pages->data());
 }
 
-Activation::Activation(int capacity_, int cols_, bool keep)
-    : capacity(round_up(capacity_, kTokenPad)), cols(cols_), keep_float(keep || cols_ % kBlock), quantized(cols_ % kBlock == 0) {
-  require(capacity_ > 0 && cols_ > 0, "Activation: capacity and cols must be positive");
-  size_t blocks = size_t(cols) / kBlock;
-  f_stride = round_up(cols, 16);
-  // An odd number of cache lines between rows keeps 16 rows of a tile out of one another's cache sets.
-  q.q_stride = round_up(cols, 64) + (round_up(cols, 64) / 64 % 2 ? 0 : 64);
-  size_t floats = keep_float ? size_t(capacity) * f_stride * sizeof(float) : 0;
-  size_t bytes = quantized ? size_t(capacity) * q.q_stride : 0;
-  size_t per_block = quantized ? blocks * capacity * sizeof(float) : 0;
-  pages = std::make_shared<Pages>(floats + bytes + 4 * per_block, false);
-  uint8_t* p = pages->data();
-  if (keep_float) f = reinterpret_cast<float*>(p);
-  p += floats;
-  if (!quantized) return;
-  q.q = reinterpret_cast<int8_t*>(p), p += bytes;
-  q.scale = reinterpret_cast<float*>(p), p += per_block;
-  q.sum = reinterpret_cast<float*>(p), p += per_block;
-  q.isum = reinterpret_cast<int32_t*>(p);
-}
-
-void Activation::begin(int tokens) {
-  require(tokens > 0 && tokens <= capacity, "more tokens than this buffer holds");
-  n = tokens;
-  q.token_stride = tokens <= 8 ? tokens : round_up(tokens, kTokenPad);
-}
-
-Acts Activation::view() const {
-  return {n, cols, f, f_stride, q.q, q.q_stride, q.token_stride, q.scale, q.sum, q.isum};
-}
-
 Linear::Linear(std::vector<std::shared_ptr<Matrix>> p) : parts(std::move(p)) {
   require(!parts.empty(), "Linear: no matrices");
   cols = parts[0]->w.cols;
@@ -103,8 +72,61 @@ Linear::Linear(std::vector<std::shared_ptr<Matrix>> p) : parts(std::move(p)) {
     require(m->w.cols == cols, "Linear: matrices with different numbers of columns");
     rows += m->w.rows;
     nbytes += m->nbytes;
-    needs_float |= m->w.format.style == Style::FLOAT;
+    Style style = m->w.format.style;
+    if (style == Style::FLOAT) needs_float = true;
+    else if (style == Style::F16 || style == Style::F16_MIN) needs_blocks = true;
+    else needs_supers = true;
   }
+}
+
+Activation::Activation(int capacity_, int cols_, const std::vector<std::shared_ptr<Linear>>& readers, bool keep_float)
+    : capacity(round_up(capacity_, kTokenPad)), cols(cols_), floats(keep_float) {
+  require(capacity_ > 0 && cols_ > 0, "Activation: capacity and cols must be positive");
+  for (const auto& r : readers) {
+    require(r->cols == cols, "Activation: a reader has another number of columns");
+    floats |= r->needs_float, blocks |= r->needs_blocks, supers |= r->needs_supers;
+  }
+  acts.cols = cols;
+  acts.f_stride = round_up(cols, 16);
+  // An odd number of cache lines between rows keeps 16 rows of a tile out of one another's cache sets.
+  int stride = round_up(cols, 64) + (round_up(cols, 64) / 64 % 2 ? 0 : 64);
+  size_t rows = size_t(capacity), q = rows * stride, per_block = rows * (size_t(cols) / kBlock) * 4;
+  size_t per_super = rows * (size_t(cols) / kSuperColumns);
+  auto lay_out = [&](uintptr_t at) {
+    auto take = [&at](auto*& member, size_t bytes) {
+      member = reinterpret_cast<std::remove_reference_t<decltype(member)>>(at);
+      at += (bytes + 63) / 64 * 64;
+    };
+    float* f = nullptr;
+    if (floats) take(f, rows * acts.f_stride * sizeof(float));
+    acts.f = f;
+    acts.blocks.q_stride = acts.supers.q_stride = stride;
+    if (blocks) {
+      take(acts.blocks.q, q), take(acts.blocks.scale, per_block), take(acts.blocks.sum, per_block);
+      take(acts.blocks.isum, per_block);
+    }
+    if (supers)
+      take(acts.supers.q, q), take(acts.supers.scale, per_super * 4), take(acts.supers.sums, per_super * kSums * 2);
+    return at;
+  };
+  pages = std::make_shared<Pages>(std::max<size_t>(lay_out(0), 64), false);  // once to measure, once to place
+  lay_out(reinterpret_cast<uintptr_t>(pages->data()));
+}
+
+void Activation::begin(int tokens) {
+  require(tokens > 0 && tokens <= capacity, "more tokens than this buffer holds");
+  n = acts.n = tokens;
+  acts.blocks.token_stride = acts.supers.token_stride = tokens <= 8 ? tokens : round_up(tokens, kTokenPad);
+}
+
+void Activation::fill(const float* x, int token) const {
+  const Kernels& k = *Runtime::get().kernels;
+  if (blocks) k.quantize_blocks(x, cols, acts.blocks, token);
+  if (supers) k.quantize_supers(x, cols, acts.supers, token);
+}
+
+bool Activation::offers(const Linear& w) const {
+  return floats >= w.needs_float && blocks >= w.needs_blocks && supers >= w.needs_supers;
 }
 
 Cache::Cache(int l, int k, int d, int c, bool i8) : layers(l), kv_heads(k), head_dim(d), capacity(round_up(c, 64)), int8(i8) {
@@ -170,15 +192,12 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
   require(x.cols == w.cols, "linear: input width differs from the weight's");
   require(x.n > 0 && x.n <= out.rows && w.rows <= out.cols, "linear: output is too small");
   Runtime& rt = Runtime::get();
-  Acts a = x.view();
+  require(x.offers(w), "linear: the input was not kept in the form this weight needs");
+  const Acts& a = x.acts;
   int items = 0;
-  for (const auto& m : w.parts) {
-    bool is_float = m->w.format.style == Style::FLOAT;
-    require(is_float ? x.keep_float : x.quantized, "linear: the input was not kept in the form this weight needs");
-    items += m->w.num_panels();
-  }
+  for (const auto& m : w.parts) items += m->w.num_panels();
   auto job = [&](int begin, int end, int thread) {
-    uint8_t* scratch = rt.scratch(thread, rt.kernels->scratch_bytes(w.cols));
+    uint8_t* scratch = rt.scratch(thread, rt.kernels->scratch_bytes(w.cols, x.n));
     int first = 0, column = 0;
     for (const auto& m : w.parts) {
       int n = m->w.num_panels(), b = std::max(begin - first, 0), e = std::min(end - first, n);
@@ -187,7 +206,7 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
       first += n, column += m->w.rows;
     }
   };
-  rt.pool->run(items, chunk_for(items, rt.pool->threads()), job);
+  rt.pool->run(items, kPanels, job);
 }
 
 // Runs f(token) for n tokens; a few tokens are not worth waking anybody.
@@ -197,41 +216,37 @@ static void each_token(int n, F f) {
   auto job = [&](int begin, int end, int) {
     for (int t = begin; t < end; ++t) f(t);
   };
-  pool.run(n, n < 4 ? n : chunk_for(n, pool.threads()), job);
+  pool.run(n, n < 4 ? n : 1, job);
+}
+
+// Every token's row by make(token, row), in the forms that `out` keeps.
+template <class F>
+static void fill_rows(int n, Activation& out, F make) {
+  out.begin(n);
+  each_token(n, [&](int t) {
+    static thread_local std::vector<float> row;
+    row.resize(size_t(out.acts.f_stride));
+    float* y = out.floats ? const_cast<float*>(out.acts.f) + size_t(t) * out.acts.f_stride : row.data();
+    make(t, y);
+    out.fill(y, t);
+  });
 }
 
 void rmsnorm(const Array& x, int n, const Array& weight, float eps, Activation& out) {
   require(x.cols == out.cols && weight.cols == x.cols && n <= x.rows, "rmsnorm: shapes differ");
-  out.begin(n);
   const Kernels& k = *Runtime::get().kernels;
-  each_token(n, [&](int t) {
-    static thread_local std::vector<float> row;
-    float* y = out.f ? out.f + size_t(t) * out.f_stride : (row.resize(size_t(x.stride)), row.data());
-    k.rmsnorm(x.row(t), weight.data, x.cols, eps, y);
-    if (out.quantized) k.quantize(y, x.cols, out.q, t);
-  });
+  fill_rows(n, out, [&](int t, float* y) { k.rmsnorm(x.row(t), weight.data, x.cols, eps, y); });
 }
 
 void quantize(const Array& x, int n, Activation& out) {
   require(x.cols == out.cols && n <= x.rows, "quantize: shapes differ");
-  out.begin(n);
-  const Kernels& k = *Runtime::get().kernels;
-  each_token(n, [&](int t) {
-    if (out.f) std::memcpy(out.f + size_t(t) * out.f_stride, x.row(t), size_t(x.cols) * sizeof(float));
-    if (out.quantized) k.quantize(x.row(t), x.cols, out.q, t);
-  });
+  fill_rows(n, out, [&](int t, float* y) { std::memcpy(y, x.row(t), size_t(x.cols) * sizeof(float)); });
 }
 
 void swiglu(const Array& gate_up, int n, Activation& out) {
   require(gate_up.cols == 2 * out.cols && n <= gate_up.rows, "swiglu: shapes differ");
-  out.begin(n);
   const Kernels& k = *Runtime::get().kernels;
-  each_token(n, [&](int t) {
-    static thread_local std::vector<float> row;
-    float* y = out.f ? out.f + size_t(t) * out.f_stride : (row.resize(size_t(round_up(out.cols, 16))), row.data());
-    k.swiglu(gate_up.row(t), gate_up.row(t) + out.cols, out.cols, y);
-    if (out.quantized) k.quantize(y, out.cols, out.q, t);
-  });
+  fill_rows(n, out, [&](int t, float* y) { k.swiglu(gate_up.row(t), gate_up.row(t) + out.cols, out.cols, y); });
 }
 
 void rope_append(Array& qkv, int n, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer,

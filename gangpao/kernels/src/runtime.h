@@ -23,21 +23,6 @@ class Array {
   float* row(int i) const { return data + size_t(i) * stride; }
 };
 
-// The input of linear layers: int8 with scales for quantized weights, floats where a float weight reads it.
-class Activation {
- public:
-  Activation(int capacity, int cols, bool keep_float);
-  int capacity, cols;
-  bool keep_float, quantized;
-  int n = 0;
-  SharedPages pages;
-  float* f = nullptr;
-  int f_stride = 0;
-  QuantTarget q{};
-  void begin(int tokens);  // sets n and the token stride
-  Acts view() const;
-};
-
 // One packed matrix; owns its share of an arena and its bias.
 class Matrix {
  public:
@@ -54,7 +39,21 @@ class Linear {
   std::vector<std::shared_ptr<Matrix>> parts;
   int rows = 0, cols = 0;
   size_t nbytes = 0;
-  bool needs_float = false;
+  bool needs_float = false, needs_blocks = false, needs_supers = false;
+};
+
+// The input of linear layers, in the forms that its readers need: int8 with a scale for 32 or for 256 columns, floats.
+class Activation {
+ public:
+  Activation(int capacity, int cols, const std::vector<std::shared_ptr<Linear>>& readers, bool keep_float);
+  int capacity, cols;
+  bool blocks = false, supers = false, floats;
+  int n = 0;
+  SharedPages pages;
+  Acts acts;
+  void begin(int tokens);  // sets n and the token strides
+  void fill(const float* x, int token) const;  // a row's quantized forms
+  bool offers(const Linear& w) const;
 };
 
 class Cache {

@@ -29,16 +29,14 @@ static inline void hstore(uint16_t* p, F a) {
 }
 static inline __m256 bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 static inline F bf16load(const uint16_t* p) { return {bf16(load128(p)), bf16(load128(p + 8))}; }
-static inline F u8f(__m128i x) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
+static inline I widen_s8(__m128i x) { return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))}; }
+static inline I s8int(const int8_t* p) { return widen_s8(load128(p)); }
+static inline I u8int(const uint8_t* p, uint8_t mask = 255) {
+  __m128i x = _mm_and_si128(load128(p), _mm_set1_epi8(char(mask)));
+  return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
 }
-static inline F u8load(const uint8_t* p) { return u8f(load128(p)); }
-static inline F s8load(const int8_t* p) {
-  __m128i x = load128(p);
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
-}
-static inline F lownib(const uint8_t* p) { return u8f(_mm_and_si128(load128(p), _mm_set1_epi8(15))); }
-static inline F highnib(const uint8_t* p) { return u8f(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15))); }
+static inline I high_nibble(const uint8_t* p) { return widen_s8(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15))); }
+static inline F s8load(const int8_t* p) { I x = s8int(p); return {_mm256_cvtepi32_ps(x.l), _mm256_cvtepi32_ps(x.h)}; }
 static inline F add(F a, F b) { return BOTH(F, _mm256_add_ps); }
 static inline F sub(F a, F b) { return BOTH(F, _mm256_sub_ps); }
 static inline F mul(F a, F b) { return BOTH(F, _mm256_mul_ps); }
@@ -56,8 +54,21 @@ static inline F pow2(I n) {
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.h, b), 23))};
 }
 static inline I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline I iadd(I a, I b) { return BOTH(I, _mm256_add_epi32); }
+static inline I imul(I a, I b) { return BOTH(I, _mm256_mullo_epi32); }
+static inline I int16_pair(I a, I b) {
+  return {_mm256_or_si256(a.l, _mm256_slli_epi32(b.l, 16)), _mm256_or_si256(a.h, _mm256_slli_epi32(b.h, 16))};
+}
+static inline I add_pairs(I sum, I w, int32_t x) {
+  __m256i v = _mm256_set1_epi32(x);
+  return {_mm256_add_epi32(sum.l, _mm256_madd_epi16(w.l, v)), _mm256_add_epi32(sum.h, _mm256_madd_epi16(w.h, v))};
+}
 static inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 static inline I iload(const int32_t* p) { return {load256(p), load256(p + 8)}; }
+static inline void istore(int32_t* p, I a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.l);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.h);
+}
 static inline void s8store(int8_t* p, I a) {
   __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.l, a.h), 0xd8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));

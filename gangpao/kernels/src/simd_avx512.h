@@ -27,11 +27,7 @@ static inline void hstore(uint16_t* p, F a) {
 static inline F bf16load(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16));
 }
-static inline F u8f(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)); }
-static inline F u8load(const uint8_t* p) { return u8f(load128(p)); }
 static inline F s8load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load128(p))); }
-static inline F lownib(const uint8_t* p) { return u8f(_mm_and_si128(load128(p), _mm_set1_epi8(15))); }
-static inline F highnib(const uint8_t* p) { return u8f(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15))); }
 static inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 static inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 static inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -45,6 +41,18 @@ static inline F tofloat(I a) { return _mm512_cvtepi32_ps(a); }
 static inline I toint(F a) { return _mm512_cvtps_epi32(a); }
 static inline F pow2(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)); }
 static inline I izero() { return _mm512_setzero_si512(); }
+static inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+static inline I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
+static inline void istore(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+static inline I u8int(const uint8_t* p, uint8_t mask = 255) {
+  return _mm512_cvtepu8_epi32(_mm_and_si128(load128(p), _mm_set1_epi8(char(mask))));
+}
+static inline I s8int(const int8_t* p) { return _mm512_cvtepi8_epi32(load128(p)); }
+static inline I high_nibble(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15)));
+}
+static inline I int16_pair(I a, I b) { return _mm512_or_si512(a, _mm512_slli_epi32(b, 16)); }
+static inline I add_pairs(I sum, I w, int32_t x) { return _mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(x)); }
 static inline I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
 static inline void s8store(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 static inline int isum(I a) { return _mm512_reduce_add_epi32(a); }

@@ -56,10 +56,7 @@ static inline F bf16load(const uint16_t* p) {
   LANES { uint32_t u = uint32_t(p[i]) << 16; std::memcpy(&r.v[i], &u, 4); }
   return r;
 }
-static inline F u8load(const uint8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
 static inline F s8load(const int8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
-static inline F lownib(const uint8_t* p) { F r; LANES r.v[i] = float(p[i] & 15); return r; }
-static inline F highnib(const uint8_t* p) { F r; LANES r.v[i] = float(p[i] >> 4); return r; }
 static inline F add(F a, F b) { LANES a.v[i] += b.v[i]; return a; }
 static inline F sub(F a, F b) { LANES a.v[i] -= b.v[i]; return a; }
 static inline F mul(F a, F b) { LANES a.v[i] *= b.v[i]; return a; }
@@ -77,6 +74,18 @@ static inline F pow2(I n) {  // 2^n for -126 <= n <= 127
   return r;
 }
 static inline I izero() { return I{}; }
+static inline I iadd(I a, I b) { LANES a.v[i] += b.v[i]; return a; }
+static inline I imul(I a, I b) { LANES a.v[i] *= b.v[i]; return a; }
+static inline void istore(int32_t* p, I a) { std::memcpy(p, a.v, 64); }
+static inline I u8int(const uint8_t* p, uint8_t mask = 255) { I r; LANES r.v[i] = p[i] & mask; return r; }
+static inline I s8int(const int8_t* p) { I r; LANES r.v[i] = p[i]; return r; }
+static inline I high_nibble(const uint8_t* p) { I r; LANES r.v[i] = p[i] >> 4; return r; }
+// Two values in 0..32767 as the two int16 of a lane, and their products with the two int16 of x.
+static inline I int16_pair(I a, I b) { LANES a.v[i] |= b.v[i] << 16; return a; }
+static inline I add_pairs(I sum, I w, int32_t x) {
+  LANES sum.v[i] += (w.v[i] & 0xffff) * int16_t(x & 0xffff) + (w.v[i] >> 16) * (x >> 16);
+  return sum;
+}
 static inline I iload(const int32_t* p) { I r; std::memcpy(r.v, p, 64); return r; }
 // Stores 16 values in -127..127 as bytes.
 static inline void s8store(int8_t* p, I a) { LANES p[i] = int8_t(a.v[i]); }

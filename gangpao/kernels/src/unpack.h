@@ -33,38 +33,35 @@ static inline B group_bytes(const uint8_t* q) {
 
 constexpr bool halves(Style s) { return s == Style::K16 || s == Style::K16_MIN; }
 constexpr bool has_min(Style s) { return s == Style::F16_MIN || s == Style::K || s == Style::K16_MIN; }
+constexpr bool is_k(Style s) { return s == Style::K || s == Style::K16 || s == Style::K16_MIN; }
 
-// Scales of one block: w = scale * (q - zero) - min, for each half block where the style has halves.
-struct Scales { F scale[2], min[2]; };
+static inline const uint16_t* half_words(const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); }
 
-// The part of a superblock header that its blocks share.
+// Header of the F16 styles: w = scale * (q - zero) - min for block b.
 template <Style S>
 struct Header {
   const uint8_t* p;
-  F d, dmin;
-  explicit Header(const uint8_t* header) : p(header), d(fzero()), dmin(fzero()) {
-    if constexpr (S == Style::K || S == Style::K16 || S == Style::K16_MIN) {
-      d = hload(reinterpret_cast<const uint16_t*>(p));
-      if constexpr (S != Style::K16) dmin = hload(reinterpret_cast<const uint16_t*>(p + 32));
-    }
+  F scale(int b) const { return hload(half_words(p + (S == Style::F16 ? 32 : 64) * b)); }
+  F min(int b) const { return sub(fzero(), hload(half_words(p + 64 * b + 32))); }
+};
+
+// Header of the K styles: w = d * scale * (q - zero) - dmin * minimum, scale and minimum integers of a block or half block.
+template <Style S>
+struct KHeader {
+  const uint8_t* p;
+  static constexpr int parts = halves(S) ? 2 : 1;                           // scales in a block
+  static constexpr int pairs = S == Style::K ? 4 : S == Style::K16 ? 0 : 8;  // of minima in a superblock
+  F d() const { return hload(half_words(p)); }
+  F dmin() const { return hload(half_words(p + 32)); }
+  I scale(int b, int part) const {
+    const uint8_t* c = p + 64 + 32 * b + 16 * part;
+    if constexpr (S == Style::K) return u8int(c);
+    else if constexpr (S == Style::K16) return s8int(reinterpret_cast<const int8_t*>(c));
+    else return u8int(c, 15);
   }
-  Scales block(int b) const {
-    Scales s;
-    if constexpr (S == Style::F16) {
-      s.scale[0] = hload(reinterpret_cast<const uint16_t*>(p + 32 * b));
-    } else if constexpr (S == Style::F16_MIN) {
-      s.scale[0] = hload(reinterpret_cast<const uint16_t*>(p + 64 * b));
-      s.min[0] = sub(fzero(), hload(reinterpret_cast<const uint16_t*>(p + 64 * b + 32)));
-    } else if constexpr (S == Style::K) {
-      s.scale[0] = mul(d, u8load(p + 64 + 32 * b));
-      s.min[0] = mul(dmin, u8load(p + 64 + 32 * b + 16));
-    } else {
-      for (int h = 0; h < 2; ++h) {
-        const uint8_t* c = p + 64 + 32 * b + 16 * h;
-        if constexpr (S == Style::K16) s.scale[h] = mul(d, s8load(reinterpret_cast<const int8_t*>(c)));
-        else s.scale[h] = mul(d, lownib(c)), s.min[h] = mul(dmin, highnib(c));
-      }
-    }
-    return s;
+  // Minima 2i and 2i + 1 of each row, as the two int16 of its lane.
+  I min_pair(int i) const {
+    if constexpr (S == Style::K) return int16_pair(u8int(p + 64 + 64 * i + 16), u8int(p + 64 + 64 * i + 48));
+    else return int16_pair(high_nibble(p + 64 + 32 * i), high_nibble(p + 64 + 32 * i + 16));
   }
 };

@@ -1,0 +1,137 @@
+// Float weights, and the choice of a path for any linear layer.
+
+// --- float weights -----------------------------------------------------------------------------------------------
+
+template <FloatType W>
+static inline F load_weights(const uint8_t* p, size_t i) {
+  if constexpr (W == FloatType::F32) return fload(reinterpret_cast<const float*>(p) + i);
+  else if constexpr (W == FloatType::F16) return hload(reinterpret_cast<const uint16_t*>(p) + i);
+  else return bf16load(reinterpret_cast<const uint16_t*>(p) + i);
+}
+
+// Even and odd columns have a sum each: two chains hide half of the latency, and the order stays fixed.
+template <FloatType W, int T>
+static void float_tile(const Packed& w, const Acts& a, const Out& out, int panel, int token) {
+  const uint8_t* p = w.data + size_t(panel) * w.panel_stride;
+  F even[T], odd[T];
+  for (int t = 0; t < T; ++t) even[t] = odd[t] = fzero();
+  const float* x = a.f + size_t(token) * a.f_stride;
+  int c = 0;
+  for (; c + 1 < w.cols; c += 2) {
+    F w0 = load_weights<W>(p, size_t(c) * 16), w1 = load_weights<W>(p, size_t(c) * 16 + 16);
+    for (int t = 0; t < T; ++t) {
+      even[t] = fma(w0, fset(x[size_t(t) * a.f_stride + c]), even[t]);
+      odd[t] = fma(w1, fset(x[size_t(t) * a.f_stride + c + 1]), odd[t]);
+    }
+  }
+  if (c < w.cols) {
+    F w0 = load_weights<W>(p, size_t(c) * 16);
+    for (int t = 0; t < T; ++t) even[t] = fma(w0, fset(x[size_t(t) * a.f_stride + c]), even[t]);
+  }
+  for (int t = 0; t < T; ++t) finish(w, out, panel, token + t, add(even[t], odd[t]));
+}
+
+template <FloatType W>
+static void panels_float(const Packed& w, const Acts& a, const Out& out, int begin, int end) {
+  for (int panel = begin; panel < end; ++panel) {
+    int t = 0;
+    for (; t + 4 <= a.n; t += 4) float_tile<W, 4>(w, a, out, panel, t);
+    for (; t < a.n; ++t) float_tile<W, 1>(w, a, out, panel, t);
+  }
+}
+
+// --- choice ------------------------------------------------------------------------------------------------------
+
+template <int BITS, Style S, int T>
+static void few(const Packed& w, const Acts& a, const Out& out, int panel, int token) {
+  if constexpr (is_k(S)) k_panel_few<BITS, S, T>(w, a, out, panel, token);
+  else panel_few<BITS, S, T>(w, a, out, panel, token);
+}
+
+template <int BITS, Style S>
+static void panels_few(const Packed& w, const Acts& a, const Out& out, int begin, int end) {
+  for (int panel = begin; panel < end; ++panel) {
+    int t = 0;
+    for (; t + 4 <= a.n; t += 4) few<BITS, S, 4>(w, a, out, panel, t);
+    switch (a.n - t) {
+      case 1: few<BITS, S, 1>(w, a, out, panel, t); break;
+      case 2: few<BITS, S, 2>(w, a, out, panel, t); break;
+      case 3: few<BITS, S, 3>(w, a, out, panel, t); break;
+      default: break;
+    }
+  }
+}
+
+#ifdef GANGPAO_AMX
+template <int BITS, Style S, int P>
+static void tiles(const Packed& w, const Scratch* u, const Acts& a, const Out& out, int panel, float* acc) {
+  if constexpr (is_k(S)) k_panels_amx<BITS, S, P>(w, u, a, out, panel, acc);
+  else panels_amx<S, P>(w, u, a, out, panel, acc);
+}
+
+template <int BITS, Style S>
+static void panels_many(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
+  const Scratch u[2] = {Scratch(scratch, w.cols), Scratch(scratch + Scratch::size(w.cols), w.cols)};
+  float* acc = reinterpret_cast<float*>(scratch + 2 * Scratch::size(w.cols));
+  for (int panel = begin; panel < end; panel += 2) {
+    int n = std::min(2, end - panel);
+    for (int i = 0; i < n; ++i) {
+      if constexpr (is_k(S)) unpack_planes<BITS, S>(w, panel + i, u[i]);
+      else unpack_panel<BITS, S>(w, panel + i, u[i], w.format.zero);
+    }
+    if (n == 2) tiles<BITS, S, 2>(w, u, a, out, panel, acc);
+    else tiles<BITS, S, 1>(w, u, a, out, panel, acc);
+  }
+}
+
+static size_t scratch_size(int cols, int tokens) {
+  return 2 * Scratch::size(cols) + 2 * sizeof(float) * kPanelRows * (size_t(tokens) + kTile);
+}
+#else
+template <int BITS, Style S>
+static void panels_many(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
+  Scratch u(scratch, w.cols);
+  for (int panel = begin; panel < end; ++panel) {
+    if constexpr (is_k(S)) k_unpack_panel<BITS, S>(w, panel, u);
+    else unpack_panel<BITS, S>(w, panel, u, 0);
+    for (int t = 0; t < a.n; t += kTokenTile) {
+      if constexpr (is_k(S)) k_tile_many<BITS, S, kTokenTile>(w, u, a, out, panel, t);
+      else tile_many<BITS, S, kTokenTile>(w, u, a, out, panel, t);
+    }
+  }
+}
+
+static size_t scratch_size(int cols, int) { return Scratch::size(cols); }
+#endif
+
+template <int BITS, Style S>
+static void panels(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
+  if (a.n <= kFewTokens) panels_few<BITS, S>(w, a, out, begin, end);
+  else panels_many<BITS, S>(w, a, out, begin, end, scratch);
+}
+
+static void linear_panels(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
+  int bits = w.format.bits;
+  switch (w.format.style) {
+    case Style::F16:
+      if (bits == 2) return panels<2, Style::F16>(w, a, out, begin, end, scratch);
+      if (bits == 4) return panels<4, Style::F16>(w, a, out, begin, end, scratch);
+      if (bits == 5) return panels<5, Style::F16>(w, a, out, begin, end, scratch);
+      return panels<8, Style::F16>(w, a, out, begin, end, scratch);
+    case Style::F16_MIN:
+      if (bits == 4) return panels<4, Style::F16_MIN>(w, a, out, begin, end, scratch);
+      return panels<5, Style::F16_MIN>(w, a, out, begin, end, scratch);
+    case Style::K:
+      if (bits == 4) return panels<4, Style::K>(w, a, out, begin, end, scratch);
+      return panels<5, Style::K>(w, a, out, begin, end, scratch);
+    case Style::K16:
+      if (bits == 3) return panels<3, Style::K16>(w, a, out, begin, end, scratch);
+      return panels<6, Style::K16>(w, a, out, begin, end, scratch);
+    case Style::K16_MIN:
+      return panels<2, Style::K16_MIN>(w, a, out, begin, end, scratch);
+    case Style::FLOAT:
+      if (w.float_type == FloatType::F32) return panels_float<FloatType::F32>(w, a, out, begin, end);
+      if (w.float_type == FloatType::F16) return panels_float<FloatType::F16>(w, a, out, begin, end);
+      return panels_float<FloatType::BF16>(w, a, out, begin, end);
+  }
+}
