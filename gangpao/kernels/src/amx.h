@@ -31,74 +31,77 @@ static inline void prefetch_tile(const int8_t* x, int stride) {
   for (int t = 0; t < kTile; ++t) __builtin_prefetch(x + size_t(kTile + t) * stride);
 }
 
-static void finish_tiles(const Packed& w, const Out& out, int panel, int panels, int n, const float* acc, int padded) {
-  for (int p = 0; p < panels; ++p)
-    for (int t = 0; t < n; ++t) finish(w, out, panel + p, t, fload(acc + (size_t(p) * padded + t) * 16));
-}
-
-// One block of 32 columns; `odd` products use other tiles, so that two are under way. (The intrinsics want literal numbers.)
-static inline void block_product(bool odd, const uint8_t* w, const int8_t* x, int stride, int32_t* sums) {
-  if (odd) {
-    _tile_loadd(7, w, 64);
-    _tile_loadd(5, x, stride);
+// Two blocks of 32 columns, or one, of 16 tokens against two panels; tile 2p + b is panel p, block b.
+template <int BLOCKS>
+static inline void block_products(const uint8_t* w0, const uint8_t* w1, const int8_t* x, int stride) {
+  _tile_loadd(4, x, stride);
+  _tile_loadd(6, w0, 64);
+  _tile_zero(0);
+  _tile_dpbssd(0, 4, 6);
+  _tile_loadd(7, w1, 64);
+  _tile_zero(2);
+  _tile_dpbssd(2, 4, 7);
+  if constexpr (BLOCKS == 2) {
+    _tile_loadd(5, x + kBlock, stride);
+    _tile_loadd(6, w0 + 512, 64);
     _tile_zero(1);
-    _tile_dpbssd(1, 5, 7);
-    _tile_stored(1, sums, 64);
-  } else {
-    _tile_loadd(6, w, 64);
-    _tile_loadd(4, x, stride);
-    _tile_zero(0);
-    _tile_dpbssd(0, 4, 6);
-    _tile_stored(0, sums, 64);
+    _tile_dpbssd(1, 5, 6);
+    _tile_loadd(7, w1 + 512, 64);
+    _tile_zero(3);
+    _tile_dpbssd(3, 5, 7);
   }
 }
 
+static inline void store_tiles(int blocks, int32_t (*sums)[256]) {
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(2, sums[2], 64);
+  if (blocks < 2) return;
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(3, sums[3], 64);
+}
+
+// The float steps of one tile of tokens with one panel.
 template <Style S>
-static inline void scale_block(const int32_t* sums, const Scratch& u, const Quants& x, int block, int token, F* acc) {
-  size_t at = size_t(block) * x.token_stride + token;
-  F scale = fload(u.scale + size_t(block) * 16);
-  for (int t = 0; t < kTile; ++t) acc[t] = fma(tofloat(iload(sums + 16 * t)), mul(scale, fset(x.scale[at + t])), acc[t]);
-  if constexpr (has_min(S)) {
-    F min = fload(u.min + size_t(block) * 16);
-    for (int t = 0; t < kTile; ++t) acc[t] = fnma(min, fset(x.sum[at + t]), acc[t]);
-  }
-}
-
-// One superblock of `blocks` blocks: all tokens, P panels; products run two ahead of their scaling, block fastest.
-template <Style S, int P>
-static void super_amx(const Scratch* u, const Acts& a, int first, int blocks, float* sums_of) {
-  const Quants& x = a.blocks;
-  int tiles = (a.n + kTile - 1) / kTile, issued = 0, last = tiles * P * blocks;
-  alignas(64) int32_t sums[4][256];
-  int tile = 0, panel = 0, block = 0;
-  auto issue = [&] {
-    if (issued >= last) return;
-    const uint8_t* w = u[panel].bytes + size_t(first + block) * 512;
-    const int8_t* q = x.q + size_t(tile) * kTile * x.q_stride + (first + block) * kBlock;
-    block_product(issued & 1, w, q, x.q_stride, sums[issued & 3]);
-    if (panel == 0 && block % 2 == 0) prefetch_tile(q, x.q_stride);
-    ++issued;
-    if (++block == blocks) block = 0, panel = panel + 1 == P ? ++tile, 0 : panel + 1;
-  };
-  issue(), issue();
-  for (int t = 0, i = 0; t < tiles; ++t)
-    for (int p = 0; p < P; ++p) {
-      float* rows = sums_of + (size_t(p) * tiles + t) * 256;
-      F acc[kTile];
-      for (int j = 0; j < kTile; ++j) acc[j] = fload(rows + 16 * j);
-      for (int b = 0; b < blocks; ++b, ++i) {
-        issue();
-        scale_block<S>(sums[i & 3], u[p], x, first + b, t * kTile, acc);
-      }
-      for (int j = 0; j < kTile; ++j) fstore(rows + 16 * j, acc[j]);
+static inline void scale_blocks(const int32_t (*sums)[256], const Scratch& u, const Quants& x, int block, int blocks, int token,
+                                float* rows) {
+  F acc[kTile];
+  for (int t = 0; t < kTile; ++t) acc[t] = fload(rows + 16 * t);
+  for (int b = 0; b < blocks; ++b) {
+    size_t at = size_t(block + b) * x.token_stride + token;
+    F scale = fload(u.scale + size_t(block + b) * 16);
+    for (int t = 0; t < kTile; ++t) {
+      acc[t] = fma(tofloat(iload(sums[b] + 16 * t)), mul(scale, fset(x.scale[at + t])), acc[t]);
+      if constexpr (has_min(S)) acc[t] = fnma(fload(u.min + size_t(block + b) * 16), fset(x.sum[at + t]), acc[t]);
     }
+  }
+  for (int t = 0; t < kTile; ++t) fstore(rows + 16 * t, acc[t]);
 }
 
-template <Style S, int P>
-static void panels_amx(const Packed& w, const Scratch* u, const Acts& a, const Out& out, int panel, float* acc) {
+// Two panels and all tokens, superblock after superblock. A store right behind its product would hold up what follows, so the
+// float steps of one product stand between the next one and its stores.
+template <Style S>
+static void panels_amx(const Packed& w, const Scratch* u, const Acts& a, float* acc) {
   tile_setup(kBlock);
-  int padded = (a.n + kTile - 1) / kTile * kTile, blocks = w.cols / kBlock;
-  std::memset(acc, 0, size_t(P) * padded * 16 * sizeof(float));
-  for (int b = 0; b < blocks; b += kSuper) super_amx<S, P>(u, a, b, std::min(kSuper, blocks - b), acc);
-  finish_tiles(w, out, panel, P, a.n, acc, padded);
+  const Quants& x = a.blocks;
+  int tiles = (a.n + kTile - 1) / kTile, all = w.cols / kBlock;
+  alignas(64) int32_t sums[4][256];
+  int done_block = 0, done_blocks = 0, done_tile = 0;
+  auto scale_last = [&] {
+    for (int p = 0; p < 2; ++p)
+      scale_blocks<S>(sums + 2 * p, u[p], x, done_block, done_blocks, done_tile * kTile, acc + (size_t(p) * tiles + done_tile) * 256);
+  };
+  for (int b0 = 0; b0 < all; b0 += kSuper)
+    for (int t = 0; t < tiles; ++t)
+      for (int b = b0; b < std::min(b0 + kSuper, all); b += 2) {
+        const int8_t* q = x.q + size_t(t) * kTile * x.q_stride + b * kBlock;
+        const uint8_t *w0 = u[0].bytes + size_t(b) * 512, *w1 = u[1].bytes + size_t(b) * 512;
+        int blocks = std::min(2, all - b);
+        if (blocks == 2) block_products<2>(w0, w1, q, x.q_stride);
+        else block_products<1>(w0, w1, q, x.q_stride);
+        prefetch_tile(q, x.q_stride);
+        scale_last();
+        store_tiles(blocks, sums);
+        done_block = b, done_blocks = blocks, done_tile = t;
+      }
+  scale_last();
 }

@@ -59,8 +59,8 @@ static void unpack_planes(const Packed& w, int panel, const Scratch& to) {
   }
 }
 
-// 64 columns: one tile of tokens against P panels. Tiles 2p and 2p + 1 are the low and the high sums of panel p.
-template <int BITS, Style S, int P>
+// 64 columns: one tile of tokens against two panels. Tiles 2p and 2p + 1 are the low and the high sums of panel p.
+template <int BITS, Style S>
 static inline void plane_products(const uint8_t* const* w, const int8_t* x, int stride) {
   constexpr int kPlane = kSuperColumns * kPanelRows;
   using Form = Planes<BITS, S>;
@@ -72,23 +72,23 @@ static inline void plane_products(const uint8_t* const* w, const int8_t* x, int 
     if constexpr (Form::signed_high) _tile_dpbssd(1, 4, 6);
     else _tile_dpbsud(1, 4, 6);
   }
-  if constexpr (P == 2) {
-    _tile_loadd(7, w[1], 64);
-    _tile_dpbsud(2, 4, 7);
-    if constexpr (Form::count == 2) {
-      _tile_loadd(5, w[1] + kPlane, 64);
-      if constexpr (Form::signed_high) _tile_dpbssd(3, 4, 5);
-      else _tile_dpbsud(3, 4, 5);
-    }
+  _tile_loadd(7, w[1], 64);
+  _tile_dpbsud(2, 4, 7);
+  if constexpr (Form::count == 2) {
+    _tile_loadd(5, w[1] + kPlane, 64);
+    if constexpr (Form::signed_high) _tile_dpbssd(3, 4, 5);
+    else _tile_dpbsud(3, 4, 5);
   }
 }
 
-template <int BITS, Style S, int P>
+template <int BITS, Style S>
 static inline void store_planes(int32_t (*sums)[256]) {
   _tile_stored(0, sums[0], 64);
-  if constexpr (Planes<BITS, S>::count == 2) _tile_stored(1, sums[1], 64);
-  if constexpr (P == 2) _tile_stored(2, sums[2], 64);
-  if constexpr (P == 2 && Planes<BITS, S>::count == 2) _tile_stored(3, sums[3], 64);
+  _tile_stored(2, sums[2], 64);
+  if constexpr (Planes<BITS, S>::count == 2) {
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(3, sums[3], 64);
+  }
 }
 
 // Float steps of `n` tokens from `first` of a tile.
@@ -106,16 +106,16 @@ static inline void scale_planes(int32_t (*sums)[256], const Scratch& u, const Qu
   }
 }
 
-template <int BITS, Style S, int P>
-static void k_panels_amx(const Packed& w, const Scratch* u, const Acts& a, const Out& out, int panel, float* acc) {
-  constexpr int kSteps = kSuperColumns / 64, kRows = kTile * P / kSteps;
+// Two panels and all tokens; the products of one tile of tokens stand between the float steps of the tile before.
+template <int BITS, Style S>
+static void k_panels_amx(const Packed& w, const Scratch* u, const Acts& a, float* acc) {
+  constexpr int kSteps = kSuperColumns / 64, kRows = kTile * 2 / kSteps;
   const Quants& x = a.supers;
   tile_setup(64);
-  int tiles = (a.n + kTile - 1) / kTile, padded = tiles * kTile;
-  std::memset(acc, 0, size_t(P) * padded * 16 * sizeof(float));
+  int tiles = (a.n + kTile - 1) / kTile;
   alignas(64) int32_t sums[4][256];
   for (int s = 0; s < w.cols / kSuperColumns; ++s)
-    for (int t = 0; t <= tiles; ++t) {  // products of tile t between the float steps of tile t - 1
+    for (int t = 0; t <= tiles; ++t) {
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
@@ -124,17 +124,16 @@ static void k_panels_amx(const Packed& w, const Scratch* u, const Acts& a, const
         if (t < tiles) {
           const int8_t* q = x.q + size_t(t) * kTile * x.q_stride + s * kSuperColumns + 64 * k;
           size_t at = size_t(s) * 2 * kSuperColumns * kPanelRows + size_t(k) * 64 * kPanelRows;
-          const uint8_t* planes[2] = {u[0].bytes + at, u[P - 1].bytes + at};
-          plane_products<BITS, S, P>(planes, q, x.q_stride);
+          const uint8_t* planes[2] = {u[0].bytes + at, u[1].bytes + at};
+          plane_products<BITS, S>(planes, q, x.q_stride);
           prefetch_tile(q, x.q_stride);
         }
         if (t > 0) {
           int p = k * kRows / kTile;
           scale_planes<BITS, S>(sums + 2 * p, u[p], x, s, (t - 1) * kTile, k * kRows % kTile, kRows,
-                                acc + (size_t(p) * padded + (t - 1) * kTile) * 16);
+                                acc + (size_t(p) * tiles + t - 1) * 256);
         }
       }
-      if (t < tiles) store_planes<BITS, S, P>(sums);
+      if (t < tiles) store_planes<BITS, S>(sums);
     }
-  finish_tiles(w, out, panel, P, a.n, acc, padded);
 }

@@ -63,24 +63,24 @@ static void panels_few(const Packed& w, const Acts& a, const Out& out, int begin
 }
 
 #ifdef GANGPAO_AMX
-template <int BITS, Style S, int P>
-static void tiles(const Packed& w, const Scratch* u, const Acts& a, const Out& out, int panel, float* acc) {
-  if constexpr (is_k(S)) k_panels_amx<BITS, S, P>(w, u, a, out, panel, acc);
-  else panels_amx<S, P>(w, u, a, out, panel, acc);
-}
-
+// Panels go in pairs; a last one alone is its own partner, whose result nobody reads.
 template <int BITS, Style S>
 static void panels_many(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
-  const Scratch u[2] = {Scratch(scratch, w.cols), Scratch(scratch + Scratch::size(w.cols), w.cols)};
-  float* acc = reinterpret_cast<float*>(scratch + 2 * Scratch::size(w.cols));
+  Scratch u[2] = {Scratch(scratch, w.cols), Scratch(scratch + Scratch::size(w.cols), w.cols)};
+  float* acc = reinterpret_cast<float*>(scratch + 2 * Scratch::size(w.cols));  // [panel][token][16 rows]
+  size_t rows = (size_t(a.n) + kTile - 1) / kTile * kTile;
   for (int panel = begin; panel < end; panel += 2) {
     int n = std::min(2, end - panel);
+    if (n == 1) u[1] = u[0];
     for (int i = 0; i < n; ++i) {
       if constexpr (is_k(S)) unpack_planes<BITS, S>(w, panel + i, u[i]);
       else unpack_panel<BITS, S>(w, panel + i, u[i], w.format.zero);
     }
-    if (n == 2) tiles<BITS, S, 2>(w, u, a, out, panel, acc);
-    else tiles<BITS, S, 1>(w, u, a, out, panel, acc);
+    std::memset(acc, 0, 2 * rows * kPanelRows * sizeof(float));
+    if constexpr (is_k(S)) k_panels_amx<BITS, S>(w, u, a, acc);
+    else panels_amx<S>(w, u, a, acc);
+    for (int t = 0; t < a.n; ++t)
+      for (int i = 0; i < n; ++i) finish(w, out, panel + i, t, fload(acc + (i * rows + size_t(t)) * kPanelRows));
   }
 }
 
