@@ -34,13 +34,17 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """tok/s, peak memory in bytes, share of the machine used by others (0 to 1), and what the engine says of itself."""
+    """tok/s, peak memory in bytes, share of the machine used by others (0 to 1), and what the engine says of itself.
+
+    read_gb_per_s: what the memory gave in the same process, where the engine measures it (ours does), else 0.
+    """
 
     tps: float
     peak_bytes: int
     others: float
     rss_bytes: int = 0
     says: str = ""
+    read_gb_per_s: float = 0.0
 
 
 def knobs(test: Test, num_cores: int) -> dict[str, list[str]]:
@@ -85,7 +89,8 @@ def ours(model: Path, test: Test) -> Sample:
     lines = out.strip().splitlines()
     result = json.loads(lines[-1])
     kernels = next((line.partition(" ")[2].strip() for line in lines if line.startswith("kernels")), "")
-    return Sample(result[f"{test.kind}_tps"], peak, others, int(result["rss_mb"] * 1e6), kernels)
+    memory = result["gb_per_s"] / result["mbu"]
+    return Sample(result[f"{test.kind}_tps"], peak, others, int(result["rss_mb"] * 1e6), kernels, memory)
 
 
 def llama_bench(variant: str, model: Path, test: Test, settings: Settings) -> Sample:

@@ -42,12 +42,12 @@ class Measured:
         return max(rivals, key=lambda e: self.median(e, kind)) if rivals else None
 
     def ratios(self, kind: str) -> list[float]:
-        """Ours / best peer of each round, sorted; empty where one of them was not measured."""
+        """Ours / best peer of each round, in order; empty where one of them was not measured."""
         peer = self.best_peer(kind)
         if peer is None or "gangpao" not in self.engines():
             return []
         pairs = zip(self.samples["gangpao", kind], self.samples[peer, kind], strict=True)
-        return sorted(mine.tps / theirs.tps for mine, theirs in pairs)
+        return [mine.tps / theirs.tps for mine, theirs in pairs]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -130,6 +130,13 @@ def speed_table(one: Measured, tests: Sequence[Test]) -> list[str]:
                 f"**{test.kind}: {middle:.2f} x the best peer** ({one.best_peer(test.kind)}; quartiles {low:.2f} to "
                 f"{high:.2f} over {len(ratios)} rounds; goal {GOALS[test.kind]}).",
             ]
+            if memory := [s.read_gb_per_s for s in one.samples["gangpao", test.kind] if s.read_gb_per_s]:
+                pairs = zip(ratios, memory, strict=True)
+                lines += [
+                    "",
+                    "Round by round, with what the memory gave: "
+                    + ", ".join(f"{r:.2f} ({m:.0f} GB/s)" for r, m in pairs),
+                ]
     return lines
 
 

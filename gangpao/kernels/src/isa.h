@@ -20,7 +20,7 @@ struct AttentionShape {
 
 struct Kernels {
   const char* name;
-  void (*linear)(const Packed&, const Acts&, const Out&, int begin, int end, uint8_t* scratch);
+  void (*linear)(const Packed&, const Acts&, const Out&, Ahead, int begin, int end, uint8_t* scratch);
   size_t (*scratch_bytes)(int cols, int tokens);
   void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* out);
   void (*quantize_blocks)(const float* x, int cols, const Quants&, int token);

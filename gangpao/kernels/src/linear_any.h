@@ -43,20 +43,20 @@ static void panels_float(const Packed& w, const Acts& a, const Out& out, int beg
 // --- choice ------------------------------------------------------------------------------------------------------
 
 template <int BITS, Style S, int T>
-static void few(const Packed& w, const Acts& a, const Out& out, int panel, int token) {
-  if constexpr (is_k(S)) k_panel_few<BITS, S, T>(w, a, out, panel, token);
-  else panel_few<BITS, S, T>(w, a, out, panel, token);
+static void few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int panel, int token) {
+  if constexpr (is_k(S)) k_panel_few<BITS, S, T>(w, a, out, ahead, panel, token);
+  else panel_few<BITS, S, T>(w, a, out, ahead, panel, token);
 }
 
 template <int BITS, Style S>
-static void panels_few(const Packed& w, const Acts& a, const Out& out, int begin, int end) {
+static void panels_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int begin, int end) {
   for (int panel = begin; panel < end; ++panel) {
     int t = 0;
-    for (; t + 4 <= a.n; t += 4) few<BITS, S, 4>(w, a, out, panel, t);
+    for (; t + 4 <= a.n; t += 4) few<BITS, S, 4>(w, a, out, ahead, panel, t);
     switch (a.n - t) {
-      case 1: few<BITS, S, 1>(w, a, out, panel, t); break;
-      case 2: few<BITS, S, 2>(w, a, out, panel, t); break;
-      case 3: few<BITS, S, 3>(w, a, out, panel, t); break;
+      case 1: few<BITS, S, 1>(w, a, out, ahead, panel, t); break;
+      case 2: few<BITS, S, 2>(w, a, out, ahead, panel, t); break;
+      case 3: few<BITS, S, 3>(w, a, out, ahead, panel, t); break;
       default: break;
     }
   }
@@ -105,30 +105,30 @@ static size_t scratch_size(int cols, int) { return Scratch::size(cols); }
 #endif
 
 template <int BITS, Style S>
-static void panels(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
-  if (a.n <= kFewTokens) panels_few<BITS, S>(w, a, out, begin, end);
+static void panels(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int begin, int end, uint8_t* scratch) {
+  if (a.n <= kFewTokens) panels_few<BITS, S>(w, a, out, ahead, begin, end);
   else panels_many<BITS, S>(w, a, out, begin, end, scratch);
 }
 
-static void linear_panels(const Packed& w, const Acts& a, const Out& out, int begin, int end, uint8_t* scratch) {
+static void linear_panels(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int begin, int end, uint8_t* scratch) {
   int bits = w.format.bits;
   switch (w.format.style) {
     case Style::F16:
-      if (bits == 2) return panels<2, Style::F16>(w, a, out, begin, end, scratch);
-      if (bits == 4) return panels<4, Style::F16>(w, a, out, begin, end, scratch);
-      if (bits == 5) return panels<5, Style::F16>(w, a, out, begin, end, scratch);
-      return panels<8, Style::F16>(w, a, out, begin, end, scratch);
+      if (bits == 2) return panels<2, Style::F16>(w, a, out, ahead, begin, end, scratch);
+      if (bits == 4) return panels<4, Style::F16>(w, a, out, ahead, begin, end, scratch);
+      if (bits == 5) return panels<5, Style::F16>(w, a, out, ahead, begin, end, scratch);
+      return panels<8, Style::F16>(w, a, out, ahead, begin, end, scratch);
     case Style::F16_MIN:
-      if (bits == 4) return panels<4, Style::F16_MIN>(w, a, out, begin, end, scratch);
-      return panels<5, Style::F16_MIN>(w, a, out, begin, end, scratch);
+      if (bits == 4) return panels<4, Style::F16_MIN>(w, a, out, ahead, begin, end, scratch);
+      return panels<5, Style::F16_MIN>(w, a, out, ahead, begin, end, scratch);
     case Style::K:
-      if (bits == 4) return panels<4, Style::K>(w, a, out, begin, end, scratch);
-      return panels<5, Style::K>(w, a, out, begin, end, scratch);
+      if (bits == 4) return panels<4, Style::K>(w, a, out, ahead, begin, end, scratch);
+      return panels<5, Style::K>(w, a, out, ahead, begin, end, scratch);
     case Style::K16:
-      if (bits == 3) return panels<3, Style::K16>(w, a, out, begin, end, scratch);
-      return panels<6, Style::K16>(w, a, out, begin, end, scratch);
+      if (bits == 3) return panels<3, Style::K16>(w, a, out, ahead, begin, end, scratch);
+      return panels<6, Style::K16>(w, a, out, ahead, begin, end, scratch);
     case Style::K16_MIN:
-      return panels<2, Style::K16_MIN>(w, a, out, begin, end, scratch);
+      return panels<2, Style::K16_MIN>(w, a, out, ahead, begin, end, scratch);
     case Style::FLOAT:
       if (w.float_type == FloatType::F32) return panels_float<FloatType::F32>(w, a, out, begin, end);
       if (w.float_type == FloatType::F16) return panels_float<FloatType::F16>(w, a, out, begin, end);

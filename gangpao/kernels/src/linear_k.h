@@ -33,7 +33,7 @@ static inline void start_dots(BITDOT* dot, const Quants& x, size_t at, int half,
 }
 
 template <int BITS, Style S, int T>
-static void k_panel_few(const Packed& w, const Acts& a, const Out& out, int panel, int token) {
+static void k_panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int panel, int token) {
   constexpr int parts = KHeader<S>::parts;
   const Quants& in = a.supers;
   const uint8_t* p = w.data + size_t(panel) * w.panel_stride;
@@ -43,12 +43,12 @@ static void k_panel_few(const Packed& w, const Acts& a, const Out& out, int pane
   for (int s = 0; s < w.cols / kSuperColumns; ++s) {
     size_t at = size_t(s) * in.token_stride + token;
     KHeader<S> h{p};
-    prefetch_weights<header_bytes(S, kSuper)>(p);
+    prefetch_weights<header_bytes(S, kSuper)>(p, ahead);
     p += header_bytes(S, kSuper);
     I total[T];
     for (int t = 0; t < T; ++t) total[t] = izero();
     for (int b = 0; b < kSuper; ++b, p += block_bytes(BITS)) {
-      prefetch_weights<block_bytes(BITS)>(p);
+      prefetch_weights<block_bytes(BITS)>(p, ahead);
       for (int part = 0; part < parts; ++part) {
         Dot<BITS> dot[T];
         start_dots<S, T>(dot, in, at, 2 * b + part, w.format.zero);

@@ -92,6 +92,11 @@ struct Acts {
   Quants blocks, supers;
 };
 
+// How far before their use weights are asked for, in bytes: into the L2 cache, then into L1. 0 leaves it to the hardware.
+struct Ahead {
+  int l2 = 0, l1 = 0;
+};
+
 // The result rows of a linear layer.
 struct Out {
   float* data = nullptr;

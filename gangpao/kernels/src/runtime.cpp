@@ -7,10 +7,12 @@
 #include <stdexcept>
 #include <type_traits>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace gangpao {
@@ -51,6 +53,18 @@ const Kernels* find_kernels(const std::string& name) {
   if (name == "amx" && avx512 && amx_allowed()) return &amx_kernels;
 #endif
   return nullptr;
+}
+
+bool is_amd() {
+#if defined(__x86_64__)
+  static const bool amd = [] {
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541;  // "Auth"enticAMD
+  }();
+  return amd;
+#else
+  return false;
+#endif
 }
 
 const char* const kIsaNames[] = {"amx", "avx512", "avx2", "portable"};
@@ -169,6 +183,15 @@ void Runtime::set_threads(int n) {
   scratch_.resize(size_t(n));
 }
 
+// Measured with a matrix in memory and one token, GB/s of one core. Sapphire Rapids: both together read 1.1 x as fast as
+// either alone. Zen 4: the hardware needs no help where a vector is 64 bytes wide (4-bit weights: 29 alone, 26 with 3072 + 768)
+// or weights have 8 bits (30 against 21); at 32 bytes the loop is long, and it gives 32 instead of 25 (6-bit: 30 instead of 19).
+Ahead Runtime::ahead(int bits) const {
+  if (!is_amd()) return {3072, 768};
+  bool narrow = std::strcmp(kernels->name, "avx2") == 0;
+  return narrow && bits < 8 ? Ahead{7168, 0} : Ahead{};
+}
+
 void Runtime::set_isa(const std::string& name) {
   const Kernels* k = find_kernels(name);
   if (!k) throw std::invalid_argument("instruction set '" + name + "' is not available on this machine");
@@ -202,7 +225,7 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
     for (const auto& m : w.parts) {
       int n = m->w.num_panels(), b = std::max(begin - first, 0), e = std::min(end - first, n);
       Out o{out.data + column, out.stride, add, scale};
-      if (b < e) rt.kernels->linear(m->w, a, o, b, e, scratch);
+      if (b < e) rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits), b, e, scratch);
       first += n, column += m->w.rows;
     }
   };

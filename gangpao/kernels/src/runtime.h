@@ -81,6 +81,7 @@ class Runtime {
  public:
   static Runtime& get();
   const Kernels* kernels;
+  Ahead ahead(int bits) const;  // for weights of this many bits
   std::unique_ptr<Pool> pool;
   void set_threads(int n);
   void set_isa(const std::string& name);
