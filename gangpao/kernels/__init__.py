@@ -7,7 +7,14 @@ is a matter of speed alone. `GANGPAO_ISA` in the environment forces one by name.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+
+if importlib.util.find_spec("gangpao.kernels._native") is None:
+    raise ImportError(
+        f"the compiled kernels are not in {os.path.dirname(__file__)}: this is a checkout, not the installed gangpao. "
+        "Run .venv/bin/gangpao (make chat builds it), or python with -P from inside the checkout"
+    )
 
 from gangpao.kernels import _native
 from gangpao.kernels._native import (
