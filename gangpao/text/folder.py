@@ -149,7 +149,7 @@ def _from_tokenizer_json(path: Path, config: _Config) -> Loaded:
     added = data.get("added_tokens")
     for token in added if isinstance(added, list) else ():
         table.add(token if isinstance(token, dict) else {})
-    pairs = [pair for pair in map(_pair, merges) if pair is not None]
+    pairs = [pair for pair in map(merge_pair, merges) if pair is not None]
     byte_level = _uses(data.get("pre_tokenizer"), "ByteLevel") or _uses(data.get("decoder"), "ByteLevel")
     scheme = _space_scheme(data)
     vocabulary = table.vocabulary(config, byte_level=byte_level, scheme=scheme, merged=[a + b for a, b in pairs])
@@ -179,7 +179,7 @@ def _library(path: Path, data: Json) -> LibraryMerger:
         raise ValueError(f"{path}: the tokenizers library does not take it: {error}") from error
 
 
-def _pair(merge: object) -> tuple[str, str] | None:
+def merge_pair(merge: object) -> tuple[str, str] | None:
     """A merge, written "a b" or ["a", "b"]."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if isinstance(parts, list) and len(parts) == 2 and isinstance(parts[0], str) and isinstance(parts[1], str):
@@ -252,7 +252,7 @@ def _from_vocab_and_merges(folder: Path, config: _Config) -> Loaded:
     for token in config.added_tokens():
         table.add(token)
     lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-    pairs = [pair for pair in map(_pair, lines) if pair is not None and not pair[0].startswith("#version")]
+    pairs = [pair for pair in map(merge_pair, lines) if pair is not None and not pair[0].startswith("#version")]
     vocabulary = table.vocabulary(config, byte_level=False, scheme="always", merged=[a + b for a, b in pairs])
     if "unk_token" not in config.main or vocabulary.unk_id is None:
         raise ValueError(f"{path}: there is no piece for unknown text (<unk>)")
@@ -272,9 +272,9 @@ def _from_tokenizer_model(path: Path, config: _Config) -> Loaded:
     scores: list[float] = []
     trainer: dict[int, object] = {}
     normalizer: dict[int, object] = {}
-    for number, value in _fields(path, path.read_bytes()):
+    for number, value in protobuf_fields(path, path.read_bytes()):
         if number == 1:
-            piece = dict(_fields(path, value))
+            piece = dict(protobuf_fields(path, value))
             text, score, code = piece.get(1), piece.get(2, b"\0\0\0\0"), piece.get(3, 1)
             if not isinstance(text, bytes) or not isinstance(score, bytes) or not isinstance(code, int):
                 raise ValueError(f"{path}: piece {len(kinds)} is damaged")
@@ -284,9 +284,9 @@ def _from_tokenizer_model(path: Path, config: _Config) -> Loaded:
             kinds.append(kind)
             scores.append(struct.unpack("<f", score)[0])
         elif number == 2:
-            trainer = dict(_fields(path, value))
+            trainer = dict(protobuf_fields(path, value))
         elif number == 3:
-            normalizer = dict(_fields(path, value))
+            normalizer = dict(protobuf_fields(path, value))
     if trainer.get(3, 1) != 2:
         raise ValueError(f"{path}: not a BPE model; gangpao reads SentencePiece BPE")
     if normalizer.get(2) or normalizer.get(4, 1):
@@ -310,7 +310,7 @@ def _from_tokenizer_model(path: Path, config: _Config) -> Loaded:
     return Loaded(vocabulary, merge, first, config.chat_template)
 
 
-def _fields(path: Path, data: object) -> Iterator[tuple[int, object]]:
+def protobuf_fields(path: Path, data: object) -> Iterator[tuple[int, object]]:
     """The (number, value) fields of a protocol buffer message: integers, and bytes for everything else."""
     if not isinstance(data, bytes):
         raise ValueError(f"{path}: a message was expected where there is a number")
