@@ -26,6 +26,8 @@ COMMANDS = {
     "rm": ("gangpao.serve.models:rm", "Delete an installed model."),
     "bench": ("gangpao.serve.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
+    "model": ("gangpao.model.show:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
+    "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF or in Llama's form."),
 }
 
 # What typer raises for a wrong option, by a path that is the same in all its versions.
@@ -42,9 +44,12 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         target, line = COMMANDS[cmd_name]
-        module, function = target.split(":")
+        module, name = target.split(":")
+        found = getattr(importlib.import_module(module), name)
+        if isinstance(found, typer.Typer):
+            return get_command(found)
         app = typer.Typer(rich_markup_mode=None, add_completion=False)
-        app.command(cmd_name, help=line)(getattr(importlib.import_module(module), function))
+        app.command(cmd_name, help=line)(found)
         return get_command(app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -1,0 +1,224 @@
+"""The parts of the Transformer, with its two seams: every matrix product is a `Linear`, every attention goes through `attend`.
+
+Quantization, LoRA and QAT replace `Linear` modules (`replace_linears`); another attention kernel is one change in `attend`.
+Shapes: B batch, T time, S cached time, D model width, N heads, K KV heads, H head width, F FFN width, V vocabulary.
+RoPE is rotate_half, as in Hugging Face. Norms and RoPE compute in float32 whatever the weights are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gangpao.model.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    """The seam for quantization and adapters. Computes in the dtype of its input: weights are cast, not the activations."""
+
+    if TYPE_CHECKING:  # torch's own __call__ gives Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module | None]) -> list[str]:
+    """Swap each Linear below `root` for what `replace(name, linear)` returns; None keeps it. Returns the swapped names."""
+    swapped = []
+    for name, module in list(root.named_modules()):
+        if isinstance(module, Linear) and (new := replace(name, module)) is not None:
+            parent, _, leaf = name.rpartition(".")
+            setattr(root.get_submodule(parent), leaf, new)
+            swapped.append(name)
+    return swapped
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), in float32, cast back, times weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention; the last query sees the last key. mask: bool [B, 1, T, S] of what may be seen, None for causal. [B, N, T, H]."""
+    grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
+    causal = mask is None and q_BNTH.shape[2] > 1
+    assert not causal or q_BNTH.shape[2] == k_BKSH.shape[2], "a piece behind a cache needs a mask"
+    return F.scaled_dot_product_attention(
+        q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+class LayerCache:
+    """Keys and values of one layer, [B, K, capacity, H] each, filled up to `length`. Made by Transformer.new_cache."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.length = 0
+
+    def append(self, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new positions; all keys and values so far."""
+        end = self.length + k_BKTH.shape[2]
+        if end > self.keys.shape[2]:
+            raise ValueError(f"the cache holds {self.keys.shape[2]} positions, {end} are needed: make a larger one")
+        self.keys[:, :, self.length : end] = k_BKTH
+        self.values[:, :, self.length : end] = v_BKTH
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def inverse_frequencies(config: ModelConfig, context: int) -> tuple[Tensor, float]:
+    """Angle per position of each rotated pair, float64 [rope_dim / 2], and the factor on cosine and sine.
+
+    context: the length the model is used at; longrope takes its long factors past the trained length. Sources: 2104.09864,
+    2306.15595 (linear), 2309.00071 (YaRN), 2402.13753 (LongRoPE), constants as in transformers.
+    """
+    half = config.rope_dim // 2
+    inverse = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    s = config.rope_scaling
+    if s is None:
+        return inverse, 1.0
+    original = s.original_max_position_embeddings or config.max_position_embeddings
+    if s.rope_type == "linear":
+        return inverse / s.factor, 1.0
+    if s.rope_type == "longrope":
+        factors = s.long_factor if context > original else s.short_factor
+        stretch = config.max_position_embeddings / original
+        grown = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+        return inverse / torch.tensor(factors, dtype=torch.float64), s.attention_factor or grown
+    if s.rope_type == "yarn":
+        grown = 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
+        return _yarn(inverse, config, original), s.attention_factor or grown
+    return _llama3(inverse, config, original), 1.0
+
+
+def _yarn(inverse: Tensor, config: ModelConfig, original: int) -> Tensor:
+    """Slow pairs interpolated, fast ones kept, a ramp between (YaRN, section 3.2)."""
+    s = config.rope_scaling
+    assert s is not None
+
+    def pair_of(rotations: float) -> float:
+        return config.rope_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low, high = max(math.floor(pair_of(s.beta_fast)), 0), min(math.ceil(pair_of(s.beta_slow)), config.rope_dim - 1)
+    ramp = (torch.arange(len(inverse), dtype=torch.float64) - low) / max(high - low, 0.001)
+    keep = 1 - ramp.clamp(0, 1)
+    return inverse / s.factor * (1 - keep) + inverse * keep
+
+
+def _llama3(inverse: Tensor, config: ModelConfig, original: int) -> Tensor:
+    """Llama 3.1's rule: waves longer than the trained length interpolated, short ones kept, a blend between."""
+    s = config.rope_scaling
+    assert s is not None
+    turns = original * inverse / (2 * math.pi)
+    smooth = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+    return (1 - smooth) * inverse / s.factor + smooth * inverse
+
+
+def angles(inverse: Tensor, factor: float, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 [B, 1, T, rope_dim / 2]."""
+    turned = positions_BT[:, None, :, None].double() * inverse.to(positions_BT.device)
+    return (turned.cos() * factor).float(), (turned.sin() * factor).float()
+
+
+def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + H/2) of every head by the angles, in float32."""
+    a, b = x_BNTH.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BNTH.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention, with biases on q, k, v and norms on their heads where the configuration asks for them."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias)
+        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
+        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
+        self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else None
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        batch, time, _ = x_BTD.shape
+
+        def heads(y: Tensor, count: int, norm: RMSNorm | None) -> Tensor:
+            y = y.view(batch, time, count, self.head_dim)
+            return (norm(y) if norm is not None else y).transpose(1, 2)
+
+        q = rotate(heads(self.q_proj(x_BTD), self.num_heads, self.q_norm), cos, sin)
+        k = rotate(heads(self.k_proj(x_BTD), self.num_kv_heads, self.k_norm), cos, sin)
+        v = heads(self.v_proj(x_BTD), self.num_kv_heads, None)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = attend(q, k, v, mask, self.head_dim**-0.5)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))
+
+
+class LatentAttention(nn.Module):
+    """MiniCPM3's attention (MLA): q and kv through low ranks, one shared rotated key, values narrower than keys.
+
+    The cache holds expanded keys and values, which is simple and exact; the latent form would be 20 times smaller.
+    """
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        assert c.mla is not None
+        m, n = c.mla, c.num_attention_heads
+        self.num_heads, self.mla = n, m
+        self.q_a_proj = Linear(c.hidden_size, m.q_lora_rank, bias=False)
+        self.q_a_layernorm = RMSNorm(m.q_lora_rank, c.rms_norm_eps)
+        self.q_b_proj = Linear(m.q_lora_rank, n * (m.qk_nope_head_dim + m.qk_rope_head_dim), bias=False)
+        self.kv_a_proj_with_mqa = Linear(c.hidden_size, m.kv_lora_rank + m.qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(m.kv_lora_rank, c.rms_norm_eps)
+        self.kv_b_proj = Linear(m.kv_lora_rank, n * (m.qk_nope_head_dim + m.v_head_dim), bias=False)
+        self.o_proj = Linear(n * m.v_head_dim, c.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        batch, time, _ = x_BTD.shape
+        m = self.mla
+        q = (
+            self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+            .view(batch, time, self.num_heads, -1)
+            .transpose(1, 2)
+        )
+        q_plain, q_turned = q.split_with_sizes([m.qk_nope_head_dim, m.qk_rope_head_dim], dim=-1)
+        latent, k_turned = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes([m.kv_lora_rank, m.qk_rope_head_dim], dim=-1)
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(batch, time, self.num_heads, -1).transpose(1, 2)
+        k_plain, v = kv.split_with_sizes([m.qk_nope_head_dim, m.v_head_dim], dim=-1)
+        q = torch.cat([q_plain, rotate(q_turned, cos, sin)], dim=-1)
+        shared = rotate(k_turned[:, None], cos, sin).expand(-1, self.num_heads, -1, -1)
+        k = torch.cat([k_plain, shared], dim=-1)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = attend(q, k, v, mask, q.shape[-1] ** -0.5)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))

@@ -1,0 +1,109 @@
+"""`gangpao model show`: what a preset or a checkpoint is, and what it costs, without reading a weight."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gangpao.log import show_bytes
+from gangpao.model.config import PRESETS, ModelConfig
+from gangpao.model.count import flops_per_token, kv_bytes_per_token, memory, parameters
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def model() -> None:
+    """Look at models: presets and checkpoints."""
+
+
+@app.command("show", help="Shapes, parameters, FLOPs, cache and memory of a preset or a checkpoint.")
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A preset, a folder with config.json, or nothing for the list of presets.")
+    ] = "",
+    context: Annotated[int, typer.Option("--context", min=1, help="Positions for FLOPs and cache.")] = 4096,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a training step on one device.")] = 4096,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Print what a shape is and costs."""
+    if not name:
+        print(json.dumps(sorted(PRESETS)) if as_json else presets_table())
+        return
+    facts = examine(find(name), context, tokens)
+    print(json.dumps(facts) if as_json else report(name, facts))
+
+
+def find(name: str) -> ModelConfig:
+    """A preset by name, or the configuration of a folder. Raises ValueError with the names there are."""
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelConfig.from_file(path / "config.json")
+    if path.is_file():
+        return ModelConfig.from_file(path)
+    raise ValueError(f"{name!r:.80} is neither a preset ({', '.join(PRESETS)}) nor a folder with a config.json")
+
+
+def examine(config: ModelConfig, context: int, tokens: int) -> dict[str, Any]:
+    """Everything the report says, as JSON."""
+    count = parameters(config)
+    return {
+        "config": config.model_dump(mode="json", exclude_none=True),
+        "parameters": asdict(count) | {"non_embedding": count.non_embedding, "total": count.total},
+        "context": context,
+        "flops_per_token": flops_per_token(config, context),
+        "training_flops_per_token": flops_per_token(config, context, training=True),
+        "kv_bytes_per_token": kv_bytes_per_token(config),
+        "tokens": tokens,
+        "memory_bytes": memory(config, context=context, tokens=tokens),
+    }
+
+
+_USES = {
+    "serve_bf16": "serve in bf16",
+    "serve_q8_0": "serve in Q8_0",
+    "serve_q4_0": "serve in Q4_0",
+    "train_adamw": "train, AdamW float32",
+    "tune_lora_bf16": "tune, LoRA on bf16",
+    "tune_lora_4bit": "tune, LoRA on 4 bits",
+}
+
+
+def report(name: str, facts: dict[str, Any]) -> str:
+    """The facts for a person."""
+    lines = [name, ""]
+    lines += [f"  {key:24} {_value(value)}" for key, value in facts["config"].items()]
+    lines += ["", "parameters"]
+    lines += [f"  {key:24} {value:>16,}" for key, value in facts["parameters"].items() if value]
+    context, tokens = facts["context"], facts["tokens"]
+    lines += [
+        "",
+        f"per token, at a context of {context:,}",
+        f"  {'forward':24} {facts['flops_per_token'] / 1e9:>12.3f} GFLOP",
+        f"  {'forward and backward':24} {facts['training_flops_per_token'] / 1e9:>12.3f} GFLOP",
+        f"  {'KV cache, 16 bits':24} {facts['kv_bytes_per_token']:>12,} bytes",
+        "",
+        f"memory (serving {context:,} positions; training with {tokens:,} tokens a step and recomputation)",
+    ]
+    lines += [f"  {_USES[use]:24} {show_bytes(size):>12}" for use, size in facts["memory_bytes"].items()]
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return text if len(text) <= 90 else text[:87] + "..."
+
+
+def presets_table() -> str:
+    """One line a preset."""
+    lines = [f"{'preset':18} {'non-embedding':>16} {'total':>16}   shape"]
+    for name, c in PRESETS.items():
+        count = parameters(c)
+        heads = f"{c.num_attention_heads}/{c.num_key_value_heads} heads"
+        shape = f"{c.hidden_size} x {c.num_hidden_layers}, {heads}, FFN {c.intermediate_size}"
+        lines.append(f"{name:18} {count.non_embedding:>16,} {count.total:>16,}   {shape}")
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""The one definition of the model, top to bottom: ids go in, final hidden states come out, `logits` turns them into words.
+
+    h = embed(ids) * scale_emb
+    h = h + residual_scale * attention(norm(h));  h = h + residual_scale * mlp(norm(h))      for every layer
+    logits = head(norm(h) * logit_scale)
+
+MiniCPM is Llama with these three numbers (arXiv:2404.06395, section 4). Pretraining, tuning, distillation and GPU inference
+all use this forward; what a sequence has seen is an argument (`cache`), never an attribute. Hidden states are the result,
+not logits, because training never wants all [T, V] of those at once: `train` multiplies by the head in pieces.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from gangpao.model.config import ModelConfig
+from gangpao.model.init import initialize
+from gangpao.model.layers import (
+    MLP,
+    Attention,
+    LatentAttention,
+    LayerCache,
+    Linear,
+    RMSNorm,
+    angles,
+    inverse_frequencies,
+)
+from gangpao.model.moe import MoE
+
+
+class Output(NamedTuple):
+    """Hidden states [B, T, D], normed and scaled, ready for the head; the experts' balancing loss, None without experts."""
+
+    hidden: Tensor
+    balance: Tensor | None
+
+
+class Block(nn.Module):
+    """One layer."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = LatentAttention(c) if c.mla else Attention(c)
+        self.mlp = MoE(c) if c.moe else MLP(c)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.residual_scale = c.residual_scale
+
+    def forward(
+        self, h_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor | None]:
+        h = h_BTD + self.residual_scale * self.self_attn(self.input_layernorm(h_BTD), cos, sin, mask, cache)
+        y = self.mlp(self.post_attention_layernorm(h))
+        y, balance = y if isinstance(y, tuple) else (y, None)
+        return h + self.residual_scale * y, balance
+
+
+class Decoder(nn.Module):
+    """Everything but the head, under the name that Hugging Face gives it."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A model with parameters under Hugging Face's names. Build it with `build`, or on the meta device for counting."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie()
+
+    @classmethod
+    def build(cls, config: ModelConfig, *, seed: int = 0, device: str = "cpu") -> Transformer:
+        """A new model with random weights by the rules of its configuration, the same for the same seed."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device=device)
+        model.tie()
+        initialize(model, config, seed)
+        return model
+
+    def tie(self) -> None:
+        """Make the head the embedding where the configuration says so (again after to_empty, which parts them)."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        *,
+        documents_BT: Tensor | None = None,
+        caches: list[LayerCache] | None = None,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
+    ) -> Output:
+        """Hidden states after every id.
+
+        documents_BT: number of the document that each id belongs to, for packed rows: nothing attends across a border, and
+        positions begin anew. caches: from `new_cache`; the ids go behind what is there. dtype: of the computation, else
+        that of the weights. recompute: keep only the input of each layer for the backward pass.
+        """
+        c = self.config
+        past = caches[0].length if caches else 0
+        positions, mask = layout(ids_BT, documents_BT, past)
+        inverse, factor = inverse_frequencies(c, caches[0].keys.shape[2] if caches else ids_BT.shape[1])
+        cos, sin = angles(inverse, factor, positions)
+        h = F.embedding(ids_BT, self.model.embed_tokens.weight) * c.scale_emb
+        h = h.to(dtype or h.dtype)
+        balances = []
+        for i, layer in enumerate(self.model.layers):
+            if recompute and torch.is_grad_enabled():
+                h, balance = checkpoint(layer, h, cos, sin, mask, None, use_reentrant=False)
+            else:
+                h, balance = layer(h, cos, sin, mask, caches[i] if caches else None)
+            balances += [] if balance is None else [balance]
+        h = self.model.norm(h) * c.logit_scale
+        return Output(h, torch.stack(balances).mean() if balances else None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token, float32 [..., V]."""
+        return self.lm_head(hidden).float()
+
+    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> list[LayerCache]:
+        """Empty caches for `capacity` positions."""
+        c, weight = self.config, self.model.embed_tokens.weight
+        key_dim = c.mla.qk_nope_head_dim + c.mla.qk_rope_head_dim if c.mla else c.head_dim
+        value_dim = c.mla.v_head_dim if c.mla else c.head_dim
+
+        def zeros(width: int) -> Tensor:
+            shape = (batch, c.num_key_value_heads, capacity, width)
+            return torch.zeros(shape, dtype=dtype or weight.dtype, device=weight.device)
+
+        return [LayerCache(zeros(key_dim), zeros(value_dim)) for _ in range(c.num_hidden_layers)]
+
+
+def layout(ids_BT: Tensor, documents_BT: Tensor | None, past: int) -> tuple[Tensor, Tensor | None]:
+    """Positions [B, T] and the mask [B, 1, T, S] of what each id may see (None: plainly causal).
+
+    Documents are runs of equal numbers. Behind a cache of `past` positions everything cached is visible.
+    """
+    batch, time = ids_BT.shape
+    steps = torch.arange(time, device=ids_BT.device)
+    if documents_BT is not None:
+        assert past == 0, "documents and a cache do not go together"
+        first = torch.ones_like(documents_BT, dtype=torch.bool)
+        first[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+        starts = torch.where(first, steps, 0).cummax(dim=1).values
+        causal = steps[:, None] >= steps[None, :]
+        same = starts[:, :, None] == starts[:, None, :]
+        return steps - starts, (same & causal)[:, None]
+    positions = (steps + past).expand(batch, time)
+    if past == 0 or time == 1:
+        return positions, None
+    seen = torch.arange(past + time, device=ids_BT.device)
+    return positions, (seen[None, :] <= steps[:, None] + past)[None, None]

@@ -1,0 +1,134 @@
+"""Checkpoints in and out, foreign ones too, and what is said when they are damaged."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gangpao.model import weights
+from gangpao.model.transformer import Transformer
+from tests.model.test_transformer import IDS, build, logits
+from tests.model.tiny import KINDS, tiny
+
+
+def stored(tmp_path, kind="minicpm", **options):
+    model = Transformer.build(tiny(kind), seed=4)
+    return model, weights.save(tmp_path / "m", model.config, weights.state(model), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shard_bytes", [weights.SHARD_BYTES, 40_000])
+def test_saved_and_loaded_is_equal(kind, shard_bytes, tmp_path):
+    model, folder = stored(tmp_path, kind, shard_bytes=shard_bytes)
+    again = weights.load(folder)
+    assert again.config == model.config
+    assert (folder / "model.safetensors.index.json").exists() == (shard_bytes < 1e6)
+    a, b = model.state_dict(), again.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    half = weights.load(folder, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_transformers_reads_what_we_write(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = build("minicpm")
+    config, folded = weights.fold_to_llama(model.config, weights.state(model))
+    folder = weights.save(tmp_path / "llama", config, folded)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        expected = theirs(IDS).logits
+        torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits(weights.load(folder)), logits(model), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["moe", "mla"])
+def test_what_llama_has_not_cannot_be_folded(kind):
+    with pytest.raises(ValueError, match="folded"):
+        weights.fold_to_llama(tiny(kind), {})
+
+
+def test_a_torch_bin_and_bmtrain_names_load_too(tmp_path):
+    model, folder = stored(tmp_path, "minicpm")
+    names = {
+        "model.embed_tokens.weight": "input_embedding.weight",
+        "model.norm.weight": "encoder.output_layernorm.weight",
+        "input_layernorm": "self_att.layernorm_before_attention",
+        "post_attention_layernorm": "ffn.layernorm_before_ffn",
+        "self_attn.o_proj": "self_att.self_attention.attention_out",
+        "mlp.gate_proj": "ffn.ffn.w_in.w_0", "mlp.up_proj": "ffn.ffn.w_in.w_1", "mlp.down_proj": "ffn.ffn.w_out",
+        **{f"self_attn.{x}_proj": f"self_att.self_attention.project_{x}" for x in "qkv"},
+    }  # fmt: skip
+
+    def bmtrain(name):
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        return name.replace("model.layers", "encoder.layers")
+
+    foreign = {bmtrain(n): p for n, p in weights.state(model).items()}
+    assert not any(name.startswith("model.") for name in foreign)
+    torch.save(foreign, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    again = weights.load(folder).state_dict()
+    assert all(torch.equal(again[n], p) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda w: w.pop("model.norm.weight"), "1 tensors are missing .model.norm.weight"),
+        (lambda w: w.update(extra=torch.zeros(2)), "1 tensors are left over .extra"),
+        (lambda w: w.update({"model.norm.weight": torch.zeros(3)}), r"has shape \[3\], config.json says \[64\]"),
+    ],
+)
+def test_a_wrong_set_of_tensors_is_named(damage, says, tmp_path):
+    model, folder = stored(tmp_path)
+    tensors = dict(weights.state(model))
+    damage(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=says):
+        weights.load(folder)
+
+
+def test_stored_buffers_and_a_stored_tied_head_are_passed_over(tmp_path):
+    model, folder = stored(tmp_path)
+    extra = {"lm_head.weight": torch.zeros(320, 64), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
+    save_file(weights.state(model) | extra, folder / "model.safetensors")
+    assert torch.equal(weights.load(folder).lm_head.weight, model.lm_head.weight)
+
+
+def test_damaged_files_are_named(tmp_path):
+    _, folder = stored(tmp_path, shard_bytes=40_000)
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{shard.name}: cannot be read"):
+        weights.load(folder)
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name} is missing"):
+        weights.load(folder)
+    index = folder / "model.safetensors.index.json"
+    for text in ("{", "[]", '{"weight_map": 3}', json.dumps({"weight_map": {"a": "../../etc/passwd"}})):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=r"index\.json"):
+            weights.load(folder)
+    index.unlink()
+    with pytest.raises(ValueError, match=r"there is no model\.safetensors"):
+        weights.load(folder)
+
+
+def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
+    model, folder = stored(tmp_path)
+    with pytest.raises(ValueError, match="exists already"):
+        weights.save(folder, model.config, weights.state(model))
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        weights.save(tmp_path / "other", model.config, weights.state(model))
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
