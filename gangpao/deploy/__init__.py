@@ -1,0 +1,1 @@
+"""From the lab to the device and to others: GGUF and Hugging Face exports."""

@@ -1,0 +1,90 @@
+"""Floats to the weight blocks of GGUF files: the formats that need no search (F16, BF16, Q8_0, Q4_0, Q4_1).
+
+The rounding is ggml's reference rounding, so bytes equal those of the `gguf` package (tested). Formats that look for better
+scales (K-quants, importance matrices) belong to compress/. The inverse of each is in kernels/blocks.py.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+BLOCK = 32
+# Name -> number in general.file_type.
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+
+
+def quantize(values: Floats, kind: str) -> Bytes:
+    """Rows [R, C] to bytes [R, row bytes]. C must be a multiple of 32 for the Q types."""
+    if kind not in _QUANTIZERS:
+        raise ValueError(f"{kind!r:.40} is not a type we write; choose one of {', '.join(_QUANTIZERS)}")
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    return np.ascontiguousarray(_QUANTIZERS[kind](values)).view(np.uint8).reshape(len(values), -1)
+
+
+def fits(cols: int, kind: str) -> bool:
+    """Whether a row of this many columns is whole blocks."""
+    return not kind.startswith("Q") or cols % BLOCK == 0
+
+
+def _bf16(values: Floats) -> npt.NDArray[np.uint16]:
+    bits = values.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    quiet = bits >> 16 | 64  # a NaN must not become infinite by rounding
+    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded).astype(np.uint16)
+
+
+def _blocks(values: Floats) -> Floats:
+    return values.reshape(-1, BLOCK)
+
+
+def _inverse(scale: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        return np.where(scale == 0, np.float32(0), np.float32(1) / scale).astype(np.float32)
+
+
+def _half_away(values: Floats) -> Floats:
+    """Round half away from zero, as C's roundf."""
+    whole = np.trunc(values)
+    return whole + np.trunc(2 * (values - whole))
+
+
+def _q8_0(values: Floats) -> Bytes:
+    b = _blocks(values)
+    d = np.abs(b).max(axis=1, keepdims=True) / np.float32(127)
+    q = _half_away(b * _inverse(d)).astype(np.int8)
+    return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=1)
+
+
+def _nibbles(q: Bytes) -> Bytes:
+    return q[:, : BLOCK // 2] | np.left_shift(q[:, BLOCK // 2 :], 4, dtype=np.uint8)
+
+
+def _q4_0(values: Floats) -> Bytes:
+    b = _blocks(values)
+    at = np.abs(b).argmax(axis=1)[:, None]
+    d = np.take_along_axis(b, at, axis=1) / np.float32(-8)
+    q = np.trunc(b * _inverse(d) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
+    return np.concatenate([d.astype(np.float16).view(np.uint8), _nibbles(q)], axis=1)
+
+
+def _q4_1(values: Floats) -> Bytes:
+    b = _blocks(values)
+    low = b.min(axis=1, keepdims=True)
+    d = (b.max(axis=1, keepdims=True) - low) / np.float32(15)
+    q = np.trunc((b - low) * _inverse(d) + np.float32(0.5)).clip(0, 15).astype(np.uint8)
+    head = [d.astype(np.float16).view(np.uint8), low.astype(np.float16).view(np.uint8)]
+    return np.concatenate([*head, _nibbles(q)], axis=1)
+
+
+_QUANTIZERS: dict[str, Callable[[Floats], npt.NDArray[np.generic]]] = {
+    "F32": lambda x: x,
+    "F16": lambda x: x.astype(np.float16),
+    "BF16": _bf16,
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+}

@@ -1,0 +1,171 @@
+"""One model, four readers: our torch model, our engine and llama.cpp on the GGUF we write, transformers on the folded form.
+
+transformers is compared in tests/model; here the torch model's log-probabilities, at scales away from neutral, are the truth.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gangpao.deploy import gguf as writer
+from gangpao.engine.gguf import GGUF
+from gangpao.engine.transformer import Transformer as Engine
+from gangpao.model import weights
+from gangpao.model.config import RopeScaling
+from gangpao.text.tokenizer import Tokenizer
+from tests.engine.gguf_maker import vocabulary
+from tests.llama_oracle import LlamaOracle
+from tests.model.test_transformer import build
+from tests.model.tiny import tiny
+
+VOCAB = 320
+IDS = torch.randint(0, VOCAB - 2, (1, 40), generator=torch.Generator().manual_seed(2))
+LIMIT = 1e-3
+LONG = RopeScaling(
+    rope_type="longrope", short_factor=tuple(1 + i / 8 for i in range(8)), long_factor=tuple(2 + i for i in range(8)),
+    original_max_position_embeddings=256,
+)  # fmt: skip
+CASES = [
+    ("minicpm", {}),
+    ("minicpm", {"tie_word_embeddings": False}),
+    ("minicpm", {"num_key_value_heads": 4, "rope_scaling": LONG}),
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+    ("llama", {"rope_scaling": RopeScaling(rope_type="linear", factor=4.0)}),
+    ("llama", {"rope_scaling": RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=64)}),
+    ("qwen2", {}),
+    ("qwen3", {"tie_word_embeddings": False}),
+]
+NAMES = ["-".join([kind, *map(str, fields)]) for kind, fields in CASES]
+
+
+def truth(model):
+    with torch.no_grad():
+        return model.lm_head(model(IDS).hidden)[0, -1].log_softmax(-1).numpy()
+
+
+def written(model, path, kind="F32"):
+    return writer.write(path, model.config, weights.state(model), vocabulary(VOCAB), kind)
+
+
+def ours(path):
+    with GGUF.open(path) as gguf:
+        engine = Engine.load(gguf)
+        logits = engine.forward(IDS[0].tolist(), engine.new_cache(256)).astype(np.float64)
+        del engine
+    return logits - np.logaddexp.reduce(logits)
+
+
+def distance(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+@pytest.mark.parametrize(("kind", "fields"), CASES, ids=NAMES)
+def test_torch_engine_and_llama_cpp_agree(kind, fields, tmp_path):
+    model = build(kind, **fields)
+    expected = truth(model)
+    assert expected.std() > 0.15, "the random model says nothing"
+    path = written(model, tmp_path / "m.gguf")
+    assert distance(ours(path), expected) < LIMIT
+    with LlamaOracle(path, n_ctx=256, kv="F32") as oracle:
+        assert distance(oracle.vector(IDS[0].tolist(), VOCAB), expected) < LIMIT
+
+
+def test_experts_agree_with_llama_cpp(tmp_path):
+    model = build("moe")
+    path = written(model, tmp_path / "m.gguf")
+    with LlamaOracle(path, n_ctx=256, kv="F32") as oracle:
+        assert distance(oracle.vector(IDS[0].tolist(), VOCAB), truth(model)) < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("F16", 2e-3), ("BF16", 2e-2), ("Q8_0", 3e-2), ("Q4_1", 0.35), ("Q4_0", 0.35)]
+)
+def test_smaller_types_stay_near(kind, limit, tmp_path):
+    model = build("minicpm")
+    path = written(model, tmp_path / "m.gguf", kind)
+    with GGUF.open(path) as gguf:
+        assert gguf.tensors["blk.0.attn_q.weight"].type == kind
+        assert gguf.tensors["blk.0.attn_norm.weight"].type == "F32"
+        assert gguf.metadata["minicpm.logit_scale"] == 4.0
+    assert distance(ours(path), truth(model)) < limit
+
+
+def test_rows_that_are_no_whole_blocks_become_f16(tmp_path):
+    path = written(build("llama", intermediate_size=80), tmp_path / "m.gguf", "Q4_0")
+    with GGUF.open(path) as gguf:
+        assert gguf.tensors["blk.1.ffn_down.weight"].type == "F16"
+        assert gguf.tensors["blk.1.ffn_up.weight"].type == "Q4_0"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = build("llama")
+    path = written(model, tmp_path / "m.gguf")
+    with pytest.raises(ValueError, match="exists already"):
+        written(model, path)
+    with pytest.raises(ValueError, match="choose one of F32"):
+        written(model, tmp_path / "n.gguf", "Q5_K")
+    with pytest.raises(ValueError, match="latent attention"):
+        writer.write(tmp_path / "n.gguf", tiny("mla"), {}, vocabulary(VOCAB))
+    with pytest.raises(ValueError, match="no place"):
+        writer.write(tmp_path / "n.gguf", model.config, {"vpm.x": torch.zeros(2)}, vocabulary(VOCAB))
+    with pytest.raises(ValueError, match="do not belong together"):
+        writer.write(tmp_path / "n.gguf", model.config, weights.state(model), vocabulary(VOCAB + 1))
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        written(model, tmp_path / "n.gguf")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def hf_tokenizer(folder):
+    """A byte-level tokenizer of 320 pieces as a Hugging Face folder."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    from gangpao.text.pretokenizers import by_name
+
+    keys = vocabulary(VOCAB)
+    pieces = {p: i for i, p in enumerate(keys["tokenizer.ggml.tokens"][: VOCAB - 2])}
+    merges = [tuple(m.split(" ")) for m in keys["tokenizer.ggml.merges"]]
+    library = Library(models.BPE(vocab=pieces, merges=merges))
+    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in by_name("qwen2").patterns]
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(["<s>", "</s>"])
+    library.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "add_bos_token": False,
+        "chat_template": "{{ messages[0].content }}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_a_folder_becomes_a_file_that_speaks(tmp_path):
+    model = build("minicpm").float()
+    folder = weights.save(tmp_path / "hf", model.config, weights.state(model))
+    hf_tokenizer(folder)
+    seen = []
+    path = writer.export(folder, tmp_path / "m.gguf", "F16", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(seen), len(seen))
+    with GGUF.open(path) as gguf:
+        assert gguf.metadata["tokenizer.ggml.pre"] == "qwen2"
+        assert gguf.metadata["general.name"] == "hf"
+        from_file = Tokenizer.from_gguf(gguf.metadata)
+    from_folder = Tokenizer.from_dir(folder)
+    text = "the rest of another tone: 12345 你好 it's <s> nothing</s>\n\n"
+    assert from_file.chat_template == "{{ messages[0].content }}"
+    for special in (False, True):
+        assert from_file.encode(text, parse_special=special) == from_folder.encode(text, parse_special=special)
+    assert (from_file.bos_id, from_file.eos_id, from_file.adds_bos) == (VOCAB - 2, VOCAB - 1, False)
+    with LlamaOracle(path, n_ctx=64) as oracle:
+        assert oracle.tokenize(text) == from_file.encode(text)

@@ -1,0 +1,55 @@
+"""Our quantizers against the gguf package (bytes) and against their inverse (error bounds)."""
+
+import gguf
+import numpy as np
+import pytest
+
+from gangpao.deploy.quants import FILE_TYPES, fits, quantize
+from gangpao.kernels.blocks import BY_NAME, dequantize
+
+KINDS = [k for k in FILE_TYPES if k != "F32"]
+
+
+def rows():
+    rng = np.random.default_rng(0)
+    out = rng.normal(0, 0.05, (64, 256)).astype(np.float32)
+    out[0] = 0
+    out[1, ::2] = 0
+    out[2] = 1.0
+    out[3] *= 1e-6
+    out[4] *= 1e4
+    out[5, 7] = -50.0
+    out[6] = np.abs(out[6])
+    out[7] = np.round(out[7], 1)  # many ties
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_equal_those_of_the_gguf_package(kind):
+    expected = gguf.quants.quantize(rows(), gguf.GGMLQuantizationType[kind])
+    ours = quantize(rows(), kind)
+    assert ours.shape == expected.view(np.uint8).reshape(64, -1).shape
+    assert np.array_equal(ours, expected.view(np.uint8).reshape(64, -1))
+
+
+@pytest.mark.parametrize("kind", FILE_TYPES)
+def test_the_way_back_is_near(kind):
+    x = rows()
+    y = dequantize(quantize(x, kind), kind)
+    step = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q4_0": 1 / 8, "Q4_1": 2 / 15}[kind]
+    top = np.abs(x.reshape(64, -1, 32)).max(axis=-1, keepdims=True)
+    error = np.abs(x - y).reshape(64, -1, 32)
+    assert (error <= step * top * 1.01 + 5e-6).all()  # 5e-6: the f16 scale of a tiny row is subnormal
+    assert quantize(x, kind).shape[1] == BY_NAME[kind].row_bytes(256)
+
+
+def test_what_cannot_be_written_is_refused():
+    with pytest.raises(ValueError, match="'Q3_K' is not a type we write; choose one of"):
+        quantize(rows(), "Q3_K")
+    assert not fits(48, "Q8_0")
+    assert fits(48, "F16")
+
+
+def test_not_a_number_stays_not_a_number():
+    bad = np.array([[np.nan, np.inf, -np.inf, 1.0]], np.float32)
+    assert np.array_equal(dequantize(quantize(bad, "BF16"), "BF16"), bad, equal_nan=True)
