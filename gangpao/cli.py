@@ -27,8 +27,11 @@ COMMANDS = {
     "bench": ("gangpao.serve.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
     "model": ("gangpao.model.show:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
-    "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF or in Llama's form."),
+    "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),
 }
+
+# What the extra `lab` brings; the device half does without.
+LAB_PACKAGES = ("torch", "safetensors", "matplotlib", "pyarrow", "zstandard")
 
 # What typer raises for a wrong option, by a path that is the same in all its versions.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -99,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(getattr(error, "format_message", error.__str__)()), error)
     except (ValueError, OSError) as error:
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in LAB_PACKAGES:
+            raise
+        return _fail(f"this command belongs to the lab and needs {error.name}: pip install 'gangpao[lab]'")
     except MemoryError:
         return _fail("out of memory: take a smaller context or model; `gangpao doctor` shows what fits")
     return code if isinstance(code, int) else 0

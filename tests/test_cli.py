@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import typer
 
 from gangpao import cli
 from tests.child import ROOT, environment
@@ -51,7 +52,23 @@ def test_every_command_explains_itself_in_the_words_of_the_table(name, capsys):
     function = getattr(
         __import__(cli.COMMANDS[name][0].split(":")[0], fromlist=["x"]), cli.COMMANDS[name][0].split(":")[1]
     )
+    if isinstance(function, typer.Typer):  # a group of commands
+        function = function.registered_callback.callback
     assert function.__doc__.splitlines()[0] == cli.COMMANDS[name][1]
+
+
+@pytest.mark.parametrize(("missing", "code"), [("torch", 2), ("gangpao_surely_absent", None)])
+def test_a_missing_lab_package_is_said_how_to_get(missing, code, monkeypatch, capsys):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
+
+    monkeypatch.setattr(cli.importlib, "import_module", absent)
+    if code is None:
+        with pytest.raises(ModuleNotFoundError):
+            cli.main(["export", "a", "b"])
+        return
+    assert cli.main(["export", "a", "b"]) == code
+    assert "pip install 'gangpao[lab]'" in capsys.readouterr().err
 
 
 def test_version_and_bare_command(capsys):

@@ -24,7 +24,7 @@ def export(
         str, typer.Option("--type", help=f"Type of the matrices in a .gguf file: {', '.join(FILE_TYPES)}.")
     ] = "Q8_0",
 ) -> None:
-    """Write a checkpoint as GGUF (a target in .gguf), or folded into plain Llama form (any other target)."""
+    """Write a Hugging Face folder as GGUF, or folded into Llama's form."""
     if target.suffix == ".gguf":
         path = gguf.export(folder, target, kind.upper())
         print(f"{path} ({show_bytes(path.stat().st_size)})")

@@ -16,7 +16,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=T
 
 @app.callback()
 def model() -> None:
-    """Look at models: presets and checkpoints."""
+    """Look at presets and checkpoints: shapes, parameters, FLOPs, memory."""
 
 
 @app.command("show", help="Shapes, parameters, FLOPs, cache and memory of a preset or a checkpoint.")
