@@ -1,0 +1,1 @@
+"""From raw files to training batches: sources, cleaning, duplicates, contamination, tokenizers, shards, packing."""

@@ -1,0 +1,319 @@
+"""Batches for training: documents packed end to end into rows, never attending across a border, resumable to the bit.
+
+Each source is an endless stream: its documents in a shuffled order, every one once, then all again in another order. A row
+is the next `seq_len` tokens of one stream; a document that does not end in it goes on in that source's next row. Nothing is
+padded and nothing is dropped: every token is an input once an epoch, and every token but a document's first is a label.
+`documents` numbers the documents of a row, so that attention can be kept inside each.
+
+The order of rows is one global order. Rank r of w takes rows r, r + w, ... of it, whatever w is, and the position is
+three integers a source: a run can be saved by eight processes and go on in two.
+
+What it gives up: a document that is cut loses its context at the cut (`Part.whole` pads instead, for conversations).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from gangpao.config import Frozen
+from gangpao.data.mix import Permutation, choose, key_of, normalised
+from gangpao.data.shards import Shards
+
+IGNORE = -100  # the label that no loss is computed for, as in torch
+STATE_VERSION = 1
+
+Ids = npt.NDArray[np.int64]
+Span = tuple[int, int, int]  # document, first token, token after the last
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows [B, T]. labels[b, t] is the id after ids[b, t] in the same document, or -100 where there is none to learn.
+
+    documents[b, t] numbers the documents of a row from 0 on; padding, where there is any, has a number of its own.
+    """
+
+    ids: Ids
+    labels: Ids
+    documents: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source in a mixture. weight: its share of the tokens, relative to the other parts.
+
+    whole: a document that fits in a row is not cut; the rest of the row before it is padding.
+    """
+
+    name: str
+    shards: Shards
+    weight: float
+    whole: bool = False
+
+
+class _Position(Frozen):
+    fingerprint: str
+    weight: float
+    whole: bool
+    epoch: int = Field(ge=0)
+    index: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+
+
+class _State(Frozen):
+    version: int
+    seed: int
+    seq_len: int
+    rows: int = Field(ge=0)
+    parts: dict[str, _Position]
+
+
+class _Stream:
+    """One source's endless stream, and where in it we are."""
+
+    def __init__(self, part: Part, seed: int) -> None:
+        self.part, self.shards = part, part.shards
+        self.seed = seed
+        self.tokens = 0
+        self.move(0, 0, 0)
+
+    def move(self, epoch: int, index: int, offset: int) -> None:
+        """Go to a token of the document at place `index` of an epoch's order."""
+        self.epoch, self.index, self.offset = epoch, index, offset
+        self._order = Permutation(self.shards.num_documents, key_of("documents", self.seed, self.part.name, epoch))
+        self._open()
+
+    def _open(self) -> None:
+        self._document = self._order(self.index)
+        start, stop = self.shards.span(self._document)
+        self._length = stop - start
+
+    def row(self, seq_len: int) -> list[Span]:
+        """What the next row is made of; the position moves behind it."""
+        spans: list[Span] = []
+        room = seq_len
+        while room:
+            if self.part.whole and spans and not self.offset and self._length > room:
+                break
+            stop = min(self._length, self.offset + room)
+            spans.append((self._document, self.offset, stop))
+            room -= stop - self.offset
+            self.tokens += stop - self.offset
+            self.offset = stop
+            if stop == self._length:
+                self._next()
+        return spans
+
+    def _next(self) -> None:
+        if self.index + 1 < self.shards.num_documents:
+            self.index, self.offset = self.index + 1, 0
+            self._open()
+        else:
+            self.move(self.epoch + 1, 0, 0)
+
+
+class Loader:
+    """Batches from a mixture of sources. Sequential: there is one position, and `take` moves it.
+
+    Raises ValueError for an empty or doubled source, a weight that is none, or a seq_len below 1.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, seq_len: int, seed: int) -> None:
+        if seq_len < 1:
+            raise ValueError(f"seq_len is {seq_len}; a row needs at least one token")
+        names = [part.name for part in parts]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two sources have the same name in {', '.join(names)}")
+        self._shares = list(normalised({part.name: part.weight for part in parts}).values())
+        for part in parts:
+            if part.weight > 0 and not part.shards.num_documents:
+                raise ValueError(f"source {part.name} has a weight of {part.weight} and no documents; set it to 0")
+        self.seq_len, self.seed = seq_len, seed
+        self._rows = 0
+        # Empty sources stay in the list of parts but have no stream to draw from.
+        self._parts = list(parts)
+        self._streams = {part.name: _Stream(part, seed) for part in parts if part.shards.num_documents}
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows handed out so far, to all ranks together."""
+        return self._rows
+
+    @property
+    def tokens_seen(self) -> dict[str, int]:
+        """Tokens handed out so far by source, to all ranks together."""
+        return {p.name: self._streams[p.name].tokens if p.name in self._streams else 0 for p in self._parts}
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been gone through."""
+        seen = self.tokens_seen
+        return {p.name: seen[p.name] / max(1, p.shards.num_tokens) for p in self._parts}
+
+    def take(self, rows: int, rank: int = 0, world: int = 1) -> Batch:
+        """Of the next `rows` rows of the global order those that belong to `rank`; the position moves by `rows`."""
+        if rows < 1 or not 0 <= rank < world:
+            raise ValueError(f"take: rows is {rows}, rank {rank}, world {world}; need rows >= 1 and 0 <= rank < world")
+        mine = len(range(rank, rows, world))
+        batch = _blank(mine, self.seq_len)
+        for i in range(rows):
+            stream = self._next_stream()
+            spans = stream.row(self.seq_len)
+            self._rows += 1
+            if i % world == rank:
+                _fill(batch, i // world, stream.shards, spans)
+        return batch
+
+    def _next_stream(self) -> _Stream:
+        if len(self._parts) == 1:
+            return self._streams[self._parts[0].name]
+        seen = list(self.tokens_seen.values())
+        i = choose(self._shares, seen, self.seq_len, key_of("rows", self.seed, self._rows))
+        return self._streams[self._parts[i].name]
+
+    def state(self) -> dict[str, Any]:
+        """The position as JSON: small, and the same for every rank and world size."""
+        parts = {
+            name: _Position(
+                fingerprint=s.shards.fingerprint, weight=s.part.weight, whole=s.part.whole,
+                epoch=s.epoch, index=s.index, offset=s.offset, tokens=s.tokens,
+            )
+            for name, s in self._streams.items()
+        }  # fmt: skip
+        state = _State(version=STATE_VERSION, seed=self.seed, seq_len=self.seq_len, rows=self._rows, parts=parts)
+        return state.model_dump()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to where `state` was taken; what follows is what would have followed then.
+
+        Raises ValueError, and changes nothing, when the state is damaged or belongs to other data, another mixture, seed
+        or seq_len.
+        """
+        found = _read_state(state)
+        for what, theirs, ours in (("seed", found.seed, self.seed), ("seq_len", found.seq_len, self.seq_len)):
+            if theirs != ours:
+                raise ValueError(f"the saved data position has {what} {theirs}, this run {ours}; use the same to go on")
+        if list(found.parts) != list(self._streams):
+            raise ValueError(
+                f"the saved data position is for the sources {', '.join(found.parts)}, this run has "
+                f"{', '.join(self._streams)}; use the same mixture to go on"
+            )
+        for name, position in found.parts.items():
+            self._check(name, position)
+            part = self._streams[name].part
+            if position.weight != part.weight or position.whole != part.whole:
+                raise ValueError(
+                    f"source {name}: saved with weight {position.weight} and whole {position.whole}, this run has "
+                    f"{part.weight} and {part.whole}; use the same mixture to go on"
+                )
+        for name, position in found.parts.items():
+            stream = self._streams[name]
+            stream.move(position.epoch, position.index, position.offset)
+            stream.tokens = position.tokens
+        self._rows = found.rows
+
+    def adopt(self, state: dict[str, Any]) -> list[str]:
+        """For a new stage: sources that also were in the stage before start where that one left them, so that what was
+        not seen yet comes first. Counts start at zero. Returns their names; raises ValueError as `restore` does."""
+        found = _read_state(state)
+        if found.seed != self.seed:
+            raise ValueError(f"the stage before had seed {found.seed}, this one {self.seed}: the orders differ")
+        shared = [name for name in self._streams if name in found.parts]
+        for name in shared:
+            self._check(name, found.parts[name])
+        for name in shared:
+            position = found.parts[name]
+            self._streams[name].move(position.epoch, position.index, position.offset)
+        return shared
+
+    def _check(self, name: str, position: _Position) -> None:
+        shards = self._streams[name].shards
+        if position.fingerprint != shards.fingerprint:
+            raise ValueError(
+                f"source {name}: the data is not what it was when the position was saved ({shards.path} has fingerprint "
+                f"{shards.fingerprint[:12]}, saved was {position.fingerprint[:12]}); build the same data, or start anew"
+            )
+        good = position.index < shards.num_documents
+        if good:
+            order = Permutation(shards.num_documents, key_of("documents", self.seed, name, position.epoch))
+            start, stop = shards.span(order(position.index))
+            good = position.offset < stop - start
+        if not good:
+            raise ValueError(f"source {name}: the saved data position lies outside its documents; it is damaged")
+
+
+def _read_state(state: dict[str, Any]) -> _State:
+    try:
+        found = _State.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"the saved data position is damaged: {where}: {first['msg']}") from error
+    if found.version != STATE_VERSION:
+        raise ValueError(f"the saved data position has version {found.version}, this gangpao reads {STATE_VERSION}")
+    return found
+
+
+def evaluation_batches(shards: Shards, seq_len: int, rows: int, limit_tokens: int | None = None) -> Iterator[Batch]:
+    """Everything once, in the order of the file, in batches [rows, seq_len]; the end of the last one is padding.
+
+    limit_tokens: stop after that many tokens.
+    """
+    if seq_len < 1 or rows < 1:
+        raise ValueError(f"evaluation: seq_len is {seq_len}, rows {rows}; both must be at least 1")
+    batch, used = _blank(rows, seq_len), 0
+    for spans in _in_order(shards, seq_len, limit_tokens):
+        _fill(batch, used, shards, spans)
+        used += 1
+        if used == rows:
+            yield batch
+            batch, used = _blank(rows, seq_len), 0
+    if used:
+        yield batch
+
+
+def _in_order(shards: Shards, seq_len: int, limit: int | None) -> Iterator[list[Span]]:
+    left = shards.num_tokens if limit is None else min(limit, shards.num_tokens)
+    spans: list[Span] = []
+    room = seq_len
+    for document in range(shards.num_documents):
+        start, stop = shards.span(document)
+        at, length = 0, min(stop - start, left)
+        while at < length:
+            step = min(length - at, room)
+            spans.append((document, at, at + step))
+            at, room, left = at + step, room - step, left - step
+            if not room:
+                yield spans
+                spans, room = [], seq_len
+        if not left:
+            break
+    if spans:
+        yield spans
+
+
+def _blank(rows: int, seq_len: int) -> Batch:
+    shape = (rows, seq_len)
+    return Batch(np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64), np.zeros(shape, np.int64))
+
+
+def _fill(batch: Batch, row: int, shards: Shards, spans: Iterable[Span]) -> None:
+    """Write a row. The label of a span's last token is the next one of its document, also when that is in another row."""
+    at = number = 0
+    for number, (document, first, last) in enumerate(spans):
+        start, stop = shards.span(document)
+        size = last - first
+        batch.ids[row, at : at + size] = shards.tokens[start + first : start + last]
+        following = slice(start + first + 1, min(start + last + 1, stop))
+        labels = batch.labels[row, at : at + following.stop - following.start]
+        labels[:] = shards.tokens[following]
+        if shards.mask is not None:
+            labels[shards.mask[following] == 0] = IGNORE
+        batch.documents[row, at : at + size] = number
+        at += size
+    batch.documents[row, at:] = number + 1

@@ -1,0 +1,92 @@
+"""The commands, through the command line library, on a corpus that is built once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gangpao.data.build import build, load_data_config, open_built
+from gangpao.data.show import app, table
+from gangpao.text.tokenizer import Tokenizer
+
+TINY = Path(__file__).resolve().parents[2] / "configs" / "data-tiny.toml"
+SMALL = ["sources.stories.documents=200", "sources.sums.documents=100", "sources.talks.documents=100"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    path = tmp_path_factory.mktemp("show") / "out"
+    build(load_data_config(TINY, [*SMALL, "tokenizer.train.vocab_size=500"]), path)
+    return path
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done.stdout if not code else done.exception
+
+
+def test_build_prints_what_stats_prints(out):
+    options = [word for change in [*SMALL, "tokenizer.train.vocab_size=500"] for word in ("--set", change)]
+    built = run("build", TINY, "--out", out, *options)
+    assert built == run("stats", out, "--verify")
+    for word in ("stories", "talks (chat)", "stage decay", "40.00%", "bytes/token"):
+        assert word in built
+    facts = json.loads(run("stats", out, "--json"))
+    assert facts == json.loads(run("build", TINY, "-o", out, "--json", *options))
+    assert facts["stages"]["decay"]["talks"]["share"] == 0.4
+    assert facts["fingerprint"] == open_built(out).fingerprint
+
+
+def test_show_document_and_row(out):
+    found = json.loads(run("show", out, "stories", "-n", 3, "--json"))
+    shards = open_built(out).train["stories"]
+    assert found["ids"] == shards.document(3).tolist()
+    assert run("show", out, "stories", "-n", 3).strip() == found["text"]
+    assert found["text"].startswith("<s>")
+    assert found["text"].endswith("</s>")
+    talk = run("show", out, "talks", "--heldout")
+    assert talk.count("»") == talk.count("«") == talk.count("<|im_start|>assistant")
+    assert "<|im_end|>«" in talk
+    row = json.loads(run("show", out, "decay", "--row", "-n", 2, "--seq-len", 100, "--json"))
+    assert len(row["ids"]) == 100
+    text = row["text"].split("\n", 1)[1].replace("\n--- border ---\n", "")
+    assert text == Tokenizer.from_dir(open_built(out).tokenizer_dir).decode(row["ids"], keep_special=True)
+    for arguments, said in (
+        (("show", out, "nobody"), "there are stories, sums, talks"),
+        (("show", out, "stories", "-n", 10**6), "the last is --number"),
+        (("show", out, "nostage", "--row"), "it has stable, decay, sft"),
+        (("stats", out / "nothing"), "gangpao data build"),
+    ):
+        assert said in str(run(*arguments, code=1))
+
+
+def test_columns_line_up_with_chinese_in_them():
+    assert table([["名", "12", "x"], ["abc", "3", "y"]]) == ["名   12  x", "abc   3  y"]
+
+
+def test_plot(out, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("stats", out, "--plot", tmp_path / "mix.png")
+    data = (tmp_path / "mix.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 10_000
+
+
+def test_a_missing_matplotlib_is_named(out, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install matplotlib" in str(run("stats", out, "--plot", tmp_path / "mix.png", code=1))
+
+
+def test_importing_the_room_loads_nothing_heavy():
+    code = (
+        "import sys, gangpao.data.show, gangpao.data.cluster\n"
+        "heavy = {'torch', 'pyarrow', 'matplotlib', 'zstandard', 'datatrove', 'huggingface_hub', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
