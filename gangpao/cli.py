@@ -26,6 +26,8 @@ COMMANDS = {
     "rm": ("gangpao.serve.models:rm", "Delete an installed model."),
     "bench": ("gangpao.serve.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
+    "data": ("gangpao.data.show:app", "Training data: build it from a configuration, count it, read it."),
+    "train": ("gangpao.train.show:app", "Train a model from a TOML file, or plot runs."),
     "model": ("gangpao.model.show:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
     "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),
 }

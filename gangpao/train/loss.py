@@ -1,0 +1,170 @@
+"""Next-token cross-entropy that never holds the whole [tokens, V] table of logits.
+
+The idea: with a vocabulary of 120,000 the logits of 4,096 tokens are 2 GB in float32, and as much again for their gradient.
+Tokens are therefore taken some hundred at a time: logits, loss, and at once the gradients of hidden states and head, because
+d loss / d logits = softmax - onehot is known as soon as the logits are. The backward pass then only hands them on. Three matrix
+products instead of the four that recomputing would cost.
+
+What it gives up: gradients of the sum only. Where each token needs its own (DPO), `token_losses` recomputes the logits.
+Shapes: R rows (tokens), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from gangpao.model.layers import Linear
+
+IGNORE = -100
+CHUNK_LOGITS = 1 << 22  # 16 MB of float32: large enough for full speed of the products, small beside the activations
+
+
+class Rows(Protocol):
+    """What a batch has: int64 [B, T] each. labels are -100 where nothing is predicted."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def documents(self) -> np.ndarray: ...
+
+
+class Terms(NamedTuple):
+    """A differentiable loss, times the scale that was asked for, and values to report, each times the scale as well."""
+
+    loss: Tensor
+    values: dict[str, Tensor]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, labels_R: Tensor, scale: float, z_loss: float, wants: bool
+    ) -> Tensor:
+        weight = weight_VD.to(hidden_RD.dtype)
+        needs_hidden, needs_weight = wants and ctx.needs_input_grad[0], wants and ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden_RD) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
+        size = max(1, CHUNK_LOGITS // len(weight))
+        for start in range(0, len(labels_R), size):
+            h, labels = hidden_RD[start : start + size], labels_R[start : start + size]
+            loss, gradient = _chunk(h, weight, labels, z_loss, needs_hidden or needs_weight)
+            total += loss
+            if gradient is None:
+                continue
+            gradient = gradient.to(h.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[start : start + size])
+            if grad_weight is not None and gradient.dtype == torch.float32:
+                grad_weight.addmm_(gradient.T, h, alpha=scale)
+            elif grad_weight is not None:  # the sum over chunks in float32
+                grad_weight.add_(gradient.T @ h, alpha=scale)
+        if grad_hidden is not None:
+            grad_hidden *= scale
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
+        return total * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = gradients
+        grads = list(ctx.saved_tensors)
+        # The loop puts its factor into `scale`, so this is 1 and a pass over [V, D] is saved; asking a GPU would be a wait.
+        if upstream.device.type != "cpu" or upstream.item() != 1.0:
+            grads = [None if g is None else g * upstream.to(g.dtype) for g in grads]
+        return grads[0], grads[1], None, None, None, None
+
+
+def _chunk(h: Tensor, weight: Tensor, labels: Tensor, z_loss: float, wants: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed loss of some rows and, when wanted, its gradient with respect to their logits."""
+    logits = F.linear(h, weight).float()
+    valid = labels != IGNORE
+    index = torch.where(valid, labels, 0)[:, None]
+    picked = logits.gather(1, index)
+    logp = torch.log_softmax(logits, dim=-1)
+    picked_logp = logp.gather(1, index)
+    loss = -(picked_logp[:, 0] * valid).sum()
+    lse = picked - picked_logp
+    if z_loss:
+        loss = loss + z_loss * (lse[:, 0].square() * valid).sum()
+    if not wants:
+        return loss, None
+    gradient = logp.exp_()
+    if z_loss:
+        gradient *= 1 + 2 * z_loss * lse
+    gradient.scatter_add_(1, index, torch.full_like(picked, -1.0))
+    if labels.is_cuda or not bool(valid.all()):  # a GPU would have to wait for the answer
+        gradient *= valid[:, None]
+    return loss, gradient
+
+
+def cross_entropy(
+    hidden_RD: Tensor, weight_VD: Tensor, labels_R: Tensor, *, scale: float = 1.0, z_loss: float = 0.0
+) -> Tensor:
+    """scale * sum of -log p(label), and of z_loss * logsumexp ** 2, over rows whose label is not -100."""
+    wants = torch.is_grad_enabled()
+    return _ChunkedCrossEntropy.apply(hidden_RD, weight_VD, labels_R, scale, z_loss, wants)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def token_losses(head: Callable[[Tensor], Tensor], hidden_RD: Tensor, labels_R: Tensor, size: int = 512) -> Tensor:
+    """-log p(label) of every row, float32 [R], 0 where the label is -100; logits are made again for the backward pass.
+
+    `head` may be any module (adapters, quantized weights), and every row may have its own gradient.
+    """
+
+    def part(h: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(head(h).float(), labels, ignore_index=IGNORE, reduction="none")
+
+    out = []
+    for h, labels in zip(torch.split(hidden_RD, size), torch.split(labels_R, size), strict=True):
+        out.append(checkpoint(part, h, labels, use_reentrant=False) if torch.is_grad_enabled() else part(h, labels))
+    return torch.cat(out)
+
+
+class NextToken:
+    """The objective of pretraining and SFT: cross-entropy of the next token, plus what experts and z-loss add."""
+
+    def __init__(self, *, dtype: torch.dtype | None = None, recompute: bool = False, z_loss: float = 0.0) -> None:
+        self.dtype, self.recompute, self.z_loss = dtype, recompute, z_loss
+
+    def measure(self, batch: Rows) -> tuple[int, int]:
+        """(labels, ids) of a batch."""
+        return int((batch.labels != IGNORE).sum()), batch.ids.size
+
+    def __call__(self, model: nn.Module, batch: Rows, scale: float) -> Terms:
+        """The summed loss of a batch times `scale`, which is 1 / (labels of the whole step)."""
+        device = next(model.parameters()).device
+        ids, labels = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (batch.ids, batch.labels))
+        borders = batch.documents[:, 1:] != batch.documents[:, :-1]
+        bordered = bool(borders.any())  # without one, plain causal attention says the same faster
+        documents = torch.from_numpy(np.ascontiguousarray(batch.documents)).to(device) if bordered else None
+        hidden, balance = model(ids, documents_BT=documents, dtype=self.dtype, recompute=self.recompute)
+        hidden, labels, count = _where_labelled(hidden.flatten(0, 1), labels.flatten(), batch.labels)
+        head = model.get_submodule("lm_head")
+        if type(head) is Linear and getattr(head, "bias", None) is None:
+            loss = cross_entropy(hidden, head.weight, labels, scale=scale, z_loss=self.z_loss)
+        else:  # adapters or quantized weights: their own forward
+            loss = token_losses(head, hidden, labels).sum() * scale
+        values = {"loss": loss.detach()}
+        if balance is not None:
+            config: Any = model.config
+            values["balance"] = balance.detach() * (count * scale)
+            loss = loss + balance * (config.moe.router_aux_loss_coef * count * scale)
+        return Terms(loss, values)
+
+
+def _where_labelled(hidden: Tensor, labels: Tensor, known: np.ndarray) -> tuple[Tensor, Tensor, int]:
+    """Rows that have a label, when the rest is worth leaving out of the head's products, and how many they are."""
+    index = np.flatnonzero(known.reshape(-1) != IGNORE)
+    if 4 * len(index) > 3 * known.size or not len(index):
+        return hidden, labels, len(index)
+    chosen = torch.from_numpy(index).to(hidden.device)
+    return hidden[chosen], labels[chosen], len(index)

@@ -1,0 +1,118 @@
+"""run.json: what a run was told, and what it ran on, so that a result can be traced and a run only goes on as itself.
+
+Resolved configuration, shape, fingerprint of the data, commit of the code, environment. A second call with another
+configuration is refused by the names of what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gangpao
+from gangpao import machine
+from gangpao.data.build import Built
+from gangpao.model.config import ModelConfig
+from gangpao.model.count import parameters
+from gangpao.train import state
+from gangpao.train.config import TrainConfig
+from gangpao.train.parallel import World
+
+RUN = "run.json"
+# What may differ between two calls that train the same run: none of it changes the results beyond rounding.
+_FREE = {
+    "save",
+    "evaluation",
+    "threads",
+    "cost_profile",
+    "peak_tflops",
+    "tensorboard",
+    "data_dir",
+    "micro_batch_size",
+    "compile",
+}
+
+
+def read_run(out: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote, or None for a folder without a run. Raises ValueError when it is damaged."""
+    path = out / RUN
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {"config": dict(data["config"]), "data": dict(data["data"]), **data}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); choose another folder") from error
+
+
+def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConfig:
+    """The configuration to go on with. Raises ValueError naming what differs in a way that changes the results."""
+    before = known["config"]
+    if config.branch_from and before.get("branch_from"):  # a run was named, and its checkpoint chosen at the start
+        config = config.model_copy(update={"branch_from": before["branch_from"]})
+    if config.precision == "auto":  # decided when the run began, perhaps on another machine
+        config = config.model_copy(update={"precision": before["precision"]})
+    now = config.model_dump(mode="json")
+    differ = sorted(key for key in now.keys() | before.keys() if key not in _FREE and now.get(key) != before.get(key))
+    if differ:
+        key = differ[0]
+        raise ValueError(
+            f"{out} holds a run with another {', '.join(differ)} ({key}: {before.get(key)!r:.80} there, {now.get(key)!r:.80} now): "
+            "choose another folder, or take the change back to go on with it"
+        )
+    return config
+
+
+def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, world: World, begin: int) -> None:
+    """Write run.json, whole or not at all."""
+    data = {
+        "config": config.model_dump(mode="json"),
+        "model": shape.model_dump(mode="json", exclude_none=True),
+        "parameters": {"total": parameters(shape).total, "non_embedding": parameters(shape).non_embedding},
+        "begin": begin,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": {
+            "fingerprint": built.fingerprint,
+            "train_tokens": {name: shards.num_tokens for name, shards in built.train.items()},
+            "heldout_tokens": {name: shards.num_tokens for name, shards in built.heldout.items()},
+        },
+        "git": git_commit(),
+        "environment": environment(world),
+    }
+    staging = out / f".{RUN}"
+    staging.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    state.sync(staging)
+    staging.rename(out / RUN)
+    state.sync(out)
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, with "+changes" where files differ from it; None where it is not a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return commit and commit + ("+changes" if git("status", "--porcelain") else "")
+
+
+def environment(world: World) -> dict[str, Any]:
+    """What a result depends on besides the code."""
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else machine.cpu_name()
+    return {
+        "gangpao": gangpao.__version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
+        "platform": platform.platform(), "device": device, "threads": torch.get_num_threads(), "ranks": world.size,
+    }  # fmt: skip

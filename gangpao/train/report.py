@@ -1,0 +1,168 @@
+"""What a run says while it runs: a line of metrics.jsonl for every step, and progress with loss, speed, time left and yuan.
+
+On a terminal it is one live bar (rich); in a file or a pipe a plain line every few seconds. metrics.jsonl can be cut back to
+where a checkpoint was written, so that a resumed run has every step once.
+
+What it gives up: it shows rank 0 only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TextIO
+
+from gangpao import cost
+from gangpao.log import LINE_SECONDS, show_seconds
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Report:
+    """Metrics of one run, written to a folder (None: nowhere) and shown on a stream (None: nowhere)."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        stream: TextIO | None = None,
+        profile: cost.CostProfile | None = None,
+        flops_per_token: float = 0.0,
+        peak_flops: float = 0.0,
+        tensorboard: bool = False,
+        line_seconds: float = LINE_SECONDS,
+    ) -> None:
+        self.seconds = 0.0  # machine time of the run so far, over all its resumptions
+        self._stream, self._profile, self._line_seconds = stream, profile, line_seconds
+        self._flops, self._peak = flops_per_token, peak_flops
+        self._file: IO[bytes] | None = (folder / "metrics.jsonl").open("ab") if folder else None
+        self._board = _board(folder) if tensorboard and folder else None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = 0
+        self._shown = -math.inf
+        self._step_seconds: float | None = None
+        self._clock = time.monotonic()
+
+    def begin(self, step: int, total: int) -> None:
+        """Training goes from `step` to `total`."""
+        self._total = total
+        self._clock = time.monotonic()
+        if self._stream is not None and self._stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console(file=self._stream))
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total, completed=step)
+
+    def tick(self) -> float:
+        """Seconds since the last call; they count as machine time."""
+        now = time.monotonic()
+        passed, self._clock = now - self._clock, now
+        self.seconds += passed
+        return passed
+
+    def step(self, step: int, stage: str, values: dict[str, float], tokens: int, seconds: float) -> None:
+        """One optimizer step of so many tokens (over all ranks) and seconds."""
+        speed = tokens / seconds if seconds else 0.0
+        line = {"step": step, "stage": stage, **values, "tok_s": round(speed, 1)}
+        if self._peak:
+            line["mfu"] = round(speed * self._flops / self._peak, 4)
+        if self._profile:
+            line["yuan"] = float(f"{cost.yuan(self._profile, self.seconds):.4g}")
+        self.write(line)
+        before = self._step_seconds
+        self._step_seconds = seconds if before is None else 0.9 * before + 0.1 * seconds
+        if self._stream is not None:
+            self._show(step, line)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl. What JSON has no number for becomes a word."""
+        if self._file is not None:
+            safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+            self._file.write(json.dumps(safe).encode() + b"\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in line.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, line["step"])
+
+    def note(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self._stream is not None:
+            print(text, file=self._stream, flush=True)
+
+    def _show(self, step: int, line: dict[str, Any]) -> None:
+        now = time.monotonic()
+        last = step == self._total
+        if now - self._shown < (0.1 if self._bar is not None else self._line_seconds) and not last:
+            return
+        self._shown = now
+        text = self._text(step, line)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _text(self, step: int, line: dict[str, Any]) -> str:
+        left = (self._total - step) * (self._step_seconds or 0.0)
+        parts = [
+            f"{line['stage']} {step}/{self._total}",
+            f"loss {line.get('loss', math.nan):.4f}",
+            f"lr {line.get('lr', 0.0):.3g}",
+            f"norm {line.get('grad_norm', math.nan):.3g}",
+            f"{line['tok_s']:,.0f} tok/s",
+        ]
+        if "mfu" in line:
+            parts.append(f"mfu {line['mfu'] * 100:.0f} %")
+        parts.append(f"{show_seconds(left)} left")
+        if "yuan" in line:
+            parts.append(f"{line['yuan']:.4g} yuan")
+        return "  ".join(parts)
+
+    def position(self) -> int:
+        """Bytes of metrics.jsonl so far, on the disk."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        return self._file.tell()
+
+    def cut(self, position: int) -> None:
+        """Forget what was written behind a position: steps after the checkpoint that a run goes on from."""
+        if self._file is not None and self._file.seek(0, 2) > position:
+            self._file.truncate(position)
+
+    def close(self) -> None:
+        """Take the bar away and close the files."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "tensorboard = true needs the package tensorboard: pip install tensorboard, or set it to false"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def stderr() -> TextIO:
+    """Where progress goes; stdout stays free for results."""
+    return sys.stderr

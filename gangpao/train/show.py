@@ -1,0 +1,66 @@
+"""`gangpao train CONFIG --out RUN` and `gangpao train plot RUN...`: the command line of the training room.
+
+`train` begins a run or goes on with the one in the folder. It exits with 0 when the run is done, and when SIGTERM ended it
+with everything saved; with 130 after Ctrl-C, saved as well.
+"""
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class _TrainByDefault(TyperGroup):
+    """`train config.toml` means `train run config.toml`; only names of subcommands are taken as such."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_TrainByDefault, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def root() -> None:
+    """Train a model from a TOML file, or plot runs."""
+
+
+@app.command("run", help="Train what a TOML file says, or go on with the run in the folder.")
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML of the run, for example configs/train-tiny.toml.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; one that is there is resumed.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value over the TOML, for example optimizer.lr=0.005; repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a run to go on with.")] = False,
+) -> None:
+    """Train, with progress on stderr and one JSON line on stdout at the end."""
+    from gangpao.train import pretrain, report
+
+    outcome = pretrain.run(config, out, overrides or (), resume=resume, stream=report.stderr())
+    done = outcome.signal is None
+    print(
+        json.dumps(
+            {"run": str(out), "step": outcome.step, "done": done, "export": str(out / "export") if done else None}
+        )
+    )
+    if outcome.signal == signal.SIGINT:
+        raise typer.Exit(130)
+
+
+@app.command("plot", help="Draw loss, learning rate and gradient norm of runs into one PNG and one HTML page.")
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", help="Name of the two files, without suffix.")] = Path("train-plot"),
+) -> None:
+    """Draw, and print the names of the files."""
+    from gangpao.train.plot import draw
+
+    for path in draw(runs, out):
+        print(path)

@@ -1,0 +1,245 @@
+"""Pretraining from a TOML file, on data that is made up: run, resume, branch, continue, upcycle, export."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from typer.main import get_command
+
+from gangpao.config import load_toml
+from gangpao.data.build import build, load_data_config
+from gangpao.model import weights
+from gangpao.model.config import ModelConfig
+from gangpao.model.transformer import Transformer
+from gangpao.train import pretrain, show, state
+from gangpao.train.config import TrainConfig, load_train_config
+from gangpao.train.loop import read_metrics
+from gangpao.train.loss import NextToken
+from gangpao.train.parallel import World
+from gangpao.train.upcycle import upcycle, upcycled
+from tests.train.tiny import losses, shape
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+SMALL = (
+    "sources.stories.documents=200", "sources.sums.documents=150", "sources.talks.documents=150",
+    "tokenizer.train.vocab_size=600",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build(load_data_config(CONFIGS / "data-tiny.toml", SMALL), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def configured(data_dir):
+    """overrides(...): those of a run of seconds."""
+    fixed = [
+        f"data_set={json.dumps(SMALL)}", f'data_dir="{data_dir}"', "seq_len=64", "batch_tokens=512", "micro_batch_size=4",
+        "threads=1", "peak_tflops=0.1", "save.every_steps=5", "evaluation.every_steps=100", "evaluation.limit_tokens=1000",
+        "model.change.hidden_size=32", "model.change.head_dim=16", "model.change.intermediate_size=48",
+    ]  # fmt: skip
+    stages = (
+        'stages=[{name="stable", steps=8}, {name="decay", steps=4, decay=true}]',
+        'stages=[{name="decay", steps=4, decay=true}]',
+    )
+    return lambda *more, branch=False: [*fixed, stages[branch], "schedule.warmup_steps=2", *more]
+
+
+def run(out, overrides, **options):
+    return pretrain.run(CONFIGS / "train-tiny.toml", out, overrides, **options)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory, configured):
+    out = tmp_path_factory.mktemp("runs") / "parent"
+    assert run(out, configured()).step == 12
+    return out
+
+
+def tree(folder):
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_holds_what_it_was_and_exports_what_it_learned(parent, data_dir):
+    record = json.loads((parent / "run.json").read_text())
+    assert record["config"]["optimizer"]["lr"] == 0.01
+    assert record["data"]["fingerprint"]
+    assert record["environment"]["torch"] == torch.__version__
+    model = weights.load(parent / "export")
+    saved = state.Checkpoint(parent / "checkpoints" / state.name_of(12)).tensors("model")
+    assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
+    assert model.config.vocab_size == 600
+    assert (parent / "export" / "tokenizer.json").is_file()
+    ids = json.loads((parent / "export" / "config.json").read_text())
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == tuple(
+        pretrain.special_ids(parent / "export")[k] for k in ("bos_token_id", "eos_token_id")
+    )
+    assert losses(parent)[12] < losses(parent)[1]
+
+
+def test_running_again_changes_nothing_and_another_run_is_refused(parent, configured, tmp_path):
+    before = tree(parent / "checkpoints")
+    assert run(parent, configured(), resume=True).step == 12
+    assert tree(parent / "checkpoints") == before
+    with pytest.raises(ValueError, match=r"another optimizer .*0\.01.*0\.5"):
+        run(parent, configured("optimizer.lr=0.5"))
+    with pytest.raises(ValueError, match="no run here"):
+        run(tmp_path / "none", configured(), resume=True)
+    with state.Lock(parent), pytest.raises(ValueError, match="another process is training"):
+        run(parent, configured())
+
+
+def test_a_lost_tail_is_trained_again_to_the_same_bits(parent, configured, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(parent, copy)
+    for path in state.checkpoints(copy / "checkpoints")[-1:]:
+        shutil.rmtree(path)
+    run(copy, configured())
+    assert losses(copy) == losses(parent)
+    newest = [state.checkpoints(folder / "checkpoints")[-1] / "model.safetensors" for folder in (copy, parent)]
+    assert newest[0].read_bytes() == newest[1].read_bytes()
+
+
+def test_a_branch_from_the_run_is_its_decay_and_only_reads_it(parent, configured, tmp_path):
+    before = tree(parent)
+    outcome = run(tmp_path / "branch", configured(f'branch_from="{parent}"', branch=True))
+    assert outcome.step == 12
+    assert losses(tmp_path / "branch") == {s: v for s, v in losses(parent).items() if s > 8}
+    assert tree(parent) == before
+    again = run(tmp_path / "branch", configured(f'branch_from="{parent}"', branch=True))
+    assert again.step == 12
+    decayed = parent / "checkpoints" / state.name_of(12)
+    with pytest.raises(ValueError, match="no checkpoint from before the decay"):
+        run(tmp_path / "late", configured(f'branch_from="{decayed}"', branch=True))
+
+
+def test_training_goes_on_from_any_folder_with_weights(parent, configured, tmp_path):
+    run(tmp_path / "more", configured(f'init_from="{parent / "export"}"'))
+    assert losses(tmp_path / "more")[1] < losses(parent)[1] - 0.5
+    run(tmp_path / "moe", configured(f'init_from="{parent / "export"}"', "upcycle.num_experts=3"))
+    assert losses(tmp_path / "moe")[1] == pytest.approx(losses(tmp_path / "more")[1], rel=1e-5)
+    assert weights.load(tmp_path / "moe" / "export").config.moe.num_experts == 3
+    resumed = run(tmp_path / "moe", configured(f'init_from="{parent / "export"}"', "upcycle.num_experts=3"))
+    assert resumed.step == 12
+
+
+def test_upcycled_is_dense():
+    dense = Transformer.build(shape(), seed=2)
+    config = upcycled(dense.config, 5, 3)
+    with torch.device("meta"):
+        model = Transformer(config)
+    values = upcycle(config, weights.state(dense), seed=1)
+    weights.fill(model, iter(values.items()), dtype=None, device="cpu", where="here")
+    ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).hidden, dense(ids).hidden, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="experts already"):
+        upcycled(config, 4)
+
+
+def test_bits_per_byte_are_nats_by_the_bytes_they_stand_for(parent, configured, data_dir):
+    config = load_train_config(CONFIGS / "train-tiny.toml", tuple(configured()))
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"limit_tokens": None})})
+    built = pretrain.open_built(data_dir)
+    model = weights.load(parent / "export")
+    found = pretrain.evaluator(model, NextToken(), built, config)(lambda: False)
+    shards = built.heldout["sums"]
+    nats, count = 0.0, 0
+    for batch in pretrain.evaluation_batches(shards, config.seq_len, 3):
+        with torch.no_grad():
+            out = model(torch.from_numpy(batch.ids), documents_BT=torch.from_numpy(batch.documents))
+            logits = model.logits(out.hidden).flatten(0, 1)
+        labels = torch.from_numpy(batch.labels).flatten()
+        nats += float(F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+        count += int((labels != -100).sum())
+    assert found["sums_nats"] == pytest.approx(nats / count, rel=1e-5)
+    assert found["sums_bpb"] == pytest.approx(
+        nats / count * shards.num_tokens / shards.num_bytes / math.log(2), rel=1e-5
+    )
+    assert "talks_bpb" not in found
+    assert pretrain.evaluator(model, NextToken(), built, config)(lambda: True) is None
+    lines = [m["heldout"] for m in read_metrics(parent) if isinstance(m.get("heldout"), dict)]
+    assert len(lines) >= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.preset=minicpm-9000b", "there are minicpm-9m"),
+        ("model.change.head_dim=7", "RoPE rotates pairs"),
+        ("model.change.head_dims=8", "Extra inputs"),
+        ('stages=[{name="a", steps=1, mixture={storys=1}}]', "no source 'storys' in the data; there are"),
+        ("batch_tokens=500", "not a multiple of seq_len"),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate: unknown key"),
+        ("branch_from=nowhere", "no checkpoint from before the decay"),
+        ("micro_batch_size=3", "not a multiple of micro_batch_size 3"),
+    ],
+)
+def test_mistakes_are_said_before_training(configured, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", configured(change))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_too_little_memory_is_said_with_three_ways_out(configured):
+    config = load_train_config(CONFIGS / "train-tiny.toml", ("micro_batch_size=8",))
+    large = ModelConfig.model_validate(shape().model_dump() | {"hidden_size": 65_536, "intermediate_size": 1 << 20})
+    with pytest.raises(
+        ValueError, match=r"needs about .* are free: set recompute=true, a smaller micro_batch_size, or"
+    ):
+        pretrain.admit(large, config, World())
+    pretrain.admit(shape(), config, World())
+
+
+@pytest.mark.parametrize("name", ["tiny", "nano", "small-gpu"])
+def test_the_shipped_configurations_are_whole(name):
+    path = CONFIGS / f"train-{name}.toml"
+    config = load_train_config(path)
+    load_toml(path, TrainConfig)
+    wanted = load_data_config(Path(config.data))
+    s = config.schedule_from()
+    assert s.factor(s.total) == pytest.approx(0.1)
+    assert [stage.name for stage in config.stages] == ["stable", "decay"]
+    assert all(stage.mixture or wanted.stages[stage.name] for stage in config.stages)
+    decay = config.stage_steps()[1] / sum(config.stage_steps())
+    assert 0.09 < decay < 0.2  # the report: 10 % of the tokens are enough, 2.5 % are not
+
+
+def test_the_command_line_runs_by_default(parent, configured, tmp_path, capsys):
+    arguments = [str(CONFIGS / "train-tiny.toml"), "--out", str(parent)]
+    for override in configured():
+        arguments += ["--set", override]
+    get_command(show.app).main(arguments, standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == {
+        "run": str(parent),
+        "step": 12,
+        "done": True,
+        "export": str(parent / "export"),
+    }
+
+
+def test_labels_of_the_real_loader_mean_what_the_loss_thinks(data_dir):
+    built = pretrain.open_built(data_dir)
+    loader = pretrain.Loader([pretrain.Part("talks", built.train["talks"], 1.0, whole=True)], seq_len=64, seed=0)
+    batch = loader.take(4)
+    counted = NextToken().measure(batch)
+    assert counted[1] == 4 * 64
+    assert 0 < counted[0] == int(np.sum(batch.labels >= 0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler still uses torch.jit
+def test_compiled_is_plain(parent, configured, tmp_path):
+    run(tmp_path / "compiled", configured("compile=true"))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(parent), rel=1e-3)
