@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 
-BASE = {"config", "log", "cost", "catalog", "pull", "machine"}
+BASE = {"config", "log", "cost", "catalog", "pull", "machine", "atomic"}
 LAB = {"model", "data", "sandbox", "train", "tune", "compress", "evaluate", "deploy"}
 _TRAIN = {"model", "data", "evaluate"}
 # room: the rooms it may import besides itself and BASE (which kernels may not). docs/decisions.md has each change.

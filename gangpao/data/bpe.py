@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gangpao.data.atomic import new_folder
+from gangpao.atomic import new_folder
 from gangpao.data.config import TrainTokenizer
 from gangpao.text.pretokenizers import by_name
 

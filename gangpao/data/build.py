@@ -31,9 +31,9 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from gangpao import machine
+from gangpao.atomic import locked, new_folder, read_json, write_json
 from gangpao.config import Frozen
 from gangpao.data import bpe, duplicates
-from gangpao.data.atomic import locked, new_folder, read_json, write_json
 from gangpao.data.config import DataConfig, Source, load_data_config
 from gangpao.data.decontaminate import Index
 from gangpao.data.encode import Encoder

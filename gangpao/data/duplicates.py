@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gangpao.data.atomic import new_folder, write_json
+from gangpao.atomic import new_folder, write_json
 from gangpao.data.config import Dedup
 from gangpao.data.dedup import MinHash, exact_duplicates, jaccard, near_duplicates
 from gangpao.data.ngrams import shingles

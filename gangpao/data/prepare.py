@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gangpao.data.atomic import new_folder, read_json, write_json
+from gangpao.atomic import new_folder, read_json, write_json
 from gangpao.data.clean import normalise, reject
 from gangpao.data.config import Dedup, Source
 from gangpao.data.decontaminate import Findings, Index

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gangpao.data.atomic import publish, read_json, write_json
+from gangpao.atomic import publish, read_json, write_json
 
 FORMAT = "gangpao-shards"
 VERSION = 1

@@ -13,8 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gangpao.atomic import new_folder
 from gangpao.model import torch_file
 from gangpao.model.config import ModelConfig, to_hf
 from gangpao.model.transformer import Transformer
@@ -167,19 +166,12 @@ def save(
     target = Path(folder)
     if target.exists():
         raise ValueError(f"{target} exists already; choose another name or delete it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        staging = Path(temporary) / "folder"
-        staging.mkdir()
+    with new_folder(target) as staging:
         data = to_hf(config) | {"torch_dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
         (staging / "config.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         _write_shards(staging, weights, shard_bytes)
         for name, content in (extra or {}).items():
             (staging / name).write_bytes(content)
-        for path in staging.iterdir():
-            _sync(path)
-        shutil.move(staging, target)
-        _sync(target.parent)
     return target
 
 
@@ -203,15 +195,6 @@ def _write_shards(folder: Path, weights: dict[str, Tensor], shard_bytes: int) ->
     total = sum(t.nbytes for t in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / _INDEXES[0]).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """To the disk, so that a crash of the machine leaves what the name promises."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fold_to_llama(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:

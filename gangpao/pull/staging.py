@@ -11,7 +11,6 @@ What it gives up: a power cut may leave a state that is ahead of the data; the h
 import errno
 import hashlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gangpao import catalog
+from gangpao.atomic import sync
 from gangpao.log import Progress, show_bytes
 
 BLOCK = 1 << 20
@@ -137,7 +137,7 @@ def publish(work: Work, layout: str, record: dict[str, Any]) -> Path:
     source, target = work.folder(layout), catalog.folder_of(work.name)
     (source / catalog.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for path in [*source.iterdir(), source]:
-        _flush(path)
+        sync(path)
     if target.is_symlink():
         target.unlink()
     elif target.exists():
@@ -145,14 +145,6 @@ def publish(work: Work, layout: str, record: dict[str, Any]) -> Path:
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     source.rename(target)
-    _flush(target.parent)
+    sync(target.parent)
     shutil.rmtree(catalog.staging_of(work.name), ignore_errors=True)
     return target / work.model.file
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -34,6 +34,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from gangpao import cost, machine
+from gangpao.atomic import sync
 from gangpao.config import merge
 from gangpao.data.build import Built, build, open_built
 from gangpao.data.config import DataConfig, load_data_config
@@ -385,8 +386,8 @@ def export(folder: Path, shape: ModelConfig, values: dict[str, Tensor], tokenize
     for path in tokenizer_dir.iterdir():
         if path.is_file() and path.name != "config.json":
             shutil.copyfile(path, staging / path.name)
-            state.sync(staging / path.name)
+            sync(staging / path.name)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
-    state.sync(folder.parent)
+    sync(folder.parent)
     return folder

@@ -18,10 +18,10 @@ import torch
 
 import gangpao
 from gangpao import machine
+from gangpao.atomic import sync
 from gangpao.data.build import Built
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import parameters
-from gangpao.train import state
 from gangpao.train.config import TrainConfig
 from gangpao.train.parallel import World
 
@@ -88,9 +88,9 @@ def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, 
     }
     staging = out / f".{RUN}"
     staging.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    state.sync(staging)
+    sync(staging)
     staging.rename(out / RUN)
-    state.sync(out)
+    sync(out)
 
 
 def git_commit() -> str | None:

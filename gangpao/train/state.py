@@ -25,6 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gangpao.atomic import sync
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -39,15 +41,6 @@ Tensors = Mapping[str, Tensor]
 
 class Damaged(ValueError):
     """A checkpoint that is not what was written."""
-
-
-def sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Hashed:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gangpao.atomic import locked, new_folder, write_json
 from gangpao.data import shards as module
-from gangpao.data.atomic import locked, new_folder, write_json
 from gangpao.data.shards import Shards, ShardWriter
 from tests.data import makers
 

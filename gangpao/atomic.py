@@ -85,7 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise ValueError(
-                f"{folder}: another gangpao is building here; wait for it or choose another folder"
+                f"{folder}: another gangpao is working here; wait for it or choose another folder"
             ) from error
         yield
     finally:
