@@ -1,4 +1,4 @@
-"""Training tests: one thread, so that sums come in one order and a child can be forked safely."""
+"""Training tests: one thread, so that sums come in one order."""
 
 import torch
 

@@ -277,6 +277,10 @@ def long_job(folder, steps):
     return job(folder, stages=(("stable", steps),), save=SaveConfig(every_steps=5, keep_last=2))
 
 
+def fit_long_job(folder, steps):
+    fit(long_job(folder, steps))
+
+
 def wait_for_lines(path, count):
     import time
 
@@ -290,10 +294,10 @@ def wait_for_lines(path, count):
 def test_sigterm_saves_and_exits_with_zero(tmp_path, count):
     for i in range(count):
         folder = tmp_path / str(i)
-        pid = in_child(lambda folder=folder: fit(long_job(folder, 100_000)), tmp_path / "log")
+        child = in_child(tmp_path / "log", fit_long_job, folder, 100_000)
         wait_for_lines(folder / "metrics.jsonl", 4 + i)
-        os.kill(pid, signal.SIGTERM)
-        assert exit_code(pid) == 0, (tmp_path / "log").read_text()
+        os.kill(child.pid, signal.SIGTERM)
+        assert exit_code(child) == 0, (tmp_path / "log").read_text()
         found = state.latest(folder / "checkpoints", print)
         assert found.step == max(losses(folder)) >= 4 + i
 
@@ -322,10 +326,10 @@ def test_kill_9_at_any_moment_costs_no_bit(tmp_path, count):
     folder = tmp_path / "killed"
     killed = 0
     for _ in range(count):
-        pid = in_child(lambda: fit(long_job(folder, steps)), tmp_path / "log")
+        child = in_child(tmp_path / "log", fit_long_job, folder, steps)
         time.sleep(rng.uniform(0.0, 0.2))
-        os.kill(pid, signal.SIGKILL)
-        code = exit_code(pid)
+        os.kill(child.pid, signal.SIGKILL)
+        code = exit_code(child)
         assert code in (-signal.SIGKILL, 0), (tmp_path / "log").read_text()
         killed += code != 0
     assert 4 * killed >= 3 * count  # alive when it was hit

@@ -43,14 +43,13 @@ def spawn(size, folder, *, sharded=False, steps=12, **options):
         port = s.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        in_child(lambda r=r: rank_main(r, size, port, folder, sharded, steps, options), folder / f"log-{r}")
-        for r in range(size)
+        in_child(folder / f"log-{r}", rank_main, r, size, port, folder, sharded, steps, options) for r in range(size)
     ]
 
 
 def run(size, folder, **options):
-    for rank, pid in enumerate(spawn(size, folder, **options)):
-        assert exit_code(pid) == 0, (folder / f"log-{rank}").read_text()
+    for rank, child in enumerate(spawn(size, folder, **options)):
+        assert exit_code(child) == 0, (folder / f"log-{rank}").read_text()
     return losses(folder)
 
 
@@ -81,25 +80,25 @@ def test_from_one_rank_to_two_and_back(tmp_path, sharded):
 
 
 def test_a_lost_rank_ends_the_others(tmp_path):
-    pids = spawn(2, tmp_path, steps=100_000, save=SaveConfig(every_steps=5, keep_last=2))
+    children = spawn(2, tmp_path, steps=100_000, save=SaveConfig(every_steps=5, keep_last=2))
     end = time.monotonic() + 60
     while not state.checkpoints(tmp_path / "checkpoints"):
         assert time.monotonic() < end
         time.sleep(0.02)
-    os.kill(pids[1], signal.SIGKILL)
+    os.kill(children[1].pid, signal.SIGKILL)
     began = time.monotonic()
-    assert exit_code(pids[1]) == -signal.SIGKILL
-    assert exit_code(pids[0]) == 1
+    assert exit_code(children[1]) == -signal.SIGKILL
+    assert exit_code(children[0]) == 1
     assert time.monotonic() - began < 60
     assert state.latest(tmp_path / "checkpoints", print) is not None
 
 
 def test_sigterm_to_one_rank_saves_and_ends_all(tmp_path):
-    pids = spawn(2, tmp_path, steps=100_000, save=SaveConfig(every_steps=1000))
+    children = spawn(2, tmp_path, steps=100_000, save=SaveConfig(every_steps=1000))
     end = time.monotonic() + 60
     while not losses(tmp_path) if (tmp_path / "metrics.jsonl").exists() else True:
         assert time.monotonic() < end
         time.sleep(0.02)
-    os.kill(pids[1], signal.SIGTERM)
-    assert [exit_code(pid) for pid in pids] == [0, 0]
+    os.kill(children[1].pid, signal.SIGTERM)
+    assert [exit_code(child) for child in children] == [0, 0]
     assert state.latest(tmp_path / "checkpoints", print).step == max(losses(tmp_path))

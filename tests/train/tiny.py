@@ -1,14 +1,15 @@
 """A tiny model, a loader in memory and jobs over them, for the tests of the training room."""
 
+import multiprocessing
 import os
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gangpao.model.config import ModelConfig
 from gangpao.model.init import rule_of
@@ -121,27 +122,29 @@ def weights_of(j: Job) -> dict[str, np.ndarray]:
     return {name: p.detach().numpy().copy() for name, p in j.model.named_parameters()}
 
 
-def in_child(work: Callable[[], object], log: Path) -> int:
-    """Run it in a forked process, whose id is returned; a traceback goes to `log`, and the exit code is 0 or 1."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            try:
-                work()
-                code = 0
-            except BaseException:
-                traceback.print_exc(file=file)
-                file.flush()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+def in_child(log: Path, work: Callable[..., object], *arguments: Any, **options: Any) -> Process:
+    """Start `work` (a function of a module) in a process of its own; what it prints, a traceback too, goes to `log`.
+
+    From a fork server, because this process may have threads by now (torch's, the tokenizers'), and a fork would inherit
+    their locks for ever. The server has torch imported and nothing running, so a child is there in milliseconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_child, args=(log, work, arguments, options))
+    process.start()
+    return process
 
 
-def exit_code(pid: int) -> int:
-    """Of a child that has ended: as a shell says it, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _child(log: Path, work: Callable[..., object], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)  # sums in one order, as in the parent
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    work(*arguments, **options)
+
+
+def exit_code(process: Process) -> int:
+    """Of a child, when it has ended: as a shell says it, negative for a signal."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
