@@ -73,9 +73,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+BUSY = "another gangpao is working here; wait for it or choose another folder"
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises ValueError when another one has it."""
+def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
+    """Hold a folder for this process; the system lets go when the process ends, however it ends.
+
+    Raises ValueError, which says `busy`, when another one has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -84,9 +90,7 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise ValueError(
-                f"{folder}: another gangpao is working here; wait for it or choose another folder"
-            ) from error
+            raise ValueError(f"{folder}: {busy}") from error
         yield
     finally:
         os.close(descriptor)

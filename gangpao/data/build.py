@@ -42,6 +42,7 @@ from gangpao.data.prepare import Job, Prepared, prepare
 from gangpao.data.shards import Shards, ShardWriter
 from gangpao.data.source import Document, files_of, format_of, matching, rows
 from gangpao.log import Progress, Silent
+from gangpao.text.folder import TOKENIZER_FILES
 from gangpao.text.tokenizer import Tokenizer
 
 __all__ = ["Built", "DataConfig", "build", "load_data_config", "open_built"]
@@ -49,10 +50,6 @@ __all__ = ["Built", "DataConfig", "build", "load_data_config", "open_built"]
 VERSION = 1  # of what the steps compute: a change of their results makes old folders stale
 _POOL_BYTES = 8 << 20  # of input; below it starting processes takes longer than the work
 _BATCH_BYTES = 4 << 20
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "generation_config.json", "chat_template.jinja",
-)  # fmt: skip
 
 
 class _BuiltFile(Frozen):
@@ -422,7 +419,7 @@ def _tokenizer_files(folder: str) -> list[Path]:
     """What belongs to a tokenizer in a folder, and nothing else of it. Raises ValueError when that is nothing."""
     if not folder:
         return []
-    files = [path for name in _TOKENIZER_FILES if (path := Path(folder).expanduser() / name).is_file()]
+    files = [path for name in TOKENIZER_FILES if (path := Path(folder).expanduser() / name).is_file()]
     if not files:
         raise ValueError(f"tokenizer.dir: {folder} holds no tokenizer; give the folder with tokenizer.json")
     return files

@@ -10,11 +10,7 @@ from gangpao.deploy.quants import FILE_TYPES
 from gangpao.log import show_bytes
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
+from gangpao.text.folder import TOKENIZER_FILES
 
 
 def export(

@@ -22,6 +22,7 @@ import torch
 from gangpao.deploy.quants import FILE_TYPES, fits, quantize
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
+from gangpao.model.layers import inverse_frequencies
 from gangpao.text.export import gguf_metadata
 
 Progress = Callable[[int, int], None]
@@ -249,8 +250,6 @@ def _rope_tensors(c: ModelConfig) -> Iterator[tuple[str, list[tuple[str, torch.T
         for name, factors in (("long", s.long_factor), ("short", s.short_factor)):
             yield f"rope_factors_{name}.weight", [(name, torch.tensor(factors))]
         return
-    from gangpao.model.layers import inverse_frequencies
-
     plain, _ = inverse_frequencies(c.model_copy(update={"rope_scaling": None}), c.max_position_embeddings)
     scaled, _ = inverse_frequencies(c, c.max_position_embeddings)
     yield "rope_freqs.weight", [("freqs", (plain / scaled).float())]

@@ -21,6 +21,12 @@ from gangpao.text.vocabulary import Kind, SpacePrefix, Vocabulary
 
 Json = dict[str, object]
 
+# The files of a folder that belong to its tokenizer: what to copy beside a model.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "generation_config.json", "chat_template.jinja",
+)  # fmt: skip
+
 _BYTE_PIECES = {f"<0x{b:02X}>" for b in range(256)}
 
 

@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from gangpao import cost, machine
-from gangpao.atomic import sync
+from gangpao.atomic import locked, publish
 from gangpao.config import merge
 from gangpao.data.build import Built, build, open_built
 from gangpao.data.config import DataConfig, load_data_config
@@ -54,6 +54,8 @@ from gangpao.train.parallel import World
 from gangpao.train.record import RUN, read_run, same_run, write_run
 from gangpao.train.report import Report
 from gangpao.train.upcycle import upcycle, upcycled
+
+BUSY = "another process is training here; stop it or choose another folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def run(
             config = config.model_copy(update={"branch_from": str(stable_checkpoint(Path(config.branch_from)))})
     torch.set_num_threads(config.threads or machine.physical_cores())
     rank = int(os.environ.get("RANK", "0"))
-    with state.Lock(out) if rank == 0 else contextlib.nullcontext():
+    with locked(out, BUSY) if rank == 0 else contextlib.nullcontext():
         wanted = load_data_config(Path(config.data), config.data_set)
         built = _data(wanted, Path(config.data_dir) if config.data_dir else out / "data", rank)
         world = parallel.start(config.device)
@@ -382,12 +384,7 @@ def export(folder: Path, shape: ModelConfig, values: dict[str, Tensor], tokenize
     """The model as a Hugging Face folder with its tokenizer; one from before is replaced when the new one is whole."""
     staging = folder.with_name(f".{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
-    weights.save(staging, shape, {name: t.cpu().contiguous() for name, t in values.items()})
-    for path in tokenizer_dir.iterdir():
-        if path.is_file() and path.name != "config.json":
-            shutil.copyfile(path, staging / path.name)
-            sync(staging / path.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
-    sync(folder.parent)
+    extra = {p.name: p.read_bytes() for p in tokenizer_dir.iterdir() if p.is_file() and p.name != "config.json"}
+    weights.save(staging, shape, {name: t.cpu().contiguous() for name, t in values.items()}, extra=extra)
+    publish(staging, folder)
     return folder

@@ -11,7 +11,6 @@ rank 0 before they are written (one file for any number of ranks), which suits 4
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -232,22 +231,3 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".gone-step-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-class Lock:
-    """Only one process trains in a run's folder; the system drops the lock when the process ends, however it ends."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise ValueError(f"{folder}: another process is training here; stop it or choose another folder") from error
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()

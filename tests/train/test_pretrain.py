@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from typer.main import get_command
 
+from gangpao.atomic import locked
 from gangpao.config import load_toml
 from gangpao.data.build import build, load_data_config
 from gangpao.model import weights
@@ -93,7 +94,7 @@ def test_running_again_changes_nothing_and_another_run_is_refused(parent, config
         run(parent, configured("optimizer.lr=0.5"))
     with pytest.raises(ValueError, match="no run here"):
         run(tmp_path / "none", configured(), resume=True)
-    with state.Lock(parent), pytest.raises(ValueError, match="another process is training"):
+    with locked(parent), pytest.raises(ValueError, match="another process is training"):
         run(parent, configured())
 
 

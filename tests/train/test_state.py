@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gangpao.atomic import locked
 from gangpao.train import state
+from gangpao.train.pretrain import BUSY
 
 TENSORS = {
     "model": {
@@ -131,7 +133,8 @@ def test_prune_keeps_the_last_and_the_protected(tmp_path):
 
 
 def test_one_process_a_run(tmp_path):
-    with state.Lock(tmp_path), pytest.raises(ValueError, match="another process is training here"):
-        state.Lock(tmp_path)
-    with state.Lock(tmp_path):
+    busy = pytest.raises(ValueError, match="another process is training here")
+    with locked(tmp_path, BUSY), busy, locked(tmp_path, BUSY):
+        pass
+    with locked(tmp_path, BUSY):
         pass
