@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gangpao.model.config import ModelConfig
-from gangpao.model.init import initialize
+from gangpao.model.init import Rules, initialize
 from gangpao.model.layers import (
     MLP,
     Attention,
@@ -81,13 +81,15 @@ class Transformer(nn.Module):
         self.tie()
 
     @classmethod
-    def build(cls, config: ModelConfig, *, seed: int = 0, device: str = "cpu") -> Transformer:
-        """A new model with random weights by the rules of its configuration, the same for the same seed."""
+    def build(
+        cls, config: ModelConfig, *, seed: int = 0, device: str = "cpu", rules: Rules | None = None
+    ) -> Transformer:
+        """A new model with random weights by the rules of its configuration and `rules` over them, the same for the same seed."""
         with torch.device("meta"):
             model = cls(config)
         model.to_empty(device=device)
         model.tie()
-        initialize(model, config, seed)
+        initialize(model, config, seed, rules)
         return model
 
     def tie(self) -> None:

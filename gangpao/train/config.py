@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from gangpao.config import Frozen, load_toml
+from gangpao.model.init import KindRule, ParameterKind
 from gangpao.train.schedule import Kind, Schedule, half_life_to
 
 
@@ -111,6 +112,10 @@ class TrainConfig(Frozen):
     data_dir: str | None = Field(default=None, description="Where the build lies or goes; none: <run>/data.")
     data_set: tuple[str, ...] = Field(default=(), description="key=value over the TOML of the data.")
     model: ModelChoice = ModelChoice()
+    rules: dict[ParameterKind, KindRule] = Field(
+        default={},
+        description="First values and learning rates by kind of parameter, in place of the model's own rules.",
+    )
     init_from: str | None = Field(default=None, description="Folder of a checkpoint whose weights to begin with.")
     branch_from: str | None = Field(
         default=None, description="Run, or checkpoint of one, to go on from; it is only read."
@@ -144,6 +149,18 @@ class TrainConfig(Frozen):
     parallel: Literal["replicate", "shard"] = Field(
         default="replicate", description="Over ranks of torchrun; shard: FSDP2."
     )
+    shard_ranks: int | None = Field(
+        default=None,
+        ge=1,
+        description="Ranks that share one sharded copy, usually those of a machine (HSDP); none: all.",
+    )
+    offload: bool = Field(
+        default=False, description="Sharded: weights and optimizer in the machine's memory, also with one GPU."
+    )
+    no_sync: bool = Field(
+        default=False,
+        description="Sharded: exchange gradients once a step, not once a micro-batch; each rank then holds whole ones.",
+    )
     cost_profile: str | None = Field(default=None, description="Machine in cost.toml, for yuan so far.")
     peak_tflops: float | None = Field(
         default=None, gt=0, description="For mfu; none: measured with one matrix product."
@@ -168,10 +185,8 @@ class TrainConfig(Frozen):
             )
         if self.upcycle and not self.init_from:
             raise ValueError("upcycle makes experts of a trained model: name it in init_from")
-        if self.parallel == "shard" and self.optimizer.kind == "muon":
-            raise ValueError(
-                "parallel = shard and Muon do not go together, it wants whole matrices: use adamw or replicate"
-            )
+        if self.parallel != "shard" and (self.offload or self.no_sync or self.shard_ranks):
+            raise ValueError('offload, no_sync and shard_ranks are ways to shard: set parallel = "shard" with them')
         return self
 
     @property

@@ -35,7 +35,7 @@ from gangpao.train import state
 from gangpao.train.config import GuardConfig, SaveConfig
 from gangpao.train.loss import Terms
 from gangpao.train.optim import Average, Optimizer
-from gangpao.train.parallel import World, like, whole
+from gangpao.train.parallel import World, exchange_gradients, like, local, reshard, whole
 from gangpao.train.report import Report
 
 RECENT = 50  # losses that a spike is compared with
@@ -80,7 +80,7 @@ class Job:
 
     learning_rate(step) counts steps from 1. begin: steps that were done elsewhere (a branch); before: where they left the
     data. evaluate(stop) returns held-out losses by name, or None when stop() said so; "heldout" among them chooses the best
-    checkpoint. forward: the model as it is called, when that is another object (torch.compile).
+    checkpoint. forward: the model as it is called, when that is another object (torch.compile). no_sync: see TrainConfig.
     """
 
     folder: Path
@@ -102,6 +102,7 @@ class Job:
     begin: int = 0
     before: dict[str, Any] | None = None
     forward: nn.Module | None = None
+    no_sync: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,9 @@ def compute_gradients(job: Job, batches: Sequence[Any], scale: float) -> tuple[d
     job.optimizer.zero_grad()
     forward = job.model if job.forward is None else job.forward
     values: dict[str, Tensor] = {}
-    for batch in batches:
+    for i, batch in enumerate(batches):
+        if job.no_sync:
+            exchange_gradients(job.model, i == len(batches) - 1)
         terms = job.objective(forward, batch, scale)
         terms.loss.backward()  # type: ignore[no-untyped-call]
         values = {name: values[name] + v if name in values else v for name, v in terms.values.items()}
@@ -277,6 +280,7 @@ class Training:
         alone = self.job.world.size == 1  # ranks that left at different batches would wait for each other
         losses = self.job.evaluate(lambda: alone and bool(self.signals))
         self.job.model.train()
+        reshard(self.job.model)
         if losses is None:
             return
         self.job.report.write({"step": self.step, "heldout": losses})
@@ -341,21 +345,22 @@ class Training:
         """
         job = self.job
         tensors = self._tensors()
-        bad = [name for name, t in tensors["model"].items() if t.is_floating_point() and not bool(t.isfinite().all())]
-        if bad:
+        bad = [name for name, t in tensors["model"].items() if not bool(local(t).isfinite().all())]
+        if job.world.sums([len(bad)])[0]:
             raise TrainingStopped(
-                f"step {self.step}: {bad[0]} is not finite any more; nothing was saved over the last checkpoint"
+                f"step {self.step}: {bad[0] if bad else 'a weight'} is not finite any more; "
+                "nothing was saved over the last checkpoint"
             )
         if self.heldout is not None and (self.best is None or self.heldout < self.best[1]):
             self.best = (self.step, self.heldout)
         failed: OSError | None = None
-        if job.world.rank == 0:
-            try:
-                state.save(self.checkpoints, self.step, tensors, self._record())
-                protected = {*self.kept, *([self.best[0]] if self.best and job.save.keep_best else [])}
+        try:
+            state.save(self.checkpoints, self.step, tensors, self._record(), job.world)
+            protected = {*self.kept, *([self.best[0]] if self.best and job.save.keep_best else [])}
+            if job.world.rank == 0:
                 state.prune(self.checkpoints, keep_last=job.save.keep_last, protected=protected)
-            except OSError as error:
-                failed = error
+        except OSError as error:
+            failed = error
         self.saved_seconds = job.report.seconds
         if not job.world.sums([float(failed is not None)])[0]:
             self.saved_step = self.step
@@ -368,17 +373,17 @@ class Training:
         job.report.note(f"{what}; training goes on")
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All that a checkpoint has, by file. Every rank calls this: sharded tensors are put together."""
+        """All that a checkpoint has, by file."""
         job = self.job
         out = {
-            "model": {name: whole(p.detach()) for name, p in job.model.named_parameters()},
-            "optimizer": {name: whole(t) for name, t in job.optimizer.state().items()},
+            "model": {name: p.detach() for name, p in job.model.named_parameters()},
+            "optimizer": job.optimizer.state(),
             "rng": {"cpu": torch.get_rng_state()},
         }
         if job.world.device.type == "cuda":
             out["rng"]["cuda"] = torch.cuda.get_rng_state(job.world.device)
         if job.average is not None:
-            out["average"] = {name: whole(t) for name, t in job.average.values.items()}
+            out["average"] = dict(job.average.values)
         return out
 
     def _record(self) -> dict[str, Any]:
@@ -402,10 +407,12 @@ class Training:
 
     def restore(self, found: state.Checkpoint) -> None:
         """Become what a checkpoint says."""
-        load_weights(self.job.model, found.tensors("model"), found.path)
-        self.job.optimizer.restore(found.tensors("optimizer"))
+        named = self.job.optimizer.named  # a frozen parameter is read whole, which does no harm
+        load_weights(self.job.model, found.tensors("model", named), found.path)
+        of_state = {key: named[name] for key in found.names("optimizer") if (name := key.partition(".")[2]) in named}
+        self.job.optimizer.restore(found.tensors("optimizer", of_state))
         if self.job.average is not None and found.has("average"):
-            self.job.average.restore(found.tensors("average"))
+            self.job.average.restore(found.tensors("average", named))
         rng = found.tensors("rng")
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and self.job.world.device.type == "cuda":

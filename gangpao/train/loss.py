@@ -130,10 +130,20 @@ def token_losses(head: Callable[[Tensor], Tensor], hidden_RD: Tensor, labels_R: 
 
 
 class NextToken:
-    """The objective of pretraining and SFT: cross-entropy of the next token, plus what experts and z-loss add."""
+    """The objective of pretraining and SFT: cross-entropy of the next token, plus what experts and z-loss add.
 
-    def __init__(self, *, dtype: torch.dtype | None = None, recompute: bool = False, z_loss: float = 0.0) -> None:
-        self.dtype, self.recompute, self.z_loss = dtype, recompute, z_loss
+    device: where the model computes, when its weights lie elsewhere (offloaded).
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        recompute: bool = False,
+        z_loss: float = 0.0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.dtype, self.recompute, self.z_loss, self.device = dtype, recompute, z_loss, device
 
     def measure(self, batch: Rows) -> tuple[int, int]:
         """(labels, ids) of a batch."""
@@ -141,7 +151,7 @@ class NextToken:
 
     def __call__(self, model: nn.Module, batch: Rows, scale: float) -> Terms:
         """The summed loss of a batch times `scale`, which is 1 / (labels of the whole step)."""
-        device = next(model.parameters()).device
+        device = self.device or next(model.parameters()).device
         ids, labels = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (batch.ids, batch.labels))
         borders = batch.documents[:, 1:] != batch.documents[:, :-1]
         bordered = bool(borders.any())  # without one, plain causal attention says the same faster

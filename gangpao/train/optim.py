@@ -7,7 +7,7 @@ averaged gradient by the nearest orthogonal matrix, so that rare directions lear
 Muon's update is scaled to the size AdamW's usually has (root mean square 0.2; Moonshot, arXiv:2502.16982), so learning rate,
 weight decay and muP factors mean the same for both.
 
-What it gives up: Muon with sharded matrices; it wants whole ones.
+What it gives up: speed of Muon on sharded matrices. It wants whole ones, so each rank gathers them and does the work of all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gangpao.model.init import Rule
 from gangpao.train.config import OptimizerConfig
-from gangpao.train.parallel import like
+from gangpao.train.parallel import like, whole
 
 # Quintic Newton-Schulz, tuned for steepness at zero rather than for exact ones: singular values land in about
 # [0.7, 1.2] after five rounds (Keller Jordan, Muon, 2024).
@@ -73,9 +73,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])
         work = torch.bfloat16 if same[0].is_cuda else torch.float32  # bf16 is enough, and on a CPU it is rarely faster
-        updates = orthogonalize(torch.stack(list(ahead)).to(work)).to(same[0].dtype).unbind()
+        stacked = torch.stack([whole(matrix) for matrix in ahead]).to(work)
+        updates = [like(u, p) for u, p in zip(orthogonalize(stacked).to(same[0].dtype), same, strict=True)]
         torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(same, list(updates), alpha=-group["lr"] * MUON_RMS * math.sqrt(max(same[0].shape)))
+        torch._foreach_add_(same, updates, alpha=-group["lr"] * MUON_RMS * math.sqrt(max(same[0].shape)))
 
 
 class Optimizer:
@@ -89,19 +90,23 @@ class Optimizer:
         betas = (options.beta1, options.beta2)
         self.parts: list[torch.optim.Optimizer] = []
         if rest:
-            self.parts.append(torch.optim.AdamW(rest, lr=0.0, betas=betas, eps=options.eps, fused=True))
+            self.parts.append(torch.optim.AdamW(rest, lr=0.0, betas=betas, fused=True))
         if ours:
             groups = self._groups([n for n in self.named if n in ours], rule, options)
             self.parts.append(Muon(groups, momentum=options.momentum))
 
     def _groups(self, names: list[str], rule: Callable[[str], Rule], options: OptimizerConfig) -> list[dict[str, Any]]:
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        groups: dict[Rule, list[nn.Parameter]] = defaultdict(list)
         for name in names:
-            r = rule(name)
-            groups[r.lr_scale, r.decays].append(self.named[name])
+            groups[rule(name)._replace(std=None)].append(self.named[name])
         return [
-            {"params": found, "lr_scale": scale, "weight_decay": options.weight_decay if decays else 0.0}
-            for (scale, decays), found in groups.items()
+            {
+                "params": found,
+                "lr_scale": r.lr_scale,
+                "weight_decay": options.weight_decay * r.decay_scale,
+                "eps": options.eps * r.eps_scale,
+            }
+            for r, found in groups.items()
         ]
 
     def step(self, lr: float) -> None:
@@ -163,4 +168,4 @@ class Average:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over saved values."""
         for name, value in self.values.items():
-            value.copy_(state[name])
+            value.copy_(like(state[name], value))

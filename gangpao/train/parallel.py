@@ -1,11 +1,12 @@
-"""Training over several processes that torchrun started: whole replicas, or FSDP2's sharded parameters.
+"""Training over several processes that torchrun started: whole replicas, FSDP2's sharded parameters, or groups of both.
 
 Replicas sum their gradients once a step. Sharding (`fully_shard` on every layer) keeps a part of weights, gradients and
-optimizer state on each rank. The loss of a step is a sum over all ranks divided by all labels, so gradients are summed, not
-averaged, and one rank or ten give the same step up to the order of additions.
+optimizer state on each rank; with fewer ranks to a copy than there are (HSDP), copies are sharded inside a machine and
+summed between machines. Offloaded, the parts lie in the memory of the machine and layers visit the GPU, so one GPU alone
+can hold a model whose optimizer is larger than it. The loss of a step is a sum over all ranks divided by all labels, so
+gradients are summed, not averaged, and one rank or ten give the same step up to the order of additions.
 
-What it gives up: tensor and pipeline parallelism; a checkpoint gathers whole tensors on rank 0 instead of going through
-torch's distributed checkpoint, whose metadata is a pickle.
+What it gives up: tensor and pipeline parallelism, which 4 B parameters do not need.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 TIMEOUT = timedelta(seconds=45)  # a lost rank ends the others within a minute; torchrun then starts all anew
@@ -62,7 +64,7 @@ class World:
 
     def close(self) -> None:
         """Leave the process group."""
-        if self.size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -74,8 +76,11 @@ def _sum_bucket(bucket: list[Tensor]) -> None:
         g.copy_(part.view_as(g))
 
 
-def start(device: str = "auto") -> World:
-    """Join the other processes as torchrun's environment says, or be alone. device: auto, cpu or cuda."""
+def start(device: str = "auto", *, group: bool = False) -> World:
+    """Join the other processes as torchrun's environment says, or be alone. device: auto, cpu or cuda.
+
+    group: have a process group even alone, which sharding needs.
+    """
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no GPU here; install a build of torch with CUDA, or set device=cpu")
@@ -83,20 +88,48 @@ def start(device: str = "auto") -> World:
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(local)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # gloo beside nccl: offloaded parts lie in the machine's memory
     if size == 1:
+        if group:
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return World(device=local)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+    dist.init_process_group(backend, timeout=TIMEOUT)
     return World(dist.get_rank(), size, local)
 
 
-def shard(model: nn.Module, layers: Iterable[nn.Module], world: World) -> None:
-    """Split every parameter over the ranks (FSDP2): layer by layer, and the rest as the root."""
-    mesh = init_device_mesh(world.device.type, (world.size,))
+def shard(
+    model: nn.Module, layers: Iterable[nn.Module], world: World, *, ranks: int | None = None, offload: bool = False
+) -> None:
+    """Split every parameter over the ranks (FSDP2): layer by layer, and the rest as the root.
+
+    ranks: that share one copy (None: all); with fewer, every such group has a copy (HSDP). offload: parts and optimizer in the
+    memory of the machine. Raises ValueError when `ranks` does not divide the number of processes.
+    """
+    ranks = ranks or world.size
+    if world.size % ranks:
+        raise ValueError(f"shard_ranks = {ranks} does not divide {world.size} processes: choose a divisor of it")
+    copies = world.size // ranks
+    names, sizes = (("replicate", "shard"), (copies, ranks)) if copies > 1 else (("shard",), (ranks,))
+    mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
+    # Pinned memory is for copies to a GPU.
+    policy = CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if offload else OffloadPolicy()
     for module in (*layers, model):
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, offload_policy=policy)
         sharded = cast(FSDPModule, module)
         sharded.set_gradient_divide_factor(1.0)  # sums: the loss is divided by all labels already
         sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def exchange_gradients(model: nn.Module, now: bool) -> None:
+    """Whether the next backward pass of a sharded model ends with an exchange; without one, whole gradients add up locally."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of whole parameters that a forward pass without a backward one left in a sharded model."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -105,7 +138,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor, placed as `pattern` is."""
-    if isinstance(pattern, DTensor) and tensor.ndim:
-        return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
+    """A whole tensor, which every rank has, placed as `pattern` is; one that is placed already stays."""
+    if isinstance(pattern, DTensor) and tensor.ndim and not isinstance(tensor, DTensor):
+        mesh = pattern.device_mesh
+        return distribute_tensor(tensor.to(pattern.device), mesh, pattern.placements, src_data_rank=None)
     return tensor.to(pattern.device)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank has."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

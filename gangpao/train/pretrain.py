@@ -102,7 +102,7 @@ def run(
     with locked(out, BUSY) if rank == 0 else contextlib.nullcontext():
         wanted = load_data_config(Path(config.data), config.data_set)
         built = _data(wanted, Path(config.data_dir) if config.data_dir else out / "data", rank)
-        world = parallel.start(config.device)
+        world = parallel.start(config.device, group=config.parallel == "shard" and config.offload)
         try:
             return _train(_Run(config, out, wanted, built, world, known), stream if world.rank == 0 else None)
         finally:
@@ -114,10 +114,12 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
     _same_data(r)
     shape = ModelConfig.model_validate(r.known["model"]) if r.known else model_config(config, r.built)
     admit(shape, config, world)
-    model = _model(shape, config, fresh).to(world.device)
-    if world.size > 1 and config.parallel == "shard":
-        parallel.shard(model, model.model.layers, world)
-    optimizer = Optimizer(model.named_parameters(), lambda name: rule_of(name, shape), config.optimizer)
+    model = _model(shape, config, fresh)
+    model = model if config.offload else model.to(world.device)
+    if config.parallel == "shard" and (world.size > 1 or config.offload):
+        parallel.shard(model, model.model.layers, world, ranks=config.shard_ranks, offload=config.offload)
+    rule = functools.partial(rule_of, config=shape, rules=config.rules)
+    optimizer = Optimizer(model.named_parameters(), rule, config.optimizer)
     before = None
     if config.branch_from and fresh:
         parent = state.Checkpoint(Path(config.branch_from))
@@ -160,7 +162,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         folder=r.out,
         model=model,
         optimizer=optimizer,
-        objective=NextToken(dtype=dtype, recompute=config.recompute, z_loss=config.z_loss),
+        objective=NextToken(dtype=dtype, recompute=config.recompute, z_loss=config.z_loss, device=world.device),
         stages=stages,
         learning_rate=learning_rate,
         rows=config.rows,
@@ -169,12 +171,15 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         clip=config.optimizer.clip,
         guard=config.guard,
         save=config.save,
-        evaluate=evaluator(model, NextToken(dtype=dtype), r.built, config) if r.built.heldout else None,
+        evaluate=evaluator(model, NextToken(dtype=dtype, device=world.device), r.built, config)
+        if r.built.heldout
+        else None,
         evaluate_every=config.evaluation.every_steps,
         average=Average(model.named_parameters(), config.ema) if config.ema else None,
         world=world,
         begin=r.begin,
         forward=forward,
+        no_sync=config.no_sync,
     )
 
 
@@ -316,7 +321,7 @@ def special_ids(folder: Path) -> dict[str, int]:
 def _model(shape: ModelConfig, config: TrainConfig, fresh: bool) -> Transformer:
     """The model a run begins with; when it goes on from a checkpoint, the values do not matter yet."""
     if config.init_from is None or not fresh:
-        return Transformer.build(shape, seed=config.seed)
+        return Transformer.build(shape, seed=config.seed, rules=config.rules)
     folder = Path(config.init_from)
     if config.upcycle is None:
         return weights.load(folder, dtype=torch.float32)
@@ -343,14 +348,28 @@ def admit(shape: ModelConfig, config: TrainConfig, world: World) -> None:
     factor = 1 if config.precision == "bf16" else 2
     tokens = config.micro_batch_size * config.seq_len
     states = GRADIENT_STATES - (4 if config.optimizer.kind == "muon" else 0) + (4 if config.ema else 0)
-    fixed = states * parameters(shape).total // (world.size if config.parallel == "shard" else 1)
-    need = fixed + factor * activation_bytes(shape, tokens, recompute=config.recompute) + 3 * 4 * CHUNK_LOGITS
-    cuda = world.device.type == "cuda"
-    have = torch.cuda.mem_get_info(world.device)[0] if cuda else machine.available_memory()
+    total = parameters(shape).total
+    fixed = states * total // ((config.shard_ranks or world.size) if config.parallel == "shard" else 1)
+    working = factor * activation_bytes(shape, tokens, recompute=config.recompute) + 3 * 4 * CHUNK_LOGITS
+    if config.no_sync:
+        working += 4 * total  # whole gradients
+    host = machine.available_memory()
+    if world.device.type != "cuda":
+        _fits(fixed + working, host, fixed, "")
+        return
+    free = torch.cuda.mem_get_info(world.device)[0]
+    if config.offload:  # on the GPU: the layer at work, the next one, and the embedding
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        _fits(fixed * ranks, host, fixed * ranks, " of the machine")
+        fixed = 4 * (parameters(shape).embedding + 2 * parameters(shape).non_embedding // shape.num_hidden_layers)
+    _fits(fixed + working, free, fixed, " of the GPU")
+
+
+def _fits(need: int, have: int, fixed: int, where: str) -> None:
     if need > have:
         raise ValueError(
             f"training needs about {show_bytes(need)} ({show_bytes(fixed)} of it weights and optimizer) and "
-            f"{show_bytes(have)} are free: "
+            f"{show_bytes(have)}{where} are free: "
             "set recompute=true, a smaller micro_batch_size, or a smaller model"
         )
 

@@ -37,6 +37,10 @@ _FREE = {
     "data_dir",
     "micro_batch_size",
     "compile",
+    "parallel",
+    "shard_ranks",
+    "offload",
+    "no_sync",
 }
 
 

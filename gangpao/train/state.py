@@ -5,8 +5,10 @@ other file. It is written under another name, brought to the disk (fsync), renam
 folder with the right name is therefore complete. The hash is taken of the bytes in memory on their way out, so that a
 disk that keeps something else is found out too.
 
-Nothing here is pickled: tensors are safetensors, the rest is JSON. What it gives up: a sharded run gathers its tensors on
-rank 0 before they are written (one file for any number of ranks), which suits 4 B parameters, not 400 B.
+Nothing here is pickled: tensors are safetensors, the rest is JSON. Sharded tensors are folders beside the files, into which
+every rank writes its parts at once (gangpao.train.sharded).
+
+What it gives up: the hash of sharded files is taken after they were written, from what the disk gives back.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from gangpao.atomic import sync
+from gangpao.train import sharded
+from gangpao.train.parallel import World
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -105,35 +110,85 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensors], record: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensors], record: Mapping[str, Any], world: World | None = None
+) -> Path:
     """Write checkpoint `step`: `tensors` is file name (without suffix) -> tensors by name, `record` is JSON.
 
-    A whole checkpoint of that name stays as it is. Raises OSError (disk full) with nothing changed.
+    Every rank calls this; rank 0 writes all but the parts of sharded tensors. A whole checkpoint of that name stays as it is.
+    Raises OSError (disk full) with nothing changed, on all ranks when sharded parts failed, else on rank 0.
     """
+    world = world or World()
     target = folder / name_of(step)
+    staging = folder / f".tmp-{target.name}"
+    split = {kind: {n: t for n, t in named.items() if isinstance(t, DTensor)} for kind, named in tensors.items()}
+    parts = {kind: named for kind, named in split.items() if named}
+    first = world.rank == 0
+    there, failed = False, None
+    if first:
+        try:
+            there = _prepare(folder, target, staging, parts)
+        except OSError as error:
+            failed = error
+    if parts:
+        there, stop = (bool(v) for v in world.sums([there, failed is not None]))
+        if stop and failed is None:
+            failed = OSError("rank 0 could not make the folder")
+    if failed is not None:
+        raise failed
+    if there:
+        return target
+    try:
+        for kind, named in parts.items():
+            sharded.write(staging / kind, named)
+        if first:
+            whole = {k: {n: t for n, t in named.items() if n not in split[k]} for k, named in tensors.items()}
+            _finish(staging, target, {kind: named for kind, named in whole.items() if named}, dict(record))
+    except BaseException:
+        if first:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return target
+
+
+def _prepare(folder: Path, target: Path, staging: Path, parts: Mapping[str, Tensors]) -> bool:
+    """Make room for what is to be written. True when a whole checkpoint of that name is there."""
     folder.mkdir(parents=True, exist_ok=True)
     if target.is_dir():
         try:
             verify(target)
-            return target
+            return True
         except Damaged:
             _remove(target)
-    staging = folder / f".tmp-{target.name}"
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed; the lock says that it is gone
     staging.mkdir()
-    try:
-        files = {
-            f"{kind}.safetensors": write_tensors(staging / f"{kind}.safetensors", t) for kind, t in tensors.items()
-        }
-        files[STATE] = _write_json(staging / STATE, dict(record))
-        _write_json(staging / MANIFEST, {"files": files, "format": FORMAT, "step": step})
-        sync(staging)
-        staging.rename(target)
+    for kind in parts:
+        (staging / kind).mkdir()
+    return False
+
+
+def _finish(staging: Path, target: Path, tensors: Mapping[str, Tensors], record: dict[str, Any]) -> None:
+    """Write what is whole, and the manifest of everything; then the checkpoint gets its name."""
+    files = {name: _hashed(staging / name) for name in _files(staging)}
+    for kind, named in tensors.items():
+        files[f"{kind}.safetensors"] = write_tensors(staging / f"{kind}.safetensors", named)
+    files[STATE] = _write_json(staging / STATE, record)
+    _write_json(staging / MANIFEST, {"files": files, "format": FORMAT, "step": step_of(target)})
+    for folder in (*(p for p in staging.iterdir() if p.is_dir()), staging):
         sync(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return target
+    staging.rename(target)
+    sync(target.parent)
+
+
+def _files(folder: Path) -> set[str]:
+    """All files below a folder, as the manifest names them."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def _hashed(path: Path) -> dict[str, Any]:
+    """The line of the manifest for a file as it is on the disk."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": file.tell()}
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -157,13 +212,12 @@ def verify(path: Path) -> dict[str, Any]:
         raise Damaged(
             f"{path / MANIFEST}: says format {manifest.get('format')!r:.20}, step {manifest.get('step')!r:.20}"
         )
-    names = {p.name for p in path.iterdir()}
+    names = _files(path)
     if names != {*files, MANIFEST}:
         raise Damaged(f"{path}: has other files than its manifest: {', '.join(sorted(names ^ {*files, MANIFEST}))}")
     for name, line in files.items():
         try:
-            with (path / name).open("rb") as file:
-                found = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": file.tell()}
+            found = _hashed(path / name)
         except OSError as error:
             raise Damaged(f"{path / name}: cannot be read ({error})") from error
         if found != line:
@@ -182,16 +236,30 @@ class Checkpoint:
         self.record: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
 
     def has(self, kind: str) -> bool:
-        """Whether there is a file of this kind."""
-        return (self.path / f"{kind}.safetensors").is_file()
+        """Whether there are tensors of this kind."""
+        return (self.path / f"{kind}.safetensors").is_file() or (self.path / kind).is_dir()
 
-    def tensors(self, kind: str) -> dict[str, Tensor]:
-        """Tensors of a file, in memory of their own."""
-        try:
+    def names(self, kind: str) -> list[str]:
+        """Names of the tensors of a kind."""
+        out: list[str] = []
+        if (self.path / f"{kind}.safetensors").is_file():
             with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
-                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is not a mapping
+                out += file.keys()
+        return out + (list(sharded.shapes(self.path / kind)) if (self.path / kind).is_dir() else [])
+
+    def tensors(self, kind: str, patterns: Tensors | None = None) -> dict[str, Tensor]:
+        """Tensors of a kind, in memory of their own. Those that ranks wrote in parts are placed as the patterns of their
+        names are, so that each rank reads its own part; without a pattern they are whole."""
+        out: dict[str, Tensor] = {}
+        try:
+            if (self.path / f"{kind}.safetensors").is_file():
+                with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
+                    out = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, no mapping
+            if (self.path / kind).is_dir():
+                out |= sharded.read(self.path / kind, patterns or {})
         except (SafetensorError, OSError) as error:
-            raise Damaged(f"{self.path}: {kind}.safetensors cannot be read ({error})") from error
+            raise Damaged(f"{self.path}: {kind} cannot be read ({error})") from error
+        return out
 
 
 def latest(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:

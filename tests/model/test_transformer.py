@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gangpao.model.config import PRESETS, RopeScaling
-from gangpao.model.init import rule_of
+from gangpao.model.init import KindRule, kind_of, rule_of
 from gangpao.model.layers import Linear, replace_linears
 from gangpao.model.transformer import Transformer
 from tests.model.tiny import KINDS, tiny
@@ -166,13 +166,34 @@ def test_first_values_follow_the_rules():
             expected = 0.1 / math.sqrt(m) if inner else 0.1
             assert p.std().item() == pytest.approx(expected, rel=0.01), name
             assert abs(p.mean().item()) < 0.01 * expected, name
-            assert rule.decays
+            assert rule.decay_scale == 1.0
 
 
 def test_plain_models_have_one_rule_for_all_matrices():
     config = tiny("llama")
     rules = {rule_of(n, config) for n, p in Transformer.build(config).named_parameters() if p.dim() == 2}
     assert rules == {rule_of("model.layers.0.mlp.up_proj.weight", config)}
+
+
+def test_other_rules_replace_the_usual_ones_kind_by_kind():
+    config = PRESETS["minicpm-0.1b"].model_copy(update={"num_hidden_layers": 1, "vocab_size": 2000})
+    rules = {
+        "hidden": KindRule(std=0.05, lr=0.5, eps=0.25),
+        "embedding": KindRule(lr=8.0, weight_decay=0.5),
+        "norm": KindRule(std=3.0, lr=2.0),
+    }
+    one, usual = Transformer.build(config, seed=1, rules=rules), Transformer.build(config, seed=1)
+    for name, p in one.named_parameters():
+        rule, before = rule_of(name, config, rules), rule_of(name, config)
+        if kind_of(name) == "norm":  # ones stay ones, and still do not decay
+            assert rule == (None, 2.0, 0.0, 1.0)
+            assert p.eq(1).all()
+        elif kind_of(name) == "embedding":
+            assert rule == (before.std, 8.0, 0.5, 1.0)
+            assert torch.equal(p, usual.get_parameter(name))
+        else:
+            assert rule == (0.05, 0.5, 1.0, 0.25)
+            torch.testing.assert_close(p, usual.get_parameter(name) * (0.05 / before.std))
 
 
 def test_the_same_seed_gives_the_same_model_whatever_its_depth():

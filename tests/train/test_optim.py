@@ -54,7 +54,7 @@ def test_each_parameter_learns_by_its_rule():
     singles = {}
     for name, p in plain.named_parameters():
         rule = rule_of(name, config)
-        decay = 0.3 if rule.decays else 0.0
+        decay = 0.3 * rule.decay_scale
         singles[name] = torch.optim.AdamW([p], lr=0.01 * rule.lr_scale, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay)
     for step in range(4):
         gradients(ours, step)
@@ -68,10 +68,21 @@ def test_each_parameter_learns_by_its_rule():
     assert scales == {1.0, 0.5}  # hidden_size 32 over dim_model_base 16
 
 
+def test_epsilon_and_decay_follow_the_rule():
+    """One step of AdamW on a gradient of the size of epsilon, by hand."""
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    options = OptimizerConfig(eps=1e-3, weight_decay=0.1)
+    optimizer = Optimizer([("up_proj.weight", p)], lambda n: Rule(0.1, 2.0, 3.0, 0.5), options)
+    p.grad = torch.tensor([2e-3])
+    optimizer.step(0.01)
+    step = 2 * 0.01
+    assert p.item() == pytest.approx(1 - step * 0.3 - step * 2e-3 / (2e-3 + 0.5e-3), rel=1e-6)
+
+
 def test_muon_is_its_formula():
     p = nn.Parameter(torch.randn(8, 20, generator=torch.Generator().manual_seed(1)))
     options = OptimizerConfig(kind="muon", weight_decay=0.1, momentum=0.9)
-    optimizer = Optimizer([("mlp.up_proj.weight", p)], lambda n: Rule(0.1, 0.5, decays=True), options)
+    optimizer = Optimizer([("mlp.up_proj.weight", p)], lambda n: Rule(0.1, 0.5, decay_scale=1.0), options)
     w = p.detach().numpy().astype(np.float64)
     buffer = np.zeros_like(w)
     for step in range(3):
@@ -86,7 +97,9 @@ def test_muon_is_its_formula():
 
 def test_a_step_of_muon_has_the_size_of_one_of_adamw():
     p = nn.Parameter(torch.zeros(128, 512))
-    optimizer = Optimizer([("q_proj.weight", p)], lambda n: Rule(0.1, 1.0, decays=True), OptimizerConfig(kind="muon"))
+    optimizer = Optimizer(
+        [("q_proj.weight", p)], lambda n: Rule(0.1, 1.0, decay_scale=1.0), OptimizerConfig(kind="muon")
+    )
     gradients(nn.ParameterList([p]), 0)
     optimizer.step(1.0)
     assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.25)

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from gangpao.atomic import locked
 from gangpao.config import load_toml
-from gangpao.data.build import build, load_data_config
+from gangpao.data.build import load_data_config
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
 from gangpao.model.transformer import Transformer
@@ -23,35 +23,8 @@ from gangpao.train.loop import read_metrics
 from gangpao.train.loss import NextToken
 from gangpao.train.parallel import World
 from gangpao.train.upcycle import upcycle, upcycled
+from tests.train.conftest import CONFIGS
 from tests.train.tiny import losses, shape
-
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
-SMALL = (
-    "sources.stories.documents=200", "sources.sums.documents=150", "sources.talks.documents=150",
-    "tokenizer.train.vocab_size=600",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    build(load_data_config(CONFIGS / "data-tiny.toml", SMALL), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def configured(data_dir):
-    """overrides(...): those of a run of seconds."""
-    fixed = [
-        f"data_set={json.dumps(SMALL)}", f'data_dir="{data_dir}"', "seq_len=64", "batch_tokens=512", "micro_batch_size=4",
-        "threads=1", "peak_tflops=0.1", "save.every_steps=5", "evaluation.every_steps=100", "evaluation.limit_tokens=1000",
-        "model.change.hidden_size=32", "model.change.head_dim=16", "model.change.intermediate_size=48",
-    ]  # fmt: skip
-    stages = (
-        'stages=[{name="stable", steps=8}, {name="decay", steps=4, decay=true}]',
-        'stages=[{name="decay", steps=4, decay=true}]',
-    )
-    return lambda *more, branch=False: [*fixed, stages[branch], "schedule.warmup_steps=2", *more]
 
 
 def run(out, overrides, **options):
