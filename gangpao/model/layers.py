@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gangpao.model import cpu
 from gangpao.model.config import ModelConfig
 
 
@@ -50,6 +51,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if cpu.applies(x):
+            return cpu.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
 
 
@@ -58,6 +61,8 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Tensor | None, 
     grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
     causal = mask is None and q_BNTH.shape[2] > 1
     assert not causal or q_BNTH.shape[2] == k_BKSH.shape[2], "a piece behind a cache needs a mask"
+    if cpu.applies(q_BNTH) and q_BNTH.shape[2] == k_BKSH.shape[2] and q_BNTH.shape[3] == v_BKSH.shape[3]:
+        return cpu.attention(q_BNTH, k_BKSH, v_BKSH, mask, scale)
     return F.scaled_dot_product_attention(
         q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )

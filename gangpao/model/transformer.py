@@ -54,10 +54,11 @@ class Block(nn.Module):
     def forward(
         self, h_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor | None]:
-        h = h_BTD + self.residual_scale * self.self_attn(self.input_layernorm(h_BTD), cos, sin, mask, cache)
+        y = self.self_attn(self.input_layernorm(h_BTD), cos, sin, mask, cache)
+        h = torch.add(h_BTD, y, alpha=self.residual_scale)
         y = self.mlp(self.post_attention_layernorm(h))
         y, balance = y if isinstance(y, tuple) else (y, None)
-        return h + self.residual_scale * y, balance
+        return torch.add(h, y, alpha=self.residual_scale), balance
 
 
 class Decoder(nn.Module):
@@ -116,7 +117,11 @@ class Transformer(nn.Module):
         past = caches[0].length if caches else 0
         positions, mask = layout(ids_BT, documents_BT, past)
         inverse, factor = inverse_frequencies(c, caches[0].keys.shape[2] if caches else ids_BT.shape[1])
-        cos, sin = angles(inverse, factor, positions)
+        if documents_BT is None:
+            cos, sin = angles(inverse, factor, positions)
+        else:  # many rows share few positions
+            table = angles(inverse, factor, torch.arange(ids_BT.shape[1], device=ids_BT.device)[None])
+            cos, sin = (t[0, 0, positions][:, None] for t in table)
         h = F.embedding(ids_BT, self.model.embed_tokens.weight) * c.scale_emb
         h = h.to(dtype or h.dtype)
         balances = []
@@ -147,11 +152,11 @@ class Transformer(nn.Module):
 
 
 def layout(ids_BT: Tensor, documents_BT: Tensor | None, past: int) -> tuple[Tensor, Tensor | None]:
-    """Positions [B, T] and the mask [B, 1, T, S] of what each id may see (None: plainly causal).
+    """Positions [B, T] (or [1, T]) and the mask [B, 1, T, S] of what each id may see (None: plainly causal).
 
     Documents are runs of equal numbers. Behind a cache of `past` positions everything cached is visible.
     """
-    batch, time = ids_BT.shape
+    time = ids_BT.shape[1]
     steps = torch.arange(time, device=ids_BT.device)
     if documents_BT is not None:
         assert past == 0, "documents and a cache do not go together"
@@ -161,7 +166,7 @@ def layout(ids_BT: Tensor, documents_BT: Tensor | None, past: int) -> tuple[Tens
         causal = steps[:, None] >= steps[None, :]
         same = starts[:, :, None] == starts[:, None, :]
         return steps - starts, (same & causal)[:, None]
-    positions = (steps + past).expand(batch, time)
+    positions = (steps + past)[None]  # the same for every row
     if past == 0 or time == 1:
         return positions, None
     seen = torch.arange(past + time, device=ids_BT.device)

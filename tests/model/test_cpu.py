@@ -1,0 +1,115 @@
+"""Attention and norm for training on a CPU are torch's, values and gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gangpao.model import cpu
+from gangpao.model.layers import RMSNorm, attend
+from gangpao.model.transformer import Transformer, layout
+from tests.model.tiny import tiny
+
+
+def reference(q, k, v, mask, scale):
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+
+
+def both(function, other, inputs, *rest):
+    """Values and gradients of two functions at the same inputs."""
+    out = []
+    for f in (function, other):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        y = f(*leaves, *rest)
+        torch.manual_seed(5)
+        y.backward(torch.randn(y.shape).to(y.dtype))
+        out.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    return zip(*out, strict=True)
+
+
+def error(mine, theirs):
+    return float((mine.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-12))
+
+
+def some(batch, heads, groups, time, width, dtype=torch.float32):
+    torch.manual_seed(time)
+    # as they come from a projection: [B, T, N, H] turned around
+    shapes = ((batch, time, n, width) for n in (heads, groups, groups))
+    return [(2 * torch.randn(s)).to(dtype).transpose(1, 2) for s in shapes]
+
+
+DOCUMENTS = {
+    "none": None,
+    "one border": [0] * 50 + [1] * 150,
+    "many": [i // 7 for i in range(200)],
+    "long and short": [0] * 130 + [1] * 3 + [2] * 67,
+}
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize("kept", [cpu.KEPT_BYTES, 0], ids=["kept", "made again"])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)], ids=str)
+def test_attention_is_torchs(monkeypatch, documents, kept, heads):
+    monkeypatch.setattr(cpu, "KEPT_BYTES", kept)
+    runs = DOCUMENTS[documents]
+    mask = None if runs is None else layout(torch.zeros(2, 200), torch.tensor([runs, [0] * 200]), 0)[1]
+    for mine, theirs in both(cpu.attention, reference, some(2, *heads, 200, 16), mask, 0.3):
+        assert error(mine, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("time", [1, 2, cpu.BLOCK - 1, cpu.BLOCK, cpu.BLOCK + 1, 3 * cpu.BLOCK])
+def test_any_length(time):
+    for mine, theirs in both(cpu.attention, reference, some(1, 2, 1, time, 8), None, 1.0):
+        assert error(mine, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
+def test_in_bf16_it_errs_about_as_torchs(heads):
+    inputs = some(2, *heads, 256, 32, torch.bfloat16)
+    exact = [e for e, _ in both(reference, reference, [x.float() for x in inputs], None, 0.18)]
+    for (mine, theirs), truth in zip(both(cpu.attention, reference, inputs, None, 0.18), exact, strict=True):
+        ours, others = error(mine, truth), error(theirs, truth)
+        assert ours < max(1.5 * others, 4e-3), (ours, others)
+
+
+def test_it_is_used_when_there_is_a_gradient_and_only_then():
+    q, k, v = some(1, 2, 2, 70, 8)
+    assert "_Attention" in type(attend(q.requires_grad_(), k, v, None, 1.0).grad_fn.next_functions[0][0]).__name__ or (
+        "_Attention" in type(attend(q, k, v, None, 1.0).grad_fn).__name__
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, None, 1.0), reference(q, k, v, None, 1.0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_is_torchs(dtype):
+    torch.manual_seed(1)
+    x, weight = torch.randn(3, 5, 40).to(dtype) * 3, 1 + 0.2 * torch.randn(40)
+    plain = lambda x, w: F.rms_norm(x.float(), (40,), None, 1e-5).to(x.dtype) * w.to(x.dtype)  # noqa: E731
+    for mine, theirs in both(lambda x, w: cpu.rms_norm(x, w, 1e-5), plain, [x, weight]):
+        assert mine.dtype == theirs.dtype
+        tight = dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=1e-4 if tight else 2e-2, atol=1e-5 if tight else 2e-2)
+    norm = RMSNorm(40, 1e-5)
+    assert "RMSNorm" in type(norm(x.requires_grad_()).grad_fn).__name__
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_has_the_gradients_it_would_have_without(monkeypatch, packed):
+    torch.manual_seed(2)
+    ids = torch.randint(0, 50, (2, 150))
+    documents = (torch.arange(150) // 40).expand(2, -1) if packed else None
+    found = []
+    for on in (True, False):
+        if not on:
+            monkeypatch.setattr(cpu, "applies", lambda x: False)
+        model = Transformer.build(tiny(vocab_size=50), seed=3)
+        hidden, _ = model(ids, documents_BT=documents)
+        torch.manual_seed(7)
+        (hidden * torch.randn(hidden.shape)).sum().backward()
+        found.append((hidden.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    for name, g in found[0][1].items():
+        assert error(g, found[1][1][name]) < 1e-5, name
