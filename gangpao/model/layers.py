@@ -8,7 +8,7 @@ RoPE is rotate_half, as in Hugging Face. Norms and RoPE compute in float32 whate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +40,13 @@ def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module 
             setattr(root.get_submodule(parent), leaf, new)
             swapped.append(name)
     return swapped
+
+
+def project(x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
+    """Each linear at the same input. A replaced one (quantized, with an adapter) is called; plain ones may go together."""
+    if cpu.applies(x) and all(type(linear) is Linear and linear.bias is None for linear in linears):
+        return cpu.products(x, [linear.weight for linear in linears])
+    return [linear(x) for linear in linears]
 
 
 class RMSNorm(nn.Module):
@@ -167,9 +174,10 @@ class Attention(nn.Module):
             y = y.view(batch, time, count, self.head_dim)
             return (norm(y) if norm is not None else y).transpose(1, 2)
 
-        q = rotate(heads(self.q_proj(x_BTD), self.num_heads, self.q_norm), cos, sin)
-        k = rotate(heads(self.k_proj(x_BTD), self.num_kv_heads, self.k_norm), cos, sin)
-        v = heads(self.v_proj(x_BTD), self.num_kv_heads, None)
+        q, k, v = project(x_BTD, (self.q_proj, self.k_proj, self.v_proj))
+        q = rotate(heads(q, self.num_heads, self.q_norm), cos, sin)
+        k = rotate(heads(k, self.num_kv_heads, self.k_norm), cos, sin)
+        v = heads(v, self.num_kv_heads, None)
         if cache is not None:
             k, v = cache.append(k, v)
         y = attend(q, k, v, mask, self.head_dim**-0.5)
@@ -226,4 +234,5 @@ class MLP(nn.Module):
         self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate, up = project(x_BTD, (self.gate_proj, self.up_proj))
+        return self.down_proj(cpu.swiglu(gate, up) if cpu.applies(gate) else F.silu(gate) * up)

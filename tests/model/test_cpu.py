@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from gangpao.model import cpu
-from gangpao.model.layers import RMSNorm, attend
+from gangpao.model.layers import Linear, RMSNorm, attend, replace_linears
 from gangpao.model.transformer import Transformer, layout
 from tests.model.tiny import tiny
 
@@ -94,6 +94,49 @@ def test_the_norm_is_torchs(dtype):
         torch.testing.assert_close(mine, theirs, rtol=1e-4 if tight else 2e-2, atol=1e-5 if tight else 2e-2)
     norm = RMSNorm(40, 1e-5)
     assert "RMSNorm" in type(norm(x.requires_grad_()).grad_fn).__name__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_and_swiglu_are_torchs(dtype):
+    torch.manual_seed(1)
+    x, weights = torch.randn(3, 5, 40).to(dtype), [torch.randn(n, 40) for n in (24, 8, 24)]
+    bound = 1e-5 if dtype == torch.float32 else 1e-2
+
+    def one(function):
+        def joined(x, *weights):
+            a, b, c = function(x, weights)
+            return torch.cat([a * c, b], -1)
+
+        return joined
+
+    plain = one(lambda x, ws: [F.linear(x, w.to(x.dtype)) for w in ws])
+    for mine, theirs in both(one(cpu.products), plain, [x, *weights]):
+        assert mine.dtype == theirs.dtype
+        assert error(mine, theirs) < bound
+    gate, up = torch.randn(3, 5, 40).to(dtype), torch.randn(3, 5, 40).to(dtype)
+    for mine, theirs in both(cpu.swiglu, lambda g, u: F.silu(g) * u, [gate, up]):
+        assert error(mine, theirs) < bound
+
+
+def test_replaced_and_frozen_linears_are_respected():
+    model = Transformer.build(tiny(vocab_size=50), seed=3)
+    mlp = model.model.layers[0].mlp
+    mlp.gate_proj.weight.requires_grad_(False)
+    calls = []
+
+    class Counted(Linear):
+        def forward(self, x):
+            calls.append(x.shape)
+            return super().forward(x)
+
+    replace_linears(
+        model, lambda name, old: Counted(old.in_features, old.out_features, bias=False) if "k_proj" in name else None
+    )
+    hidden, _ = model(torch.randint(0, 50, (2, 30)))
+    hidden.sum().backward()
+    assert len(calls) == len(model.model.layers)
+    assert mlp.gate_proj.weight.grad is None
+    assert mlp.up_proj.weight.grad is not None
 
 
 @pytest.mark.parametrize("packed", [False, True])
