@@ -27,7 +27,7 @@ from gangpao.train.parallel import World
 
 RUN = "run.json"
 # What may differ between two calls that train the same run: none of it changes the results beyond rounding.
-_FREE = {
+FREE = {
     "save",
     "evaluation",
     "threads",
@@ -37,6 +37,7 @@ _FREE = {
     "data_dir",
     "micro_batch_size",
     "compile",
+    "export",
     "parallel",
     "shard_ranks",
     "offload",
@@ -58,13 +59,14 @@ def read_run(out: Path) -> dict[str, Any] | None:
 
 def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConfig:
     """The configuration to go on with. Raises ValueError naming what differs in a way that changes the results."""
-    before = known["config"]
+    # An option that did not exist when the run began has its default there.
+    before = type(config).model_construct(data="", stages=()).model_dump(mode="json") | known["config"]
     if config.branch_from and before.get("branch_from"):  # a run was named, and its checkpoint chosen at the start
         config = config.model_copy(update={"branch_from": before["branch_from"]})
     if config.precision == "auto":  # decided when the run began, perhaps on another machine
         config = config.model_copy(update={"precision": before["precision"]})
     now = config.model_dump(mode="json")
-    differ = sorted(key for key in now.keys() | before.keys() if key not in _FREE and now.get(key) != before.get(key))
+    differ = sorted(key for key in now.keys() | before.keys() if key not in FREE and now.get(key) != before.get(key))
     if differ:
         key = differ[0]
         raise ValueError(

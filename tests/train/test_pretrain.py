@@ -71,6 +71,18 @@ def test_running_again_changes_nothing_and_another_run_is_refused(parent, config
         run(parent, configured())
 
 
+def test_a_run_from_before_an_option_existed_goes_on(parent, configured, tmp_path):
+    out = tmp_path / "old"
+    shutil.copytree(parent, out)
+    record = json.loads((out / "run.json").read_text())
+    for option in ("rules", "offload", "ema"):
+        del record["config"][option]
+    (out / "run.json").write_text(json.dumps(record))
+    assert run(out, configured(), resume=True).step == 12
+    with pytest.raises(ValueError, match=r"another ema"):
+        run(out, configured("ema=0.9"))
+
+
 def test_a_lost_tail_is_trained_again_to_the_same_bits(parent, configured, tmp_path):
     import shutil
 
