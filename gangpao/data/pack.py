@@ -198,7 +198,7 @@ class Loader:
         for what, theirs, ours in (("seed", found.seed, self.seed), ("seq_len", found.seq_len, self.seq_len)):
             if theirs != ours:
                 raise ValueError(f"the saved data position has {what} {theirs}, this run {ours}; use the same to go on")
-        if list(found.parts) != list(self._streams):
+        if found.parts.keys() != self._streams.keys():  # a file may have them in another order
             raise ValueError(
                 f"the saved data position is for the sources {', '.join(found.parts)}, this run has "
                 f"{', '.join(self._streams)}; use the same mixture to go on"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,19 @@ def test_a_lost_tail_is_trained_again_to_the_same_bits(parent, configured, tmp_p
     assert losses(copy) == losses(parent)
     newest = [state.checkpoints(folder / "checkpoints")[-1] / "model.safetensors" for folder in (copy, parent)]
     assert newest[0].read_bytes() == newest[1].read_bytes()
+
+
+def test_sources_in_any_order_resume(configured, tmp_path):
+    """The position is JSON with sorted keys; a mixture in another order than that must find itself in it."""
+    mixture = "mixture={talks=0.2, sums=0.3, stories=0.5}"
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    stages = f'stages=[{{name="stable", steps=9, {mixture}}}]'
+    run(whole, configured(stages))
+    run(stopped, configured(stages))
+    for folder in sorted((stopped / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(folder)
+    assert run(stopped, configured(stages), resume=True).step == 9
+    assert losses(stopped) == losses(whole)
 
 
 def test_a_branch_from_the_run_is_its_decay_and_only_reads_it(parent, configured, tmp_path):
