@@ -76,11 +76,15 @@ def sync(path: Path) -> None:
 BUSY = "another gangpao is working here; wait for it or choose another folder"
 
 
+class Busy(ValueError):
+    """Another process works in the folder."""
+
+
 @contextmanager
 def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
     """Hold a folder for this process; the system lets go when the process ends, however it ends.
 
-    Raises ValueError, which says `busy`, when another one has it.
+    Raises Busy, a ValueError which says `busy`, when another one has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -90,7 +94,7 @@ def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise ValueError(f"{folder}: {busy}") from error
+            raise Busy(f"{folder}: {busy}") from error
         yield
     finally:
         os.close(descriptor)

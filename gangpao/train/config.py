@@ -50,7 +50,7 @@ class StageConfig(Frozen):
     tokens: int | None = Field(default=None, ge=1, description="Instead of steps; rounded up to whole ones.")
     decay: bool = Field(default=False, description="The learning rate of wsd falls during this stage.")
     mixture: dict[str, float] = Field(
-        default={}, description="Source -> weight; empty: every source by its number of tokens."
+        default={}, description="Source -> weight; empty: the mixture that the data has for this name, else by tokens."
     )
 
     @model_validator(mode="after")
@@ -166,6 +166,7 @@ class TrainConfig(Frozen):
         default=None, gt=0, description="For mfu; none: measured with one matrix product."
     )
     tensorboard: bool = False
+    export: bool = Field(default=True, description="Write the trained model as a Hugging Face folder at the end.")
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -204,8 +204,10 @@ class Training:
                 self.restore(found)
                 self.job.report.cut(found.record["metrics_position"])
                 self.job.report.note(f"going on from {found.path.name}")
-            elif self.job.guard.on_bad_step == "rollback":
-                self.save()  # somewhere to go back to
+            else:
+                self.job.report.cut(0)  # of a process that was killed before its first checkpoint
+                if self.job.guard.on_bad_step == "rollback":
+                    self.save()  # somewhere to go back to
             self.job.report.begin(self.step, self.total)
             self.saved_seconds = self.job.report.seconds
             asked = False

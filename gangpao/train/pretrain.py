@@ -68,6 +68,7 @@ class _Run:
     built: Built
     world: World
     known: dict[str, Any] | None
+    watch: Callable[[dict[str, Any]], None] | None = None
 
     @property
     def fresh(self) -> bool:
@@ -87,7 +88,22 @@ def run(
 
     Raises ValueError for a wrong configuration, too little memory, or a folder that holds another run.
     """
-    config = load_train_config(path, tuple(overrides))
+    return run_config(load_train_config(path, tuple(overrides)), out, resume=resume, stream=stream)
+
+
+def run_config(
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    stream: TextIO | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+    built: Built | None = None,
+) -> Outcome:
+    """`run` for a configuration that is loaded already (its paths absolute).
+
+    watch: see Report. built: the data, when it is open already.
+    """
     known = read_run(out)
     if resume and known is None:
         raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
@@ -101,10 +117,10 @@ def run(
     rank = int(os.environ.get("RANK", "0"))
     with locked(out, BUSY) if rank == 0 else contextlib.nullcontext():
         wanted = load_data_config(Path(config.data), config.data_set)
-        built = _data(wanted, Path(config.data_dir) if config.data_dir else out / "data", rank)
+        built = built or _data(wanted, Path(config.data_dir) if config.data_dir else out / "data", rank)
         world = parallel.start(config.device, group=config.parallel == "shard" and config.offload)
         try:
-            return _train(_Run(config, out, wanted, built, world, known), stream if world.rank == 0 else None)
+            return _train(_Run(config, out, wanted, built, world, known, watch), stream if world.rank == 0 else None)
         finally:
             world.close()
 
@@ -135,7 +151,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
         outcome = training.fit()
     finally:
         job.report.close()
-    if outcome.signal is None:
+    if outcome.signal is None and config.export:
         values = job.average.values if job.average else dict(model.named_parameters())
         finished = {name: parallel.whole(t.detach()) for name, t in values.items()}
         if world.rank == 0:
@@ -157,6 +173,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         flops_per_token=flops_per_token(shape, config.seq_len, training=True),
         peak_flops=peak * world.size,
         tensorboard=config.tensorboard,
+        watch=r.watch,
     )
     return Job(
         folder=r.out,
@@ -247,12 +264,12 @@ def _parts(stage: StageConfig, built: Built, usual: dict[str, float]) -> list[Pa
 def evaluator(
     model: Transformer, objective: NextToken, built: Built, config: TrainConfig
 ) -> Callable[[Callable[[], bool]], dict[str, float] | None]:
-    """Held-out nats per token and bits per byte of every source, and of all together ("heldout", nats per token)."""
+    """Held-out nats per token and bits per byte of every source, and of all together ("heldout" and "heldout_bpb")."""
     e = config.evaluation
 
     def evaluate(stop: Callable[[], bool]) -> dict[str, float] | None:
         out: dict[str, float] = {}
-        total = labels = 0.0
+        total = labels = bits = size = 0.0
         for name, shards in built.heldout.items():
             nats, count = 0.0, 0
             for batch in evaluation_batches(shards, config.seq_len, e.rows, e.limit_tokens):
@@ -264,9 +281,13 @@ def evaluator(
             if count:
                 out[f"{name}_nats"] = nats / count
                 if not shards.supervised:  # of a conversation only the answers are predicted, and bytes count it all
-                    out[f"{name}_bpb"] = nats / count * shards.num_tokens / shards.num_bytes / math.log(2)
+                    seen = count / shards.num_tokens * shards.num_bytes
+                    bits, size = bits + nats / math.log(2), size + seen
+                    out[f"{name}_bpb"] = nats / math.log(2) / seen
             total, labels = total + nats, labels + count
-        return {"heldout": total / labels, **out} if labels else None
+        if not labels:
+            return None
+        return {"heldout": total / labels, **({"heldout_bpb": bits / size} if size else {}), **out}
 
     return evaluate
 
@@ -386,6 +407,7 @@ def resolved_precision(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"precision": "bf16" if cuda or any(known) else "fp32"})
 
 
+@functools.cache
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of one square matrix product, the best of a few: what mfu is a share of."""
     size = size * 8 if device.type == "cuda" else size

@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Metrics of one run, written to a folder (None: nowhere) and shown on a stream (None: nowhere)."""
+    """Metrics of one run, written to a folder (None: nowhere) and shown on a stream (None: nowhere).
+
+    watch is called with every line of metrics.jsonl after it is written; what it raises ends the run.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,9 @@ class Report:
         peak_flops: float = 0.0,
         tensorboard: bool = False,
         line_seconds: float = LINE_SECONDS,
+        watch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        self._watch = watch
         self.seconds = 0.0  # machine time of the run so far, over all its resumptions
         self._stream, self._profile, self._line_seconds = stream, profile, line_seconds
         self._flops, self._peak = flops_per_token, peak_flops
@@ -88,6 +94,8 @@ class Report:
             safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
             self._file.write(json.dumps(safe).encode() + b"\n")
             self._file.flush()
+        if self._watch is not None:
+            self._watch(line)
         if self._board is not None:
             for name, value in line.items():
                 if isinstance(value, int | float) and name != "step":

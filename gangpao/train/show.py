@@ -47,7 +47,12 @@ def train(
     done = outcome.signal is None
     print(
         json.dumps(
-            {"run": str(out), "step": outcome.step, "done": done, "export": str(out / "export") if done else None}
+            {
+                "run": str(out),
+                "step": outcome.step,
+                "done": done,
+                "export": str(out / "export") if (out / "export").is_dir() else None,
+            }
         )
     )
     if outcome.signal == signal.SIGINT:
