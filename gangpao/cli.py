@@ -28,12 +28,13 @@ COMMANDS = {
     "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
     "data": ("gangpao.data.show:app", "Training data: build it from a configuration, count it, read it."),
     "train": ("gangpao.train.show:app", "Train a model from a TOML file, or plot runs."),
+    "sandbox": ("gangpao.sandbox.show:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
     "model": ("gangpao.model.show:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
     "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),
 }
 
 # What the extra `lab` brings; the device half does without.
-LAB_PACKAGES = ("torch", "safetensors", "matplotlib", "pyarrow", "zstandard")
+LAB_PACKAGES = ("torch", "safetensors", "matplotlib", "pyarrow", "zstandard", "optuna")
 
 # What typer raises for a wrong option, by a path that is the same in all its versions.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]

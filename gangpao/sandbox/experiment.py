@@ -1,0 +1,112 @@
+"""What every experiment is made of: trials that it asks for, and an outcome with one table, one plot and one verdict.
+
+An experiment is a function `run(lab, submit) -> Outcome`. `submit(specs)` returns their results in the same order, however
+long that takes; results that are known already come at once. It may be called several times, when later trials follow
+from earlier results. The outcome is written as JSON, Markdown and PNG, in English or Chinese.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gangpao.atomic import write_json
+from gangpao.sandbox.trial import Lab, Result, Spec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Language = Literal["en", "zh"]
+Text = dict[Language, str]  # the same sentence in both
+Submit = Callable[[Sequence[Spec]], list[Result]]
+Experiment = Callable[[Lab, Submit], "Outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an experiment found.
+
+    columns: of the table, key -> heading; rows: key -> value (numbers stay numbers). verdict: a paragraph with its
+    uncertainty. facts: everything a program may want (fits, intervals), JSON. excluded: trials that were left out, and why.
+    """
+
+    name: str
+    title: Text
+    columns: dict[str, Text]
+    rows: list[dict[str, Any]]
+    verdict: Text
+    draw: Callable[[Figure, Language], None]
+    facts: dict[str, Any] = field(default_factory=dict)
+    excluded: list[tuple[str, str]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+
+def write(outcome: Outcome, folder: Path) -> None:
+    """outcome.json, and for each language report.<language>.md and plot.<language>.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for language in ("en", "zh"):
+        (folder / f"plot.{language}.png").write_bytes(picture(outcome, language))
+        (folder / f"report.{language}.md").write_text(markdown(outcome, language), encoding="utf-8")
+    unique = {r.key: r for r in outcome.results}.values()
+    write_json(
+        folder / "outcome.json",
+        {
+            "name": outcome.name,
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "title": outcome.title,
+            "columns": outcome.columns,
+            "rows": outcome.rows,
+            "verdict": outcome.verdict,
+            "facts": outcome.facts,
+            "excluded": outcome.excluded,
+            "trials": len(unique),
+            "flops": sum(r.flops for r in unique),
+            "seconds": sum(r.seconds for r in unique),
+            "busy": sum(r.busy for r in unique),
+            "yuan": sum(r.yuan for r in unique),
+        },
+    )
+
+
+def picture(outcome: Outcome, language: Language) -> bytes:
+    """The plot as PNG. Raises ValueError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("plots need matplotlib: pip install 'gangpao[lab]', or pip install matplotlib") from error
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    outcome.draw(figure, language)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()
+
+
+def markdown(outcome: Outcome, language: Language) -> str:
+    """Title, verdict, table, and what was left out."""
+    keys = list(outcome.columns)
+    lines = [f"## {outcome.title[language]}", "", outcome.verdict[language], ""]
+    lines += ["| " + " | ".join(outcome.columns[k][language] for k in keys) + " |", "|" + "-|" * len(keys)]
+    lines += ["| " + " | ".join(show(row.get(k)) for k in keys) + " |" for row in outcome.rows]
+    if outcome.excluded:
+        word = {"en": "Left out", "zh": "未计入"}[language]
+        lines += ["", f"{word}: " + "; ".join(f"{name} ({why})" for name, why in outcome.excluded)]
+    return "\n".join(lines) + "\n"
+
+
+def show(value: Any) -> str:
+    """A cell: four significant digits for numbers with a fraction, thousands apart for whole ones."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "/")

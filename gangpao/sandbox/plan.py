@@ -1,0 +1,499 @@
+"""From a budget to a recipe: size, tokens, batch, rate and schedule that the sandbox's own laws call best, as TOML for training.
+
+A budget is FLOPs, hours or yuan. Of all shapes like those that the law was fitted to, each with the tokens that the budget buys
+it (FLOPs counted exactly, because embedding and head are a large part of a small model), the one with the lowest
+predicted loss is taken. Tokens that the model will serve later may be paid from the same budget, and parameters capped:
+both lead to a smaller model that is trained for longer.
+
+A law is only believed up to `fit.SUPPORT` times past its data. Beyond that `make_plan` refuses and says what to run first.
+
+What it gives up: the law was measured at the sandbox's own batch size, and a better batch should only lower the loss; the
+time is that of the steps, without evaluation; interactions of the laws are not known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gangpao import cost, machine
+from gangpao.atomic import read_json, sync
+from gangpao.config import merge
+from gangpao.log import show_bytes, show_seconds
+from gangpao.model.config import ModelConfig
+from gangpao.model.count import GRADIENT_STATES, activation_bytes, flops_per_token, parameters
+from gangpao.sandbox import fit
+from gangpao.sandbox.experiment import Language
+from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
+from gangpao.train import pretrain
+from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
+from gangpao.train.loss import CHUNK_LOGITS
+
+MIN_STEPS = 50  # fewer are no schedule
+HERE = "this machine"
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "秒": 1, "分钟": 60, "小时": 3600, "天": 86400}
+_BUDGET = re.compile(
+    r"\s*([0-9]+(?:[.][0-9]*)?(?:e[+-]?[0-9]+)?)\s*(flops?|yuan|元|s|min|h|d|秒|分钟|小时|天)\s*(?:on\s+(\S.*?))?\s*",
+    re.IGNORECASE,
+)
+
+
+# --- what the sandbox found
+
+
+@dataclass(frozen=True, slots=True)
+class Laws:
+    """What finished experiments say. aspects: width / layers of the fitted sizes. speed: FLOP/s of the machine the sandbox ran on.
+    tokens_there: of the data. lr: before the transfer rule's factors. batch: of the loss in bits per byte, none: the common
+    size. notes: where each of these comes from."""
+
+    scaling: fit.ScalingFit
+    conditions: dict[str, Any]
+    aspects: tuple[float, float]
+    speed: float | None
+    tokens_there: int
+    lr: float
+    batch: fit.PowerLaw | None
+    decay: float
+    shape: str
+    notes: tuple[tuple[str, str], ...]
+
+
+def conditions(lab: Lab) -> dict[str, Any]:
+    """What a law holds for: it says nothing about other data, shapes or rules."""
+    c = lab.config
+    same = {key: getattr(c, key) for key in ("seq_len", "head_dim", "mlp_ratio")}
+    same |= {"rule": c.common.rule, "optimizer": c.common.optimizer}
+    return {"data": lab.built.fingerprint, "vocab_size": lab.built.vocab_size, **same}
+
+
+def load_laws(out: Path, lab: Lab) -> Laws:
+    """What lies in a sandbox's folder. Raises ValueError when there is no scaling law yet."""
+    path = out / "scaling" / "outcome.json"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: a plan needs the law of loss, run `gangpao sandbox scaling` first")
+    facts, common = read_json(path)["facts"], lab.config.common
+    points = [fit.Point(N=N, D=D, loss=bpb) for N, _, D, bpb in facts["points"]["wsd"]]
+    lr, batch, schedule = (_facts(out, name) for name in ("lr", "batch", "schedule"))
+    rate = (lr or {}).get("optimum", {}).get(common.rule)
+    shape = common.schedule if common.schedule.startswith("wsd") else "wsd"
+    decay = ((schedule or {}).get("enough") or {}).get(shape)
+    law = (batch or {}).get("law")
+    said = (
+        _source("learning rate", "学习率", "lr", lr, rate),
+        _source("batch", "批大小", "batch", batch, law),
+        _source("decay share", "退火比例", "schedule", schedule, decay),
+    )
+    return Laws(
+        scaling=fit.fit_scaling(points), conditions=facts["conditions"], aspects=(facts["aspects"][0], facts["aspects"][1]),
+        speed=facts["speed"], tokens_there=facts["train_tokens"], lr=rate or common.lr,
+        batch=fit.PowerLaw(**law) if law else None, decay=decay or common.decay, shape=shape, notes=said,
+    )  # fmt: skip
+
+
+def _facts(out: Path, name: str) -> dict[str, Any] | None:
+    path = out / name / "outcome.json"
+    return dict(read_json(path)["facts"]) if path.exists() else None
+
+
+def _source(en: str, zh: str, name: str, facts: dict[str, Any] | None, value: Any) -> tuple[str, str]:
+    if value is not None:
+        return f"The {en} comes from the experiment {name}.", f"{zh}来自实验 {name}。"
+    why = ("was not run", "没有做") if facts is None else ("has no answer", "没有结论")
+    return f"The {en} is the common one: the experiment {name} {why[0]}.", f"{zh}用公共值：实验 {name} {why[1]}。"
+
+
+# --- the budget
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where the recipe will run. speed: FLOP/s over all its cores; memory: bytes for training."""
+
+    profile: str
+    speed: float | None
+    memory: int
+    how: tuple[str, str]
+
+
+def machine_of(budget: str, laws: Laws, lab: Lab, *, speed: float | None = None, memory: int | None = None) -> Machine:
+    """The machine that a budget names ("... on PROFILE"), else the one that the sandbox ran on, whose speed was measured."""
+    own, where = cost.get_profile(lab.config.cost_profile)[0], parse_budget(budget)[2]
+    name = cost.get_profile(where)[0] if where else own
+    if speed is not None:
+        if not (math.isfinite(speed) and speed > 0):
+            raise ValueError(f"speed {speed}: give FLOP/s above zero, for example 5e10")
+        how = ("the speed that was given", "给定的速度")
+    else:
+        speed = laws.speed if name == own else None
+        how = (
+            "the sandbox's largest trials, times the trials at a time: one run over all cores is taken to be as fast",
+            "沙盒最大的试验乘以同时运行的试验数：假定一次训练占用全部核心时同样快",
+        )
+    return Machine(name, speed, machine.available_memory() if memory is None else memory, how)
+
+
+def parse_budget(text: str) -> tuple[float, str, str | None]:
+    """Amount, unit (flops, s or yuan) and profile (None: this machine) of '8 h on this machine', '3e19 flops', '2000 yuan on
+    desktop-cpu'. Raises ValueError saying how to write it."""
+    found = _BUDGET.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"budget {text!r:.60}: write it like '8 h on this machine', '3e19 flops' or '2000 yuan on desktop-cpu'"
+        )
+    amount, unit = float(found[1]), found[2].lower()
+    if not (math.isfinite(amount) and amount > 0):
+        raise ValueError(f"budget {text!r:.60}: {found[1]} is no amount above zero")
+    where = None if (found[3] or HERE).lower() == HERE else found[3]
+    if unit in _SECONDS:
+        return amount * _SECONDS[unit], "s", where
+    return amount, "flops" if unit.startswith("flop") else "yuan", where
+
+
+def flops_of(budget: str, here: Machine) -> float:
+    """What a budget buys on a machine. Raises ValueError where its speed is not known, or it costs nothing."""
+    amount, unit, _ = parse_budget(budget)
+    if unit == "flops":
+        return amount
+    if here.speed is None:
+        raise ValueError(
+            f"budget {budget!r:.60}: how fast {here.profile} trains is not known; give its speed in FLOP/s, or flops"
+        )
+    price = cost.yuan_per_second(cost.get_profile(here.profile)[1])
+    if unit == "yuan" and not price:
+        raise ValueError(f"budget {budget!r:.60}: {here.profile} costs nothing: give hours or flops")
+    return amount * here.speed / (price if unit == "yuan" else 1.0)
+
+
+# --- the choice
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A shape with what the budget buys it."""
+
+    width: int
+    layers: int
+    N: int
+    N_total: int
+    batch_tokens: int
+    steps: int
+    loss: float
+    flops: float
+    serve_flops: float
+
+    @property
+    def D(self) -> int:
+        return self.steps * self.batch_tokens
+
+
+def shapes(lab: Lab, aspects: tuple[float, float]) -> Iterator[list[tuple[int, int, ModelConfig]]]:
+    """(width, layers, shape), width by width without end: layers so that width / layers is as in the fitted sizes, or the
+    nearest to it."""
+    c, (low, high), heads = lab.config, aspects, 0
+    template = pretrain.model_config(train_config(lab, lab.spec()), lab.built)
+    while True:
+        heads += max(1, heads // 32)  # finer than 3 % in width decides nothing
+        width = heads * c.head_dim
+        depths = range(math.ceil(width / high), math.floor(width / low) + 1)
+        middle = max(1, round(width / math.sqrt(low * high)))
+        chosen = sorted({max(1, n) for n in depths[:: max(1, len(depths) // 8)]} | {middle})
+        changes = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads}
+        changes["intermediate_size"] = round(c.mlp_ratio * width / 8) * 8
+        yield [(width, n, template.model_copy(update={**changes, "num_hidden_layers": n})) for n in chosen]
+
+
+def best(
+    laws: Laws, lab: Lab, flops: float, *, serve_tokens: float = 0.0, max_params: float = math.inf,
+    memory: float = math.inf,
+) -> Choice | None:  # fmt: skip
+    """The shape with the lowest predicted loss, or None where the budget, the parameters or the memory allow none."""
+    found: Choice | None = None
+    for group in shapes(lab, laws.aspects):
+        choices = [
+            choice
+            for width, layers, shape in group
+            if parameters(shape).total <= max_params
+            and need(lab, shape, rows=1, recompute=True) <= memory
+            and (choice := _afford(laws, lab, width, layers, shape, flops, serve_tokens)) is not None
+        ]
+        here = min(choices, key=lambda choice: choice.loss, default=None)
+        if here is not None and (found is None or here.loss < found.loss):
+            found = here
+        # The loss has one valley: past twice its width, or where nothing can be paid any more, the search is over.
+        width = group[0][0]
+        if (here is None and (found or width > 64 * lab.config.head_dim)) or (found and width > 2 * found.width):
+            break
+    return found
+
+
+def _afford(
+    laws: Laws, lab: Lab, width: int, layers: int, shape: ModelConfig, flops: float, serve_tokens: float
+) -> Choice | None:
+    """The tokens that are left for this shape after serving is paid, in whole steps of the best batch."""
+    seq_len = lab.config.seq_len
+    each = flops_per_token(shape, seq_len, training=True)
+    serve = flops_per_token(shape, seq_len) * serve_tokens
+    N, total = parameters(shape).non_embedding, parameters(shape).total
+    D = (flops - serve) / each
+    if serve >= flops or D / seq_len < MIN_STEPS:
+        return None
+    batch = batch_tokens(laws, lab, N, D)
+    steps = int(D // batch)
+    if steps < MIN_STEPS:
+        return None
+    loss = laws.scaling.predict(N, steps * batch)
+    return Choice(width, layers, N, total, batch, steps, loss, each * steps * batch, serve)
+
+
+def batch_tokens(laws: Laws, lab: Lab, N: float, D: float) -> int:
+    """Of the batch law at the predicted loss, else the common one; whole rows."""
+    seq_len = lab.config.seq_len
+    wanted = laws.batch.predict(laws.scaling.predict(N, D)) if laws.batch else lab.config.common.batch_tokens
+    return max(1, round(wanted / seq_len)) * seq_len
+
+
+def need(lab: Lab, shape: ModelConfig, *, rows: int, recompute: bool) -> int:
+    """Bytes that training takes, as `gangpao train` estimates them before it begins (float32, the safe side)."""
+    states = GRADIENT_STATES - (4 if lab.config.common.optimizer == "muon" else 0)
+    activations = 2 * activation_bytes(shape, rows * lab.config.seq_len, recompute=recompute)
+    return states * parameters(shape).total + activations + 3 * 4 * CHUNK_LOGITS
+
+
+# --- the plan
+
+
+def make_plan(
+    budget: str, laws: Laws, lab: Lab, *, here: Machine | None = None, serve_tokens: float = 0.0,
+    max_params: float = math.inf, force: bool = False,
+) -> Plan:  # fmt: skip
+    """The recipe for a budget (see the module). serve_tokens: tokens that the model will answer in its life, paid from the same
+    budget. max_params: of all parameters. force: go past what the laws support. here: of machine_of, when its speed or memory
+    is given.
+
+    Raises ValueError for a budget that buys no training, laws of another sandbox, or a plan too far from the law's data.
+    """
+    _same(laws, lab)
+    here = here or machine_of(budget, laws, lab)
+    flops, capped = flops_of(budget, here), max_params < math.inf
+    if not (serve_tokens >= 0 and max_params > 0):
+        raise ValueError("serve_tokens is not below zero, and max_params is above it")
+    choice = best(laws, lab, flops, serve_tokens=serve_tokens, max_params=max_params, memory=here.memory)
+    if choice is None:
+        raise ValueError(
+            f"budget {budget!r}: {flops:.3g} FLOPs do not pay {MIN_STEPS} steps of any size"
+            + (f" after {serve_tokens:.3g} tokens are served" if serve_tokens else "")
+            + (f" with at most {max_params:,.0f} parameters" if capped else "")
+            + f" in {show_bytes(here.memory)} of memory: give more"
+        )
+    factor = laws.scaling.reach(choice.N, choice.D)
+    supported = 1.0 if laws.scaling.undetermined else fit.SUPPORT
+    if factor > supported and not force:
+        raise ValueError(_too_far(laws, budget, choice, factor))
+    free = best(laws, lab, flops, memory=here.memory) if serve_tokens or capped else None
+    config, spec, memory = recipe(laws, lab, choice, here)
+    seconds = choice.flops / here.speed if here.speed else None
+    return Plan(
+        budget=budget.strip(), budget_flops=flops, choice=choice, interval=laws.scaling.interval(choice.N, choice.D),
+        factor=factor, unlimited=free.loss if free else None, seconds=seconds,
+        yuan=None if seconds is None else cost.yuan(cost.get_profile(here.profile)[1], seconds), profile=here.profile,
+        memory=memory, notes=(*laws.notes, *_remarks(laws, choice, factor, here)), spec=spec, config=config,
+    )  # fmt: skip
+
+
+def _same(laws: Laws, lab: Lab) -> None:
+    now = conditions(lab)
+    differ = [key for key, value in now.items() if laws.conditions.get(key) != value]
+    if differ:
+        key = differ[0]
+        raise ValueError(
+            f"the scaling law was measured with another {', '.join(differ)} ({key}: {laws.conditions.get(key)!r:.60} there, "
+            f"{now[key]!r:.60} in this configuration): run `gangpao sandbox scaling` with this one, or plan with that one"
+        )
+
+
+def _too_far(laws: Laws, budget: str, c: Choice, factor: float) -> str:
+    N, D = laws.scaling.ends
+    far = (
+        f"budget {budget!r}: the best is {c.N:,} parameters ({c.width}x{c.layers}) on {c.D:,} tokens. The law was measured up to "
+        f"{N:,.0f} parameters and {D:,.0f} tokens: {factor:.3g} times past that"
+    )
+    if laws.scaling.undetermined:
+        wanted = "three or more sizes and token counts, wider apart"
+        why = f"its points do not tell {' and '.join(laws.scaling.undetermined)}"
+        return (
+            f"{far}, and {why}. Run `gangpao sandbox scaling` with {wanted}, give a smaller budget, or force the plan"
+        )
+    sizes, tokens = max(N, c.N / fit.SUPPORT), max(D, c.D / fit.SUPPORT)
+    return (
+        f"{far}, and it supports {fit.SUPPORT:g}. Run `gangpao sandbox scaling` with sizes up to about {sizes:,.0f} parameters and "
+        f"tokens up to about {tokens:,.0f}, give another budget, or force the plan"
+    )
+
+
+def _remarks(laws: Laws, choice: Choice, factor: float, here: Machine) -> list[tuple[str, str]]:
+    """What a reader has to know before believing the plan."""
+    exact, speed = choice.flops / (6 * choice.N * choice.D), here.speed or 0.0
+    there = laws.tokens_there
+    epochs = choice.D / there if there else 0.0
+    said = [
+        (True, f"FLOPs are counted exactly: {exact:.2f} times 6ND, because of embedding, head and attention.",
+         f"FLOPs 为精确计数，是 6ND 的 {exact:.2f} 倍，因为计入了词嵌入、输出层和注意力。"),
+        (here.speed is not None, f"Time from {here.how[0]}: {speed:.3g} FLOP/s.",
+         f"时间依据{here.how[1]}：{speed:.3g} FLOP/s。"),
+        (factor > 1, f"This is {factor:.3g} times past the largest runs that the law was fitted to.",
+         f"这超出规律所拟合的最大训练 {factor:.3g} 倍。"),
+        (epochs > 1, f"The data has {there:,} tokens and is seen {epochs:.1f} times; the law does not know what that costs.",
+         f"数据共 {there:,} token，将被重复 {epochs:.1f} 遍；规律不包含重复带来的损失。"),
+    ]  # fmt: skip
+    return [(en, zh) for holds, en, zh in said if holds]
+
+
+# --- the recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe with what it should give. interval: 95 %, of the predicted bits per byte. factor: how far past the law's data it
+    goes, 1 within. unlimited: loss of the best shape for all of the budget, when serving or a cap cost some. spec: the trial that
+    the run is, config: the run."""
+
+    budget: str
+    budget_flops: float
+    choice: Choice
+    interval: tuple[float, float]
+    factor: float
+    unlimited: float | None
+    seconds: float | None
+    yuan: float | None
+    profile: str
+    memory: int
+    notes: tuple[tuple[str, str], ...]
+    spec: Spec
+    config: TrainConfig
+
+    def json(self) -> dict[str, Any]:
+        """Everything, for a program."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out["choice"] = {**dataclasses.asdict(self.choice), "D": self.choice.D}
+        out["notes"] = [{"en": en, "zh": zh} for en, zh in self.notes]
+        return out | {"spec": self.spec.model_dump(mode="json"), "config": self.config.model_dump(mode="json")}
+
+    def markdown(self, language: Language) -> str:
+        """A table of the recipe, and what it rests on."""
+        i = 0 if language == "en" else 1
+        lines = [("## A plan for {}", "## 预算 {} 的方案")[i].format(self.budget), "", "| | |", "|-|-|"]
+        lines += [f"| {row[i]} | {row[2]} |" for row in self._rows()]
+        return "\n".join([*lines, "", *(f"- {note[i]}" for note in self.notes)]) + "\n"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        c, q, s, (low, high) = self.choice, self.spec, self.config.schedule, self.interval
+        rows = [
+            ("size, width x layers", "尺寸（宽 x 层）", f"{c.width}x{c.layers}"),
+            ("N, without embedding", "N（不含词嵌入）", f"{c.N:,}"),
+            ("parameters in all", "总参数", f"{c.N_total:,}"),
+            ("D, tokens", "D（token）", f"{c.D:,}"),
+            ("D / N", "D / N", f"{c.D / c.N:.3g}"),
+            ("batch, tokens", "批大小（token）", f"{c.batch_tokens:,}"),
+            ("steps", "步数", f"{c.steps:,}"),
+            ("learning rate in the file", "文件中的学习率", f"{self.config.optimizer.lr:.4g}"),
+            ("rule, optimizer", "迁移规则、优化器", f"{q.rule}, {q.optimizer}"),
+            ("schedule", "学习率曲线", f"{q.schedule}, warmup {s.warmup_steps}, decay {q.decay:.3g}"),
+            ("predicted bits per byte", "预测的每字节比特", f"{c.loss:.4f} ({low:.4f} .. {high:.4f})"),
+            ("training FLOPs", "训练 FLOPs", f"{c.flops:.4g}"),
+            ("FLOPs kept for serving", "留给推理的 FLOPs", f"{c.serve_flops:.4g}"),
+            ("memory to train", "训练所需内存", show_bytes(self.memory)),
+        ]
+        if self.unlimited is not None:
+            rows.append(("best bpb without serving or cap", "不计推理与上限时最优 bpb", f"{self.unlimited:.4f}"))
+        if self.seconds is not None:
+            rows.append(("time", "时间", show_seconds(self.seconds)))
+        if self.yuan is not None:
+            rows.append((f"price on {self.profile}, yuan", f"在 {self.profile} 上的花费（元）", f"{self.yuan:.4g}"))
+        return rows
+
+
+def recipe(laws: Laws, lab: Lab, choice: Choice, here: Machine) -> tuple[TrainConfig, Spec, int]:
+    """The run, as a trial of that size would be, but to be kept: it saves, evaluates on the way, and skips bad steps. With the
+    trial that it is, and the bytes it takes: smaller micro-batches and recomputation where memory asks for them."""
+    spec = lab.spec(
+        width=choice.width, layers=choice.layers, steps=choice.steps, batch_tokens=choice.batch_tokens, lr=laws.lr,
+        schedule=laws.shape, decay=laws.decay,
+    )  # fmt: skip
+    assert cost_of(lab, spec) == (choice.N, choice.N_total, choice.flops), "what a shape costs is counted twice"
+    trial = train_config(lab, spec)
+    shape = pretrain.model_config(trial, lab.built)
+    rows, recompute = trial.micro_batch_size, False
+    while (memory := need(lab, shape, rows=rows, recompute=recompute)) > here.memory and (rows > 1 or not recompute):
+        rows = max((n for n in range(1, rows) if trial.rows % n == 0), default=1) if recompute else rows
+        recompute = True
+    stages = (s.model_copy(update={"name": "decay" if s.decay else "stable"}) for s in trial.stages)
+    every = max(1, choice.steps // 20)
+    changes = {
+        "data": str(Path(trial.data).absolute()), "data_dir": str(lab.built.path.absolute()), "stages": tuple(stages),
+        "micro_batch_size": rows, "recompute": recompute, "guard": GuardConfig(), "save": SaveConfig(every_steps=every),
+        "evaluation": EvaluationConfig(every_steps=every, limit_tokens=trial.evaluation.limit_tokens),
+        "threads": None, "export": True, "cost_profile": here.profile,
+    }  # fmt: skip
+    return trial.model_copy(update=changes), spec, memory
+
+
+# In the file also where they equal the defaults, which may move.
+_DECIDED: dict[str, Any] = {
+    **dict.fromkeys(("seq_len", "batch_tokens", "micro_batch_size", "recompute", "precision", "seed"), True),
+    "optimizer": {"kind", "lr", "weight_decay"},
+    "schedule": {"kind", "warmup_steps", "final"},
+}
+
+
+def write(plan: Plan, path: Path) -> None:
+    """The TOML that `gangpao train` runs, whole or not at all: what was decided, and what else differs from the defaults."""
+    c = plan.choice
+    head = [
+        f"A plan for {plan.budget}: {c.N:,} parameters without the embedding, {c.D:,} tokens.",
+        f"Predicted: {c.loss:.4f} bits per byte ({plan.interval[0]:.4f} to {plan.interval[1]:.4f}).",
+        f"gangpao train {path.name} --out RUN",
+    ]
+    values = plan.config.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    values = merge(values, plan.config.model_dump(mode="json", include=_DECIDED))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    comments = "".join(f"# {' '.join(line.split())}\n" for line in head)
+    temporary.write_text(f"{comments}\n{to_toml(values)}", encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def to_toml(values: dict[str, Any], name: str = "") -> str:
+    """Values, then tables and lists of tables. (Python reads TOML and does not write it.)"""
+    out = "".join(f"{_key(k)} = {_value(v)}\n" for k, v in values.items() if not _is_table(v))
+    for key, inner in values.items():
+        full = f"{name}.{_key(key)}" if name else _key(key)
+        if isinstance(inner, dict):
+            out += f"\n[{full}]\n" + to_toml(inner, full)
+        elif _is_table(inner):
+            out += "".join(f"\n[[{full}]]\n" + to_toml(item, full) for item in inner)
+    return out
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # JSON's numbers, strings, booleans are TOML's

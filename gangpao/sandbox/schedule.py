@@ -1,0 +1,398 @@
+"""WSD against cosine: one stable run with decays of several lengths and shapes, and cosine runs tuned for each horizon.
+
+The claim (MiniCPM, arXiv:2404.06395, section 4): a run that keeps its rate and falls only at the end is as good as a cosine
+made for exactly that length, and a tenth of the tokens is enough for the fall, a fortieth is not. So every decay branches off
+the same stable run, and at each horizon the best of several cosine runs, each with another peak, is what it has to reach.
+
+Only the schedule differs: every run sees the stable mixture to its end, in the same order, after the same number of warmup
+steps. What it gives up: the stable run's own rate is not tuned, and the best of several cosines is lucky by some noise; both
+favour cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gangpao.sandbox import fit, plot
+from gangpao.sandbox.experiment import Language, Outcome, Submit, Text
+from gangpao.sandbox.trial import Lab, Result, Spec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAPER = (0.1, 0.025)  # the share that the paper finds enough, and the one that it does not
+
+
+class _Arm(NamedTuple):
+    """What is compared: steps in all, schedule, share of the steps that decay (cosine: 0), factor on the rate (WSD: 1)."""
+
+    steps: int
+    kind: str
+    share: float
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """An arm with its mean loss over the seeds. before: held-out loss where its decay began."""
+
+    arm: _Arm
+    D: int
+    bpb: float
+    before: float | None
+    losses: tuple[float, ...]
+    flops: float
+
+
+def run(lab: Lab, submit: Submit) -> Outcome:
+    """See the module. Raises ValueError for a horizon that is too short for a decay."""
+    stables, arms = _grid(lab)
+    specs = [*stables, *(spec for group in arms.values() for spec in group)]
+    results = submit(specs)
+    found = iter(results[len(stables) :])
+    grouped = {arm: [next(found) for _ in group] for arm, group in arms.items()}
+    curves = [r.curve for r in results[: len(stables)]]
+    cells, excluded = _cells(grouped, curves)
+    return _outcome(lab, cells, excluded, results, sum(r.flops for r in results[: len(stables)]))
+
+
+def _grid(lab: Lab) -> tuple[list[Spec], dict[_Arm, list[Spec]]]:
+    """A stable run for each seed, and for each arm a spec for each seed."""
+    c, common = lab.config.schedule, lab.config.common
+    horizons = sorted({lab.spec(tokens=tokens).steps for tokens in c.horizons})
+    starts = {(h, share): h - _decay_steps(h, share, common.batch_tokens) for h in horizons for share in c.decays}
+    last = max(starts.values())
+    warmup = round(common.warmup * horizons[-1])
+    if min(starts.values()) <= warmup:
+        raise ValueError(
+            f"schedule.horizons: with the longest decay the shortest one begins to decay at step {min(starts.values())}, within "
+            f"the {warmup} steps of warmup (common.warmup of the longest horizon): take longer horizons or a shorter warmup"
+        )
+    marks = tuple(sorted(set(starts.values())))
+    stables = [
+        lab.spec(schedule="wsd", decay=0.0, steps=last, warmup=warmup / last, marks=marks, seed=seed)
+        for seed in c.seeds
+    ]
+    mixture = dict(lab.stable) or {name: float(shards.num_tokens) for name, shards in lab.built.train.items()}
+    arms: dict[_Arm, list[Spec]] = {}
+    for h in reversed(horizons):  # long trials first: the last ones to end are then short
+        for factor in sorted(set(c.cosine_rates)):
+            changes: dict[str, Any] = {"lr": common.lr * factor, "steps": h, "decay": 0.0, "warmup": warmup / h}
+            arms[_Arm(h, "cosine", 0.0, factor)] = [lab.spec(schedule="cosine", seed=s, **changes) for s in c.seeds]
+    for (h, share), start in starts.items():
+        for shape in c.shapes:
+            changes = {"schedule": shape, "steps": h - start, "decay": 1.0, "mixture": mixture, "parent_step": start}
+            arms[_Arm(h, shape, share, 1.0)] = [lab.spec(parent=p, seed=p.seed, warmup=0.0, **changes) for p in stables]
+    return stables, arms
+
+
+def _decay_steps(horizon: int, share: float, batch_tokens: int) -> int:
+    steps = round(share * horizon)
+    if not 1 <= steps < horizon:
+        raise ValueError(
+            f"schedule.decays: {share:g} of {horizon} steps is no decay: take a share below 1, and horizons of at least "
+            f"{math.ceil(1 / max(share, 1e-9)) * batch_tokens:,} tokens"
+        )
+    return steps
+
+
+def _cells(
+    grouped: dict[_Arm, list[Result]], curves: Sequence[dict[int, float]]
+) -> tuple[list[_Cell], list[tuple[str, str]]]:
+    """Means over the seeds. An arm that lacks a seed is left out: its mean would be over other seeds than its neighbours'."""
+    cells, excluded = [], []
+    for arm, group in grouped.items():
+        bad = [r for r in group if r.bpb is None]
+        if bad:
+            name = f"{arm.kind} {group[0].D:,} {arm.share or arm.factor:g} seed {bad[0].spec.seed}"
+            excluded.append((name, f"{bad[0].state}: {bad[0].why}" if bad[0].why else bad[0].state))
+            continue
+        losses = tuple(r.bpb for r in group if r.bpb is not None)
+        at = group[0].spec.parent_step * group[0].spec.batch_tokens
+        befores = [curve[at] for curve in curves if at in curve] if arm.share else []
+        before = sum(befores) / len(befores) if befores else None
+        cells.append(
+            _Cell(arm, group[0].D, sum(losses) / len(losses), before, losses, sum(r.flops for r in group) / len(group))
+        )
+    return cells, excluded
+
+
+# --- what follows from the losses
+
+
+def _judge(lab: Lab, cells: list[_Cell], noise: float | None) -> dict[str, Any]:
+    """For each horizon the best cosine, the best of each shape and the shares that are within noise of that one."""
+    wide = 2 * noise * math.sqrt(2 / len(lab.config.schedule.seeds)) if noise is not None else None
+    horizons = []
+    for steps in sorted({cell.arm.steps for cell in cells}):
+        here = [cell for cell in cells if cell.arm.steps == steps]
+        cosine = min((cell for cell in here if cell.arm.kind == "cosine"), key=lambda cell: cell.bpb, default=None)
+        shapes = {}
+        for shape in lab.config.schedule.shapes:
+            of_shape = [cell for cell in here if cell.arm.kind == shape]
+            if of_shape:
+                best = min(of_shape, key=lambda cell: cell.bpb)
+                above = {cell.arm.share: cell.bpb - best.bpb for cell in of_shape}
+                shapes[shape] = {"best_share": best.arm.share, "bpb": best.bpb, "above_best": above}
+        horizons.append(
+            {
+                "D": here[0].D,
+                "cosine": cosine.bpb if cosine else None,
+                "cosine_factor": cosine.arm.factor if cosine else None,
+                "shapes": shapes,
+                "best": min(((s["bpb"], name) for name, s in shapes.items()), default=(None, None))[1],
+            }
+        )
+    enough = {shape: _enough(horizons, shape, wide) for shape in lab.config.schedule.shapes}
+    return {"wide": wide, "horizons": horizons, "enough": enough}
+
+
+def _enough(horizons: list[dict[str, Any]], shape: str, wide: float | None) -> float | None:
+    """The smallest share that, in the mean over the horizons, is within noise of the best one; None where noise is not known."""
+    above = [h["shapes"][shape]["above_best"] for h in horizons if shape in h["shapes"]]
+    if wide is None or len(above) < len(horizons):
+        return None
+    shares = sorted(set.intersection(*(set(a) for a in above)))
+    means = {share: sum(a[share] for a in above) / len(above) for share in shares}
+    best = min(means.values(), default=0.0)
+    return next((share for share in shares if means[share] - best <= wide / math.sqrt(len(above))), None)
+
+
+def _outcome(
+    lab: Lab, cells: list[_Cell], excluded: list[tuple[str, str]], results: list[Result], stable_flops: float
+) -> Outcome:
+    noise = fit.seed_noise([list(cell.losses) for cell in cells])
+    judged = _judge(lab, cells, noise)
+    cosines = {h["D"]: h["cosine"] for h in judged["horizons"]}
+    rows = [
+        {
+            "D": cell.D,
+            "schedule": cell.arm.kind,
+            "decay": cell.arm.share or None,
+            "factor": cell.arm.factor if cell.arm.kind == "cosine" else None,
+            "before": cell.before,
+            "bpb": cell.bpb,
+            "difference": None if cosines[cell.D] is None else cell.bpb - cosines[cell.D],
+            "noise": judged["wide"],
+            "flops": cell.flops,
+        }
+        for cell in sorted(cells, key=lambda cell: (cell.D, cell.arm.kind, cell.arm.share, cell.arm.factor))
+    ]
+    cost = _cost(lab, cells, stable_flops)
+    return Outcome(
+        name="schedule",
+        title={"en": "WSD against cosine", "zh": "WSD 与余弦学习率的比较"},
+        columns=_COLUMNS,
+        rows=rows,
+        verdict=_verdict(lab, judged, cost),
+        draw=lambda figure, language: _draw(figure, language, lab, cells, judged),
+        facts={
+            "noise": noise,
+            "wide": judged["wide"],
+            "seeds": len(lab.config.schedule.seeds),
+            "horizons": judged["horizons"],
+            "enough": judged["enough"],
+            "cost": cost,
+        },
+        excluded=excluded,
+        results=results,
+    )
+
+
+_COLUMNS: dict[str, Text] = {
+    "D": {"en": "D, tokens", "zh": "D（token）"},
+    "schedule": {"en": "schedule", "zh": "学习率曲线"},
+    "decay": {"en": "decay share", "zh": "退火比例"},
+    "factor": {"en": "rate ×", "zh": "学习率倍数"},
+    "before": {"en": "bpb before decay", "zh": "退火前 bpb"},
+    "bpb": {"en": "bpb", "zh": "bpb"},
+    "difference": {"en": "to the best cosine", "zh": "与最佳余弦之差"},
+    "noise": {"en": "noise of a difference (2σ)", "zh": "差的噪声（2σ）"},
+    "flops": {"en": "FLOPs", "zh": "FLOPs"},
+}
+
+
+def _cost(lab: Lab, cells: list[_Cell], stable_flops: float) -> dict[str, float]:
+    """FLOPs of one stable run with a decay of the usual share at every horizon, and of one cosine run for each."""
+    seeds, shape = len(lab.config.schedule.seeds), lab.config.schedule.shapes[0]
+    share = _usual(lab)
+    decays = sum(cell.flops for cell in cells if (cell.arm.kind, cell.arm.share) == (shape, share))
+    cosines = {cell.D: cell.flops for cell in cells if cell.arm.kind == "cosine"}
+    return {"wsd": stable_flops / seeds + decays, "cosine": sum(cosines.values())}
+
+
+def _usual(lab: Lab) -> float:
+    """The tried share that is nearest to the sandbox's own."""
+    return min(lab.config.schedule.decays, key=lambda share: abs(share - lab.config.common.decay))
+
+
+def _verdict(lab: Lab, judged: dict[str, Any], cost: dict[str, float]) -> Text:
+    said = [*_ends(lab, judged), *_shares(lab, judged)]
+    if cost["wsd"] and cost["cosine"]:
+        ratio = cost["cosine"] / cost["wsd"]
+        said.append(
+            (
+                f"One stable run with a decay for each horizon costs {cost['wsd']:.3g} FLOPs, one cosine run for each "
+                f"{cost['cosine']:.3g}: {ratio:.2f} times as much, before any cosine is tuned.",
+                f"一条稳定段加每个长度各一次退火共 {cost['wsd']:.3g} FLOPs，每个长度各跑一条余弦共 {cost['cosine']:.3g}："
+                f"是前者的 {ratio:.2f} 倍，还没有算调余弦的开销。",
+            )
+        )
+    if judged["wide"] is None:
+        said.append(
+            (
+                "With one seed the noise between seeds is not known, so no difference is called real and no share sufficient: "
+                "give schedule.seeds two values or more.",
+                "只有一个种子，种子间的噪声未知，因此不判定任何差异为真，也不判定哪个比例足够：请给 schedule.seeds 两个以上的值。",
+            )
+        )
+    return {"en": " ".join(en for en, _ in said), "zh": "".join(zh for _, zh in said)}
+
+
+def _ends(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where WSD with the usual share ends against the best cosine, horizon by horizon."""
+    share, shape, wide = _usual(lab), lab.config.schedule.shapes[0], judged["wide"]
+    said = []
+    for h in judged["horizons"]:
+        found = h["shapes"].get(shape, {})
+        above = found.get("above_best", {}).get(share)
+        if above is None or h["cosine"] is None:
+            said.append(
+                (
+                    f"At {h['D']:,} tokens there is nothing to compare: trials are missing.",
+                    f"{h['D']:,} token 处缺少试验，无法比较。",
+                )
+            )
+            continue
+        bpb = found["bpb"] + above
+        d = bpb - h["cosine"]
+        en, zh = _call(d, wide)
+        said.append(
+            (
+                f"At {h['D']:,} tokens {shape} with {share:.3g} of them for the decay ends at {bpb:.4f} bits per byte, the best "
+                f"cosine (rate × {h['cosine_factor']:g}) at {h['cosine']:.4f}: {d:+.4f}{en}.",
+                f"{h['D']:,} token 处，{shape}（退火比例 {share:.3g}）为每字节 {bpb:.4f} 比特，最佳余弦"
+                f"（学习率 × {h['cosine_factor']:g}）为 {h['cosine']:.4f}：相差 {d:+.4f}{zh}。",
+            )
+        )
+    factors, used = sorted(set(lab.config.schedule.cosine_rates)), {h["cosine_factor"] for h in judged["horizons"]}
+    if len(factors) == 1:
+        said.append(
+            (
+                "The cosine runs had one rate only and are not tuned: add schedule.cosine_rates.",
+                "余弦只试了一个学习率，未经调优：请增加 schedule.cosine_rates。",
+            )
+        )
+    elif used & {factors[0], factors[-1]}:
+        low, high = factors[0] in used, factors[-1] in used
+        more = [f"{factors[0] ** 2 / factors[1]:.3g}"] * low + [f"{factors[-1] ** 2 / factors[-2]:.3g}"] * high
+        said.append(
+            (
+                f"A best cosine lies at the edge of the rates, so a better one may exist: add {', '.join(more)} to "
+                "schedule.cosine_rates.",
+                f"有的最佳余弦位于所试学习率的边缘，可能还有更好的：请在 schedule.cosine_rates 中加入 {'、'.join(more)}。",
+            )
+        )
+    return said
+
+
+def _call(d: float, wide: float | None) -> tuple[str, str]:
+    if wide is None:
+        return "", ""
+    if abs(d) <= wide:
+        return f" ± {wide:.4f}, no difference beyond noise", f" ± {wide:.4f}，没有超出噪声的差异"
+    better = d < 0
+    return (
+        f" ± {wide:.4f}, {'better' if better else 'worse'} than cosine",
+        f" ± {wide:.4f}，{'优于' if better else '不如'}余弦",
+    )
+
+
+def _shares(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
+    """Which share of decay is enough, for each shape, and what becomes of the paper's two."""
+    wide, said = judged["wide"], []
+    for shape in lab.config.schedule.shapes:
+        here = [h["shapes"][shape] for h in judged["horizons"] if shape in h["shapes"]]
+        for share in PAPER:
+            above = [s["above_best"][share] for s in here if share in s["above_best"]]
+            if not above:
+                continue
+            within = (
+                "" if wide is None else f", within noise at {sum(a <= wide for a in above)} of {len(above)} horizons"
+            )
+            zh = "" if wide is None else f"，{len(above)} 个长度中有 {sum(a <= wide for a in above)} 个在噪声之内"
+            said.append(
+                (
+                    f"{shape}: a decay of {share:.1%} is at most {max(above):.4f} above the best share{within}.",
+                    f"{shape}：退火比例 {share:.1%} 比最佳比例最多高 {max(above):.4f}{zh}。",
+                )
+            )
+        enough = judged["enough"][shape]
+        if enough is not None:
+            said.append(
+                (
+                    f"{shape}: the smallest share that is enough in the mean over the horizons is {enough:.1%}.",
+                    f"{shape}：对各长度取平均，足够的最小比例是 {enough:.1%}。",
+                )
+            )
+        largest = max(lab.config.schedule.decays)
+        if here and all(s["best_share"] == largest for s in here) and enough in (None, largest):
+            said.append(
+                (
+                    f"{shape}: the longest decay, {largest:.1%}, was the best everywhere, so a longer one may be better still: "
+                    f"add {min(0.8, 2 * largest):g} to schedule.decays.",
+                    f"{shape}：最长的退火 {largest:.1%} 处处最好，更长的也许更好："
+                    f"请在 schedule.decays 中加入 {min(0.8, 2 * largest):g}。",
+                )
+            )
+    return said
+
+
+# --- the picture
+
+_WORDS: dict[str, Text] = {
+    "D": {"en": "D, tokens", "zh": "D（token）"},
+    "bpb": {"en": "bits per byte", "zh": "每字节比特"},
+    "share": {"en": "share of the tokens that decay", "zh": "退火所占 token 比例"},
+    "above": {"en": "bpb above the best cosine", "zh": "高出最佳余弦的 bpb"},
+    "cosine": {"en": "best cosine", "zh": "最佳余弦"},
+    "before": {"en": "stable, before the decay", "zh": "稳定段，退火之前"},
+    "noise": {"en": "noise (2σ)", "zh": "噪声（2σ）"},
+}
+
+
+def _draw(figure: Figure, language: Language, lab: Lab, cells: list[_Cell], judged: dict[str, Any]) -> None:
+    """Left: loss against the horizon. Right: what each share of decay costs against the best cosine."""
+    word = plot.words(_WORDS, language)
+    left, right = figure.subplots(1, 2)
+    horizons = judged["horizons"]
+    cosine = {h["D"]: h["cosine"] for h in horizons if h["cosine"] is not None}
+    left.plot(list(cosine), list(cosine.values()), "k^--", label=word["cosine"])
+    share = _usual(lab)
+    for i, shape in enumerate(lab.config.schedule.shapes):
+        here = sorted((c.D, c.bpb, c.before) for c in cells if (c.arm.kind, c.arm.share) == (shape, share))
+        left.plot([d for d, _, _ in here], [b for _, b, _ in here], f"C{i}o-", label=f"{shape} {share:.3g}")
+        if i == 0 and here and all(b is not None for _, _, b in here):
+            left.plot([d for d, _, _ in here], [b for _, _, b in here if b is not None], "C7.:", label=word["before"])
+        for h, marker in zip(horizons, "osDv^<>P*X" * len(horizons), strict=False):
+            if h["D"] not in cosine:
+                continue
+            line = sorted((c.arm.share, c.bpb - cosine[h["D"]]) for c in cells if (c.D, c.arm.kind) == (h["D"], shape))
+            right.plot(
+                [s for s, _ in line], [b for _, b in line], f"C{i}{marker}-", label=f"{shape} {h['D']:,}", alpha=0.8
+            )
+    if judged["wide"] is not None:
+        right.axhspan(-judged["wide"], judged["wide"], color="0.85", label=word["noise"])
+    right.axhline(0.0, color="k", linewidth=0.8)
+    for axes, x, y in ((left, "D", "bpb"), (right, "share", "above")):
+        axes.set_xscale("log")
+        axes.set(xlabel=word[x], ylabel=word[y])
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    shares = sorted(set(lab.config.schedule.decays))
+    right.set_xticks(shares, [f"{s:g}" for s in shares])
+    right.minorticks_off()
+    plot.set_font(figure, language)

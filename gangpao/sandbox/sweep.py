@@ -1,0 +1,311 @@
+"""Many trials at once: a queue in an Optuna study, workers that take from it, and a table of what happens.
+
+A grid of an experiment is a list of specs that are put into the queue; a search (random, TPE, the paper's Bayesian one, or a grid)
+lets the study's sampler choose. Either way a worker asks the study for a trial, ensures it (gangpao.sandbox.trial), and tells
+what came out. SQLite is the storage on one machine; with postgresql:// workers on other machines take from the same queue.
+
+Every worker is one process that lives for many trials, with its own share of the cores: small models leave a second thread idle
+most of the time, so two trials at once are faster than one trial with two threads.
+
+After kill -9 a second start puts the trials that nobody runs any more back into the queue; what they had trained is
+in their run folders. What it gives up: a worker on another machine needs the same data and its own folder of runs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from gangpao import machine
+from gangpao.sandbox.config import Range, SandboxConfig, SearchConfig
+from gangpao.sandbox.trial import Lab, Pruned, Result, Spec, cost_of, ensure, key_of
+
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 40
+RETRIES = 20
+PRUNING_REPORTS = 12  # a trial tells so many times how it does
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna's heartbeat has been "experimental" since 2021, and it says so at every turn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Where a study lives: sqlite:///file or postgresql://. Raises ValueError when it cannot be reached."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", optuna.exceptions.ExperimentalWarning
+        )  # the heartbeat is "experimental" since 2021
+        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+        try:
+            return optuna.storages.RDBStorage(
+                url,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=retry,
+            )
+        except ImportError as error:
+            raise ValueError(f"storage {_safe(url)}: {error}; for PostgreSQL: pip install 'psycopg[binary]'") from error
+        except Exception as error:
+            raise ValueError(f"storage {_safe(url)}: cannot be opened ({type(error).__name__}: {error})") from error
+
+
+def _safe(url: str) -> str:
+    """A URL without its password."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.rpartition(':')[0]}:***@{tail}" if at and head.count(":") > 1 else url
+
+
+def local_storage(out: Path) -> str:
+    """The SQLite file of a sandbox."""
+    out.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(out / 'sandbox.db').absolute()}"
+
+
+def open_study(storage: optuna.storages.RDBStorage, name: str, search: SearchConfig | None = None) -> Study:
+    """The study of that name, made when it is not there. search: None for a queue of given trials."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        storage=storage, study_name=name, load_if_exists=True, sampler=_sampler(search), pruner=_pruner(search)
+    )
+
+
+def _sampler(search: SearchConfig | None) -> optuna.samplers.BaseSampler:
+    if search is None or search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=search.sampler_seed if search else 0)
+    if search.sampler == "grid":
+        return optuna.samplers.GridSampler(
+            {n: grid_of(n, r) for n, r in search.space.items()}, seed=search.sampler_seed
+        )
+    return optuna.samplers.TPESampler(seed=search.sampler_seed, n_startup_trials=max(4, min(10, search.trials // 3)))
+
+
+def grid_of(name: str, r: Range) -> list[Any]:
+    """The points of a range. Raises ValueError for an interval without a number of points."""
+    if r.choices:
+        return list(r.choices)
+    if r.points < 2:
+        raise ValueError(f"search.space.{name}: a grid needs points = 2 or more between low and high")
+    assert r.low is not None
+    assert r.high is not None
+    steps = [i / (r.points - 1) for i in range(r.points)]
+    return [r.low * (r.high / r.low) ** s if r.log else r.low + (r.high - r.low) * s for s in steps]
+
+
+def _pruner(search: SearchConfig | None) -> optuna.pruners.BasePruner:
+    if search is None or search.pruner == "none":
+        return optuna.pruners.NopPruner()
+    if search.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PRUNING_REPORTS // 4)
+    return optuna.pruners.HyperbandPruner(min_resource=PRUNING_REPORTS // 4, max_resource=PRUNING_REPORTS)
+
+
+# --- the queue
+
+
+def enqueue(study: Study, lab: Lab, specs: Sequence[Spec], *, revive: bool = True) -> int:
+    """Put trials into the queue that are not in it; the number of new ones. revive: nobody else works on this study, so
+    trials that are marked as running belong to a process that was killed, and go back into the queue."""
+    waiting = set()
+    for trial in study.get_trials(deepcopy=False):
+        key = trial.user_attrs.get("key")
+        if trial.state == TrialState.RUNNING and revive:
+            study.tell(trial.number, state=TrialState.FAIL)
+        elif trial.state in (TrialState.WAITING, TrialState.RUNNING) or "result" in trial.user_attrs:
+            waiting.add(key)
+    new = 0
+    for spec in specs:
+        key = key_of(lab, spec)
+        if key not in waiting:
+            waiting.add(key)
+            study.enqueue_trial({}, user_attrs={"key": key, "spec": spec.model_dump(mode="json")})
+            new += 1
+    return new
+
+
+def results(study: Study) -> dict[str, Result]:
+    """Key -> result of every trial that ended."""
+    trials = study.get_trials(deepcopy=False)
+    return {
+        t.user_attrs["key"]: Result.model_validate(t.user_attrs["result"]) for t in trials if "result" in t.user_attrs
+    }
+
+
+# --- a worker
+
+
+def work(lab: Lab, study: Study, search: SearchConfig | None = None) -> int:
+    """Take trials until there are none; how many were done. Trials that a dead worker left come back after a while."""
+    done = 0
+    while True:
+        with _quiet():
+            optuna.storages.fail_stale_trials(study)
+        trials = study.get_trials(deepcopy=False)
+        open_ = [t for t in trials if t.state in (TrialState.WAITING, TrialState.RUNNING)]
+        waiting = any(t.state == TrialState.WAITING for t in open_)
+        counted = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+        wanted = search is not None and counted + len(open_) < _number(search)
+        if waiting or wanted:
+            study.optimize(lambda trial: _objective(lab, trial, search), n_trials=1, catch=())
+            done += 1
+        elif open_:
+            time.sleep(1.0)  # its worker may die, and then it is ours
+        else:
+            return done
+
+
+def _number(search: SearchConfig) -> int:
+    if search.sampler != "grid":
+        return search.trials
+    number = 1
+    for name, r in search.space.items():
+        number *= len(grid_of(name, r))
+    return number
+
+
+def _objective(lab: Lab, trial: Trial, search: SearchConfig | None) -> float:
+    given = trial.user_attrs.get("spec")
+    if given is not None:
+        result = ensure(lab, Spec.model_validate(given))
+        trial.set_user_attr("result", result.model_dump(mode="json"))
+        if result.bpb is None:
+            raise optuna.TrialPruned(result.why)
+        return result.bpb
+    if search is None:  # another worker took the last one in the queue, and Optuna made a new one for us
+        raise optuna.TrialPruned("nothing left")
+    changes = {name: _suggest(trial, name, r) for name, r in search.space.items()}
+    specs = [lab.spec(**changes, seed=seed) for seed in search.seeds]
+    trial.set_user_attr("key", key_of(lab, specs[0]))
+    found = []
+    for i, spec in enumerate(specs):
+        found.append(ensure(lab, spec, _watch(trial, spec) if i == 0 and search.pruner != "none" else None))
+        trial.set_user_attr("result", found[0].model_dump(mode="json"))
+        if found[-1].bpb is None:
+            raise optuna.TrialPruned(found[-1].why)
+    return sum(r.bpb or 0.0 for r in found) / len(found)
+
+
+def _suggest(trial: Trial, name: str, r: Range) -> Any:
+    if r.choices:
+        return trial.suggest_categorical(name, list(r.choices))
+    assert r.low is not None
+    assert r.high is not None
+    if isinstance(r.low, float) and r.low.is_integer() and r.high.is_integer() and name in _WHOLE:
+        return trial.suggest_int(name, int(r.low), int(r.high), log=r.log)
+    return trial.suggest_float(name, r.low, r.high, log=r.log)
+
+
+_WHOLE = {"width", "layers", "batch_tokens", "tokens", "seed"}
+
+
+def _watch(trial: Trial, spec: Spec) -> Any:
+    """Tells the study the mean training loss of each part of a trial, and stops it when the study says so."""
+    every = max(1, spec.steps // PRUNING_REPORTS)
+    seen: list[float] = []
+
+    def watch(line: dict[str, Any]) -> None:
+        if not isinstance(line.get("loss"), float) or "event" in line:
+            return
+        seen.append(line["loss"])
+        if line["step"] % every == 0 and line["step"] < spec.steps:
+            trial.report(sum(seen) / len(seen), line["step"] // every)
+            seen.clear()
+            if trial.should_prune():
+                raise Pruned(f"its loss at step {line['step']} is worse than that of most others")
+
+    return watch
+
+
+# --- the one who starts workers and watches
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a study is: numbers of trials by state, FLOPs that are left, seconds, yuan, and the newest results."""
+
+    done: int
+    bad: int
+    running: int
+    waiting: int
+    flops_left: float
+    busy: float
+    flops_done: float
+    yuan: float
+    newest: list[Result]
+
+
+def standing(lab: Lab, study: Study) -> Standing:
+    """What the study says now."""
+    trials = study.get_trials(deepcopy=False)
+    never = datetime.datetime.max
+    ended = sorted((t for t in trials if "result" in t.user_attrs), key=lambda t: t.datetime_complete or never)
+    found = [Result.model_validate(t.user_attrs["result"]) for t in ended]
+    left = [t for t in trials if t.state in (TrialState.WAITING, TrialState.RUNNING)]
+    return Standing(
+        done=sum(r.state == "done" for r in found),
+        bad=sum(r.state != "done" for r in found),
+        running=sum(t.state == TrialState.RUNNING for t in left),
+        waiting=sum(t.state == TrialState.WAITING for t in left),
+        flops_left=sum(_flops(lab, t) for t in left),
+        busy=sum(r.seconds for r in found),
+        flops_done=sum(r.flops for r in found),
+        yuan=sum(r.yuan for r in found),
+        newest=found[-5:],
+    )
+
+
+def _flops(lab: Lab, trial: FrozenTrial) -> float:
+    given = trial.user_attrs.get("spec")
+    return cost_of(lab, Spec.model_validate(given))[2] if given else 0.0
+
+
+def workers_of(config: SandboxConfig) -> int:
+    """Trials at a time on this machine."""
+    return config.workers or max(1, machine.physical_cores() // config.threads)
+
+
+def start_worker(
+    config_file: Path, out: Path, storage: str, name: str, threads: int, core: int, log: Path
+) -> subprocess.Popen[bytes]:
+    """A process that takes trials until there are none, on cores of its own where the machine has them."""
+    command = [
+        sys.executable, "-m", "gangpao.cli", "sandbox", "worker", str(config_file), "--out", str(out), "--storage", storage,
+        "--study", name, "--core", str(core),
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=env, stdout=file, stderr=file, start_new_session=True)
+
+
+def pin(core: int, threads: int) -> None:
+    """Keep this process on `threads` cores from `core` on, when the machine has as many; else wherever the system likes."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        chosen = allowed[core : core + threads]
+        if len(chosen) == threads:
+            os.sched_setaffinity(0, chosen)
+
+
+def write_config(config: SandboxConfig, out: Path) -> Path:
+    """The resolved configuration as a file that a worker reads (JSON: a worker is started by us)."""
+    path = out / "sandbox.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
+    return path
