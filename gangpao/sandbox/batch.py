@@ -197,7 +197,12 @@ def _outcome(
                 tests.append({"law": name, **_test(case, sweep, law, x, error)})
     by_loss = laws["loss"]
     usable = by_loss is not None and by_loss.known and by_loss.law.b < 0
-    said = [*_edges_said(cases, sweeps), *_laws_said(laws), *_tests_said(cases, tests), noise_said(noise, "batch")]
+    said = [
+        *_edges_said(cases, sweeps, lab.config.seq_len),
+        *_laws_said(laws),
+        *_tests_said(cases, tests),
+        noise_said(noise, "batch"),
+    ]
     return Outcome(
         name="batch",
         title={"en": "The best batch size", "zh": "最佳批大小"},
@@ -241,14 +246,18 @@ def _row(case: _Case, sweep: Sweep, law: _Law | None, error: float | None) -> di
     }  # fmt: skip
 
 
-def _edges_said(cases: Sequence[_Case], sweeps: Mapping[_Case, Sweep]) -> list[tuple[str, str]]:
+def _edges_said(cases: Sequence[_Case], sweeps: Mapping[_Case, Sweep], row: int) -> list[tuple[str, str]]:
+    """The best batch of each size. row: tokens of a sequence, and so the smallest batch."""
     said = []
     for case in cases:
         where, sweep = f"{case.size}", sweeps[case]
         if sweep.optimum is None:
             en = f"{where} has no best batch: too few trials ended well."
             said.append((en, f"{where} 正常结束的试验太少，没有最佳批大小。"))
-        elif more := sweep.more():
+        elif (more := sweep.more()) and more[0] < row:
+            en = f"At {where} the best batch is the smallest that there can be, near one row of {row} tokens: shorten seq_len."
+            said.append((en, f"{where} 的最佳批大小已接近最小值，即一行 {row} 个 token：请减小 seq_len。"))
+        elif more:
             add = f"{more[0]:.0f}"
             en = f"At {where} the best batch is at the edge of the grid: add {add} to batch.batches."
             said.append((en, f"{where} 的最佳批大小在网格边缘：请在 batch.batches 中加入 {add}。"))

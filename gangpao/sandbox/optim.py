@@ -266,13 +266,17 @@ def _rows(
 
 def _edges_said(sweeps: Mapping[Key, Sweep]) -> list[tuple[str, str]]:
     said = []
+    groups: dict[tuple[str, str], list[str]] = {}
     for (name, D), sweep in sorted(sweeps.items()):
-        where, count = _SHOWN[name], f"{D:,}"
-        if sweep.optimum is None:
+        more = sweep.more()
+        if sweep.optimum is None or more:
+            groups.setdefault((_SHOWN[name], f"{more[0]:.2g}" if more else ""), []).append(f"{D:,}")
+    for (where, add), counts in groups.items():
+        count = " / ".join(counts)
+        if not add:
             en = f"{where} at {count} tokens: too few trials ended well for a best rate."
             said.append((en, f"{where} 在 {count} token 处正常结束的试验太少，定不出最佳学习率。"))
-        elif more := sweep.more():
-            add = f"{more[0]:.2g}"
+        else:
             en = f"{where} at {count} tokens: the best rate is at the edge of the grid and may do better: add {add} to optim.rates."
             zh = f"{where} 在 {count} token 处最佳学习率在网格边缘，也许还能更好：请在 optim.rates 中加入 {add}。"
             said.append((en, zh))

@@ -33,7 +33,7 @@ from gangpao.sandbox.experiment import Language
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
-from gangpao.train.loss import CHUNK_LOGITS
+from gangpao.train.loss import logits_bytes
 
 MIN_STEPS = 50  # fewer are no schedule
 HERE = "this machine"
@@ -263,7 +263,7 @@ def need(lab: Lab, shape: ModelConfig, *, rows: int, recompute: bool) -> int:
     """Bytes that training takes, as `gangpao train` estimates them before it begins (float32, the safe side)."""
     states = GRADIENT_STATES - (4 if lab.config.common.optimizer == "muon" else 0)
     activations = 2 * activation_bytes(shape, rows * lab.config.seq_len, recompute=recompute)
-    return states * parameters(shape).total + activations + 3 * 4 * CHUNK_LOGITS
+    return states * parameters(shape).total + activations + logits_bytes(shape.vocab_size)
 
 
 # --- the plan

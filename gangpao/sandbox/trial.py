@@ -240,7 +240,9 @@ def ensure(lab: Lab, spec: Spec, watch: Callable[[dict[str, Any]], None] | None 
         if known is not None:
             return known
         if spec.parent is not None and (parent := ensure(lab, spec.parent)).state != "done":
-            return _record(lab, spec, "diverged", why=f"its parent {parent.key} is {parent.state}", begin=time.monotonic())
+            return _record(
+                lab, spec, "diverged", why=f"its parent {parent.key} is {parent.state}", begin=time.monotonic()
+            )
         try:
             return _train(lab, spec, watch)
         except Busy:

@@ -23,9 +23,19 @@ from torch.utils.checkpoint import checkpoint
 from gangpao.model.layers import Linear
 
 IGNORE = -100
-CHUNK_LOGITS = (
-    1 << 24
-)  # 64 MB of float32: 137 rows at 122,753 tokens, so the head's gradient is not rewritten too often
+# A piece of logits is 16 MB of float32 (larger ones are new pages from the system every time), but at least this many rows, or the
+# head's gradient is rewritten too often.
+CHUNK_LOGITS, MIN_ROWS = 1 << 22, 128
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """Tokens whose logits exist at one time."""
+    return max(MIN_ROWS, CHUNK_LOGITS // vocab_size)
+
+
+def logits_bytes(vocab_size: int) -> int:
+    """Memory of such a piece: logits, probabilities and their gradient, float32."""
+    return 3 * 4 * rows_at_once(vocab_size) * vocab_size
 
 
 class Rows(Protocol):
@@ -56,7 +66,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_RD) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
-        size = max(1, CHUNK_LOGITS // len(weight))
+        size = rows_at_once(len(weight))
         for start in range(0, len(labels_R), size):
             h, labels = hidden_RD[start : start + size], labels_R[start : start + size]
             loss, gradient = _chunk(h, weight, labels, z_loss, needs_hidden or needs_weight)

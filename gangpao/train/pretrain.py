@@ -48,7 +48,7 @@ from gangpao.model.transformer import Transformer
 from gangpao.train import parallel, state
 from gangpao.train.config import StageConfig, TrainConfig, load_train_config
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights
-from gangpao.train.loss import CHUNK_LOGITS, NextToken
+from gangpao.train.loss import NextToken, logits_bytes
 from gangpao.train.optim import Average, Optimizer
 from gangpao.train.parallel import World
 from gangpao.train.record import RUN, read_run, same_run, write_run
@@ -371,7 +371,7 @@ def admit(shape: ModelConfig, config: TrainConfig, world: World) -> None:
     states = GRADIENT_STATES - (4 if config.optimizer.kind == "muon" else 0) + (4 if config.ema else 0)
     total = parameters(shape).total
     fixed = states * total // ((config.shard_ranks or world.size) if config.parallel == "shard" else 1)
-    working = factor * activation_bytes(shape, tokens, recompute=config.recompute) + 3 * 4 * CHUNK_LOGITS
+    working = factor * activation_bytes(shape, tokens, recompute=config.recompute) + logits_bytes(shape.vocab_size)
     if config.no_sync:
         working += 4 * total  # whole gradients
     host = machine.available_memory()

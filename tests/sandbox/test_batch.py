@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,8 @@ def test_a_size_whose_best_is_at_an_edge_gives_no_point(tmp_path):
     assert "At 32x4 the best batch is at the edge of the grid: add 512 to batch.batches" in out.verdict["en"]
     low, high = out.facts["laws"]["loss"]["exponent"]
     assert low <= -B <= high
+    row = replace(make(tmp_path), config=make(tmp_path).config.model_copy(update={"seq_len": 1024}))
+    assert "near one row of 1024 tokens: shorten seq_len" in batch.run(row, Trials(plant)).verdict["en"]
     two = batch.run(make(tmp_path, sizes=SIZES[:3], tokens=TOKENS[:3]), Trials(plant))
     assert two.facts["law"] is None
     assert "Fewer than three sizes" in two.verdict["en"]

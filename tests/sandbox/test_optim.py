@@ -107,7 +107,8 @@ def test_one_seed_has_no_interval(tmp_path):
 
 def test_an_edge_is_said(tmp_path):
     out = optim.run(make(tmp_path, rates=RATES[:4]), Trials(loss, noise=0.0001))
-    assert f"Muon at {TOKENS[0]:,} tokens: the best rate is at the edge of the grid" in out.verdict["en"]
+    where = " / ".join(f"{D:,}" for D in TOKENS)
+    assert f"Muon at {where} tokens: the best rate is at the edge of the grid" in out.verdict["en"]
     assert f"add {RATES[3] ** 2 / RATES[2]:.2g} to optim.rates" in out.verdict["en"]
     assert set(out.facts["optimum"]["muon"].values()) == {None}
     assert list(out.facts["optimum"]["adamw"].values()) == pytest.approx([0.0085] * 4, rel=0.1)

@@ -35,6 +35,7 @@ def plain(hidden, weight, labels, scale, z_loss):
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
 def test_chunked_is_plain(monkeypatch, rows_a_chunk, z_loss, ignored):
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", rows_a_chunk * V)
+    monkeypatch.setattr(loss_module, "MIN_ROWS", 1)
     hidden, weight, labels = problem(ignored=ignored)
     ours = cross_entropy(hidden, weight, labels, scale=0.37, z_loss=z_loss)
     mine = torch.autograd.grad(ours * 1.7, [hidden, weight])  # a factor from behind must arrive too
@@ -55,6 +56,7 @@ def test_huge_logits_neither_overflow_nor_lose_the_loss():
 
 def test_bf16_adds_up_in_float32(monkeypatch):
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 3 * V)
+    monkeypatch.setattr(loss_module, "MIN_ROWS", 1)
     hidden, weight, labels = problem(dtype=torch.bfloat16)
     cross_entropy(hidden, weight, labels).backward()
     exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
