@@ -70,7 +70,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.slow) if w in ("replicas, muon", "sharded, muon") else w for w in WAYS]
+)
 def test_many_ranks_are_one(tmp_path, way):
     size, options = WAYS[way]
     one = run(1, tmp_path / "one", **{k: v for k, v in options.items() if k not in ("sharded", "no_sync")})
@@ -86,7 +88,7 @@ def test_many_ranks_are_one(tmp_path, way):
             torch.testing.assert_close(whole[name], t, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("sharded", [None, {}], ids=["replicas", "sharded"])
+@pytest.mark.parametrize("sharded", [pytest.param(None, marks=pytest.mark.slow), {}], ids=["replicas", "sharded"])
 def test_from_one_rank_to_two_and_back(tmp_path, sharded):
     """A checkpoint can be read by any number of ranks; rows keep their order."""
     whole = run(1, tmp_path / "whole", ema=0.9)
