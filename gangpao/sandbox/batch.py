@@ -23,8 +23,8 @@ import numpy as np
 
 from gangpao.sandbox import fit, plot
 from gangpao.sandbox.config import Size
-from gangpao.sandbox.experiment import Language, Outcome, Submit, Text
-from gangpao.sandbox.lr import WIDE, Sweep, excluded, finite, join, noise_said, span, spread, sweeps_of
+from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
+from gangpao.sandbox.lr import WIDE, Sweep, excluded, finite, noise_said, span, spread, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:

@@ -45,6 +45,11 @@ class Outcome:
     results: list[Result] = field(default_factory=list)
 
 
+def join(said: Sequence[tuple[str, str]]) -> Text:
+    """Sentences to a paragraph."""
+    return {"en": " ".join(en for en, _ in said), "zh": "".join(zh for _, zh in said)}
+
+
 def write(outcome: Outcome, folder: Path) -> None:
     """outcome.json, and for each language report.<language>.md and plot.<language>.png."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gangpao.sandbox import fit, plot
 from gangpao.sandbox.config import Rates, Size
-from gangpao.sandbox.experiment import Language, Outcome, Submit, Text
+from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -129,11 +129,6 @@ def _why(r: Result) -> str:
 def spread(noise: float | None, seeds: int) -> float | None:
     """Half the 95 % interval of a difference between two means over seeds; None where the noise is not known."""
     return None if noise is None else WIDE * noise * math.sqrt(2 / seeds)
-
-
-def join(said: Sequence[tuple[str, str]]) -> Text:
-    """Sentences to a paragraph."""
-    return {"en": " ".join(en for en, _ in said), "zh": "".join(zh for _, zh in said)}
 
 
 def noise_said(noise: float | None, table: str) -> tuple[str, str]:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gangpao.sandbox import fit, plot
-from gangpao.sandbox.experiment import Language, Outcome, Submit, Text
+from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.laws import student
-from gangpao.sandbox.lr import excluded, finite, join
+from gangpao.sandbox.lr import excluded, finite
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gangpao.sandbox import plot
-from gangpao.sandbox.experiment import Language, Outcome, Submit, Text
-from gangpao.sandbox.lr import Sweep, excluded, join, noise_said, span, spread, sweeps_of
+from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
+from gangpao.sandbox.lr import Sweep, excluded, noise_said, span, spread, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:

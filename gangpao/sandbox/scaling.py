@@ -25,7 +25,7 @@ import numpy as np
 
 from gangpao.atomic import read_json, write_json
 from gangpao.sandbox import fit, plan, plot
-from gangpao.sandbox.experiment import Language, Outcome, Submit, Text
+from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.sweep import workers_of
 from gangpao.sandbox.trial import Lab, Result, Spec, cost_of
 
@@ -306,7 +306,7 @@ def outcome_of(
         columns=_COLUMNS,
         rows=[*_rows("wsd", study.branch, fits["wsd"]), *_rows("cosine", study.cosine, fits.get("cosine"))]
         + [_target_row(t) for t in tests],
-        verdict=_join([*_law_said(fits, noise), *_cost_said(study, fits), *_tests_said(tests, noise)]),
+        verdict=join([*_law_said(fits, noise), *_cost_said(study, fits), *_tests_said(tests, noise)]),
         draw=lambda figure, language: _draw(figure, language, fits, tests),
         facts=facts,
         excluded=excluded,
@@ -362,10 +362,6 @@ def _target_row(t: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- what is said
-
-
-def _join(said: Sequence[tuple[str, str]]) -> Text:
-    return {"en": " ".join(en for en, _ in said), "zh": "".join(zh for _, zh in said)}
 
 
 _NAMES = {

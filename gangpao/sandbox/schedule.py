@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gangpao.sandbox import fit, plot
-from gangpao.sandbox.experiment import Language, Outcome, Submit, Text
+from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _verdict(lab: Lab, judged: dict[str, Any], cost: dict[str, float]) -> Text:
                 "只有一个种子，种子间的噪声未知，因此不判定任何差异为真，也不判定哪个比例足够：请给 schedule.seeds 两个以上的值。",
             )
         )
-    return {"en": " ".join(en for en, _ in said), "zh": "".join(zh for _, zh in said)}
+    return join(said)
 
 
 def _ends(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:

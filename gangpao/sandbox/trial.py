@@ -30,7 +30,7 @@ from gangpao.data.config import load_data_config
 from gangpao.log import Progress
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox.config import Optimizer, SandboxConfig
-from gangpao.sandbox.transfer import RULES, Base, resolve
+from gangpao.sandbox.transfer import RULES, resolve
 from gangpao.train import pretrain, state
 from gangpao.train.config import (
     EvaluationConfig,
@@ -157,9 +157,8 @@ def train_config(lab: Lab, spec: Spec) -> TrainConfig:
         raise ValueError(f"width {spec.width} is not a multiple of head_dim {c.head_dim}")
     if spec.rule not in RULES:
         raise ValueError(f"rule {spec.rule!r:.40}: there are {', '.join(RULES)}")
-    base = Base(width=c.base.width, layers=c.base.layers, batch_tokens=c.base.batch_tokens)
     resolved = resolve(
-        RULES[spec.rule], width=spec.width, layers=spec.layers, batch_tokens=spec.batch_tokens, base=base
+        RULES[spec.rule], width=spec.width, layers=spec.layers, batch_tokens=spec.batch_tokens, base=c.base
     )
     heads = spec.width // c.head_dim
     shape = {
