@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -36,6 +37,7 @@ from gangpao.sandbox.trial import Lab, Pruned, Result, Spec, cost_of, ensure, ke
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 40
 RETRIES = 20
+SQLITE_SECONDS = 60.0  # that a process waits for another one's transaction
 PRUNING_REPORTS = 12  # a trial tells so many times how it does
 
 
@@ -55,16 +57,35 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         )  # the heartbeat is "experimental" since 2021
         retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
         try:
-            return optuna.storages.RDBStorage(
+            storage = optuna.storages.RDBStorage(
                 url,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=retry,
+                engine_kwargs={"connect_args": {"timeout": SQLITE_SECONDS}} if url.startswith("sqlite") else None,
             )
         except ImportError as error:
             raise ValueError(f"storage {_safe(url)}: {error}; for PostgreSQL: pip install 'psycopg[binary]'") from error
         except Exception as error:
             raise ValueError(f"storage {_safe(url)}: cannot be opened ({type(error).__name__}: {error})") from error
+    if url.startswith("sqlite"):
+        _one_at_a_time(storage.engine)
+    return storage
+
+
+def _one_at_a_time(engine: sqlalchemy.Engine) -> None:
+    """Take SQLite's write lock before a transaction reads. Optuna looks whether a trial waits and then marks it as its own;
+    Python's driver begins a transaction only at the second of these, so that two workers could take the same trial."""
+
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins nothing of its own
+
+    def begun(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", connected)
+    sqlalchemy.event.listen(engine, "begin", begun)
+    engine.dispose()  # connections that were made before
 
 
 def _safe(url: str) -> str:
@@ -163,12 +184,33 @@ def work(lab: Lab, study: Study, search: SearchConfig | None = None) -> int:
         counted = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
         wanted = search is not None and counted + len(open_) < _number(search)
         if waiting or wanted:
-            study.optimize(lambda trial: _objective(lab, trial, search), n_trials=1, catch=())
-            done += 1
+            done += _one(lab, study, search)
         elif open_:
             time.sleep(1.0)  # its worker may die, and then it is ours
         else:
             return done
+
+
+def _one(lab: Lab, study: Study, search: SearchConfig | None) -> bool:
+    """Take a trial and do it; False when it was taken from us meanwhile: a machine that slept longer than the others wait."""
+    ours: list[Exception] = []
+
+    def objective(trial: Trial) -> float:
+        try:
+            return _objective(lab, trial, search)
+        except (optuna.TrialPruned, optuna.exceptions.UpdateFinishedTrialError):
+            raise
+        except Exception as error:
+            ours.append(error)
+            raise
+
+    try:
+        study.optimize(objective, n_trials=1, catch=())
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        if ours:
+            raise
+        return False  # Optuna refuses what we tell; the run's folder has the result for whoever has the trial now
+    return True
 
 
 def _number(search: SearchConfig) -> int:

@@ -5,15 +5,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gangpao.sandbox import sweep
 from gangpao.sandbox.config import Range, SandboxConfig, SearchConfig
 from gangpao.sandbox.drive import Driver
 from gangpao.sandbox.sweep import enqueue, grid_of, open_storage, open_study, results, work, write_config
-from gangpao.sandbox.trial import RESULT, key_of
+from gangpao.sandbox.trial import RESULT, Lab, ensure, key_of
 from gangpao.train.loop import read_metrics
 
 
@@ -100,6 +104,54 @@ def test_a_worker_that_dies_alone_leaves_its_trial_to_the_others(lab, tmp_path):
     assert set(results(study)) == {key_of(lab, s) for s in specs}
     assert enqueue(study, lab, specs) == 0
     assert work(lab, study) == 0
+
+
+def test_no_two_workers_take_the_same_trial(tmp_path):
+    """Four with connections of their own, which is what four processes have, at a queue that is soon empty."""
+    url, number, taken = f"sqlite:///{tmp_path / 'x.db'}", 40, []
+    study = open_study(open_storage(url), "lr")
+    for _ in range(number):
+        study.enqueue_trial({})
+    studies = [open_study(open_storage(url), "lr") for _ in range(4)]
+    start = threading.Barrier(len(studies))
+
+    def take(study):
+        start.wait()
+        while (trial := study.ask()).number < number:
+            taken.append(trial.number)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(len(studies)) as pool:
+        warnings.filterwarnings("ignore", "Heartbeat")
+        for done in [pool.submit(take, study) for study in studies]:
+            done.result()
+    assert sorted(taken) == list(range(number))
+
+
+def test_a_worker_whose_trial_was_given_to_another_goes_on(lab, tmp_path, monkeypatch):
+    """A machine that slept: its trial failed meanwhile and is in the queue again. What it trained is not lost."""
+    study = open_study(open_storage(f"sqlite:///{tmp_path / 'x.db'}"), "lr")
+    specs = [lab.spec(), lab.spec(lr=0.02)]
+    enqueue(study, lab, specs)
+    slept = []
+
+    def ensure_slowly(lab, spec, watch=None):
+        result = ensure(lab, spec, watch)
+        if not slept:
+            slept.append(spec)
+            enqueue(study, lab, specs)  # a driver that starts now takes it for dead
+        return result
+
+    monkeypatch.setattr(sweep, "ensure", ensure_slowly)
+    assert work(lab, study) == 2
+    assert set(results(study)) == {key_of(lab, s) for s in specs}
+    whole(lab, specs)
+
+
+def test_an_error_of_a_trial_is_not_taken_for_that(lab, tmp_path):
+    study = open_study(open_storage(f"sqlite:///{tmp_path / 'x.db'}"), "lr")
+    enqueue(study, lab, [lab.spec(width=48)])
+    with pytest.raises(ValueError, match="head_dim"):
+        work(Lab(lab.config.model_copy(update={"head_dim": 40}), lab.out, lab.built, lab.stable, lab.decay), study)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
