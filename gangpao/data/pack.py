@@ -1,12 +1,15 @@
 """Batches for training: documents packed end to end into rows, never attending across a border, resumable to the bit.
 
 Each source is an endless stream: its documents in a shuffled order, every one once, then all again in another order. A row
-is the next `seq_len` tokens of one stream; a document that does not end in it goes on in that source's next row. Nothing is
-padded and nothing is dropped: every token is an input once an epoch, and every token but a document's first is a label.
+is `seq_len` tokens of one stream; a document that does not end in it goes on in the stream's next row. Nothing is padded and
+nothing is dropped: every token is an input once an epoch, and every token but a document's first is a label.
 `documents` numbers the documents of a row, so that attention can be kept inside each.
 
+Rows are handed out in another order than they lie in the stream, shuffled within windows of WINDOW rows. Else the rows of a
+long document would follow each other, and a batch would be one page of a book: its gradient says little about the rest.
+
 The order of rows is one global order. Rank r of w takes rows r, r + w, ... of it, whatever w is, and the position is
-three integers a source: a run can be saved by eight processes and go on in two.
+four integers a source: a run can be saved by eight processes and go on in two.
 
 What it gives up: a document that is cut loses its context at the cut (`Part.whole` pads instead, for conversations).
 """
@@ -24,7 +27,8 @@ from gangpao.data.mix import Permutation, choose, key_of, normalised
 from gangpao.data.shards import Shards
 
 IGNORE = -100  # the label that no loss is computed for, as in torch
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1: rows in the order of the stream, which is a window of which nothing is taken yet
+WINDOW = 1024  # rows that are shuffled together
 
 Ids = npt.NDArray[np.int64]
 Span = tuple[int, int, int]  # document, first token, token after the last
@@ -62,6 +66,7 @@ class _Position(Frozen):
     epoch: int = Field(ge=0)
     index: int = Field(ge=0)
     offset: int = Field(ge=0)
+    taken: int = Field(default=0, ge=0)
     tokens: int = Field(ge=0)
 
 
@@ -74,47 +79,73 @@ class _State(Frozen):
 
 
 class _Stream:
-    """One source's endless stream, and where in it we are."""
+    """One source's endless stream, and where in it we are: the place where a window begins, and how many of its rows are taken."""
 
-    def __init__(self, part: Part, seed: int) -> None:
+    def __init__(self, part: Part, seed: int, seq_len: int) -> None:
         self.part, self.shards = part, part.shards
-        self.seed = seed
+        self.seed, self.seq_len = seed, seq_len
         self.tokens = 0
         self.move(0, 0, 0)
 
-    def move(self, epoch: int, index: int, offset: int) -> None:
-        """Go to a token of the document at place `index` of an epoch's order."""
-        self.epoch, self.index, self.offset = epoch, index, offset
-        self._order = Permutation(self.shards.num_documents, key_of("documents", self.seed, self.part.name, epoch))
-        self._open()
+    def move(self, epoch: int, index: int, offset: int, taken: int = 0) -> None:
+        """Go to the window that begins at a token of the document at place `index` of an epoch's order."""
+        self.epoch, self.index, self.offset, self.taken = epoch, index, offset, taken
+        self._window: list[list[Span]] = []
 
-    def _open(self) -> None:
-        self._document = self._order(self.index)
-        start, stop = self.shards.span(self._document)
-        self._length = stop - start
+    def _documents(self, epoch: int) -> Permutation:
+        return Permutation(self.shards.num_documents, key_of("documents", self.seed, self.part.name, epoch))
 
-    def row(self, seq_len: int) -> list[Span]:
-        """What the next row is made of; the position moves behind it."""
-        spans: list[Span] = []
-        room = seq_len
-        while room:
-            if self.part.whole and spans and not self.offset and self._length > room:
-                break
-            stop = min(self._length, self.offset + room)
-            spans.append((self._document, self.offset, stop))
-            room -= stop - self.offset
-            self.tokens += stop - self.offset
-            self.offset = stop
-            if stop == self._length:
-                self._next()
+    def row(self) -> list[Span]:
+        """What the next row is made of."""
+        if not self._window:
+            self._window, self._end = self._look_ahead()
+            key = key_of("window", self.seed, self.part.name, self.epoch, self.index, self.offset)
+            self._order = Permutation(len(self._window), key)
+        spans = self._window[self._order(self.taken)]
+        self.tokens += sum(last - first for _, first, last in spans)
+        self.taken += 1
+        if self.taken == len(self._window):
+            self.move(*self._end)
         return spans
 
-    def _next(self) -> None:
-        if self.index + 1 < self.shards.num_documents:
-            self.index, self.offset = self.index + 1, 0
-            self._open()
-        else:
-            self.move(self.epoch + 1, 0, 0)
+    @property
+    def window_rows(self) -> int:
+        """Rows of the window that begins here."""
+        return len(self._look_ahead()[0])
+
+    def skip_window(self, seq_len: int) -> None:
+        """Go behind a window that was begun with rows of another length."""
+        if self.taken:
+            ours, self.seq_len = self.seq_len, seq_len
+            self.move(*self._look_ahead()[1])
+            self.seq_len = ours
+
+    def _look_ahead(self) -> tuple[list[list[Span]], tuple[int, int, int]]:
+        """The rows of the window that begins here, and where the next one begins. The row in which an epoch ends is its window's
+        last one, so that everything was seen once before anything is seen twice."""
+        rows: list[list[Span]] = []
+        epoch, index, offset = self.epoch, self.index, self.offset
+        order = self._documents(epoch)
+        while len(rows) < WINDOW and epoch == self.epoch:
+            spans: list[Span] = []
+            room = self.seq_len
+            while room:
+                document = order(index)
+                start, stop = self.shards.span(document)
+                length = stop - start
+                if self.part.whole and spans and not offset and length > room:
+                    break
+                last = min(length, offset + room)
+                spans.append((document, offset, last))
+                room -= last - offset
+                offset = last
+                if last == length:
+                    index, offset = index + 1, 0
+                    if index == self.shards.num_documents:
+                        epoch, index = epoch + 1, 0
+                        order = self._documents(epoch)
+            rows.append(spans)
+        return rows, (epoch, index, offset)
 
 
 class Loader:
@@ -137,7 +168,7 @@ class Loader:
         self._rows = 0
         # Empty sources stay in the list of parts but have no stream to draw from.
         self._parts = list(parts)
-        self._streams = {part.name: _Stream(part, seed) for part in parts if part.shards.num_documents}
+        self._streams = {part.name: _Stream(part, seed, seq_len) for part in parts if part.shards.num_documents}
 
     @property
     def rows_seen(self) -> int:
@@ -163,7 +194,7 @@ class Loader:
         batch = _blank(mine, self.seq_len)
         for i in range(rows):
             stream = self._next_stream()
-            spans = stream.row(self.seq_len)
+            spans = stream.row()
             self._rows += 1
             if i % world == rank:
                 _fill(batch, i // world, stream.shards, spans)
@@ -181,7 +212,7 @@ class Loader:
         parts = {
             name: _Position(
                 fingerprint=s.shards.fingerprint, weight=s.part.weight, whole=s.part.whole,
-                epoch=s.epoch, index=s.index, offset=s.offset, tokens=s.tokens,
+                epoch=s.epoch, index=s.index, offset=s.offset, taken=s.taken, tokens=s.tokens,
             )
             for name, s in self._streams.items()
         }  # fmt: skip
@@ -204,7 +235,7 @@ class Loader:
                 f"{', '.join(self._streams)}; use the same mixture to go on"
             )
         for name, position in found.parts.items():
-            self._check(name, position)
+            self._check(name, position, found.seq_len)
             part = self._streams[name].part
             if position.weight != part.weight or position.whole != part.whole:
                 raise ValueError(
@@ -213,26 +244,30 @@ class Loader:
                 )
         for name, position in found.parts.items():
             stream = self._streams[name]
-            stream.move(position.epoch, position.index, position.offset)
+            stream.move(position.epoch, position.index, position.offset, position.taken)
             stream.tokens = position.tokens
         self._rows = found.rows
 
     def adopt(self, state: dict[str, Any]) -> list[str]:
         """For a new stage: sources that also were in the stage before start where that one left them, so that what was
-        not seen yet comes first. Counts start at zero. Returns their names; raises ValueError as `restore` does."""
+        not seen yet comes first (with another seq_len: what lies behind the windows that were begun). Counts start at zero.
+        Returns their names; raises ValueError as `restore` does."""
         found = _read_state(state)
         if found.seed != self.seed:
             raise ValueError(f"the stage before had seed {found.seed}, this one {self.seed}: the orders differ")
         shared = [name for name in self._streams if name in found.parts]
         for name in shared:
-            self._check(name, found.parts[name])
+            self._check(name, found.parts[name], found.seq_len)
         for name in shared:
-            position = found.parts[name]
-            self._streams[name].move(position.epoch, position.index, position.offset)
+            position, stream = found.parts[name], self._streams[name]
+            stream.move(position.epoch, position.index, position.offset, position.taken)
+            if found.seq_len != self.seq_len:
+                stream.skip_window(found.seq_len)
         return shared
 
-    def _check(self, name: str, position: _Position) -> None:
-        shards = self._streams[name].shards
+    def _check(self, name: str, position: _Position, seq_len: int) -> None:
+        part = self._streams[name].part
+        shards = part.shards
         if position.fingerprint != shards.fingerprint:
             raise ValueError(
                 f"source {name}: the data is not what it was when the position was saved ({shards.path} has fingerprint "
@@ -243,6 +278,10 @@ class Loader:
             order = Permutation(shards.num_documents, key_of("documents", self.seed, name, position.epoch))
             start, stop = shards.span(order(position.index))
             good = position.offset < stop - start
+        if good and position.taken:
+            there = _Stream(part, self.seed, seq_len)
+            there.move(position.epoch, position.index, position.offset)
+            good = position.taken < there.window_rows
         if not good:
             raise ValueError(f"source {name}: the saved data position lies outside its documents; it is damaged")
 
@@ -254,7 +293,7 @@ def _read_state(state: dict[str, Any]) -> _State:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"the saved data position is damaged: {where}: {first['msg']}") from error
-    if found.version != STATE_VERSION:
+    if found.version not in (1, STATE_VERSION):
         raise ValueError(f"the saved data position has version {found.version}, this gangpao reads {STATE_VERSION}")
     return found
 

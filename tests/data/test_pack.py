@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gangpao.data import pack
 from gangpao.data.mix import Permutation, choose, key_of, normalised
 from gangpao.data.pack import IGNORE, Loader, Part, evaluation_batches
 from tests.data import makers
@@ -51,21 +52,36 @@ def test_rows_are_documents_end_to_end(three):
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
 @pytest.mark.parametrize("seq_len", [1, 7, 64, 1000])
-def test_every_epoch_has_every_token_once(three, name, seq_len):
-    """Cut the endless stream at multiples of the source's size: each part holds exactly its tokens, in another order."""
+@pytest.mark.parametrize("window", [1, 5, 1024])
+def test_every_epoch_has_every_token_once(three, name, seq_len, window, monkeypatch):
+    """Up to the row in which an epoch ends nothing is seen twice but what that row holds of the next one."""
+    monkeypatch.setattr(pack, "WINDOW", window)
     shards = three[name]
     one = Loader([Part(name, shards, 1.0)], seq_len=seq_len, seed=3)
-    rows = -(-3 * shards.num_tokens // seq_len)
-    stream = one.take(rows).ids.reshape(-1)
-    epochs = stream[: 3 * shards.num_tokens].reshape(3, -1)
-    everything = np.sort(shards.tokens)
-    assert all((np.sort(epoch) == everything).all() for epoch in epochs)
-    if shards.num_documents > 10:
-        assert len({epoch.tobytes() for epoch in epochs}) == 3
-        assert not (epochs[0] == shards.tokens).all()
-    # Within an epoch documents come whole: every step is +1 but at a document's end.
-    jumps = np.flatnonzero(np.diff(epochs[0]) != 1)
-    assert len(jumps) <= shards.num_documents - 1
+    everything, seen, orders = shards.tokens.astype(int), np.zeros(0, int), []
+    for epoch in (1, 2, 3):
+        rows = -(-(epoch * shards.num_tokens) // seq_len) - one.rows_seen
+        if not rows:  # documents shorter than a row: this epoch ended in the row before
+            continue
+        ids = one.take(rows).ids.reshape(-1)
+        seen = np.append(seen, ids)
+        counts = np.bincount(seen, minlength=everything.max() + 1)[everything]
+        assert counts.min() == epoch
+        assert counts.sum() == len(seen)
+        assert (counts - epoch).sum() == len(seen) - epoch * shards.num_tokens < seq_len
+        orders.append(ids[: shards.num_tokens - seq_len].tobytes())
+    if shards.num_documents > 10 and shards.num_tokens > 4 * seq_len:
+        assert len(set(orders)) == 3
+
+
+def test_the_rows_of_a_long_document_do_not_follow_each_other(tmp_path):
+    shards = makers.numbered(tmp_path / "s", [6400] * 20)
+    ids = Loader([Part("s", shards, 1.0)], seq_len=64, seed=0).take(1000).ids
+    document = ids[:, 0] // 6400
+    alike = (document[1:] == document[:-1]).mean()
+    assert alike < 0.2  # by chance one in ten: a window has ten documents
+    batches = document.reshape(-1, 10)
+    assert np.mean([len(set(batch)) for batch in batches.tolist()]) > 5
 
 
 def test_every_label_once_an_epoch(three):
@@ -136,7 +152,14 @@ def test_a_wrong_state_is_refused_and_changes_nothing(three, tmp_path):
         with pytest.raises(ValueError, match=r"saved|seed|fingerprint"):
             strange.restore(good)
         assert strange.state() == before
-    bad_positions = ({"index": 10**6}, {"offset": 10**6}, {"epoch": -1}, {"tokens": "many"}, {"extra": 1})
+    bad_positions = (
+        {"index": 10**6},
+        {"offset": 10**6},
+        {"taken": 10**6},
+        {"epoch": -1},
+        {"tokens": "many"},
+        {"extra": 1},
+    )
     damaged = [{}, {**good, "rows": -1}, {**good, "version": 99}, {**good, "parts": {}}]
     damaged += [{**good, "parts": {**good["parts"], "c": {**good["parts"]["c"], **bad}}} for bad in bad_positions]
     for state in damaged:
@@ -262,6 +285,29 @@ def test_a_new_stage_goes_on_where_the_old_one_was(three):
     assert same(rest.take(4), alone.take(4))
     with pytest.raises(ValueError, match="seed"):
         Loader([Part("a", three["a"], 1)], seq_len=64, seed=2).adopt(position)
+
+
+def test_a_new_stage_with_longer_rows_sees_what_is_left(three, monkeypatch):
+    """It begins behind the window that was begun: nothing that was seen comes again before the rest."""
+    monkeypatch.setattr(pack, "WINDOW", 4)
+    parts = [Part("a", three["a"], 1.0)]
+    stable = Loader(parts, seq_len=64, seed=1)
+    before = stable.take(6).ids
+    rest = Loader(parts, seq_len=128, seed=1)
+    rest.adopt(stable.state())
+    after = rest.take(-(-(three["a"].num_tokens - 8 * 64) // 128)).ids
+    left = after.reshape(-1)[: three["a"].num_tokens - 8 * 64]
+    assert not set(before.reshape(-1)) & set(left)
+
+
+def test_a_position_from_before_rows_were_shuffled_is_taken(three):
+    """Its rows were those up to here, in the order of the stream: what follows is what was not seen."""
+    one = loader(three)
+    state = one.state()
+    for part in state["parts"].values():
+        del part["taken"]
+    one.restore({**state, "version": 1})
+    assert same(one.take(5), loader(three).take(5))
 
 
 @pytest.mark.parametrize(("seq_len", "rows"), [(16, 4), (64, 1), (1000, 3), (1, 50)])
