@@ -24,7 +24,7 @@ import numpy as np
 from gangpao.sandbox import fit, plot
 from gangpao.sandbox.config import Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
-from gangpao.sandbox.lr import WIDE, Sweep, excluded, finite, noise_said, span, spread, sweeps_of
+from gangpao.sandbox.lr import WIDE, Sweep, excluded, finite, noise_said, span, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -184,10 +184,10 @@ def _outcome(
     cases: Sequence[_Case],
     sweeps: Mapping[_Case, Sweep],
     laws: dict[str, _Law | None],
-    noise: float | None,
+    noise: fit.Noise | None,
     results: list[Result],
 ) -> Outcome:
-    error = spread(noise, len(lab.config.batch.seeds))
+    error = noise and noise.between(len(lab.config.batch.seeds))
     tests = []
     for name, law in laws.items():
         for case in cases:
@@ -211,7 +211,7 @@ def _outcome(
         verdict=join(said),
         draw=lambda figure, language: _draw(figure, language, cases, sweeps, by_loss),
         facts={
-            "noise": noise,
+            "noise": noise and noise.sigma,
             "law": {"a": by_loss.law.a, "b": by_loss.law.b} if by_loss and usable else None,
             "laws": {name: law.json() if law else None for name, law in laws.items()},
             "checks": tests,

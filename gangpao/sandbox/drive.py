@@ -8,6 +8,7 @@ What it gives up: it watches the study, not the trials; how far a running trial 
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import time
@@ -21,12 +22,12 @@ from gangpao.log import LINE_SECONDS, show_seconds
 from gangpao.sandbox.config import SandboxConfig, SearchConfig
 from gangpao.sandbox.sweep import (
     Standing,
+    Watch,
     enqueue,
     local_storage,
     open_storage,
     open_study,
     results,
-    standing,
     start_worker,
     workers_of,
     write_config,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _LOOK_SECONDS = 0.2, 2.0  # at the workers, and at the study, which costs something
 
 
 class Driver:
@@ -89,13 +90,16 @@ class Driver:
     def _until_done(self, study: Study, name: str) -> None:
         busy = "another experiment is running here; wait for it or choose another folder"
         with locked(self.out, busy), self._workers(name) as children, self._live() as live:
-            while True:
-                now = standing(self.lab, study)
-                over = not any(child.poll() is None for child in children) if children else not _open(now)
-                self._show(name, now, live, last=over)
-                if over:
-                    break
-                time.sleep(_POLL_SECONDS)
+            watch, looked = Watch(self.lab, study), -math.inf
+            over = False
+            while not over:
+                over = bool(children) and all(child.poll() is not None for child in children)
+                if over or time.monotonic() - looked > _LOOK_SECONDS:
+                    now, looked = watch.look(), time.monotonic()
+                    over = over or (not children and not _open(now))
+                    self._show(name, now, live, last=over)
+                if not over:
+                    time.sleep(_POLL_SECONDS)
         for i, child in enumerate(children):
             if child.returncode:
                 tail = (self.out / "logs" / f"{name}-{i}.log").read_text(errors="replace")[-2000:]

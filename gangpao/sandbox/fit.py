@@ -12,7 +12,7 @@ it, 95 % intervals hold about 60 to 80 %; with six sizes about 85 %. A law of an
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,8 @@ from gangpao.sandbox.laws import (
 )
 
 __all__ = [
-    "MINICPM", "SUPPORT", "Difference", "HeldOut", "Optimum", "Point", "PowerFit", "PowerLaw",
-    "ScalingFit", "ScalingLaw", "difference", "fit_optimum", "fit_power", "fit_scaling", "held_out", "seed_noise",
+    "MINICPM", "SUPPORT", "Difference", "HeldOut", "Noise", "Optimum", "Point", "PowerFit", "PowerLaw",
+    "ScalingFit", "ScalingLaw", "fit_optimum", "fit_power", "fit_scaling", "held_out", "seed_noise",
 ]  # fmt: skip
 
 SUPPORT = 8.0  # a law is believed up to this many times the largest N or D it was fitted to
@@ -365,10 +365,13 @@ class Optimum:
         return float(np.interp(math.log(x), np.log(self.x), self.losses))
 
 
-def fit_optimum(x: Sequence[float], loss: Sequence[float], *, noise: float | None = None) -> Optimum:
+def fit_optimum(
+    x: Sequence[float], loss: Sequence[float], *, noise: float | None = None, dof: int | None = None
+) -> Optimum:
     """The minimum of loss over log x, by a robust parabola through the best point and up to two on each side.
 
-    noise: standard deviation of one loss; None: from the residuals of the parabola. A loss that is not finite is a run that
+    noise: standard deviation of one loss, measured with dof degrees of freedom (None: known); None: from the residuals of the
+    parabola. A loss that is not finite is a run that
     diverged: it is not fitted, but shows that the sweep goes far enough on its side. Several losses at one x are averaged.
     """
     table = _averaged(x, loss)
@@ -390,7 +393,8 @@ def fit_optimum(x: Sequence[float], loss: Sequence[float], *, noise: float | Non
         return plain
     near = slice(max(0, k - 2), k + 3)
     t = np.log(xs[near] / xs[k])
-    found, cov, dof = _parabola(t, ys[near], counts[near], noise)
+    found, cov, left = _parabola(t, ys[near], counts[near], noise)
+    dof = left if noise is None else dof
     c, b, a = map(float, found)
     if not a > 0 or not t[0] <= -b / (2 * a) <= t[-1]:
         return plain
@@ -464,14 +468,30 @@ def _range(found: Array, cov: Array, dof: int | None, t: Array) -> tuple[float, 
 # --- noise between seeds
 
 
-def seed_noise(groups: Sequence[Sequence[float]]) -> float | None:
+class Noise(NamedTuple):
+    """What differs by the seed only. sigma: standard deviation of one run; dof: degrees of freedom it was measured with."""
+
+    sigma: float
+    dof: int
+
+    def wide(self, seeds: int = 1) -> float:
+        """Half the 95 % interval of a mean over seeds."""
+        return student(self.dof) * self.sigma / math.sqrt(seeds)
+
+    def between(self, seeds: int) -> float:
+        """Half the 95 % interval of a difference between two means over seeds."""
+        return math.sqrt(2) * self.wide(seeds)
+
+
+def seed_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
     """Standard deviation between runs that differ by the seed only, pooled over groups; None without a group of two."""
     several = [np.asarray(group, dtype=float) for group in groups if len(group) > 1]
     if not several:
         return None
     if not all(np.isfinite(group).all() for group in several):
         raise ValueError("a loss is not finite: leave out runs that diverged before asking for the noise")
-    return math.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in several) / sum(len(g) - 1 for g in several))
+    dof = sum(len(g) - 1 for g in several)
+    return Noise(math.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in several) / dof), dof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,20 +501,3 @@ class Difference:
     value: float
     error: float
     verdict: str  # lower, higher or within noise
-
-
-def difference(a: Sequence[float], b: Sequence[float], noise: float | None = None) -> Difference:
-    """Is a lower than b, or may it be the seeds? noise: standard deviation of one run; None: from the seeds of a and b."""
-    if not a or not b or not all(math.isfinite(v) for v in (*a, *b)):
-        raise ValueError(f"a difference needs finite losses on both sides, not {list(a)!r:.60} and {list(b)!r:.60}")
-    if noise is not None and not 0 <= noise < math.inf:
-        raise ValueError(f"noise={noise}: the standard deviation of a loss, or None")
-    value = sum(a) / len(a) - sum(b) / len(b)
-    times, sigma = 1.959964, noise
-    if sigma is None:
-        sigma, dof = seed_noise([a, b]), len(a) + len(b) - 2
-        times = student(dof) if dof else math.inf
-    error = math.inf if sigma is None else times * sigma * math.sqrt(1 / len(a) + 1 / len(b))
-    # Losses that are the same up to rounding are the same.
-    real = abs(value) > max(error, 1e-12 * max(abs(v) for v in (*a, *b)))
-    return Difference(value, error, ("lower" if value < 0 else "higher") if real else "within noise")

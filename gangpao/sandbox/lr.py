@@ -75,7 +75,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def sweeps_of(groups: Mapping[Any, Mapping[float, Sequence[Result]]]) -> tuple[dict[Any, Sweep], float | None]:
+def sweeps_of(groups: Mapping[Any, Mapping[float, Sequence[Result]]]) -> tuple[dict[Any, Sweep], fit.Noise | None]:
     """A sweep for every key (value -> its seeds), and the noise between seeds that they share: of the values near each best one,
     because a rate that is nearly too high scatters more. A value that lacks a seed without having diverged is left out."""
     tables = {key: _table(group) for key, group in groups.items()}
@@ -85,7 +85,8 @@ def sweeps_of(groups: Mapping[Any, Mapping[float, Sequence[Result]]]) -> tuple[d
         flat = [(x, loss) for x, losses in table.items() for loss in losses]
         optimum, why = None, ""
         try:
-            optimum = fit.fit_optimum([x for x, _ in flat], [loss for _, loss in flat], noise=noise)
+            xs, losses = [x for x, _ in flat], [loss for _, loss in flat]
+            optimum = fit.fit_optimum(xs, losses, noise=noise and noise.sigma, dof=noise and noise.dof)
         except ValueError as error:
             why = str(error)
         sweeps[key] = Sweep(tuple(table), tuple(map(tuple, table.values())), optimum, why)
@@ -126,17 +127,12 @@ def _why(r: Result) -> str:
     return f"{r.state}: {r.why}" if r.why else r.state
 
 
-def spread(noise: float | None, seeds: int) -> float | None:
-    """Half the 95 % interval of a difference between two means over seeds; None where the noise is not known."""
-    return None if noise is None else WIDE * noise * math.sqrt(2 / seeds)
-
-
-def noise_said(noise: float | None, table: str) -> tuple[str, str]:
+def noise_said(noise: fit.Noise | None, table: str) -> tuple[str, str]:
     """How far seeds scatter. table: of the configuration."""
     if noise is None:
         en = f"With one seed the noise between seeds is not known: give {table}.seeds two values or more."
         return en, f"只有一个种子，种子间噪声未知：请给 {table}.seeds 两个以上的值。"
-    return f"Noise between seeds: {noise:.4f} bits per byte.", f"种子间噪声：每字节 {noise:.4f} 比特。"
+    return f"Noise between seeds: {noise.sigma:.4f} bits per byte.", f"种子间噪声：每字节 {noise.sigma:.4f} 比特。"
 
 
 def span(low: float, high: float, form: str = ".3g") -> str:
@@ -273,10 +269,10 @@ def _outcome(
     series: Sequence[_Series],
     sweeps: Mapping[tuple[str, Size], Sweep],
     shifts: Sequence[Shift],
-    noise: float | None,
+    noise: fit.Noise | None,
     results: list[Result],
 ) -> Outcome:
-    error = spread(noise, len(lab.config.lr.seeds))
+    error = noise and noise.between(len(lab.config.lr.seeds))
     rows = [_row(s, size, sweeps, error) for s in series for size in s.sizes]
     said = [sentence for shift, s in zip(shifts, series, strict=True) for sentence in _said(shift, s, sweeps, error)]
     return Outcome(
@@ -287,7 +283,7 @@ def _outcome(
         verdict=join([*said, noise_said(noise, "lr")]),
         draw=lambda figure, language: _draw(figure, language, series, sweeps),
         facts={
-            "noise": noise,
+            "noise": noise and noise.sigma,
             "optimum": {s.rule: _of_largest(s, sweeps) for s in reversed(series)},
             "shifts": [shift.json() for shift in shifts],
             "sweeps": [{"rule": rule, "size": str(size), **sweep.json()} for (rule, size), sweep in sweeps.items()],

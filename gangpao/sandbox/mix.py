@@ -172,7 +172,8 @@ def _cells(table: Mapping[str, Sequence[Mapping[str, tuple[float, int]]]]) -> li
     for group in [name for name in _GROUPS if rows and all(name in row for row in rows)]:
         losses = np.array([[row[group][0] for row in table[name]] for name in names])
         changes = _paired(losses)
-        noise = fit.seed_noise([list(row) for row in losses])
+        scatter = fit.seed_noise([list(row) for row in losses])
+        noise = scatter and scatter.sigma
         for i, name in enumerate(names):
             number = table[name][0][group][1]
             out.append(_Cell(name, group, number, float(losses[i].mean()), noise, changes[i - 1] if i else None))

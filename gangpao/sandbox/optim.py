@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gangpao.sandbox import plot
+from gangpao.sandbox import fit, plot
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
-from gangpao.sandbox.lr import Sweep, excluded, noise_said, span, spread, sweeps_of
+from gangpao.sandbox.lr import Sweep, excluded, noise_said, span, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -198,13 +198,13 @@ def _medians(values: Array, rng: np.random.Generator) -> Array:
 
 
 def _outcome(
-    lab: Lab, curves: Sequence[_Curve], sweeps: Mapping[Key, Sweep], noise: float | None, results: list[Result]
+    lab: Lab, curves: Sequence[_Curve], sweeps: Mapping[Key, Sweep], noise: fit.Noise | None, results: list[Result]
 ) -> Outcome:
     seeds = len(lab.config.optim.seeds)
-    sigma = None if noise is None else noise / math.sqrt(seeds)
+    sigma = None if noise is None else noise.sigma / math.sqrt(seeds)
     first = curves[0]
     ratios = {c.optimizer: compare(first, c, sigma) for c in curves[1:]}
-    error = spread(noise, seeds)
+    error = noise and noise.between(seeds)
     said = _edges_said(sweeps)
     for c in curves[1:]:
         said += _ratio_said(first, c, *ratios[c.optimizer], {name for (name, _), s in sweeps.items() if s.more()})
@@ -216,7 +216,7 @@ def _outcome(
         verdict=join([*said, noise_said(noise, "optim")]),
         draw=lambda figure, language: _draw(figure, language, curves, sweeps),
         facts={
-            "noise": noise,
+            "noise": noise and noise.sigma,
             "first": first.optimizer,
             "tokens": {name: tokens.json() for name, (tokens, _) in ratios.items()},
             "seconds": {name: seconds.json() for name, (_, seconds) in ratios.items()},

@@ -296,7 +296,7 @@ def outcome_of(
         "points": {name: [[r.N, r.N_total, r.D, r.bpb] for r in f.results] for name, f in fits.items()},
         "laws": {name: f.law.json() if f.law else {"why": f.why} for name, f in fits.items()},
         "flops": {name: f.flops for name, f in fits.items() if name != "total"} | {"separate": study.separate_flops},
-        "noise": noise, "targets": tests, "predictions": record, "conditions": plan.conditions(lab),
+        "noise": noise and noise.sigma, "targets": tests, "predictions": record, "conditions": plan.conditions(lab),
         "aspects": [min(ratios), max(ratios)], "speed": _speed(lab, study),
         "train_tokens": sum(shards.num_tokens for shards in lab.built.train.values()),
     }  # fmt: skip
@@ -314,7 +314,7 @@ def outcome_of(
     )
 
 
-def seed_noise(study: Study) -> float | None:
+def seed_noise(study: Study) -> fit.Noise | None:
     """Of one trial, from those that differ by the seed only; None with one seed."""
     groups: dict[tuple[int, int, str], list[float]] = {}
     for r in (*study.branch, *study.cosine):
@@ -372,7 +372,7 @@ _NAMES = {
 }
 
 
-def _law_said(fits: dict[str, Fitted], noise: float | None) -> list[tuple[str, str]]:
+def _law_said(fits: dict[str, Fitted], noise: fit.Noise | None) -> list[tuple[str, str]]:
     said = []
     for name, f in fits.items():
         en, zh = _NAMES[name]
@@ -394,7 +394,10 @@ def _law_said(fits: dict[str, Fitted], noise: float | None) -> list[tuple[str, s
     if noise is None:
         en = "One seed: the noise between seeds is not known, and the intervals come from the scatter around the law."
         return [*said, (en, "只有一个种子：种子间噪声未知，区间来自各点对规律的离散。")]
-    return [*said, (f"Noise between seeds: {noise:.4f} bits per byte.", f"种子间噪声：每字节 {noise:.4f} 比特。")]
+    return [
+        *said,
+        (f"Noise between seeds: {noise.sigma:.4f} bits per byte.", f"种子间噪声：每字节 {noise.sigma:.4f} 比特。"),
+    ]
 
 
 def _held_out_said(f: Fitted) -> list[tuple[str, str]]:
@@ -424,7 +427,7 @@ def _cost_said(study: Study, fits: dict[str, Fitted]) -> list[tuple[str, str]]:
     return said
 
 
-def _tests_said(tests: list[dict[str, Any]], noise: float | None) -> list[tuple[str, str]]:
+def _tests_said(tests: list[dict[str, Any]], noise: fit.Noise | None) -> list[tuple[str, str]]:
     if not tests:
         en = "No larger run was predicted: name scaling.targets to test the law."
         return [(en, "没有预测更大的训练：请给出 scaling.targets 来检验规律。")]
@@ -444,7 +447,7 @@ def _tests_said(tests: list[dict[str, Any]], noise: float | None) -> list[tuple[
         en = f"{en} the study cost {share} of this run.{late[0]}"
         said.append((en, f"{zh}研究的开销为该训练的 {share}。{late[1]}"))
     if noise is not None:
-        two = f"{2 * noise:.4f}"
+        two = f"{noise.wide():.4f}"
         en = f"A target is one run, so {two} of a difference may be its seed."
         said.append((en, f"每个目标只训练一次，{two} 的差异可能来自种子。"))
     return said

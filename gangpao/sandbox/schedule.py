@@ -123,9 +123,9 @@ def _cells(
 # --- what follows from the losses
 
 
-def _judge(lab: Lab, cells: list[_Cell], noise: float | None) -> dict[str, Any]:
+def _judge(lab: Lab, cells: list[_Cell], noise: fit.Noise | None) -> dict[str, Any]:
     """For each horizon the best cosine, the best of each shape and the shares that are within noise of that one."""
-    wide = 2 * noise * math.sqrt(2 / len(lab.config.schedule.seeds)) if noise is not None else None
+    wide = noise and noise.between(len(lab.config.schedule.seeds))
     horizons = []
     for steps in sorted({cell.arm.steps for cell in cells}):
         here = [cell for cell in cells if cell.arm.steps == steps]
@@ -190,7 +190,7 @@ def _outcome(
         verdict=_verdict(lab, judged, cost),
         draw=lambda figure, language: _draw(figure, language, lab, cells, judged),
         facts={
-            "noise": noise,
+            "noise": noise and noise.sigma,
             "wide": judged["wide"],
             "seeds": len(lab.config.schedule.seeds),
             "horizons": judged["horizons"],
@@ -210,7 +210,7 @@ _COLUMNS: dict[str, Text] = {
     "before": {"en": "bpb before decay", "zh": "退火前 bpb"},
     "bpb": {"en": "bpb", "zh": "bpb"},
     "difference": {"en": "to the best cosine", "zh": "与最佳余弦之差"},
-    "noise": {"en": "noise of a difference (2σ)", "zh": "差的噪声（2σ）"},
+    "noise": {"en": "noise of a difference (95 %)", "zh": "差的噪声（95 %）"},
     "flops": {"en": "FLOPs", "zh": "FLOPs"},
 }
 
@@ -360,7 +360,7 @@ _WORDS: dict[str, Text] = {
     "above": {"en": "bpb above the best cosine", "zh": "高出最佳余弦的 bpb"},
     "cosine": {"en": "best cosine", "zh": "最佳余弦"},
     "before": {"en": "stable, before the decay", "zh": "稳定段，退火之前"},
-    "noise": {"en": "noise (2σ)", "zh": "噪声（2σ）"},
+    "noise": {"en": "noise (95 %)", "zh": "噪声（95 %）"},
 }
 
 

@@ -293,29 +293,43 @@ class Standing:
     newest: list[Result]
 
 
-def standing(lab: Lab, study: Study) -> Standing:
-    """What the study says now."""
-    trials = study.get_trials(deepcopy=False)
-    never = datetime.datetime.max
-    ended = sorted((t for t in trials if "result" in t.user_attrs), key=lambda t: t.datetime_complete or never)
-    found = [Result.model_validate(t.user_attrs["result"]) for t in ended]
-    left = [t for t in trials if t.state in (TrialState.WAITING, TrialState.RUNNING)]
-    return Standing(
-        done=sum(r.state == "done" for r in found),
-        bad=sum(r.state != "done" for r in found),
-        running=sum(t.state == TrialState.RUNNING for t in left),
-        waiting=sum(t.state == TrialState.WAITING for t in left),
-        flops_left=sum(_flops(lab, t) for t in left),
-        busy=sum(r.seconds for r in found),
-        flops_done=sum(r.flops for r in found),
-        yuan=sum(r.yuan for r in found),
-        newest=found[-5:],
-    )
+class Watch:
+    """Looks at a study again and again, and works out what it knows of a trial once."""
 
+    def __init__(self, lab: Lab, study: Study) -> None:
+        self.lab, self.study = lab, study
+        self._results: dict[int, Result] = {}
+        self._flops: dict[int, float] = {}
 
-def _flops(lab: Lab, trial: FrozenTrial) -> float:
-    given = trial.user_attrs.get("spec")
-    return cost_of(lab, Spec.model_validate(given))[2] if given else 0.0
+    def look(self) -> Standing:
+        """What the study says now."""
+        trials = self.study.get_trials(deepcopy=False)
+        never = datetime.datetime.max
+        ended = sorted((t for t in trials if "result" in t.user_attrs), key=lambda t: t.datetime_complete or never)
+        found = [self._result(t) for t in ended]
+        left = [t for t in trials if t.state in (TrialState.WAITING, TrialState.RUNNING)]
+        return Standing(
+            done=sum(r.state == "done" for r in found),
+            bad=sum(r.state != "done" for r in found),
+            running=sum(t.state == TrialState.RUNNING for t in left),
+            waiting=sum(t.state == TrialState.WAITING for t in left),
+            flops_left=sum(self._flops_of(t) for t in left),
+            busy=sum(r.seconds for r in found),
+            flops_done=sum(r.flops for r in found),
+            yuan=sum(r.yuan for r in found),
+            newest=found[-5:],
+        )
+
+    def _result(self, trial: FrozenTrial) -> Result:
+        if trial.number not in self._results:
+            self._results[trial.number] = Result.model_validate(trial.user_attrs["result"])
+        return self._results[trial.number]
+
+    def _flops_of(self, trial: FrozenTrial) -> float:
+        given = trial.user_attrs.get("spec")
+        if given and trial.number not in self._flops:
+            self._flops[trial.number] = cost_of(self.lab, Spec.model_validate(given))[2]
+        return self._flops.get(trial.number, 0.0)
 
 
 def workers_of(config: SandboxConfig) -> int:

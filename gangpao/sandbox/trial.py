@@ -285,7 +285,7 @@ def _record(
         flops=flops,
         loss=last.get("heldout"),
         bpb=last.get("heldout_bpb"),
-        heldout={k: v for k, v in last.items() if k.endswith("_bpb")},
+        heldout={k: v for k, v in last.items() if k.endswith(("_bpb", "_nats"))},
         train_loss=sum(tail) / len(tail) if tail else None,
         curve={
             h["step"] * spec.batch_tokens: h["heldout"]["heldout_bpb"] for h in helds if "heldout_bpb" in h["heldout"]

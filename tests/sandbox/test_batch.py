@@ -76,7 +76,8 @@ def test_the_check_size_is_not_fitted(tmp_path):
 
     submit = Trials(odd)
     same, other = (batch.run(make(tmp_path), trials) for trials in (Trials(loss), submit))
-    assert same.facts["laws"] == other.facts["laws"]
+    for name, law in same.facts["laws"].items():  # the intervals rest on the noise of all sizes
+        assert {k: law[k] for k in "ab"} == {k: other.facts["laws"][name][k] for k in "ab"}
     t = next(t for t in other.facts["checks"] if t["law"] == "loss")
     shape = math.log(4)
     assert t["lost"] == pytest.approx(100 * (0.02 * shape**2 + 0.002 * shape**3) / bottom(submit.specs[0]), rel=0.15)
