@@ -65,6 +65,7 @@ class LrConfig(Frozen):
         default=(), description="For rules named standard*, whose rates live elsewhere; empty: rates."
     )
     rules: tuple[str, ...] = ("minicpm", "standard")
+    tokens: int | None = Field(default=None, ge=2, description="Of each trial; none: the common number.")
     seeds: tuple[int, ...] = (0,)
 
 

@@ -63,6 +63,11 @@ class Driver:
         self.lab = Lab.open(config, out)
         self._shown = 0.0
 
+    def close(self) -> None:
+        """Give back the connections to the storage."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
     def submit(self, name: str, specs: Sequence[Spec]) -> list[Result]:
         """Results in the order of the specs, from the study of that name."""
         study = open_study(self.storage, name)

@@ -187,7 +187,8 @@ def run(lab: Lab, submit: Submit) -> Outcome:
     groups: dict[tuple[str, Size], dict[float, list[Spec]]] = {}
     for s in series:
         for size in s.sizes:
-            changes = {"rule": s.rule, "width": size.width, "layers": size.layers}
+            tokens = lab.config.lr.tokens or lab.config.common.tokens
+            changes = {"rule": s.rule, "width": size.width, "layers": size.layers, "tokens": tokens}
             groups[s.rule, size] = {
                 lr: [lab.spec(**changes, lr=lr, seed=seed) for seed in seeds] for lr in sorted(set(s.rates))
             }

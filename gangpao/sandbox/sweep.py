@@ -51,6 +51,8 @@ def _quiet() -> Iterator[None]:
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     """Where a study lives: sqlite:///file or postgresql://. Raises ValueError when it cannot be reached."""
+    if url.startswith("postgresql://"):  # else SQLAlchemy asks for the driver before psycopg 3
+        url = url.replace("postgresql", "postgresql+psycopg", 1)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", optuna.exceptions.ExperimentalWarning

@@ -217,7 +217,7 @@ def postgres(tmp_path):
         check=True,
         capture_output=True,
     )
-    yield "postgresql+psycopg://box@127.0.0.1:54399/postgres"
+    yield "postgresql://box@127.0.0.1:54399/postgres"
     subprocess.run(
         [*user, binaries / "pg_ctl", "-D", home / "data", "-m", "immediate", "stop"], check=True, capture_output=True
     )
@@ -258,5 +258,6 @@ def test_workers_share_a_postgresql_study_and_one_is_killed(config, tmp_path, po
         assert third.wait(200) == 0, (tmp_path / "log").read_text()
     found = driver.submit("lr", specs)
     assert [r.state for r in found] == ["done"] * 6
+    driver.close()
     ran = [p.parent.name for o in (out, tmp_path / "other machine") for p in o.glob(f"trials/*/{RESULT}")]
     assert sorted(ran) == sorted(key_of(driver.lab, s) for s in specs)
