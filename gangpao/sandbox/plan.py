@@ -5,7 +5,8 @@ it (FLOPs counted exactly, because embedding and head are a large part of a smal
 predicted loss is taken. Tokens that the model will serve later may be paid from the same budget, and parameters capped:
 both lead to a smaller model that is trained for longer.
 
-A law is only believed up to `fit.SUPPORT` times past its data. Beyond that `make_plan` refuses and says what to run first.
+A law is only believed up to `fit.SUPPORT` times past its data, and there while its interval is narrow enough (UNSURE). Else
+`make_plan` refuses and says what to run first.
 
 What it gives up: the law was measured at the sandbox's own batch size, and a better batch should only lower the loss; the
 time is that of the steps, without evaluation; interactions of the laws are not known.
@@ -27,15 +28,15 @@ from gangpao.atomic import read_json, sync
 from gangpao.config import merge
 from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
-from gangpao.model.count import GRADIENT_STATES, activation_bytes, flops_per_token, parameters
+from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import fit
 from gangpao.sandbox.experiment import Language
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
-from gangpao.train.loss import logits_bytes
 
 MIN_STEPS = 50  # fewer are no schedule
+UNSURE = 0.1  # past its data a law is believed while its 95 % interval is within this share of the loss
 HERE = "this machine"
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "秒": 1, "分钟": 60, "小时": 3600, "天": 86400}
 _BUDGET = re.compile(
@@ -261,9 +262,8 @@ def batch_tokens(laws: Laws, lab: Lab, N: float, D: float) -> int:
 
 def need(lab: Lab, shape: ModelConfig, *, rows: int, recompute: bool) -> int:
     """Bytes that training takes, as `gangpao train` estimates them before it begins (float32, the safe side)."""
-    states = GRADIENT_STATES - (4 if lab.config.common.optimizer == "muon" else 0)
-    activations = 2 * activation_bytes(shape, rows * lab.config.seq_len, recompute=recompute)
-    return states * parameters(shape).total + activations + logits_bytes(shape.vocab_size)
+    kind = lab.config.common.optimizer
+    return sum(pretrain.training_bytes(shape, rows * lab.config.seq_len, optimizer=kind, recompute=recompute))
 
 
 # --- the plan
@@ -292,15 +292,14 @@ def make_plan(
             + (f" with at most {max_params:,.0f} parameters" if capped else "")
             + f" in {show_bytes(here.memory)} of memory: give more"
         )
-    factor = laws.scaling.reach(choice.N, choice.D)
-    supported = 1.0 if laws.scaling.undetermined else fit.SUPPORT
-    if factor > supported and not force:
-        raise ValueError(_too_far(laws, budget, choice, factor))
+    factor, interval = laws.scaling.reach(choice.N, choice.D), laws.scaling.interval(choice.N, choice.D)
+    if not force and (why := _unsupported(laws, choice, factor, interval)):
+        raise ValueError(f"budget {budget!r}: {why}, give a smaller budget, or force the plan")
     free = best(laws, lab, flops, memory=here.memory) if serve_tokens or capped else None
     config, spec, memory = recipe(laws, lab, choice, here)
     seconds = choice.flops / here.speed if here.speed else None
     return Plan(
-        budget=budget.strip(), budget_flops=flops, choice=choice, interval=laws.scaling.interval(choice.N, choice.D),
+        budget=budget.strip(), budget_flops=flops, choice=choice, interval=interval,
         factor=factor, unlimited=free.loss if free else None, seconds=seconds,
         yuan=None if seconds is None else cost.yuan(cost.get_profile(here.profile)[1], seconds), profile=here.profile,
         memory=memory, notes=(*laws.notes, *_remarks(laws, choice, factor, here)), spec=spec, config=config,
@@ -318,23 +317,25 @@ def _same(laws: Laws, lab: Lab) -> None:
         )
 
 
-def _too_far(laws: Laws, budget: str, c: Choice, factor: float) -> str:
+def _unsupported(laws: Laws, c: Choice, factor: float, interval: tuple[float, float]) -> str | None:
+    """Why a law is not believed there and what to run; None where it is."""
     N, D = laws.scaling.ends
+    weak, (low, high) = laws.scaling.undetermined, interval
     far = (
-        f"budget {budget!r}: the best is {c.N:,} parameters ({c.width}x{c.layers}) on {c.D:,} tokens. The law was measured up to "
-        f"{N:,.0f} parameters and {D:,.0f} tokens: {factor:.3g} times past that"
+        f"the best is {c.N:,} parameters ({c.width}x{c.layers}) on {c.D:,} tokens. The law was measured up to "
+        f"{N:,.0f} parameters and {D:,.0f} tokens: {factor:.3g} times past that, and "
     )
-    if laws.scaling.undetermined:
+    if factor > 1 and weak:
         wanted = "three or more sizes and token counts, wider apart"
-        why = f"its points do not tell {' and '.join(laws.scaling.undetermined)}"
-        return (
-            f"{far}, and {why}. Run `gangpao sandbox scaling` with {wanted}, give a smaller budget, or force the plan"
-        )
-    sizes, tokens = max(N, c.N / fit.SUPPORT), max(D, c.D / fit.SUPPORT)
-    return (
-        f"{far}, and it supports {fit.SUPPORT:g}. Run `gangpao sandbox scaling` with sizes up to about {sizes:,.0f} parameters and "
-        f"tokens up to about {tokens:,.0f}, give another budget, or force the plan"
-    )
+        return f"{far}its points do not tell {' and '.join(weak)}. Run `gangpao sandbox scaling` with {wanted}"
+    if factor > fit.SUPPORT:
+        sizes, tokens = max(N, c.N / fit.SUPPORT), max(D, c.D / fit.SUPPORT)
+        wanted = f"sizes up to about {sizes:,.0f} parameters and tokens up to about {tokens:,.0f}"
+        return f"{far}it supports {fit.SUPPORT:g}. Run `gangpao sandbox scaling` with {wanted}"
+    if factor > 1 and high - low > 2 * UNSURE * c.loss:
+        wanted = "more sizes, token counts or seeds"
+        return f"{far}it only says {low:.3g} .. {high:.3g} there. Run `gangpao sandbox scaling` with {wanted}"
+    return None
 
 
 def _remarks(laws: Laws, choice: Choice, factor: float, here: Machine) -> list[tuple[str, str]]:

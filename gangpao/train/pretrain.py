@@ -364,16 +364,23 @@ def stable_checkpoint(path: Path) -> Path:
     )
 
 
+def training_bytes(
+    shape: ModelConfig, tokens: int, *, optimizer: str, recompute: bool, bf16: bool = False, ema: bool = False
+) -> tuple[int, int]:
+    """Estimate of (weights, gradients and optimizer; what a forward and backward pass over `tokens` tokens keeps)."""
+    states = GRADIENT_STATES - (4 if optimizer == "muon" else 0) + (4 if ema else 0)
+    activations = (1 if bf16 else 2) * activation_bytes(shape, tokens, recompute=recompute)
+    return states * parameters(shape).total, activations + logits_bytes(shape.vocab_size)
+
+
 def admit(shape: ModelConfig, config: TrainConfig, world: World) -> None:
     """Raises ValueError when memory will not do, with need, have and three ways out."""
-    factor = 1 if config.precision == "bf16" else 2
-    tokens = config.micro_batch_size * config.seq_len
-    states = GRADIENT_STATES - (4 if config.optimizer.kind == "muon" else 0) + (4 if config.ema else 0)
-    total = parameters(shape).total
-    fixed = states * total // ((config.shard_ranks or world.size) if config.parallel == "shard" else 1)
-    working = factor * activation_bytes(shape, tokens, recompute=config.recompute) + logits_bytes(shape.vocab_size)
+    tokens, kind = config.micro_batch_size * config.seq_len, config.optimizer.kind
+    options = {"recompute": config.recompute, "bf16": config.precision == "bf16", "ema": bool(config.ema)}
+    fixed, working = training_bytes(shape, tokens, optimizer=kind, **options)
+    fixed //= (config.shard_ranks or world.size) if config.parallel == "shard" else 1
     if config.no_sync:
-        working += 4 * total  # whole gradients
+        working += 4 * parameters(shape).total  # whole gradients
     host = machine.available_memory()
     if world.device.type != "cuda":
         _fits(fixed + working, host, fixed, "")

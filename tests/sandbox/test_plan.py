@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from gangpao import cost
@@ -156,6 +157,19 @@ def test_a_law_that_its_points_do_not_tell_is_not_extrapolated(laws, ready):
     with pytest.raises(ValueError, match="its points do not tell alpha"):
         plan.make_plan("3e11 flops", weak, ready, here=here(laws, ready))
     assert plan.make_plan("1e10 flops", weak, ready, here=here(laws, ready)).factor == 1
+
+
+def test_a_law_with_a_wide_interval_is_not_extrapolated(laws, ready):
+    """The same points with 4 % of noise: within them a plan is a plan, 5 times past them nobody knows."""
+    rng = np.random.default_rng(0)
+    noisy = [replace(p, loss=p.loss * (1 + 0.04 * rng.standard_normal())) for p in laws.scaling.points]
+    unsure = replace(laws, scaling=fit.fit_scaling(noisy))
+    assert not unsure.scaling.undetermined
+    budget = "3e12 flops"
+    assert 1 < plan.make_plan(budget, laws, ready, here=here(laws, ready)).factor <= fit.SUPPORT
+    with pytest.raises(ValueError, match=r"only says .* there\. Run .* more sizes, token counts or seeds"):
+        plan.make_plan(budget, unsure, ready, here=here(laws, ready))
+    assert plan.make_plan("3e10 flops", unsure, ready, here=here(laws, ready)).factor == 1
 
 
 def test_a_small_model_for_very_many_tokens_is_too_far_as_well(laws, ready):
