@@ -21,6 +21,8 @@ from torch.nn import functional as F
 BLOCK = 64  # queries: less and products are thin, more and half of a block is hidden by the causal mask
 KEPT_BYTES = 32 << 20
 
+Turn = tuple[Tensor, Tensor]
+
 
 def applies(x: Tensor) -> bool:
     """Whether a gradient will be wanted of something that is computed from `x` on a CPU, in at most single precision."""
@@ -29,51 +31,89 @@ def applies(x: Tensor) -> bool:
 
 
 class _Attention(torch.autograd.Function):
-    """Shapes: Z = B * K groups of G heads that share a key, so a block of n queries is G * n rows."""
+    """Shapes: Z = B * K groups of G heads that share a key; rows of Z are T * G queries, so that a block of them lies together."""
 
     @staticmethod
-    def forward(ctx: Any, q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        batch, heads, time, width = q_BNTH.shape
-        groups, dtype = k_BKTH.shape[1], v_BKTH.dtype
-        q = q_BNTH.float() * scale
-        k, v = k_BKTH.reshape(-1, time, width), v_BKTH.reshape(-1, time, width)
+    def forward(
+        ctx: Any, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, mask: Tensor | None, scale: float, turn: Turn | None
+    ) -> Tensor:
+        batch, time, heads, width = q_BTNH.shape
+        groups, dtype = k_BTKH.shape[2], v_BTKH.dtype
+        share = heads // groups
+        q, keys, v = _gather(q_BTNH, groups, turn, scale), _gather(k_BTKH, groups, turn), _together(v_BTKH, groups)
         hidden = None if mask is None else ~mask
         spans = _spans(time, mask)
-        out = torch.empty(batch, time, heads, width, dtype=dtype)
-        keys, kept = k.float(), []
+        out = torch.empty(batch, time, groups, share, width, dtype=dtype)
+        kept = []
         keep = batch * heads * sum((e - s) * (e - low) for low, s, e in spans) * dtype.itemsize <= KEPT_BYTES
         for low, s, e in spans:
-            p = _probabilities(_rows(q, groups, s, e), keys[:, low:e], hidden, (batch, low, s, e)).to(dtype)
+            p = _probabilities(q[:, s * share : e * share], keys[:, low:e], hidden, (batch, low, s, e)).to(dtype)
             y = torch.bmm(p, v[:, low:e])
-            out[:, s:e] = y.view(batch, heads, e - s, width).transpose(1, 2)
+            out[:, s:e] = y.view(batch, groups, e - s, share, width).transpose(1, 2)
             kept += [p] if keep else []
-        ctx.save_for_backward(q, k, v, hidden, *kept)
-        ctx.spans, ctx.scale, ctx.dtypes = spans, scale, (q_BNTH.dtype, k_BKTH.dtype)
-        return out.transpose(1, 2)
+        ctx.save_for_backward(q, keys, v, hidden, *(turn or ()), *kept)
+        ctx.spans, ctx.scale, ctx.turned = spans, scale, turn is not None
+        ctx.shape, ctx.dtypes = (batch, time, groups, share), (q_BTNH.dtype, k_BTKH.dtype)
+        return out.view(batch, time, heads, width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (d_BNTH,) = gradients
-        q, k, v, hidden, *kept = ctx.saved_tensors
-        (batch, heads, time, width), groups = q.shape, len(k) // len(q)
-        dq = torch.empty(batch, heads, time, width, dtype=v.dtype)
-        dk, dv = torch.zeros_like(k, dtype=v.dtype), torch.zeros_like(v)
-        near = k.to(v.dtype)
+        q, keys, v, hidden, *rest = ctx.saved_tensors
+        turn, kept = ((rest[0], rest[1]), rest[2:]) if ctx.turned else (None, rest)
+        (batch, time, groups, share), dtype = ctx.shape, v.dtype
+        d_all = _together(gradients[0], groups)
+        dq, dk, dv = torch.empty_like(q, dtype=dtype), torch.zeros_like(keys, dtype=dtype), torch.zeros_like(v)
+        near = keys.to(dtype)
         for i, (low, s, e) in enumerate(ctx.spans):
-            rows = _rows(q, groups, s, e)
+            block = slice(s * share, e * share)
+            rows, d = q[:, block], d_all[:, block]
             if kept:
                 p = kept[i]
             else:
-                p = _probabilities(rows, k[:, low:e].float(), hidden, (batch, low, s, e)).to(v.dtype)
-            d = _rows(d_BNTH, groups, s, e)
+                p = _probabilities(rows, keys[:, low:e], hidden, (batch, low, s, e)).to(dtype)
             ds = torch.bmm(d, v[:, low:e].mT).mul_(p)  # dS = P * (dP - rowsum(P * dP))
-            ds.addcmul_(p, ds.sum(-1, keepdim=True, dtype=torch.float32).to(p.dtype), value=-1)
-            dq[:, :, s:e] = torch.bmm(ds, near[:, low:e]).view(batch, heads, e - s, width)
-            dk[:, low:e] += torch.bmm(ds.mT, rows.to(v.dtype))
+            ds.addcmul_(p, ds.sum(-1, keepdim=True, dtype=torch.float32).to(dtype), value=-1)
+            dq[:, block] = torch.bmm(ds, near[:, low:e])
+            dk[:, low:e] += torch.bmm(ds.mT, rows.to(dtype))
             dv[:, low:e] += torch.bmm(p.mT, d)
-        shape = (batch, groups, time, width)
         q_type, k_type = ctx.dtypes
-        return dq.mul_(ctx.scale).to(q_type), dk.view(shape).to(k_type), dv.view(shape), None, None
+        back_q = _scatter(dq.view(batch, groups, time, share, -1), turn, ctx.scale).to(q_type)
+        back_k = _scatter(dk.view(batch, groups, time, 1, -1), turn, 1.0).to(k_type)
+        return back_q, back_k, dv.view(batch, groups, time, -1).transpose(1, 2), None, None, None
+
+
+def _gather(x_BTNH: Tensor, groups: int, turn: Turn | None, scale: float = 1.0) -> Tensor:
+    """float32 [Z, T * G, H] times scale, with its pairs (i, i + H / 2) turned."""
+    batch, time, heads, width = x_BTNH.shape
+    x = x_BTNH.view(batch, time, groups, -1, width).float()
+    out = torch.empty(batch, groups, time, heads // groups, width)
+    _turned(x, out.permute(0, 2, 1, 3, 4), turn, scale, 1)
+    return out.view(batch * groups, -1, width)
+
+
+def _scatter(x_BKTGH: Tensor, turn: Turn | None, scale: float) -> Tensor:
+    """The way back: float32 [B, T, N, H] times scale, turned by the opposite angles."""
+    batch, groups, time, share, width = x_BKTGH.shape
+    out = torch.empty(batch, time, groups, share, width)
+    _turned(x_BKTGH.float().permute(0, 2, 1, 3, 4), out, turn, scale, -1)
+    return out.view(batch, time, groups * share, width)
+
+
+def _turned(x: Tensor, out: Tensor, turn: Turn | None, scale: float, sign: int) -> None:
+    """Write x [B, T, K, G, H] times scale to out of the same shape, every pair turned by sign times its angle."""
+    if turn is None:
+        torch.mul(x, scale, out=out) if scale != 1.0 else out.copy_(x)
+        return
+    cos, sin = (t[:, 0, :, None, None] * scale for t in turn)  # [B, T, 1, 1, H / 2]
+    (a, b), (left, right) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(a, cos, out=left).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=right).addcmul_(a, sin, value=sign)
+
+
+def _together(x_BTNH: Tensor, groups: int) -> Tensor:
+    """[Z, T * G, H] in its own type."""
+    batch, time, _, width = x_BTNH.shape
+    return x_BTNH.view(batch, time, groups, -1, width).transpose(1, 2).reshape(batch * groups, -1, width)
 
 
 def _spans(time: int, mask: Tensor | None) -> list[tuple[int, int, int]]:
@@ -86,26 +126,29 @@ def _spans(time: int, mask: Tensor | None) -> list[tuple[int, int, int]]:
     return [(low, s, min(time, s + BLOCK)) for low, s in zip(lows, starts, strict=True)]
 
 
-def _rows(x_BNTH: Tensor, groups: int, s: int, e: int) -> Tensor:
-    """Queries s to e as [Z, G * n, H]."""
-    return x_BNTH[:, :, s:e].reshape(x_BNTH.shape[0] * groups, -1, x_BNTH.shape[3])
-
-
 def _probabilities(rows: Tensor, keys: Tensor, hidden: Tensor | None, at: tuple[int, int, int, int]) -> Tensor:
-    """float32 [Z, G * n, keys]."""
+    """float32 [Z, n * G, keys]."""
     batch, low, s, e = at
     scores = torch.bmm(rows, keys.mT)
-    seen = scores.view(batch, -1, e - s, e - low)
+    seen = scores.view(batch, -1, e - s, scores.shape[1] // (e - s), e - low)
     if hidden is None:
-        seen[..., s - low :] += torch.full((e - s, e - s), -torch.inf).triu_(1)
+        seen[..., s - low :] += _future(e - s)
     else:
-        seen.masked_fill_(hidden[:, :, s:e, low:e], -torch.inf)
+        seen.masked_fill_(hidden[:, :, s:e, None, low:e], -torch.inf)
     return torch.softmax(scores, -1)
 
 
-def attention(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Causal attention [B, N, T, H]; mask: bool [B, 1, T, T], causal inside runs of documents, or None."""
-    return _Attention.apply(q_BNTH, k_BKTH, v_BKTH, mask, scale)  # type: ignore[no-any-return, no-untyped-call]
+def _future(size: int) -> Tensor:
+    """[size, 1, size]: minus infinity for keys behind a query, else 0."""
+    return torch.full((size, size), -torch.inf).triu_(1)[:, None]
+
+
+def attention(
+    q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, mask: Tensor | None, scale: float, turn: Turn | None = None
+) -> Tensor:
+    """Causal attention [B, T, N, H]; mask: bool [B, 1, T, T], causal inside runs of documents, or None. turn: cosine and sine
+    [B, 1, T, H / 2] by which queries and keys are rotated before (RoPE, rotate_half)."""
+    return _Attention.apply(q_BTNH, k_BTKH, v_BTKH, mask, scale, turn)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):

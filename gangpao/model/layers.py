@@ -69,7 +69,8 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Tensor | None, 
     causal = mask is None and q_BNTH.shape[2] > 1
     assert not causal or q_BNTH.shape[2] == k_BKSH.shape[2], "a piece behind a cache needs a mask"
     if cpu.applies(q_BNTH) and q_BNTH.shape[2] == k_BKSH.shape[2] and q_BNTH.shape[3] == v_BKSH.shape[3]:
-        return cpu.attention(q_BNTH, k_BKSH, v_BKSH, mask, scale)
+        q, k, v = (x.transpose(1, 2) for x in (q_BNTH, k_BKSH, v_BKSH))
+        return cpu.attention(q, k, v, mask, scale).transpose(1, 2)
     return F.scaled_dot_product_attention(
         q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
@@ -170,14 +171,16 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         batch, time, _ = x_BTD.shape
 
-        def heads(y: Tensor, count: int, norm: RMSNorm | None) -> Tensor:
-            y = y.view(batch, time, count, self.head_dim)
-            return (norm(y) if norm is not None else y).transpose(1, 2)
+        def heads(y: Tensor, norm: RMSNorm | None = None) -> Tensor:
+            y = y.view(batch, time, -1, self.head_dim)
+            return norm(y) if norm is not None else y
 
         q, k, v = project(x_BTD, (self.q_proj, self.k_proj, self.v_proj))
-        q = rotate(heads(q, self.num_heads, self.q_norm), cos, sin)
-        k = rotate(heads(k, self.num_kv_heads, self.k_norm), cos, sin)
-        v = heads(v, self.num_kv_heads, None)
+        q, k, v = heads(q, self.q_norm), heads(k, self.k_norm), heads(v)
+        if cache is None and cpu.applies(q):
+            y = cpu.attention(q, k, v, mask, self.head_dim**-0.5, (cos, sin))
+            return self.o_proj(y.view(batch, time, -1))
+        q, k, v = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
         y = attend(q, k, v, mask, self.head_dim**-0.5)

@@ -5,16 +5,22 @@ import torch
 from torch.nn import functional as F
 
 from gangpao.model import cpu
-from gangpao.model.layers import Linear, RMSNorm, attend, replace_linears
+from gangpao.model.layers import Linear, RMSNorm, angles, attend, replace_linears, rotate
 from gangpao.model.transformer import Transformer, layout
 from tests.model.tiny import tiny
 
 
-def reference(q, k, v, mask, scale):
+def reference(q, k, v, mask, scale, turn=None):
+    if turn is not None:
+        q, k = rotate(q, *turn), rotate(k, *turn)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
+
+
+def ours(q, k, v, *rest):
+    return cpu.attention(*(x.transpose(1, 2) for x in (q, k, v)), *rest).transpose(1, 2)
 
 
 def both(function, other, inputs, *rest):
@@ -55,13 +61,25 @@ def test_attention_is_torchs(monkeypatch, documents, kept, heads):
     monkeypatch.setattr(cpu, "KEPT_BYTES", kept)
     runs = DOCUMENTS[documents]
     mask = None if runs is None else layout(torch.zeros(2, 200), torch.tensor([runs, [0] * 200]), 0)[1]
-    for mine, theirs in both(cpu.attention, reference, some(2, *heads, 200, 16), mask, 0.3):
+    for mine, theirs in both(ours, reference, some(2, *heads, 200, 16), mask, 0.3):
+        assert error(mine, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("documents", ["none", "many"])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
+def test_attention_that_turns_is_rope_and_then_attention(documents, heads):
+    """Positions begin anew in every document, and differ between rows."""
+    runs = DOCUMENTS[documents]
+    numbers = None if runs is None else torch.tensor([runs, [0] * 90 + [1] * 110])
+    positions, mask = layout(torch.zeros(2, 200), numbers, 0)
+    turn = angles(10000.0 ** (-torch.arange(8, dtype=torch.float64) / 8), 1.0, positions.expand(2, -1))
+    for mine, theirs in both(ours, reference, some(2, *heads, 200, 16), mask, 0.3, turn):
         assert error(mine, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("time", [1, 2, cpu.BLOCK - 1, cpu.BLOCK, cpu.BLOCK + 1, 3 * cpu.BLOCK])
 def test_any_length(time):
-    for mine, theirs in both(cpu.attention, reference, some(1, 2, 1, time, 8), None, 1.0):
+    for mine, theirs in both(ours, reference, some(1, 2, 1, time, 8), None, 1.0):
         assert error(mine, theirs) < 1e-5
 
 
@@ -69,9 +87,9 @@ def test_any_length(time):
 def test_in_bf16_it_errs_about_as_torchs(heads):
     inputs = some(2, *heads, 256, 32, torch.bfloat16)
     exact = [e for e, _ in both(reference, reference, [x.float() for x in inputs], None, 0.18)]
-    for (mine, theirs), truth in zip(both(cpu.attention, reference, inputs, None, 0.18), exact, strict=True):
-        ours, others = error(mine, truth), error(theirs, truth)
-        assert ours < max(1.5 * others, 4e-3), (ours, others)
+    for (mine, theirs), truth in zip(both(ours, reference, inputs, None, 0.18), exact, strict=True):
+        here, there = error(mine, truth), error(theirs, truth)
+        assert here < max(1.5 * there, 4e-3), (here, there)
 
 
 def test_it_is_used_when_there_is_a_gradient_and_only_then():
