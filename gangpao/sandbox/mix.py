@@ -128,14 +128,13 @@ def _kind(lab: Lab) -> str:
 
 def _stable(lab: Lab, seed: int) -> Spec:
     start, decay = _steps(lab)
-    warmup = round(lab.config.common.warmup * (start + decay)) / start
-    return lab.spec(schedule=_kind(lab), decay=0.0, steps=start, warmup=warmup, marks=(start,), seed=seed)
+    warmup = round(lab.config.common.warmup * (start + decay))
+    return lab.stable_run([start], warmup, schedule=_kind(lab), seed=seed)
 
 
 def _branch(lab: Lab, parent: Spec, weights: dict[str, float]) -> Spec:
     start, decay = _steps(lab)
-    changes = {"schedule": _kind(lab), "steps": decay, "decay": 1.0, "warmup": 0.0, "seed": parent.seed}
-    return lab.spec(**changes, mixture=weights, parent=parent, parent_step=start)
+    return lab.branch(parent, start, decay, mixture=weights)
 
 
 def _complete(results: Mapping[str, Sequence[Result]]) -> tuple[list[str], list[int]]:

@@ -98,7 +98,7 @@ def specs_of(lab: Lab) -> dict[Kind, list[Spec]]:
             f"scaling.tokens: {short[0]} steps with common.decay {common.decay:g} leave no stable part or no decay; take longer "
             "runs, a smaller batch, or a decay between 0 and 1"
         )
-    last, warmup = max(starts.values()), round(common.warmup * horizons[-1])
+    warmup = round(common.warmup * horizons[-1])
     if starts[horizons[0]] <= warmup:
         raise ValueError(
             f"scaling.tokens: the shortest run begins to decay at step {starts[horizons[0]]}, within the {warmup} steps of warmup "
@@ -109,12 +109,10 @@ def specs_of(lab: Lab) -> dict[Kind, list[Spec]]:
     for size in sizes:
         for seed in c.seeds:
             one = {"width": size.width, "layers": size.layers, "seed": seed}
-            marks = tuple(sorted(set(starts.values())))
-            stable = lab.spec(**one, schedule=shape, decay=0.0, steps=last, warmup=warmup / last, marks=marks)
+            stable = lab.stable_run(starts.values(), warmup, **one, schedule=shape)
             out["stable"].append(stable)
             for h in reversed(horizons):
-                branch = {"parent": stable, "parent_step": starts[h], "steps": h - starts[h]}
-                out["branch"].append(lab.spec(**one, **branch, schedule=shape, decay=1.0, warmup=0.0))
+                out["branch"].append(lab.branch(stable, starts[h], h - starts[h]))
                 if c.cosine:
                     out["cosine"].append(lab.spec(**one, schedule="cosine", steps=h, warmup=warmup / h))
     return out

@@ -64,18 +64,13 @@ def _grid(lab: Lab) -> tuple[list[Spec], dict[_Arm, list[Spec]]]:
     c, common = lab.config.schedule, lab.config.common
     horizons = sorted({lab.spec(tokens=tokens).steps for tokens in c.horizons})
     starts = {(h, share): h - _decay_steps(h, share, common.batch_tokens) for h in horizons for share in c.decays}
-    last = max(starts.values())
     warmup = round(common.warmup * horizons[-1])
     if min(starts.values()) <= warmup:
         raise ValueError(
             f"schedule.horizons: with the longest decay the shortest one begins to decay at step {min(starts.values())}, within "
             f"the {warmup} steps of warmup (common.warmup of the longest horizon): take longer horizons or a shorter warmup"
         )
-    marks = tuple(sorted(set(starts.values())))
-    stables = [
-        lab.spec(schedule="wsd", decay=0.0, steps=last, warmup=warmup / last, marks=marks, seed=seed)
-        for seed in c.seeds
-    ]
+    stables = [lab.stable_run(starts.values(), warmup, schedule="wsd", seed=seed) for seed in c.seeds]
     mixture = dict(lab.stable) or {name: float(shards.num_tokens) for name, shards in lab.built.train.items()}
     arms: dict[_Arm, list[Spec]] = {}
     for h in reversed(horizons):  # long trials first: the last ones to end are then short
@@ -84,8 +79,8 @@ def _grid(lab: Lab) -> tuple[list[Spec], dict[_Arm, list[Spec]]]:
             arms[_Arm(h, "cosine", 0.0, factor)] = [lab.spec(schedule="cosine", seed=s, **changes) for s in c.seeds]
     for (h, share), start in starts.items():
         for shape in c.shapes:
-            changes = {"schedule": shape, "steps": h - start, "decay": 1.0, "mixture": mixture, "parent_step": start}
-            arms[_Arm(h, shape, share, 1.0)] = [lab.spec(parent=p, seed=p.seed, warmup=0.0, **changes) for p in stables]
+            arm = [lab.branch(p, start, h - start, schedule=shape, mixture=mixture) for p in stables]
+            arms[_Arm(h, shape, share, 1.0)] = arm
     return stables, arms
 
 

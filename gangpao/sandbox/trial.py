@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,6 +139,17 @@ class Lab:
         tokens = values.pop("tokens")
         values.setdefault("steps", max(1, round(tokens / values["batch_tokens"])))
         return Spec.model_validate(values)
+
+    def stable_run(self, ends: Collection[int], warmup: int, **changes: Any) -> Spec:
+        """A run without a decay that keeps a checkpoint at every end, to branch from; warmup in steps."""
+        last = max(ends)
+        return self.spec(decay=0.0, steps=last, warmup=warmup / last, marks=tuple(sorted(set(ends))), **changes)
+
+    def branch(self, parent: Spec, start: int, steps: int, **changes: Any) -> Spec:
+        """A decay of a stable run from one of its ends on."""
+        same = {"width": parent.width, "layers": parent.layers, "seed": parent.seed, "schedule": parent.schedule}
+        here = {"parent": parent, "parent_step": start, "steps": steps, "decay": 1.0, "warmup": 0.0}
+        return self.spec(**(same | here | changes))
 
     def folder(self, spec: Spec) -> Path:
         """Where the trial's run lies."""
