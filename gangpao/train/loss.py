@@ -26,6 +26,7 @@ IGNORE = -100
 # A piece of logits is 16 MB of float32 (larger ones are new pages from the system every time), but at least this many rows, or the
 # head's gradient is rewritten too often.
 CHUNK_LOGITS, MIN_ROWS = 1 << 22, 128
+SMALLEST = 1e-30  # a probability above it is a normal float32, and its logarithm has all digits
 
 
 def rows_at_once(vocab_size: int) -> int:
@@ -101,21 +102,33 @@ def _chunk(h: Tensor, weight: Tensor, labels: Tensor, z_loss: float, wants: bool
     valid = labels != IGNORE
     index = torch.where(valid, labels, 0)[:, None]
     picked = logits.gather(1, index)
-    logp = torch.log_softmax(logits, dim=-1)
-    picked_logp = logp.gather(1, index)
+    gradient, picked_logp = _softmax(logits, index, wants)
     loss = -(picked_logp[:, 0] * valid).sum()
     lse = picked - picked_logp
     if z_loss:
         loss = loss + z_loss * (lse[:, 0].square() * valid).sum()
-    if not wants:
+    if gradient is None:
         return loss, None
-    gradient = logp.exp_()
     if z_loss:
         gradient *= 1 + 2 * z_loss * lse
     gradient.scatter_add_(1, index, torch.full_like(picked, -1.0))
     if labels.is_cuda or not bool(valid.all()):  # a GPU would have to wait for the answer
         gradient *= valid[:, None]
     return loss, gradient
+
+
+def _softmax(logits: Tensor, index: Tensor, wants: bool) -> tuple[Tensor | None, Tensor]:
+    """Probabilities, when wanted, and the log-probability of `index` [R, 1]."""
+    if (
+        wants and not logits.is_cuda
+    ):  # one exponential fewer, 2.5 times as fast; a GPU would have to wait for the answer below
+        p = torch.softmax(logits, dim=-1)
+        picked = p.gather(1, index)
+        if float(picked.min()) > SMALLEST:
+            return p, picked.log()
+    logp = torch.log_softmax(logits, dim=-1)
+    picked = logp.gather(1, index)
+    return (logp.exp_() if wants else None), picked
 
 
 def cross_entropy(
