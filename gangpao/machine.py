@@ -6,6 +6,7 @@ the control group (version 1 or 2, at any level above us) says what really may b
 What it gives up: huge pages, NUMA and swap are not looked at; on macOS the figures come from sysctl and vm_stat.
 """
 
+import ctypes
 import functools
 import math
 import os
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _NEVER = -1, -3, (1 << 31) - 1  # of malloc.h
 
 
 def available_memory(root: Path = ROOT) -> int:
@@ -46,6 +49,16 @@ def total_memory(root: Path = ROOT) -> int:
         limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
         have = min(have, limit) if limit else have
     return have
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees for what it allocates next, where the C library is glibc; whether it does.
+
+    A training step frees and allocates the same hundreds of megabytes again and again. By default glibc gives blocks of that
+    size back to the system, and every page of the next one is cleared and mapped anew.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and all(mallopt(option, _NEVER) for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
 
 
 def free_disk(path: Path) -> int:

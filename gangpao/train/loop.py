@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gangpao import machine
 from gangpao.train import state
 from gangpao.train.config import GuardConfig, SaveConfig
 from gangpao.train.loss import Terms
@@ -196,6 +197,8 @@ class Training:
 
     def fit(self) -> Outcome:
         """Train to the end, or until a signal; whatever comes after can go on from what is saved."""
+        if self.job.world.device.type == "cpu":
+            machine.keep_freed_memory()
         with self.signals:
             if self.job.world.rank == 0:
                 state.clean(self.checkpoints)
