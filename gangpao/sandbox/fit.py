@@ -38,12 +38,13 @@ from gangpao.sandbox.laws import (
 )
 
 __all__ = [
-    "MINICPM", "SUPPORT", "Difference", "HeldOut", "Noise", "Optimum", "Point", "PowerFit", "PowerLaw",
+    "MINICPM", "SUPPORT", "HeldOut", "Noise", "Optimum", "Point", "PowerFit", "PowerLaw",
     "ScalingFit", "ScalingLaw", "fit_optimum", "fit_power", "fit_scaling", "held_out", "seed_noise",
 ]  # fmt: skip
 
 SUPPORT = 8.0  # a law is believed up to this many times the largest N or D it was fitted to
 SKEW = 0.3  # of a sweep: its cubic term over its curvature, per unit of log x
+VAGUE = 30.0  # an exponent is not known whose 95 % interval is wider than this factor
 OUTLIER = 6.0  # times the robust scale of the residuals: farther points are left out
 RESAMPLES = 200
 
@@ -117,12 +118,15 @@ class ScalingFit:
 
     @property
     def undetermined(self) -> tuple[str, ...]:
-        """Exponents that the points do not tell: two values only, no effect, or the end of what is searched."""
+        """Exponents that the points do not tell: two values only, no effect, an end of what is searched, or an interval that
+        says nothing (VAGUE)."""
         low, high = EXPONENTS[0] * 1.001, EXPONENTS[1] * 0.999
         law, sizes, tokens = self.law, {p.N for p in self.points}, {p.D for p in self.points}
         parts = (("alpha", law.alpha, law.A, sizes), ("beta", law.beta, law.B, tokens))
         least = 1e-6 * self.points[0].loss
-        return tuple(s for s, k, c, x in parts if len(x) < 3 or c * min(x) ** -k < least or not low < k < high)
+        vague = {s for s, *_ in parts for below, above in [self.bounds(s)] if above > VAGUE * below}
+        bad = (s for s, k, c, x in parts if len(x) < 3 or c * min(x) ** -k < least or not low < k < high)
+        return tuple(sorted(vague.union(bad)))
 
     def json(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -492,12 +496,3 @@ def seed_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
         raise ValueError("a loss is not finite: leave out runs that diverged before asking for the noise")
     dof = sum(len(g) - 1 for g in several)
     return Noise(math.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in several) / dof), dof)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean of a less mean of b. error: half the 95 % interval, infinite where nothing tells it."""
-
-    value: float
-    error: float
-    verdict: str  # lower, higher or within noise

@@ -46,6 +46,15 @@ _GROUPS: dict[str, Text] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of a less mean of b. error: half the 95 % interval, infinite where nothing tells it."""
+
+    value: float
+    error: float
+    verdict: str  # lower, higher or within noise
+
+
+@dataclass(frozen=True, slots=True)
 class _Cell:
     """A mixture on a group of sources. change: against the first mixture; None for that one."""
 
@@ -54,7 +63,7 @@ class _Cell:
     sources: int
     loss: float
     noise: float | None
-    change: fit.Difference | None
+    change: Difference | None
 
 
 def run(lab: Lab, submit: Submit) -> Outcome:
@@ -179,7 +188,7 @@ def _cells(table: Mapping[str, Sequence[Mapping[str, tuple[float, int]]]]) -> li
     return out
 
 
-def _paired(losses: np.ndarray[Any, np.dtype[np.float64]]) -> list[fit.Difference]:
+def _paired(losses: np.ndarray[Any, np.dtype[np.float64]]) -> list[Difference]:
     """Each mixture (row) less the first, over the same seeds (columns). The noise is what is left when every seed's own level
     and every mixture's mean are taken away, and has as few degrees of freedom as that leaves."""
     mixtures, seeds = losses.shape
@@ -190,7 +199,7 @@ def _paired(losses: np.ndarray[Any, np.dtype[np.float64]]) -> list[fit.Differenc
     for row in losses[1:]:
         value = float((row - losses[0]).mean())
         real = abs(value) > max(error, 1e-12 * float(np.abs(losses).max()))
-        out.append(fit.Difference(value, error, ("lower" if value < 0 else "higher") if real else "within noise"))
+        out.append(Difference(value, error, ("lower" if value < 0 else "higher") if real else "within noise"))
     return out
 
 

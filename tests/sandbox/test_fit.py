@@ -454,6 +454,17 @@ def test_any_sweep_has_an_answer_or_a_reason(rows):
     assert math.isfinite(found.loss_at(found.best))
 
 
+def test_an_exponent_with_an_interval_that_says_nothing_is_not_determined():
+    """Three sizes within a factor of 8 and 1 % of noise, as in docs/sandbox.md, against four sizes far apart with little."""
+    law, rng = fit.ScalingLaw(1.6, 4.2, 590.0, 0.2, 0.55), np.random.default_rng(3)
+    for sizes, noise, least, most in (((24e3, 80e3, 190e3), 0.01, 8, 10), ((1e4, 1e5, 1e6, 1e7), 0.0005, 0, 0)):
+        grid, found = [(N, D) for N in sizes for D in (1.2e5, 2.5e5, 5e5, 1e6)], 0
+        for _ in range(10):
+            points = [fit.Point(N, D, law.predict(N, D) * (1 + noise * rng.standard_normal())) for N, D in grid]
+            found += "alpha" in fit_scaling(points).undetermined
+        assert least <= found <= most
+
+
 # --- noise
 
 
