@@ -196,7 +196,13 @@ def run(lab: Lab, submit: Submit) -> Outcome:
     order = sorted(groups, key=lambda key: -key[1].layers * key[1].width ** 2)
     found = iter(submit([spec for key in order for group in groups[key].values() for spec in group]))
     results = {key: {lr: [next(found) for _ in group] for lr, group in groups[key].items()} for key in order}
-    sweeps, noise = sweeps_of(results)
+    sweeps: dict[tuple[str, Size], Sweep] = {}
+    noise: dict[str, fit.Noise | None] = {}
+    for rule in dict.fromkeys(
+        s.rule for s in series
+    ):  # a rule under which training is shaky says nothing about the others' noise
+        found_sweeps, noise[rule] = sweeps_of({key: group for key, group in results.items() if key[0] == rule})
+        sweeps |= found_sweeps
     shifts = [_shift(s, sweeps) for s in series]
     everything = [r for group in results.values() for row in group.values() for r in row]
     return _outcome(lab, series, sweeps, shifts, noise, everything)
@@ -270,21 +276,24 @@ def _outcome(
     series: Sequence[_Series],
     sweeps: Mapping[tuple[str, Size], Sweep],
     shifts: Sequence[Shift],
-    noise: fit.Noise | None,
+    noise: Mapping[str, fit.Noise | None],
     results: list[Result],
 ) -> Outcome:
-    error = noise and noise.between(len(lab.config.lr.seeds))
-    rows = [_row(s, size, sweeps, error) for s in series for size in s.sizes]
-    said = [sentence for shift, s in zip(shifts, series, strict=True) for sentence in _said(shift, s, sweeps, error)]
+    seeds = len(lab.config.lr.seeds)
+    errors = {rule: known and known.between(seeds) for rule, known in noise.items()}
+    rows = [_row(s, size, sweeps, errors[s.rule]) for s in series for size in s.sizes]
+    pairs = zip(shifts, series, strict=True)
+    said = [sentence for shift, s in pairs for sentence in _said(shift, s, sweeps, errors[s.rule])]
+    known = {rule: found for rule, found in noise.items() if found is not None}
     return Outcome(
         name="lr",
         title={"en": "The best learning rate across sizes", "zh": "各尺寸的最佳学习率"},
         columns=_COLUMNS,
         rows=rows,
-        verdict=join([*said, noise_said(noise, "lr")]),
+        verdict=join([*said, *(_rule_noise_said(known) if known else [noise_said(None, "lr")])]),
         draw=lambda figure, language: _draw(figure, language, series, sweeps),
         facts={
-            "noise": noise and noise.sigma,
+            "noise": {rule: found.sigma for rule, found in known.items()},
             "optimum": {s.rule: _of_largest(s, sweeps) for s in reversed(series)},
             "shifts": [shift.json() for shift in shifts],
             "sweeps": [{"rule": rule, "size": str(size), **sweep.json()} for (rule, size), sweep in sweeps.items()],
@@ -293,6 +302,11 @@ def _outcome(
         excluded=excluded(results),
         results=results,
     )
+
+
+def _rule_noise_said(noise: Mapping[str, fit.Noise]) -> list[tuple[str, str]]:
+    en = ", ".join(f"{rule} {found.sigma:.4f}" for rule, found in noise.items())
+    return [(f"Noise between seeds, bits per byte: {en}.", f"种子间噪声（每字节比特）：{en}。")]
 
 
 def _of_largest(s: _Series, sweeps: Mapping[tuple[str, Size], Sweep]) -> float | None:
