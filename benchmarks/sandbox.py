@@ -1,0 +1,101 @@
+"""The sandbox's proof on real text as a page: what configs/sandbox-nano.toml came to.
+
+    for name in scaling lr schedule batch; do gangpao sandbox $name configs/sandbox-nano.toml --out runs/sandbox-nano; done
+    python benchmarks/sandbox.py runs/sandbox-nano --out
+
+The experiments write their own tables and verdicts; this puts them together with the machine, the time stamp of the predictions and
+the goals, and says of each goal whether it was met. --out writes results/sandbox_<hardware>_<date>.md and copies the plots to
+docs/images. The last line is JSON.
+"""
+
+import argparse
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+
+import report
+
+from gangpao.atomic import read_json
+from gangpao.log import show_seconds
+from gangpao.sandbox.report import outcomes
+
+HERE = Path(__file__).resolve().parent
+
+
+def goals(found: dict[str, dict]) -> list[tuple[str, str, bool | None]]:
+    """(goal, what came, met or not, None: not measured)."""
+    out: list[tuple[str, str, bool | None]] = []
+    if "lr" in found:
+        shifts = {s["rule"]: s for s in found["lr"]["facts"]["shifts"] if s["axis"] == "width"}
+        for rule, wanted in (("minicpm", "yes"), ("standard", "no")):
+            s = shifts[rule]
+            moved = f"x {s['factor']:.2f} from {s['small']} to {s['large']}, a step is x {s['step']:.2f}"
+            out.append((f"best rate within a step under {rule}: {wanted}", moved, s["answer"] == wanted))
+    for t in found.get("scaling", {}).get("facts", {}).get("targets", []):
+        if t["law"] in ("wsd", "equal") and t["actual"] is not None:
+            text = f"{t['error']:+.1f} % ({t['predicted']:.3f}, came {t['actual']:.3f}); study {t['study_share']:.1%} of the target"
+            out.append((f"{t['size']}, law {t['law']}: within 1 %", text, abs(t["error"]) <= 1))
+    for c in found.get("batch", {}).get("facts", {}).get("checks", []):
+        text = "outside the grid" if c["lost"] is None else f"{c['lost']:+.2f} %"
+        met = None if c["lost"] is None else c["lost"] <= 0.3
+        out.append((f"{c['size']}, batch of the law of {c['law']}: within 0.3 % of the grid's best", text, met))
+    for h in found.get("schedule", {}).get("facts", {}).get("horizons", []):
+        best = h["shapes"].get(h["best"])
+        if best and h["cosine"] is not None:
+            text = f"{best['bpb']:.4f} ({h['best']}, {best['best_share']:.1%}) against {h['cosine']:.4f}"
+            out.append((f"{h['D']:,} tokens: WSD at or below the tuned cosine", text, best["bpb"] <= h["cosine"]))
+    return out
+
+
+def main() -> None:
+    """Report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("box", type=Path)
+    parser.add_argument("--out", action="store_true", help="write under results/ and docs/images/")
+    arguments = parser.parse_args()
+    found = {o["name"]: o for o in outcomes(arguments.box)}
+    rows = goals(found)
+    words = {True: "met", False: "missed", None: "not measured"}
+    table = ["| goal | came | |", "|-|-|-|", *(f"| {goal} | {text} | {words[met]} |" for goal, text, met in rows)]
+    print("\n".join(table))
+    if arguments.out:
+        write(arguments.box, found, table)
+    print(json.dumps([{"goal": goal, "came": text, "met": met} for goal, text, met in rows]))
+
+
+def write(box: Path, found: dict[str, dict], table: list[str]) -> None:
+    """The page and the pictures."""
+    root, name = HERE.parent, f"sandbox_{report.hardware_slug()}_{date.today().isoformat()}.md"
+    hours = sum(o["busy"] for o in found.values())
+    flops = sum(o["flops"] for o in found.values())
+    lines = [
+        "# The sandbox's proof on real text",
+        "",
+        f"{report.cpu_name()}, commit {report.commit(root)}. `configs/sandbox-nano.toml`:",
+    ]
+    lines[-1] += f" {flops:.3g} FLOPs in {show_seconds(hours)} of one core's steps."
+    stamp = box / "scaling" / "predictions.json"
+    if stamp.exists():
+        known = read_json(stamp)
+        lines += [
+            "",
+            f"Predictions written {known['written']}, points sha256 {known['points_sha256'][:16]}, before the targets ran: ",
+        ]
+        lines[-1] += ", ".join("yes" if before else "no" for before in known["before"]) + "."
+    lines += ["", *table]
+    for key in found:
+        lines += [
+            "",
+            (box / key / "report.en.md").read_text(encoding="utf-8").strip(),
+            "",
+            f"![{key}](../../docs/images/sandbox-{key}.png)",
+        ]
+        for language, end in (("en", ""), ("zh", ".zh")):
+            shutil.copyfile(box / key / f"plot.{language}.png", root / "docs/images" / f"sandbox-{key}{end}.png")
+    (HERE / "results" / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(HERE / "results" / name)
+
+
+if __name__ == "__main__":
+    main()
