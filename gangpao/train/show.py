@@ -5,7 +5,9 @@ with everything saved; with 130 after Ctrl-C, saved as well.
 """
 
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,8 +57,19 @@ def train(
             }
         )
     )
-    if outcome.signal == signal.SIGINT:
-        raise typer.Exit(130)
+    code = 130 if outcome.signal == signal.SIGINT else 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave(code)
+    if code:
+        raise typer.Exit(code)
+
+
+def _leave(code: int) -> None:
+    """End a rank here: everything is on the disk, and threads that torch's backends leave behind now and then abort a process
+    while it takes itself apart, which torchrun counts as a lost rank."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @app.command("plot", help="Draw loss, learning rate and gradient norm of runs into one PNG and one HTML page.")
