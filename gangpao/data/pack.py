@@ -108,10 +108,12 @@ class _Stream:
             self.move(*self._end)
         return spans
 
-    @property
-    def window_rows(self) -> int:
-        """Rows of the window that begins here."""
-        return len(self._look_ahead()[0])
+    def exists(self) -> bool:
+        """Whether this is a place in the documents, and a row of its window is left."""
+        if self.index >= self.shards.num_documents:
+            return False
+        start, stop = self.shards.span(self._documents(self.epoch)(self.index))
+        return self.offset < stop - start and (not self.taken or self.taken < len(self._look_ahead()[0]))
 
     def skip_window(self, seq_len: int) -> None:
         """Go behind a window that was begun with rows of another length."""
@@ -273,16 +275,9 @@ class Loader:
                 f"source {name}: the data is not what it was when the position was saved ({shards.path} has fingerprint "
                 f"{shards.fingerprint[:12]}, saved was {position.fingerprint[:12]}); build the same data, or start anew"
             )
-        good = position.index < shards.num_documents
-        if good:
-            order = Permutation(shards.num_documents, key_of("documents", self.seed, name, position.epoch))
-            start, stop = shards.span(order(position.index))
-            good = position.offset < stop - start
-        if good and position.taken:
-            there = _Stream(part, self.seed, seq_len)
-            there.move(position.epoch, position.index, position.offset)
-            good = position.taken < there.window_rows
-        if not good:
+        there = _Stream(part, self.seed, seq_len)
+        there.move(position.epoch, position.index, position.offset, position.taken)
+        if not there.exists():
             raise ValueError(f"source {name}: the saved data position lies outside its documents; it is damaged")
 
 

@@ -119,9 +119,8 @@ def _chunk(h: Tensor, weight: Tensor, labels: Tensor, z_loss: float, wants: bool
 
 def _softmax(logits: Tensor, index: Tensor, wants: bool) -> tuple[Tensor | None, Tensor]:
     """Probabilities, when wanted, and the log-probability of `index` [R, 1]."""
-    if (
-        wants and not logits.is_cuda
-    ):  # one exponential fewer, 2.5 times as fast; a GPU would have to wait for the answer below
+    # One exponential fewer, 2.5 times as fast. A GPU would have to wait for the answer whether all are large enough.
+    if wants and not logits.is_cuda:
         p = torch.softmax(logits, dim=-1)
         picked = p.gather(1, index)
         if float(picked.min()) > SMALLEST:
