@@ -6,7 +6,8 @@ from the system page by page as positions are filled, so a large capacity costs 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,10 @@ class KVCache:
         self.angle_factor = angle_factor
         self.length = 0
 
+    def reserve(self, tokens: int) -> bool:
+        """Whether there is room for that many more positions."""
+        return self.length + tokens <= self.capacity
+
     def truncate(self, length: int) -> None:
         """Forgets every position from `length` on."""
         if not 0 <= length <= self.length:
@@ -59,3 +64,24 @@ class KVCache:
                 config.num_hidden_layers, config.num_key_value_heads, config.head_dim, capacity, dtype == "int8"
             )
         )
+
+
+class KVPool:
+    """placeholder, being replaced by pages"""
+
+    def __init__(self, model: Any, context: int, dtype: KVType, tokens: int | None) -> None:
+        self._model, self._context, self._dtype = model, context, dtype
+        self.pages = self.pages_used = 0
+
+    def begin(self, ids: Sequence[int]) -> KVCache:
+        cache: KVCache = self._model.new_cache(self._context, self._dtype)
+        return cache
+
+    def can_hold(self, tokens: int) -> bool:
+        return True
+
+    def keep(self, cache: KVCache, ids: Sequence[int]) -> None:
+        pass
+
+    def release(self, cache: KVCache) -> None:
+        pass

@@ -2,75 +2,31 @@
 
     Engine.load    path -> is there memory for it? -> weights, tokenizer, chat template
     Session        one KV cache and the token ids that are in it; the longest common prefix of the next prompt is kept
-    Generation     prompt ids -> prefill -> [sample -> end? stop string? -> Piece of text -> forward one token] ...
+    Generation     prompt ids -> prefill -> [sample -> Answer: end? stop string? -> Piece of text -> forward one token] ...
 
 A Generation is an iterator of Pieces that also carries the text so far, the seed and the Stats, so they can be read
 after the last piece, after close(), and after Ctrl-C alike. Two promises hold at every exit: the session's ids are
-exactly the tokens whose keys and values are in its cache, and no text that was handed out is ever taken back (a piece
-never ends inside a character, and text that could still become a stop string waits).
+exactly the tokens whose keys and values are in its cache, and no text that was handed out is ever taken back
+(answer.py).
 
-What it gives up: one sequence at a time, one token a step.
+What it gives up: one sequence at a time, one token a step; batch.py runs many.
 """
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 
 from gangpao import kernels, machine
 from gangpao.engine import admission
+from gangpao.engine.answer import Answer, FinishReason, Piece, Progress, Stats
 from gangpao.engine.cache import KVCache, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
-from gangpao.engine.sample import Logits, Sampler, SamplingParams, TokenLogprob, logprobs_of
+from gangpao.engine.sample import Logits, SamplingParams
 from gangpao.engine.transformer import Transformer
 from gangpao.text.chat import ChatTemplate
 from gangpao.text.tokenizer import Tokenizer
-
-FinishReason = Literal["stop", "length"]
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some new text and the tokens behind it. finish_reason is set on the last piece only, whose text may be empty.
-
-    logprobs has one entry an id when the request asked for them, else it is empty. The end token is in neither.
-    """
-
-    text: str
-    ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(slots=True)
-class Stats:
-    """Counts and seconds of one answer. Time the consumer spends between pieces is not counted."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    ttft_s: float = 0.0
-    decode_steps: int = 0
-    decode_s: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Machine time of the answer: to the first token, then decoding."""
-        return self.ttft_s + self.decode_s
-
-    @property
-    def prefill_tps(self) -> float:
-        """Prompt tokens computed (those not in the cache yet) a second; 0 before the first token."""
-        return (self.prompt_tokens - self.cached_tokens) / self.ttft_s if self.ttft_s else 0.0
-
-    @property
-    def decode_tps(self) -> float:
-        """Tokens a second after the first one; 0 when there was no second token."""
-        return self.decode_steps / self.decode_s if self.decode_s else 0.0
-
 
 @dataclass(slots=True)
 class Engine:
@@ -177,24 +133,36 @@ class Generation:
         on_prefill: Progress | None,
         continues: bool,
     ) -> None:
-        _check_prompt(prompt_ids, session.engine)
-        self.text = ""
-        self.finish_reason: FinishReason | None = None
-        self.stats = Stats(prompt_tokens=len(prompt_ids))
+        engine = session.engine
+        check_prompt(prompt_ids, engine)
         self._session = session
         self._prompt = list(prompt_ids)
-        self._params = params
-        self._sampler = Sampler(params, session.engine.model.config.vocab_size, prompt_ids)
-        self._stop = StopFilter((*params.stop, *stop))
-        self._stream = session.engine.tokenizer.stream(start=not continues)
-        self._pending = _Pending()
+        self._answer = Answer(
+            engine.tokenizer, engine.model.config.vocab_size, prompt_ids, params,
+            stop=stop, continues=continues, capacity=session.cache.capacity,
+        )  # fmt: skip
         self._on_prefill = on_prefill
         self._pieces = self._run()
 
     @property
     def seed(self) -> int:
         """The seed in use, also when none was asked for."""
-        return self._sampler.seed
+        return self._answer.sampler.seed
+
+    @property
+    def text(self) -> str:
+        """Everything handed out so far."""
+        return self._answer.text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended; None before it has."""
+        return self._answer.finish_reason
+
+    @property
+    def stats(self) -> Stats:
+        """Counts and seconds so far."""
+        return self._answer.stats
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -207,103 +175,28 @@ class Generation:
         self._pieces.close()
 
     def _run(self) -> Generator[Piece, None, None]:
-        session, stats = self._session, self.stats
+        session, answer, stats = self._session, self._answer, self._answer.stats
         start = time.perf_counter()
         stats.cached_tokens = session.reuse(self._prompt)
         logits = session.feed(self._prompt[stats.cached_tokens :], self._on_prefill)
-        token = self._sampler.sample(logits)
+        token = answer.sampler.sample(logits)
         stats.ttft_s = time.perf_counter() - start
         while True:
             start = time.perf_counter()
-            piece = self._take(token, logits)
+            piece = answer.take(token, logits)
             stats.decode_s += time.perf_counter() - start
             if piece:
-                self.text += piece.text
-                self.finish_reason = piece.finish_reason
                 yield piece
-            if self.finish_reason:
+            if answer.finish_reason:
                 return
             start = time.perf_counter()
             logits = session.feed([token])
-            token = self._sampler.sample(logits)
+            token = answer.sampler.sample(logits)
             stats.decode_s += time.perf_counter() - start
             stats.decode_steps += 1
 
-    def _take(self, token: int, logits: Logits) -> Piece | None:
-        """Turn one chosen token into text; None while its text has to wait for the next token."""
-        if token in self._session.engine.tokenizer.end_ids:
-            return self._last("stop")
-        self.stats.completion_tokens += 1
-        self._pending.ids.append(token)
-        if self._params.logprobs is not None:
-            self._pending.logprobs.append(logprobs_of(logits, token, self._params.logprobs))
-        text = self._stop.push(self._stream.push(token))
-        if self._stop.found:
-            return self._pending.piece(text, "stop")
-        full = len(self._session.ids) >= self._session.cache.capacity
-        if full or self.stats.completion_tokens >= self._params.max_tokens:
-            return self._last("length", text)
-        return self._pending.piece(text) if text else None
 
-    def _last(self, reason: FinishReason, text: str = "") -> Piece:
-        """The final piece, with everything that was held back."""
-        text += self._stop.push(self._stream.flush())
-        if self._stop.found:
-            return self._pending.piece(text, "stop")
-        return self._pending.piece(text + self._stop.flush(), reason)
-
-
-@dataclass(slots=True)
-class _Pending:
-    """Tokens whose text is not out yet."""
-
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    def piece(self, text: str, reason: FinishReason | None = None) -> Piece:
-        out = Piece(text, tuple(self.ids), tuple(self.logprobs), reason)
-        self.ids.clear()
-        self.logprobs.clear()
-        return out
-
-
-class StopFilter:
-    """Let text through up to the first stop string, holding back only an ending that could still begin one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.found = False
-        self._stops = tuple(stops)
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """The text that may go out now. Sets `found` when a stop string has been met; nothing follows it."""
-        if self.found:
-            return ""
-        held = self._held + text
-        starts = [at for at in (held.find(s) for s in self._stops) if at >= 0]
-        if starts:
-            self.found, self._held = True, ""
-            return held[: min(starts)]
-        keep = max((_overlap(held, s) for s in self._stops), default=0)
-        out = len(held) - keep
-        self._held = held[out:]
-        return held[:out]
-
-    def flush(self) -> str:
-        """What is still held, when nothing more will come."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest ending of text that is a beginning (not all) of stop."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
-
-
-def _check_prompt(prompt_ids: Sequence[int], engine: Engine) -> None:
+def check_prompt(prompt_ids: Sequence[int], engine: Engine) -> None:
     if not prompt_ids:
         raise ValueError("the prompt is empty: give at least one token")
     if len(prompt_ids) >= engine.context:

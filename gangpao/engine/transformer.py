@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,15 @@ Progress = Callable[[int, int], None]
 
 CHUNK = 256  # tokens of prefill at once: enough to use a weight often, few enough for the activations to stay in L2
 LOGIT_ROWS = 16  # rows of logits at once when all are asked for: 100,000 floats each
+
+
+@dataclass(slots=True)
+class Segment:
+    """Ids to append to a cache in a step, and after how many of the last of them logits are wanted."""
+
+    cache: KVCache
+    ids: Sequence[int]
+    logits: int = 0
 
 
 class _Buffers:
@@ -115,6 +125,14 @@ class Transformer:
             return np.concatenate(collected)
         last = (len(tokens) - 1) % CHUNK
         out: Floats = self._logits(last, last + 1)[0]
+        return out
+
+    def step(self, segments: Sequence[Segment]) -> list[Floats]:
+        """placeholder: one after the other"""
+        out = []
+        for s in segments:
+            all_logits = self.forward(s.ids, s.cache, all_logits=True)
+            out.append(all_logits[len(s.ids) - s.logits :] if s.logits else np.empty((0, self.config.vocab_size), np.float32))
         return out
 
     def _checked(self, ids: Sequence[int], cache: KVCache) -> npt.NDArray[np.int64]:

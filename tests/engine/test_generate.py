@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gangpao.engine.generate import StopFilter
+from gangpao.engine.answer import StopFilter
 from gangpao.engine.sample import SamplingParams
 from tests.engine.fakes import AI, BOS, END, USER, fake_engine
 

@@ -1,0 +1,178 @@
+"""From chosen tokens to text that may go out: characters, stop strings, log-probabilities, and when an answer is over.
+
+Whoever computes the logits (one conversation in generate.py, many at once in batch.py), an answer grows in the same way:
+take(token, logits) -> a Piece to hand out, or None while its text has to wait. No text that was handed out is ever taken
+back: a piece never ends inside a character, and text that could still become a stop string waits.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gangpao.engine.sample import Logits, Sampler, SamplingParams, TokenLogprob, logprobs_of
+from gangpao.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some new text and the tokens behind it. finish_reason is set on the last piece only, whose text may be empty.
+
+    logprobs has one entry an id when the request asked for them, else it is empty. The end token is in neither.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts and seconds of one answer. Time the consumer spends between pieces is not counted.
+
+    drafted and accepted count the tokens that speculation proposed and those of them that were the answer. machine_s is set
+    where answers share the machine: this one's part of it.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    ttft_s: float = 0.0
+    decode_steps: int = 0
+    decode_s: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
+    machine_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Machine time of the answer: to the first token, then decoding."""
+        return self.machine_s or self.ttft_s + self.decode_s
+
+    @property
+    def prefill_tps(self) -> float:
+        """Prompt tokens computed (those not in the cache yet) a second; 0 before the first token."""
+        return (self.prompt_tokens - self.cached_tokens) / self.ttft_s if self.ttft_s else 0.0
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens a second after the first one; 0 when there was no second token."""
+        return self.decode_steps / self.decode_s if self.decode_s else 0.0
+
+
+class Answer:
+    """The text of one answer so far. capacity: the most positions that prompt and answer may fill together."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        stop: Sequence[str] = (),
+        continues: bool = False,
+        capacity: int,
+    ) -> None:
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.stats = Stats(prompt_tokens=len(prompt_ids))
+        self.sampler = Sampler(params, vocab_size, prompt_ids)
+        self._params = params
+        self._capacity = capacity
+        self._ends = tokenizer.end_ids
+        self._stop = StopFilter((*params.stop, *stop))
+        self._stream = tokenizer.stream(start=not continues)
+        self._pending = _Pending()
+
+    def take(self, token: int, logits: Logits) -> Piece | None:
+        """Turn one chosen token into text; None while its text has to wait for the next token."""
+        piece = self._take(token, logits)
+        if piece:
+            self.text += piece.text
+            self.finish_reason = piece.finish_reason
+        return piece
+
+    def _take(self, token: int, logits: Logits) -> Piece | None:
+        stats = self.stats
+        if token in self._ends:
+            return self._last("stop")
+        stats.completion_tokens += 1
+        self._pending.ids.append(token)
+        if self._params.logprobs is not None:
+            self._pending.logprobs.append(logprobs_of(logits, token, self._params.logprobs))
+        text = self._stop.push(self._stream.push(token))
+        if self._stop.found:
+            return self._pending.piece(text, "stop")
+        # The last token's own position is not filled: nothing is computed after it.
+        full = stats.prompt_tokens + stats.completion_tokens > self._capacity
+        if full or stats.completion_tokens >= self._params.max_tokens:
+            return self._last("length", text)
+        return self._pending.piece(text) if text else None
+
+    def finish(self, reason: FinishReason) -> Piece:
+        """End the answer here, with everything that was held back."""
+        piece = self._last(reason)
+        self.text += piece.text
+        self.finish_reason = piece.finish_reason
+        return piece
+
+    def _last(self, reason: FinishReason, text: str = "") -> Piece:
+        """The final piece, with everything that was held back."""
+        text += self._stop.push(self._stream.flush())
+        if self._stop.found:
+            return self._pending.piece(text, "stop")
+        return self._pending.piece(text + self._stop.flush(), reason)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Tokens whose text is not out yet."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def piece(self, text: str, reason: FinishReason | None = None) -> Piece:
+        out = Piece(text, tuple(self.ids), tuple(self.logprobs), reason)
+        self.ids.clear()
+        self.logprobs.clear()
+        return out
+
+
+class StopFilter:
+    """Let text through up to the first stop string, holding back only an ending that could still begin one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.found = False
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that may go out now. Sets `found` when a stop string has been met; nothing follows it."""
+        if self.found:
+            return ""
+        held = self._held + text
+        starts = [at for at in (held.find(s) for s in self._stops) if at >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return held[: min(starts)]
+        keep = max((_overlap(held, s) for s in self._stops), default=0)
+        out = len(held) - keep
+        self._held = held[out:]
+        return held[:out]
+
+    def flush(self) -> str:
+        """What is still held, when nothing more will come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest ending of text that is a beginning (not all) of stop."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
