@@ -133,8 +133,7 @@ class ChatTemplate:
             return _Plan(for_template(messages), tools, MARKS)  # the template says tools itself
         family = self.family
         form = OWN if family is None else form_of(self.source, self.special, family)
-        default = None if family is None else family.default_system
-        return _Plan(without_tools(messages, tools, form, default), None, MARKS)
+        return _Plan(without_tools(messages, tools, form, family), None, MARKS)
 
     def _render_foreign(self, plan: "_Plan", add_generation_prompt: bool, cover: Callable[[str], str]) -> str:
         assert self.source is not None

@@ -54,10 +54,10 @@ def needs_tools(messages: Messages, tools: Tools | None) -> bool:
     return bool(tools) or any(m.get("role") == "tool" or m.get("tool_calls") for m in messages)
 
 
-def without_tools(messages: Messages, tools: Tools | None, form: ToolForm, default_system: str | None) -> Messages:
+def without_tools(messages: Messages, tools: Tools | None, form: ToolForm, family: Family | None) -> Messages:
     """The same conversation with the roles system, user and assistant only; contents may be sequences of Parts.
 
-    default_system: what the format says where there is no system message. Raises ValueError for a call without a name.
+    Where the family has no system message, descriptions open the first question. Raises ValueError for a call without a name.
     """
     turns: list[dict[str, Any]] = []
     results = False
@@ -72,11 +72,17 @@ def without_tools(messages: Messages, tools: Tools | None, form: ToolForm, defau
         else:
             turns.append({"role": role, "content": content})
         results = role == "tool"
-    if tools:
-        system = default_system or ""
-        if turns and turns[0]["role"] == "system":
-            system = turns.pop(0)["content"]
-        turns.insert(0, {"role": "system", "content": _described(system, tools, form)})
+    if not tools:
+        return turns
+    if turns[0]["role"] == "system":
+        turns[0]["content"] = _described(turns[0]["content"], tools, form)
+    elif family is not None and family.system is None and family.system_in_user is None:
+        said = turns[0]["content"]
+        said = [Part(said, markup=False)] if isinstance(said, str) else said
+        turns[0]["content"] = [*_described("", tools, form), Part("\n\n", markup=True), *said]
+    else:
+        default = (family.default_system if family else None) or ""
+        turns.insert(0, {"role": "system", "content": _described(default, tools, form)})
     return turns
 
 
@@ -184,7 +190,7 @@ def form_of(source: str | None, special: tuple[tuple[str, str], ...], family: Fa
         return OWN
     form = ToolForm(before, between, after)
     for talk in ([_SYSTEM, *_TALK], _TALK):
-        turns = without_tools(talk, _TOOLS, form, family.default_system)
+        turns = without_tools(talk, _TOOLS, form, family)
         ours = "".join(part.text for part in render_parts(family, turns, True))
         if ours != _foreign(source, special, talk):
             return OWN

@@ -54,7 +54,8 @@ TAUGHT = (
     "{% elif m.role != 'system' or not loop.first %}{% set n.tool = false %}{{ '<|im_start|>' + m.role }}"
     "{% if m.content or not m.tool_calls %}{{ '\n' + m.content }}{% endif %}"
     "{% for c in m.tool_calls %}"
-    "{{ '\n<tool_call>\n{\"name\": \"' + c.function.name + '\", \"arguments\": ' + c.function.arguments | tojson + '}\n</tool_call>' }}"
+    '{{ \'\n<tool_call>\n{"name": "\' + c.function.name + \'", "arguments": \' }}'
+    "{{ c.function.arguments | tojson + '}\n</tool_call>' }}"
     "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
