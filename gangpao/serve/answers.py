@@ -69,8 +69,6 @@ def check_text(loaded: Loaded, size: int) -> None:
         check_length(loaded, fewest)
 
 
-
-
 def check_size(size: int) -> None:
     """Raises ApiError (400) for a text of more characters than are worth tokenizing at once."""
     if size > MAX_CHARS:

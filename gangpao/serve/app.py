@@ -97,7 +97,9 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"port {settings.port} is in use by another program: take another one with --port") from None
+            raise ValueError(
+                f"port {settings.port} is in use by another program: take another one with --port"
+            ) from None
         raise ValueError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
     bound.set_inheritable(True)
     return bound

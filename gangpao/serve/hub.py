@@ -232,4 +232,6 @@ class Hub:
 
 def _reason(error: BaseException) -> str:
     """An error for a client, who is not to learn where files lie here."""
-    return "not enough memory" if isinstance(error, MemoryError) else "its file cannot be used; the server's log says why"
+    return (
+        "not enough memory" if isinstance(error, MemoryError) else "its file cannot be used; the server's log says why"
+    )

@@ -170,7 +170,9 @@ class TokenizeRequest(Body):
     prompt: str | None = None
     content: str | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
-    add_special_tokens: bool | None = Field(None, description="Begin with BOS where the model expects it; true by default.")
+    add_special_tokens: bool | None = Field(
+        None, description="Begin with BOS where the model expects it; true by default."
+    )
     parse_special: bool | None = Field(None, description="Whether special pieces spelled in the text count as such.")
     with_pieces: bool | None = Field(None, description="Also give the text of each token.")
 
