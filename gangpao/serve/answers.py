@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import gangpao
 from gangpao.engine.answer import Piece
-from gangpao.engine.batch import Busy, Event, Handle, Request
+from gangpao.engine.batch import Busy
+from gangpao.engine.jobs import Event, Handle, Request
 from gangpao.engine.sample import SamplingParams, TokenLogprob
 from gangpao.serve.errors import NO_RETRY, ApiError, busy
 from gangpao.serve.hub import Loaded

@@ -10,6 +10,8 @@ The first model is loaded in the background as soon as the server listens; until
 import asyncio
 import contextlib
 import errno
+import importlib
+import importlib.util
 import logging
 import socket
 import threading
@@ -22,6 +24,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gangpao.serve import guard, openai, openapi
@@ -32,6 +35,7 @@ from gangpao.serve.stream import Json
 log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
 GRACE_S = 30.0
+CLOSE_S = 5.0  # for what the grace period left
 
 
 def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> ASGIApp:
@@ -47,10 +51,11 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await server.hub.close()
+            await server.hub.close(CLOSE_S)
 
+    others, public = _others(server)
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(), *_other_routes(server)],
+        routes=[*openai.routes(server), *openapi.routes(), *others],
         lifespan=lifespan,
         exception_handlers={ApiError: _api_error, HTTPException: _http_error},
     )
@@ -59,7 +64,7 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
         hosts=guard.hosts_of(settings.host, settings.allow_hosts),
         keys=settings.api_keys,
         origins=frozenset(settings.allow_origins),
-        public=settings.public,
+        public=settings.public | public,
         any_address=settings.host in ("0.0.0.0", "::"),
         max_body=settings.max_body,
         tls=settings.tls,
@@ -67,8 +72,16 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
     return guard.Guard(app, rules, server.metrics)
 
 
-def _other_routes(server: Server) -> list[Any]:
-    return []
+def _others(server: Server) -> tuple[list[Route], frozenset[str]]:
+    """Routes of other APIs' faces, then of the pages; and paths that need no key."""
+    found: list[Route] = []
+    public: frozenset[str] = frozenset()
+    for name in ("anthropic", "responses", "ollama", "pages"):
+        if importlib.util.find_spec(f"gangpao.serve.{name}"):
+            module = importlib.import_module(f"gangpao.serve.{name}")
+            found += module.routes(server)
+            public |= getattr(module, "PUBLIC", frozenset())
+    return found, public
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

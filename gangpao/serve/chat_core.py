@@ -13,13 +13,11 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
-
 from typing import Any
 
 from gangpao.engine.answer import FinishReason, Piece
-from gangpao.engine.batch import Constraint, Request
 from gangpao.engine.generate import Engine
-
+from gangpao.engine.jobs import Constraint, Request
 from gangpao.serve import answers, images
 from gangpao.serve.answers import Answers
 from gangpao.serve.errors import ApiError

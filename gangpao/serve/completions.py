@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from gangpao.engine.answer import Piece
-from gangpao.engine.batch import Handle, Request
 from gangpao.engine.generate import Engine
+from gangpao.engine.jobs import Handle, Request
 from gangpao.engine.sample import TokenLogprob
 from gangpao.serve import answers
 from gangpao.serve.answers import Answers

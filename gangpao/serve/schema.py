@@ -21,11 +21,11 @@ MAX_INPUTS = 256
 MAX_MESSAGES = 4096
 
 # Of OpenAI's chat and completion requests of 2026: known, and without effect here.
-IGNORED = frozenset(
-    "audio best_of function_call functions metadata modalities moderation parallel_tool_calls prediction prompt_cache_key "
-    "prompt_cache_options prompt_cache_retention reasoning_effort safety_identifier service_tier store user verbosity "
-    "web_search_options".split()
-)
+IGNORED = frozenset({
+    "audio", "best_of", "function_call", "functions", "metadata", "modalities", "moderation", "prediction",
+    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier",
+    "service_tier", "store", "user", "verbosity", "web_search_options",
+})  # fmt: skip
 
 _BOUNDS = {f.name: f.metadata for f in fields(SamplingParams) if f.metadata}
 
