@@ -57,7 +57,7 @@ CASES = {
     "unknown function": (said("rm"), said("rm"), []),
     "broken": ("<tool_call>\nnot JSON\n</tool_call> so", "<tool_call>\nnot JSON\n</tool_call> so", []),
     "never closed": ("a <tool_call>\nbla", "a<tool_call>\nbla", []),
-    "cut in the arguments": (said()[:55], "", [("get_weather", '{"city": ')]),
+    "cut in the arguments": (said()[:-15], "", [("get_weather", '{"city": "北京"')]),
     "cut in the name": ('<tool_call>\n{"name": "get_w', '<tool_call>\n{"name": "get_w', []),
     "words behind": (said() + "\nDone.\n", "\nDone.", [("get_weather", '{"city": "北京"}')]),
 }  # fmt: skip
