@@ -145,7 +145,9 @@ def _call_rules(choice: Offered, parallel: bool) -> str:
     rules = [f"calls: call{more}", f'call: "\\n" ({" | ".join(names)}) "\\n{CALL_END}"']
     for i, (name, function) in enumerate(zip(names, choice.functions, strict=True)):
         where = f"tools[{i}].function.parameters"
-        schema = function.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False}
+        schema = function.get("parameters")
+        if schema is None or schema == {}:
+            schema = {"type": "object", "properties": {}, "additionalProperties": False}
         ready = schemas.checked(schema, where, exact=function.get("strict") is True)
         if ready.get("type", "object") != "object":
             raise ValueError(f'{where}: the type must be "object", not {ready["type"]!r:.60}')

@@ -1,5 +1,6 @@
 """Functions of a request: what is refused, and how an answer's text becomes calls however it is cut."""
 
+import itertools
 import json
 import random
 
@@ -23,7 +24,7 @@ def parse(text, cuts=()):
     """(content, calls, deltas) of a text that comes in pieces."""
     parser = ToolParser(TOOLS)
     at = [0, *sorted(cuts), len(text)]
-    deltas = [d for a, b in zip(at, at[1:], strict=False) for d in parser.push(text[a:b])]
+    deltas = [d for a, b in itertools.pairwise(at) for d in parser.push(text[a:b])]
     deltas += parser.finish()
     calls = {}
     for delta in deltas:
