@@ -58,7 +58,10 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
         routes=[*openai.routes(server), *openapi.routes(), *others],
         lifespan=lifespan,
         exception_handlers={
-            ApiError: _api_error, HTTPException: _http_error, ClientGone: _client_gone, Exception: _our_bug,
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientGone: _client_gone,
+            Exception: _our_bug,
         },  # fmt: skip
     )
     app.state.server = server
