@@ -151,6 +151,23 @@ def test_drafts_save_steps_and_change_nothing(engine, scheduler):
     assert running.counters.steps < 1.7 * 200
 
 
+def test_drafts_in_a_conversation(engine):
+    """With and without drafts the same answer, and after it the cache holds nothing but what was said."""
+    params = SamplingParams(temperature=1.0, seed=8, repetition_penalty=1.0, max_tokens=100, logit_bias={97: 40.0})
+    ids, texts = [*b"abcdefghij" * 6], []
+    for speculate in (False, True):
+        session = engine.session()
+        first = engine.generate(ids, params, session=session, speculate=speculate)
+        said = [i for piece in first for i in piece.ids]
+        assert [*ids, *said][: len(session.ids)] == session.ids
+        second = engine.generate([*ids, *said, *b"now?"], GREEDY, session=session, speculate=speculate)
+        list(second)
+        assert second.stats.cached_tokens == len(ids) + len(said) - 1
+        texts.append((first.text, second.text, first.stats.decode_steps))
+        assert bool(first.stats.accepted) == speculate
+    assert texts[0] == texts[1]
+
+
 def test_a_long_prompt_does_not_silence_the_others(engine, scheduler, monkeypatch):
     """While a prompt of 400 tokens goes in, an answer gets a token in every step."""
     monkeypatch.setattr(batch_module, "CHUNK_BESIDE", 16)

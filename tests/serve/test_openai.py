@@ -207,7 +207,9 @@ def test_fields_without_effect_are_accepted(client, live_server, wire):
         parallel_tool_calls=False, extra_body={"surprise": [1, 2], "top_k": 5, "min_p": 0.1, "seed": None},
     )  # fmt: skip
     assert answer.choices[0].message.content
-    developer = [{"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "terse."}]}]
+    developer = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "terse."}]}
+    ]
     made = wire.post(
         f"{live_server.base_url}/v1/chat/completions", json={"messages": [*developer, *ASK], "max_tokens": 1.0}
     )
