@@ -62,7 +62,7 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
             HTTPException: _http_error,
             ClientGone: _client_gone,
             Exception: _our_bug,
-        },  # fmt: skip
+        },
     )
     app.state.server = server
     rules = guard.Rules(

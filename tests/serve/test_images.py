@@ -1,6 +1,7 @@
 """Images in requests (S6) and where they may come from (S7)."""
 
 import base64
+import contextlib
 import io
 import socket
 import struct
@@ -82,10 +83,8 @@ def test_hostile_files_are_refused_quickly(data, words):
 def test_half_files_never_do_more_than_say_so():
     for data in (made("PNG"), made("JPEG"), made("GIF", frames=3), made("WEBP"), made("WEBP", frames=3)):
         for end in range(0, len(data), 3):
-            try:
-                images.look(data[:end])
-            except ValueError as error:
-                assert "image" in str(error)
+            with contextlib.suppress(ValueError):
+                assert images.look(data[:end]).frames < 10
 
 
 def test_too_many_bytes_are_refused_before_they_are_decoded():

@@ -223,9 +223,9 @@ def test_errors_have_the_classes_of_the_client(client, live_server, wire):
     assert caught.value.response.headers["x-should-retry"] == "false"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="nope", messages=ASK)
+    pixel = base64.b64encode(PIXEL).decode()
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{pixel}"}}]
     with pytest.raises(openai.BadRequestError, match="does not see"):
-        pixel = base64.b64encode(PIXEL).decode()
-        parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{pixel}"}}]
         ask(client, [{"role": "user", "content": parts}])
     url = f"{live_server.base_url}/v1/chat/completions"
     for raw in (b"{", b"[]", b'{"messages": NaN}', b"\xff\xfe", b"[" * 100_000, b""):
