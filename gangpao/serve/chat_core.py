@@ -65,12 +65,10 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
         for i in range(len(choices)):
             yield chunk(i, {"role": "assistant", "content": "", "refusal": None})
         async for i, piece in running:
-            logprobs = choices[i].logprobs_of(piece)
             for delta in choices[i].hear(piece):
-                yield chunk(i, delta, logprobs=logprobs)
-                logprobs = None
+                yield chunk(i, delta, logprobs=choices[i].new_logprobs())
             if piece.finish_reason:
-                last = chunk(i, {}, logprobs=logprobs, finish_reason=choices[i].finish_reason)
+                last = chunk(i, {}, logprobs=choices[i].new_logprobs(), finish_reason=choices[i].finish_reason)
                 yield {**last, "timings": answers.timings(server, running.handles)}
         _measure(server, running)
         if asked.usage_wanted:
@@ -223,11 +221,12 @@ class _Choice:
         called = self._parser is not None and self._parser.called
         return "tool_calls" if called and self._reason == "stop" else self._reason
 
-    def logprobs_of(self, piece: Piece) -> dict[str, Any] | None:
-        """A piece's log-probabilities for a chunk."""
-        if self._logprobs is None or not piece.logprobs:
+    def new_logprobs(self) -> dict[str, Any] | None:
+        """The log-probabilities that no chunk carried yet: also those of text that is still held back."""
+        if not self._logprobs:
             return None
-        return {"content": answers.chat_logprobs(self._tokenizer, piece.logprobs), "refusal": None}
+        found, self._logprobs = self._logprobs, []
+        return {"content": found, "refusal": None}
 
     def hear(self, piece: Piece) -> list[dict[str, Any]]:
         """Take a piece in; the deltas that it makes."""
