@@ -38,7 +38,7 @@ MAX_CALLS = 8  # of one answer with parallel calls: a small model may not know w
 _KEPT_GRAMMARS = 32
 _ERROR_CHARS = 200
 # Bounds of what one schema may cost to compile and one token to mask; above them it is an error, not a long wait.
-_MAX_LEXER_STATES = 50_000
+_MAX_LEXER_STATES = 20_000
 _MAX_GRAMMAR = 100_000
 _MAX_STEP_ITEMS = 20_000
 
