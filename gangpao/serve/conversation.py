@@ -12,7 +12,8 @@ What it gives up: what is dropped is gone for the model, there is no summary of 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gangpao.engine.generate import Engine, Generation, Progress, Session
+from gangpao.engine.answer import Progress
+from gangpao.engine.generate import Engine, Generation, Session
 from gangpao.engine.sample import SamplingParams
 from gangpao.text.chat import Message
 
