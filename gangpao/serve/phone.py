@@ -26,6 +26,7 @@ from gangpao.log import show_bytes
 
 MAX_PIECE = 512_000_000
 CHUNK = 1 << 20
+LIBRARY_BYTES = 3_000_000  # what the browser library and our page take on the way, packed
 _ALIGNMENT = 32  # what a file without general.alignment has; the pieces behind the first are such
 _UINT16, _INT32 = 2, 5
 
@@ -206,7 +207,7 @@ def describe(name: str, found: Offer) -> dict[str, Any]:
     }
 
 
-def notice(url: str, models: dict[str, Path], runtime_bytes: int) -> str:
+def notice(url: str, models: dict[str, Path]) -> str:
     """What is printed for a phone: a QR code of the page's address, the address, and what will be downloaded."""
     import segno
 
@@ -216,7 +217,7 @@ def notice(url: str, models: dict[str, Path], runtime_bytes: int) -> str:
     lines = [code.getvalue().rstrip("\n"), f"on the phone: {page}"]
     for name, found in offers(models):
         pieces = f" in {len(found.pieces)} files" if len(found.pieces) > 1 else ""
-        lines.append(f"  {name}: a download of {show_bytes(found.size + runtime_bytes)}{pieces}, once; then it needs no network")
+        lines.append(f"  {name}: a download of {show_bytes(found.size + LIBRARY_BYTES)}{pieces}, once; then it needs no network")
     if url.startswith("http:"):
         lines.append("  over plain http a phone's browser keeps no model; start with TLS, or use this machine's own browser")
     return "\n".join(lines)

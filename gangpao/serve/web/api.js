@@ -38,7 +38,7 @@ export class ServerBackend {
     const { data } = await answer.json();
     return data.map((model) => ({
       id: model.id,
-      sees: model.architecture?.input_modalities?.includes("image") ?? false,
+      sees: (model.architecture ?? model.meta)?.input_modalities?.includes("image") ?? false,
     }));
   }
 
