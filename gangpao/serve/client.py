@@ -151,8 +151,8 @@ class Server:
             return f"{self.base} does not speak TLS: try http://"
         if isinstance(error, httpx2.ConnectError):
             return f"nothing answers at {self.base} ({text[:80]}): is the server running? `gangpao serve` starts ours"
-        if isinstance(error, httpx2.RemoteProtocolError) and self.base.startswith("http:"):
-            return f"{self.base} does not speak plain HTTP ({text[:80]}): try https://"
+        if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError) and self.base.startswith("http:"):
+            return f"{self.base} does not speak plain HTTP ({text[:80] or 'it hung up'}): try https://"
         return f"{self.base}: {text[:SHOWN] or type(error).__name__}"
 
 
@@ -210,6 +210,8 @@ def tls(ca: Path | None, insecure: bool) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=str(ca))
     except ssl.SSLError:
         raise ValueError(f"--ca {ca}: not a certificate in PEM form") from None
+    except OSError as error:
+        raise ValueError(f"--ca {ca}: {error.strerror}") from None
 
 
 def events(chunks: Iterable[bytes]) -> Iterator[str]:

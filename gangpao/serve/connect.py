@@ -85,7 +85,7 @@ class Remote(Turns):
             except RemoteError as error:
                 if not too_long(error) or len(turns) < 2:
                     raise
-                half = (len(turns) + 1) // 2
+                half = len(turns) // 2
                 dropped += next((i for i in range(half, len(turns)) if turns[i]["role"] == "user"), len(turns) - 1)
         self.asked(text, dropped)
         return RemoteRun(response, start)

@@ -86,7 +86,7 @@ def fake(script: Script, *, models: Any = MODELS, context: Any = None) -> Iterat
                     break
             self.close_connection = True
 
-        do_GET = do_POST = _serve  # noqa: N815
+        do_GET = do_POST = _serve
 
         def log_message(self, *_: Any) -> None:
             pass
