@@ -1,0 +1,139 @@
+"""The application: routes and guard around a Server, its life cycle, and a way to run it in a thread.
+
+    make_app(server)    the ASGI application, for uvicorn
+    listen(settings)    a bound socket, so that a port in use is told before a model is loaded
+    running(server)     a server in a thread of this process, for tests and benchmarks
+
+The first model is loaded in the background as soon as the server listens; until then /health says "loading".
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from gangpao.serve import guard, openai, openapi
+from gangpao.serve.errors import ApiError
+from gangpao.serve.server import Server, Settings
+from gangpao.serve.stream import Json
+
+log = logging.getLogger("gangpao.serve")
+KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
+GRACE_S = 30.0
+
+
+def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> ASGIApp:
+    """The application of a server. on_ready is called when the first model is loaded."""
+    settings = server.settings
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(server.hub.start(on_ready)), asyncio.create_task(server.hub.sweep())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await server.hub.close()
+
+    app = Starlette(
+        routes=[*openai.routes(server), *openapi.routes(), *_other_routes(server)],
+        lifespan=lifespan,
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+    )
+    app.state.server = server
+    rules = guard.Rules(
+        hosts=guard.hosts_of(settings.host, settings.allow_hosts),
+        keys=settings.api_keys,
+        origins=frozenset(settings.allow_origins),
+        public=settings.public,
+        any_address=settings.host in ("0.0.0.0", "::"),
+        max_body=settings.max_body,
+        tls=settings.tls,
+    )
+    return guard.Guard(app, rules, server.metrics)
+
+
+def _other_routes(server: Server) -> list[Any]:
+    return []
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return Json(error.body, error.status, headers=error.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        found = openai.not_found(request.url.path)
+    else:
+        found = ApiError(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}")
+    return Json(found.body, error.status_code, headers=dict(error.headers or {}))
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket bound to the settings' address (port 0: a free one). Raises ValueError where that is not possible."""
+    guard.check_binding(settings.host, settings.api_keys)
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, settings.port))
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {settings.port} is in use by another program: take another one with --port") from None
+        raise ValueError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    bound.set_inheritable(True)
+    return bound
+
+
+def uvicorn_config(app: ASGIApp, *, grace_s: float = GRACE_S, **more: Any) -> uvicorn.Config:
+    """How uvicorn runs us: one process, asyncio and h11, our own log."""
+    return uvicorn.Config(
+        app, http="h11", loop="asyncio", ws="none", lifespan="on", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(grace_s)), **more,
+    )  # fmt: skip
+
+
+class _InThread(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # signals belong to the main thread
+        yield
+
+
+@contextlib.contextmanager
+def running(server: Server, *, wait_s: float = 60.0, grace_s: float = 5.0) -> Iterator[str]:
+    """Run a server in a thread on its address and give its base URL, when its first model is loaded (or failed to)."""
+    bound = listen(server.settings)
+    runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s))
+    thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[bound])), name="server")
+    thread.start()
+    try:
+        until = time.monotonic() + wait_s
+        while not runner.started or server.hub.state == "loading":
+            if not thread.is_alive() or time.monotonic() > until:
+                raise RuntimeError(f"the server did not start within {wait_s:.0f} s; the log says why")
+            time.sleep(0.01)
+        host, port = bound.getsockname()[:2]
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    finally:
+        runner.should_exit = True
+        thread.join()
+        bound.close()

@@ -1,0 +1,277 @@
+"""One chat request: OpenAI's JSON in, OpenAI's JSON out, whole or in chunks. The faces of other APIs translate to and from it.
+
+    complete    chat request -> chat.completion
+    stream      chat request -> chat.completion.chunk, ...; the first one comes when the request is accepted
+
+Messages become the engine's own (system, user, assistant, all text), tools and a response format become a constraint and a
+parser (tools.py, constrain.py). What it gives up: images are looked at and then refused, because no model here sees yet.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+
+from typing import Any
+
+from gangpao.engine.answer import FinishReason, Piece
+from gangpao.engine.batch import Constraint, Request
+from gangpao.engine.generate import Engine
+
+from gangpao.serve import answers, images
+from gangpao.serve.answers import Answers
+from gangpao.serve.errors import ApiError
+from gangpao.serve.hub import Loaded
+from gangpao.serve.schema import ChatMessage, ChatRequest, Part, parse, unknown
+from gangpao.serve.server import Server
+from gangpao.text.chat import Message
+
+log = logging.getLogger("gangpao.serve")
+
+
+async def complete(server: Server, body: dict[str, Any], client: str) -> dict[str, Any]:
+    """The whole answer as a chat.completion. Raises ApiError; cancelling the task cancels the answer."""
+    asked = _parse(body)
+    async with server.hub.use(asked.model) as loaded:
+        requests = await _requests(server, loaded, asked, client)
+        with Answers(loaded, requests) as running:
+            choices = [_Choice(loaded, asked) for _ in requests]
+            async for i, piece in running:
+                choices[i].hear(piece)
+            _measure(server, running)
+            return {
+                **_head("chat.completion", loaded),
+                "choices": [c.whole(i) for i, c in enumerate(choices)],
+                "usage": answers.usage(running.handles, running.handles[:1]),
+                "timings": answers.timings(server, running.handles),
+            }
+
+
+async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGenerator[dict[str, Any], None]:
+    """The answer in chunks. Everything wrong with the request is raised before the first; closing it cancels the answer."""
+    asked = _parse(body)
+    async with contextlib.AsyncExitStack() as stack:
+        loaded = await stack.enter_async_context(server.hub.use(asked.model))
+        requests = await _requests(server, loaded, asked, client)
+        running = stack.enter_context(Answers(loaded, requests))
+        head = _head("chat.completion.chunk", loaded)
+        empty = {"usage": None} if asked.usage_wanted else {}
+
+        def chunk(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+            return {**head, "choices": [choice], **empty}
+
+        choices = [_Choice(loaded, asked) for _ in requests]
+        for i in range(len(choices)):
+            yield chunk(i, {"role": "assistant", "content": "", "refusal": None})
+        async for i, piece in running:
+            logprobs = choices[i].logprobs_of(piece)
+            for delta in choices[i].hear(piece):
+                yield chunk(i, delta, logprobs=logprobs)
+                logprobs = None
+            if piece.finish_reason:
+                last = chunk(i, {}, logprobs=logprobs, finish_reason=choices[i].finish_reason)
+                yield {**last, "timings": answers.timings(server, running.handles)}
+        _measure(server, running)
+        if asked.usage_wanted:
+            counts = answers.usage(running.handles, running.handles[:1])
+            yield {**head, "choices": [], "usage": counts, "timings": answers.timings(server, running.handles)}
+
+
+async def count_tokens(server: Server, body: dict[str, Any]) -> int:
+    """Tokens of the prompt that this chat request would have."""
+    asked = _parse(body)
+    async with server.hub.use(asked.model) as loaded:
+        messages = await _messages(server, loaded, asked)
+        return len(await _encode(server, loaded, asked, messages))
+
+
+# --- a request
+
+
+def _parse(body: dict[str, Any]) -> ChatRequest:
+    asked = parse(ChatRequest, body)
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    if extra := unknown(body, ChatRequest):
+        log.info("fields that mean nothing here were ignored: %s", ", ".join(extra))
+    return asked
+
+
+async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: str) -> list[Request]:
+    engine = loaded.engine
+    params = asked.params(
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None, max_tokens=asked.max_completion_tokens
+    )
+    messages = await _messages(server, loaded, asked)
+    ids = await _encode(server, loaded, asked, messages)
+    answers.check_length(loaded, len(ids))
+    each = answers.choices_of(params, asked.n or 1)
+    rules = await _constraints(server, loaded, asked, len(each))
+    return [
+        Request(ids, p, stop=engine.template.stop, client=client, constraint=rule)
+        for p, rule in zip(each, rules, strict=True)
+    ]
+
+
+async def _messages(server: Server, loaded: Loaded, asked: ChatRequest) -> list[dict[str, Any]]:
+    """OpenAI's messages with one text for a content."""
+    out = []
+    for i, message in enumerate(asked.messages):
+        role = "system" if message.role == "developer" else message.role
+        one: dict[str, Any] = {"role": role, "content": await _text(server, message, f"messages.{i}")}
+        if message.tool_calls:
+            one["tool_calls"] = message.tool_calls
+        if message.tool_call_id is not None:
+            one["tool_call_id"] = message.tool_call_id
+        if message.name is not None:
+            one["name"] = message.name
+        if one["content"] is None and not message.tool_calls:
+            raise ApiError(400, f"messages.{i}: content is missing", param="messages")
+        out.append(one)
+    answers.check_text(loaded, sum(len(m["content"] or "") for m in out))
+    return out
+
+
+async def _text(server: Server, message: ChatMessage, where: str) -> str | None:
+    if message.content is None or isinstance(message.content, str):
+        return message.content
+    texts = []
+    for part in message.content:
+        if part.type == "image_url":
+            await _look(server, part, where)
+            raise ApiError(400, f"{where}: this model does not see: it reads text only", param="messages", code="no_vision")
+        if part.text is None:
+            raise ApiError(400, f"{where}: a part of type text needs text", param="messages")
+        texts.append(part.text)
+    return "".join(texts)
+
+
+async def _look(server: Server, part: Part, where: str) -> None:
+    """Refuse what is no image or too large a one."""
+    url = part.image_url if isinstance(part.image_url, str) else part.image_url and part.image_url.url
+    if not url:
+        raise ApiError(400, f"{where}: a part of type image_url needs image_url.url", param="messages")
+    try:
+        await asyncio.to_thread(images.load, url, server.settings.allow_image_hosts)
+    except ValueError as error:
+        raise ApiError(400, f"{where}: {error}"[:300], param="messages", code="bad_image") from None
+
+
+async def _encode(server: Server, loaded: Loaded, asked: ChatRequest, messages: list[dict[str, Any]]) -> list[int]:
+    def work(engine: Engine) -> list[int]:
+        plain: list[Message]
+        if asked.tools or any("tool_calls" in m or m["role"] == "tool" for m in messages):
+            from gangpao.serve import tools
+
+            plain = tools.render(engine, messages, asked.tools, asked.tool_choice, asked.parallel_tool_calls is not False)
+        else:
+            plain = [Message(role=m["role"], content=m["content"]) for m in messages]
+        return engine.template.encode(engine.tokenizer, plain)
+
+    return await answers.prepare(loaded, server.settings.queue, work, loaded.engine)
+
+
+async def _constraints(server: Server, loaded: Loaded, asked: ChatRequest, n: int) -> list[Constraint | None]:
+    if not asked.response_format and not asked.tools:
+        return [None] * n
+
+    def work() -> list[Constraint | None]:
+        from gangpao.serve import constrain
+
+        parallel = asked.parallel_tool_calls is not False
+        return [
+            constrain.constraint_for(loaded.engine, asked.response_format, asked.tools, asked.tool_choice, parallel)
+            for _ in range(n)
+        ]
+
+    return await answers.prepare(loaded, server.settings.queue, work)
+
+
+# --- an answer
+
+
+def _head(kind: str, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": loaded.name,
+        "system_fingerprint": answers.fingerprint(),
+    }
+
+
+def _measure(server: Server, running: Answers) -> None:
+    for handle in running.handles:
+        server.metrics.answered(handle.stats, running.seconds)
+
+
+def _parser(asked: ChatRequest) -> Any:
+    if not asked.tools or asked.tool_choice == "none":
+        return None
+    from gangpao.serve import tools
+
+    return tools.ToolParser(asked.tools, asked.tool_choice)
+
+
+class _Choice:
+    """One of the n answers while it grows: its text, calls and log-probabilities so far."""
+
+    def __init__(self, loaded: Loaded, asked: ChatRequest) -> None:
+        self._tokenizer = loaded.engine.tokenizer
+        self._parser = _parser(asked)
+        self._content: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: list[dict[str, Any]] | None = [] if asked.logprobs else None
+        self._reason: FinishReason | None = None
+
+    @property
+    def finish_reason(self) -> str | None:
+        """OpenAI's: tool_calls where the answer calls and was not cut off."""
+        called = self._parser is not None and self._parser.called
+        return "tool_calls" if called and self._reason == "stop" else self._reason
+
+    def logprobs_of(self, piece: Piece) -> dict[str, Any] | None:
+        """A piece's log-probabilities for a chunk."""
+        if self._logprobs is None or not piece.logprobs:
+            return None
+        return {"content": answers.chat_logprobs(self._tokenizer, piece.logprobs), "refusal": None}
+
+    def hear(self, piece: Piece) -> list[dict[str, Any]]:
+        """Take a piece in; the deltas that it makes."""
+        if self._logprobs is not None:
+            self._logprobs += answers.chat_logprobs(self._tokenizer, piece.logprobs)
+        self._reason = piece.finish_reason
+        if self._parser is None:
+            deltas = [{"content": piece.text}] if piece.text else []
+        else:
+            deltas = self._parser.push(piece.text)
+            if piece.finish_reason:
+                deltas = [*deltas, *self._parser.finish()]
+        for delta in deltas:
+            self._add(delta)
+        return deltas
+
+    def _add(self, delta: dict[str, Any]) -> None:
+        if text := delta.get("content"):
+            self._content.append(text)
+        for part in delta.get("tool_calls", ()):
+            call = self._calls.setdefault(
+                part["index"], {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            )
+            call["id"] = part.get("id") or call["id"]
+            function = part.get("function") or {}
+            call["function"]["name"] += function.get("name") or ""
+            call["function"]["arguments"] += function.get("arguments") or ""
+
+    def whole(self, index: int) -> dict[str, Any]:
+        """The choice of a chat.completion."""
+        text = "".join(self._content)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._calls:
+            message["content"] = text or None
+            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
+        logprobs = None if self._logprobs is None else {"content": self._logprobs, "refusal": None}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self.finish_reason}

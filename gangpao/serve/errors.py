@@ -1,0 +1,55 @@
+"""What a client did wrong, or what we cannot do now, as the OpenAI error body.
+
+Raised anywhere under a route; the application turns it into {"error": {"message", "type", "param", "code"}}, and the faces of
+other APIs turn it into theirs. Nothing else of an error ever leaves the process: what is not an ApiError is a bug of ours,
+goes to the log with its traceback, and to the client as one sentence.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+# Trying again cannot help: the openai clients obey this header.
+NO_RETRY = {"x-should-retry": "false"}
+
+
+class ApiError(Exception):
+    """An answer other than 2xx. type: by the status where it is not given; param: the field of the request to blame."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type or _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's JSON."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def busy(seconds: float) -> ApiError:
+    """429: the queue is full; a place is likely in that many seconds."""
+    return ApiError(
+        429, f"too many requests are waiting; try again in {math.ceil(seconds)} s", code="queue_full",
+        headers=retry_headers(seconds),
+    )  # fmt: skip
+
+
+def retry_headers(seconds: float) -> dict[str, str]:
+    """When to try again, in the forms that clients read."""
+    return {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, math.ceil(seconds * 1000)))}

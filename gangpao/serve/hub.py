@@ -1,0 +1,235 @@
+"""The models of a server: loaded when first asked for, unloaded when nobody does, within a budget of memory.
+
+    use(name)    a context in which that model is loaded and stays so; whoever comes while it is being loaded waits for it
+    budget       what all loaded models may take together; models that nobody uses leave in the order of their last use
+
+One scheduler a model. Everything here runs in one event loop; loading and closing, which take seconds, run in threads. What
+it gives up: two models are never loaded at the same time, so that each sees the memory that the other left.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gangpao import machine
+from gangpao.engine import admission
+from gangpao.engine.batch import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
+from gangpao.engine.cache import KVType
+from gangpao.engine.config import ModelConfig
+from gangpao.engine.generate import Engine
+from gangpao.engine.gguf import GGUF
+from gangpao.log import show_bytes
+from gangpao.serve.errors import NO_RETRY, ApiError, busy, retry_headers
+
+log = logging.getLogger("gangpao.serve")
+SWEEP_S = 5.0
+FULL_RETRY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How models are loaded. memory: bytes for all together, None for what the machine has; idle_s: None is never."""
+
+    batch: int = DEFAULT_BATCH
+    queue: int = DEFAULT_QUEUE
+    context: int | None = None
+    kv: KVType = "f16"
+    threads: int | None = None
+    memory: int | None = None
+    idle_s: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A model in memory. users: requests that hold it; preparing: those of them that are not in the scheduler yet."""
+
+    name: str
+    path: Path
+    engine: Engine
+    scheduler: Scheduler
+    need: int
+    users: int = 0
+    preparing: int = 0
+    used: float = field(default_factory=time.monotonic)
+    longest_piece: int = 0
+
+    def __post_init__(self) -> None:
+        # No token stands for more characters than its spelling in the vocabulary has.
+        self.longest_piece = max(map(len, self.engine.tokenizer.vocabulary.pieces))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody needs it now."""
+        return self.users == 0 and self.scheduler.idle
+
+
+class Hub:
+    """See the module. models: public name -> file, the default first."""
+
+    def __init__(self, models: Mapping[str, Path], limits: Limits) -> None:
+        self.models = dict(models)
+        self.limits = limits
+        self.progress: dict[str, float] = {}  # share of a model that is read, while it is being loaded
+        self.state: Literal["loading", "ok", "failed", "stopping"] = "loading"
+        self._loaded: dict[str, Loaded] = {}
+        self._waiting = 0
+        self._lock = asyncio.Lock()
+        self._closing = False
+
+    def names(self) -> list[str]:
+        """All that may be asked for, the default first."""
+        return list(self.models)
+
+    def loaded(self) -> dict[str, Loaded]:
+        """Models in memory now."""
+        return dict(self._loaded)
+
+    def name_of(self, asked: str | None) -> str:
+        """The public name of a model that a request asked for. Raises ApiError (404)."""
+        name = asked or next(iter(self.models))
+        if name not in self.models:
+            known = ", ".join(list(self.models)[:10])
+            raise ApiError(
+                404, f"there is no model {name[:80]!r} here; there are {known}", param="model", code="model_not_found"
+            )
+        return name
+
+    @contextlib.asynccontextmanager
+    async def use(self, asked: str | None) -> AsyncIterator[Loaded]:
+        """The model of that name (None: the default), loaded for as long as the context is open. Raises ApiError."""
+        found = await self._get(self.name_of(asked))
+        try:
+            yield found
+        finally:
+            found.users -= 1
+            found.used = time.monotonic()
+
+    async def _get(self, name: str) -> Loaded:
+        """The model with one more user, counted before anything else is awaited: nobody unloads it in between."""
+        while True:
+            found = self._loaded.get(name)
+            if found is not None and found.scheduler.alive:
+                found.users += 1
+                return found
+            if self._closing:
+                raise ApiError(503, "the server is shutting down", code="shutting_down")
+            if self._waiting >= self.limits.queue:
+                raise busy(FULL_RETRY_S)
+            self._waiting += 1
+            try:
+                # Shielded: that a client left is no reason to throw half a model away, others wait for it.
+                await asyncio.shield(asyncio.ensure_future(self.load(name)))
+            finally:
+                self._waiting -= 1
+
+    async def load(self, name: str) -> None:
+        """Have the model in memory. Raises ApiError (503) where it does not fit, (500) where its file is damaged."""
+        async with self._lock:
+            found = self._loaded.get(name)
+            if found is not None:
+                if found.scheduler.alive:
+                    return
+                await self._unload(found)  # its thread ended by a bug of ours, which is in the log
+            path = self.models[name]
+            try:
+                gguf = await asyncio.to_thread(GGUF.open, path)
+                config = ModelConfig.from_gguf(gguf)
+                context, need = await self._room(name, gguf, config)
+                del gguf
+                self.progress[name] = 0.0
+                engine, scheduler = await asyncio.to_thread(self._open, name, path, context)
+            except (ValueError, OSError, MemoryError) as error:
+                log.error("%s could not be loaded: %s", name, error)
+                raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
+            finally:
+                self.progress.pop(name, None)
+            self._loaded[name] = Loaded(name, path, engine, scheduler, need)
+            log.info("%s is loaded: %d tokens of context, about %s", name, engine.context, show_bytes(need))
+
+    def _open(self, name: str, path: Path, context: int) -> tuple[Engine, Scheduler]:
+        def progress(done: int, total: int) -> None:
+            self.progress[name] = done / max(total, 1)
+
+        limits = self.limits
+        engine = Engine.load(
+            path, context=context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
+        )  # fmt: skip
+        engine.name = name
+        return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue)
+
+    async def _room(self, name: str, gguf: GGUF, config: ModelConfig) -> tuple[int, int]:
+        """The context to load with and the bytes it takes, after idle models have made room. Raises ApiError (503)."""
+        limit = config.max_position_embeddings
+        context = self.limits.context or admission.WIDEST_DEFAULT
+        context = min(context, limit)
+        while True:
+            need = admission.estimate(gguf, config, context, self.limits.kv).total
+            have = self._have()
+            if need <= have:
+                return context, need
+            idle = [m for m in self._loaded.values() if m.idle]
+            if idle:
+                await self._unload(min(idle, key=lambda m: m.used))
+            elif self.limits.context is None and context > admission.NARROWEST_DEFAULT:
+                context = max(admission.NARROWEST_DEFAULT, context // 2)
+            else:
+                break
+        others = ", ".join(f"{m.name} ({show_bytes(m.need)})" for m in self._loaded.values())
+        message = f"{name} needs {show_bytes(need)} of memory and {show_bytes(max(0, have))} are free for it"
+        if not others:
+            message += "; take a smaller model or context, --kv int8, or a larger --memory"
+            raise ApiError(503, message, code="out_of_memory", headers=NO_RETRY)
+        message += f"; in use: {others}"
+        raise ApiError(503, message, code="out_of_memory", headers=retry_headers(FULL_RETRY_S))
+
+    def _have(self) -> int:
+        """Bytes that one more model may take."""
+        free = machine.available_memory()
+        if self.limits.memory is None:
+            return free
+        return min(free, self.limits.memory - sum(m.need for m in self._loaded.values()))
+
+    async def _unload(self, model: Loaded, timeout: float | None = None) -> None:
+        self._loaded.pop(model.name, None)
+        await asyncio.to_thread(model.scheduler.close, timeout=timeout)
+        gc.collect()  # an engine is a circle of references; its weights are to be free now
+        log.info("%s is unloaded", model.name)
+
+    async def start(self, on_ready: Callable[[], None] | None = None) -> None:
+        """Load the default model; `state` says how that goes."""
+        try:
+            await self.load(next(iter(self.models)))
+        except ApiError as error:
+            self.state = "failed"
+            log.error("%s", error.message)
+            return
+        self.state = "ok"
+        if on_ready:
+            on_ready()
+
+    async def sweep(self) -> None:
+        """Unload what nobody asked for in a long time, until cancelled."""
+        idle_s = self.limits.idle_s
+        while idle_s is not None:
+            await asyncio.sleep(min(SWEEP_S, idle_s / 4))
+            async with self._lock:
+                now = time.monotonic()
+                for model in [m for m in self._loaded.values() if m.idle and now - m.used >= idle_s]:
+                    await self._unload(model)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Unload everything, after what was begun has ended, or after `timeout` seconds."""
+        self._closing, self.state = True, "stopping"
+        async with self._lock:
+            await asyncio.gather(*(self._unload(m, timeout) for m in list(self._loaded.values())))
+
+
+def _reason(error: BaseException) -> str:
+    """An error for a client, who is not to learn where files lie here."""
+    return "not enough memory" if isinstance(error, MemoryError) else "its file cannot be used; the server's log says why"

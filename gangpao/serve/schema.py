@@ -1,0 +1,215 @@
+"""What clients may send: the fields of each request, their types and bounds.
+
+Whole numbers may be written 1 or 1.0, as in JSON; nothing else is converted, so "0.7" is no temperature. null is the same as
+not there. Fields of OpenAI's API that do nothing here are accepted by name (IGNORED); unknown ones are, too, and go to the log.
+The bounds of sampling values are the engine's own (SamplingParams).
+"""
+
+import math
+from dataclasses import fields
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_CHARS, SamplingParams
+from gangpao.serve.errors import ApiError
+
+T = TypeVar("T", bound=BaseModel)
+
+MAX_N = 16
+MAX_INPUTS = 256
+MAX_MESSAGES = 4096
+
+# Of OpenAI's chat and completion requests of 2026: known, and without effect here.
+IGNORED = frozenset(
+    "audio best_of function_call functions metadata modalities moderation parallel_tool_calls prediction prompt_cache_key "
+    "prompt_cache_options prompt_cache_retention reasoning_effort safety_identifier service_tier store user verbosity "
+    "web_search_options".split()
+)
+
+_BOUNDS = {f.name: f.metadata for f in fields(SamplingParams) if f.metadata}
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and math.isfinite(value) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def _setting(name: str) -> Any:
+    """An optional field with the engine's bounds and help."""
+    info = _BOUNDS[name]
+    return Field(None, ge=info["low"], le=info["high"], description=info["help"])
+
+
+class Body(BaseModel):
+    """A request's body."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
+
+
+class StreamOptions(Body):
+    """include_usage: a last chunk with `choices: []` that carries the counts."""
+
+    include_usage: bool | None = None
+
+
+class Sampling(Body):
+    """What all that generate text have in common."""
+
+    model: str | None = Field(None, max_length=512, description="A name of GET /v1/models; the first where not given.")
+    temperature: float | None = _setting("temperature")
+    top_p: float | None = _setting("top_p")
+    top_k: Whole | None = _setting("top_k")
+    min_p: float | None = _setting("min_p")
+    repetition_penalty: float | None = _setting("repetition_penalty")
+    presence_penalty: float | None = _setting("presence_penalty")
+    frequency_penalty: float | None = _setting("frequency_penalty")
+    seed: Whole | None = _setting("seed")
+    max_tokens: Whole | None = _setting("max_tokens")
+    n: Whole | None = Field(None, ge=1, le=MAX_N, description="Answers to make; the i-th takes seed + i.")
+    stop: str | list[str] | None = Field(
+        None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
+    )
+    logit_bias: dict[str, float] | None = Field(
+        None, max_length=MAX_LOGIT_BIAS, description="Token id, written as a string -> -100 to 100, added to its logit."
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def usage_wanted(self) -> bool:
+        """Whether a stream is to end with the counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def params(self, logprobs: int | None, max_tokens: int | None) -> SamplingParams:
+        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400)."""
+        given = {name: value for name in _BOUNDS if (value := getattr(self, name, None)) is not None}
+        given.pop("logprobs", None)
+        if max_tokens is not None:
+            given["max_tokens"] = max_tokens
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        try:
+            return SamplingParams(**given, logprobs=logprobs, stop=tuple(s for s in stop if s), logit_bias=self._bias())
+        except ValueError as error:
+            raise ApiError(400, str(error), param=str(error).split(" ")[0].split("[")[0].rstrip(":")) from None
+
+    def _bias(self) -> dict[int, float]:
+        out = {}
+        for key, value in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and len(key) <= 9):
+                raise ValueError(f"logit_bias: {key!r:.60} is not a token id")
+            out[int(key)] = value
+        return out
+
+
+class ImageURL(Body):
+    """An image; a data: URL unless the server may fetch from its host."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class Part(Body):
+    """A part of a message: text, or an image."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageURL | str | None = None
+
+
+class ChatMessage(Body):
+    """One turn. tool_calls and tool_call_id are what the model called, and which call a tool answers."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class ChatRequest(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: Whole | None = _setting("max_tokens")
+    logprobs: bool | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=20, description="Alternatives a token; needs logprobs.")
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=256)
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+Tokens = list[Whole]
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions: text that goes on from a prompt, without a chat template; special tokens count as such."""
+
+    prompt: str | list[str] | Tokens | list[Tokens] = Field(description="A text, token ids, or a list of either.")
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: Whole | None = Field(None, ge=0, le=20)
+
+
+class EmbeddingRequest(Body):
+    """POST /v1/embeddings: means of the last hidden states of a language model, of length 1. Not trained for search."""
+
+    model: str | None = Field(None, max_length=512)
+    input: str | list[str] | Tokens | list[Tokens]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Whole | None = Field(None, ge=1, description="Must be the model's own; nothing is cut off.")
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize. prompt: a text (content is another name for it), or messages, which the chat template turns into one."""
+
+    model: str | None = Field(None, max_length=512)
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    add_special_tokens: bool | None = Field(None, description="Begin with BOS where the model expects it; true by default.")
+    parse_special: bool | None = Field(None, description="Whether special pieces spelled in the text count as such.")
+    with_pieces: bool | None = Field(None, description="Also give the text of each token.")
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    model: str | None = Field(None, max_length=512)
+    tokens: Tokens = Field(max_length=1_000_000)
+
+
+class Error(BaseModel):
+    """message: what and what to do; param: the field to blame."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not 2xx."""
+
+    error: Error
+
+
+def parse(kind: type[T], body: dict[str, Any]) -> T:
+    """The request as `kind`. Raises ApiError (400) naming the first field that is wrong."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = [str(p) for p in first["loc"]]
+    names = list(kind.model_fields)
+    param = path[0] if path and path[0] in names else None
+    where = ".".join(p for p in path if len(p) <= 40)[:120]
+    raise ApiError(400, f"{where}: {first['msg']}"[:300], param=param)
+
+
+def unknown(body: dict[str, Any], kind: type[BaseModel]) -> list[str]:
+    """Names of fields that mean nothing to us, shortened, for the log."""
+    return [repr(name[:40]) for name in body if name not in kind.model_fields and name not in IGNORED][:20]

@@ -1,0 +1,61 @@
+"""What a server is made of: its settings, its models, its price list and its figures; no HTTP here.
+
+Routes get one of these. It is made anywhere, and started and stopped by the application's life cycle (app.py).
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gangpao.engine.batch import DEFAULT_BATCH, DEFAULT_QUEUE
+from gangpao.engine.cache import KVType
+from gangpao.serve.hub import Hub, Limits
+from gangpao.serve.loading import Meter
+from gangpao.serve.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A server's options. models: public name -> file, the default first. memory: bytes for all models together, None is
+    what the machine has. idle_unload_s: seconds without a request after which a model leaves memory, None is never."""
+
+    models: Mapping[str, Path]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    allow_image_hosts: tuple[str, ...] = ()
+    batch: int = DEFAULT_BATCH
+    queue: int = DEFAULT_QUEUE
+    context: int | None = None
+    kv: KVType = "f16"
+    threads: int | None = None
+    memory: int | None = None
+    idle_unload_s: float | None = None
+    cost_profile: str | None = None
+    max_body: int = 32_000_000
+    tls: bool = False
+    public: frozenset[str] = field(default=frozenset({"/health"}))
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("a server needs at least one model: -m NAME")
+
+
+class Server:
+    """A server's state. Raises ValueError for a cost profile that does not exist."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.meter = Meter(settings.cost_profile)
+        self.metrics = Metrics()
+        self.started = time.time()
+        self.hub = Hub(
+            settings.models,
+            Limits(
+                batch=settings.batch, queue=settings.queue, context=settings.context, kv=settings.kv,
+                threads=settings.threads, memory=settings.memory, idle_s=settings.idle_unload_s,
+            ),
+        )  # fmt: skip

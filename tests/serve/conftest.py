@@ -1,0 +1,61 @@
+"""A real server on a free port, shared by all tests of a session."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gangpao.engine.generate import Engine
+from gangpao.engine.sample import SamplingParams
+from gangpao.serve.app import running
+from gangpao.serve.server import Server, Settings
+
+MODEL = "smollm2-135m"
+
+
+@dataclass
+class Live:
+    """A running server; engine is the one it uses (read it, do not generate with it while the server answers)."""
+
+    base_url: str
+    server: Server
+    model: str = MODEL
+
+    @property
+    def engine(self) -> Engine:
+        return self.server.hub.loaded()[self.model].engine
+
+
+@pytest.fixture(scope="session")
+def live_server(model_path: Callable[[str], Path]) -> Iterator[Live]:
+    """One server with smollm2-135m for the whole session. Leave it as it was: no keys, no unloading."""
+    server = Server(Settings({MODEL: model_path(MODEL)}, port=0, context=2048, batch=4, queue=16))
+    with running(server) as base_url:
+        yield Live(base_url, server)
+
+
+@dataclass
+class Reference:
+    """The same model in an engine of its own, one answer at a time."""
+
+    engine: Engine
+
+    def prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.engine.template.encode(self.engine.tokenizer, messages)
+
+    def greedy(self, messages: list[dict[str, str]], max_tokens: int) -> str:
+        """What temperature 0 and repetition_penalty 1 must answer."""
+        return self.text(messages, SamplingParams(temperature=0, repetition_penalty=1, max_tokens=max_tokens))
+
+    def text(self, messages: list[dict[str, str]], params: SamplingParams) -> str:
+        run = self.engine.generate(self.prompt(messages), params, stop=self.engine.template.stop)
+        for _ in run:
+            pass
+        return run.text
+
+
+@pytest.fixture(scope="session")
+def reference(model_path: Callable[[str], Path]) -> Reference:
+    """What the server's answers are compared with."""
+    return Reference(Engine.load(model_path(MODEL), context=2048))
