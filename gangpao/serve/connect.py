@@ -37,10 +37,14 @@ def connect(
 ) -> "Remote":
     """A conversation with the server at `url`; `params` are OpenAI's names of what the user chose.
 
-    The model is the server's only one when none is named. Raises RemoteError (a ValueError) saying what to do.
+    The model is the server's only one when none is named. The caller closes what it gets. Raises RemoteError (a ValueError) saying what to do.
     """
     server = Server(url, api_key, tls(ca, insecure))
-    return Remote(server, pick(server, model), dict(params), system=system)
+    try:
+        return Remote(server, pick(server, model), dict(params), system=system)
+    except BaseException:
+        server.close()
+        raise
 
 
 def pick(server: "Server", model: str | None) -> str:
@@ -96,6 +100,10 @@ class Remote(Turns):
         self.last = run.stats
         if isinstance(run, RemoteRun) and run.yuan is not None:
             self.yuan = (self.yuan or 0.0) + run.yuan
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.server.close()
 
     def greeting(self) -> str:
         """Who answers, in one line."""

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,16 +89,22 @@ def chat(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         seed=seed, max_tokens=max_tokens,
     )  # fmt: skip
-    talk: Talk
     if connect is not None:
         from gangpao.serve import connect as remote
 
         asked = {f.name: getattr(params, f.name) for f in fields(params) if f.name in given}
-        talk = remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
+        with closing(
+            remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
+        ) as talk:
+            converse(talk)
     else:
         meter = loading.Meter(cost_profile)
         engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads)
-        talk = Local(engine, params, meter=meter, system=system)
+        converse(Local(engine, params, meter=meter, system=system))
+
+
+def converse(talk: Talk) -> None:
+    """Answer what is typed, or without a terminal one built-in question."""
     session = Chat(talk)
     if sys.stdin.isatty():
         session.loop()
