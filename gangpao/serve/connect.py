@@ -37,7 +37,8 @@ def connect(
 ) -> "Remote":
     """A conversation with the server at `url`; `params` are OpenAI's names of what the user chose.
 
-    The model is the server's only one when none is named. The caller closes what it gets. Raises RemoteError (a ValueError) saying what to do.
+    The model is the server's only one when none is named. The caller closes what it gets. Raises RemoteError (a
+    ValueError) saying what to do.
     """
     server = Server(url, api_key, tls(ca, insecure))
     try:

@@ -559,7 +559,8 @@ def test_our_own_server_says_what_an_engine_here_says(live_server, reference):
 
 
 def test_our_own_server_says_that_a_question_is_too_long(live_server):
-    remote = talk(live_server.base_url, live_server.model, params={"max_tokens": 1})
-    say(remote, "word " * 1500)
-    say(remote, "word " * 1500)
+    remote = talk(live_server.base_url, live_server.model, params={"max_tokens": 4, "seed": 1})
+    question = "Name a colour. " * 300
+    assert say(remote, question)[0]
+    assert say(remote, question)[0]
     assert remote.dropped == 2
