@@ -21,6 +21,7 @@ import gangpao
 COMMANDS = {
     "chat": ("gangpao.serve.terminal:chat", "Talk with a model in the terminal."),
     "run": ("gangpao.serve.run:run", "Answer one prompt: text, or one JSON object, on stdout."),
+    "serve": ("gangpao.serve.command:serve", "Serve models over an OpenAI-compatible HTTP API."),
     "pull": ("gangpao.serve.models:pull", "Download a model of the catalog, verified and resumable."),
     "list": ("gangpao.serve.models:list_", "Show the catalog and what is installed."),
     "rm": ("gangpao.serve.models:rm", "Delete an installed model."),

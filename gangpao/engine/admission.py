@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gangpao import catalog, machine
-from gangpao.engine.cache import KVCache, KVType
+from gangpao.engine.cache import PAGE, KVType, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
 from gangpao.engine.transformer import CHUNK
@@ -49,7 +49,13 @@ def estimate(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType) ->
         if untied and name == "token_embd.weight":
             continue  # stays in the file; rows are read as they are needed
         weights += info.nbytes * PACKED_RATIO.get(info.type, 1.0)
-    return Need(int(weights), KVCache.bytes_needed(config, context, kv_dtype), work_bytes(config))
+    return Need(int(weights), bytes_needed(config, context, kv_dtype), work_bytes(config))
+
+
+def pool_tokens(config: ModelConfig, context: int, kv_dtype: KVType, batch: int) -> int:
+    """Positions for `batch` sequences at once: all their contexts, or what half of the free memory holds, at least one."""
+    fits = machine.available_memory() // 2 // page_bytes(config, kv_dtype) * PAGE
+    return max(context, min(batch * context, fits))
 
 
 def work_bytes(c: ModelConfig) -> int:
@@ -88,7 +94,7 @@ def _refusal(gguf: GGUF, config: ModelConfig, need: Need, have: int, context: in
         if room >= 64:
             ways.append(f"a context of {2 ** int(math.log2(room))} (--context)")
     if kv_dtype == "f16":
-        int8 = KVCache.bytes_needed(config, context, "int8")
+        int8 = bytes_needed(config, context, "int8")
         enough = "" if fixed + int8 <= have else ", which is not enough alone"
         ways.append(f"an int8 KV cache, which saves {_mb(need.cache - int8)} (--kv int8{enough})")
     ways.append(_smaller(need, have))

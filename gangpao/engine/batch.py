@@ -15,20 +15,16 @@ first come first served within a client, there are no priorities; a step is as l
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
-from gangpao.engine.cache import KVCache, KVPool
+from gangpao.engine import admission
+from gangpao.engine.cache import PAGE, common
 from gangpao.engine.generate import Engine, check_prompt
-from gangpao.engine.sample import Logits, SamplingParams
-from gangpao.engine.speculate import Drafter
+from gangpao.engine.jobs import AnswerJob, EmbeddingJob, Handle, Job, OnEmbedding, OnEvent, Queue, Request
 from gangpao.engine.transformer import CHUNK, Segment
+
+__all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
 
 # Tokens of prompts in a step while somebody is being answered. A step of 8 answers and 32 such tokens takes about three times
 # one without them (benchmarks/serving.py), so an answer slows down for the length of a prompt and never stops.
@@ -37,80 +33,12 @@ DEFAULT_BATCH = 8
 DEFAULT_QUEUE = 64
 
 
-class Constraint(Protocol):
-    """What an answer may say next: a grammar's state. Used by one answer only, from the scheduler's thread."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether the answer is complete and nothing may follow."""
-
-    def apply(self, logits: Logits) -> None:
-        """Set the logits [V] of every token that may not come next to -inf, in place."""
-
-    def accept(self, token: int) -> None:
-        """Go on behind a chosen token."""
-
-
 class Busy(Exception):
     """The queue is full. retry_after: seconds after which a place is likely to be free."""
 
     def __init__(self, waiting: int, retry_after: float) -> None:
         super().__init__(f"{waiting} requests are waiting already; try again in {retry_after:.0f} s")
         self.retry_after = retry_after
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One answer to make. stop: a chat template's turn marks, beside those of params. client: whose turn it uses up.
-
-    continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
-    text so far may be tried (they never change the answer).
-    """
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams = field(default_factory=SamplingParams)
-    stop: Sequence[str] = ()
-    client: str = ""
-    constraint: Constraint | None = None
-    continues: bool = False
-    speculate: bool = True
-
-
-Event = Piece | Exception
-OnEvent = Callable[[Event], None]
-
-
-class Handle:
-    """A request on its way. on_event gets Pieces, the last with a finish_reason, or one exception; nothing after cancel()."""
-
-    def __init__(self, answer: Answer, cancel: Callable[[], None]) -> None:
-        self._answer = answer
-        self._cancel = cancel
-        self.queue_s = 0.0
-
-    @property
-    def stats(self) -> Stats:
-        """Counts and seconds so far; machine_s is this answer's share of the steps it took part in."""
-        return self._answer.stats
-
-    @property
-    def seed(self) -> int:
-        """The seed in use, also when none was asked for."""
-        return self._answer.sampler.seed
-
-    @property
-    def text(self) -> str:
-        """Everything handed out so far."""
-        return self._answer.text
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the answer ended; None before it has."""
-        return self._answer.finish_reason
-
-    def cancel(self) -> None:
-        """Stop before the next step and free everything. Harmless when it has ended already."""
-        self._cancel()
 
 
 @dataclass(slots=True)
@@ -136,128 +64,6 @@ class Counters:
     pages_used: int = 0
 
 
-class _Sequence:
-    """A request in the scheduler: what it has said, its cache, and the ids that are to go into it."""
-
-    def __init__(self, engine: Engine, request: Request, on_event: OnEvent) -> None:
-        self.request = request
-        self.answer = Answer(
-            engine.tokenizer, engine.model.config.vocab_size, request.prompt_ids, request.params,
-            stop=request.stop, continues=request.continues, capacity=engine.context,
-        )  # fmt: skip
-        self.ids = list(request.prompt_ids)  # prompt and answer, without what is only drafted
-        self.drafts: list[int] = []
-        self.drafter = Drafter(self.ids) if request.speculate else None
-        self.cache: KVCache | None = None
-        self.on_event = on_event
-        self.cancelled = False
-        self.submitted = time.perf_counter()
-        self.began = 0.0
-        self.spoke = 0.0
-        self.handle = Handle(self.answer, self._cancel)
-
-    def _cancel(self) -> None:
-        self.cancelled = True
-
-    @property
-    def to_compute(self) -> int:
-        """How many ids are not in the cache yet."""
-        assert self.cache is not None
-        return len(self.ids) - self.cache.length
-
-    @property
-    def decoding(self) -> bool:
-        """Whether the prompt is done and the answer grows token by token."""
-        return self.to_compute == 1 and self.answer.stats.completion_tokens > 0
-
-    def send(self, event: Event) -> None:
-        """Hand an event out; a consumer that fails is a consumer that left."""
-        if not self.cancelled:
-            try:
-                self.on_event(event)
-            except RuntimeError:  # its event loop is closed
-                self.cancelled = True
-
-    def choose(self, logits: Logits) -> int:
-        """The next token by the request's settings and constraint."""
-        constraint = self.request.constraint
-        if constraint is None:
-            return self.answer.sampler.sample(logits)
-        allowed = logits.copy()
-        constraint.apply(allowed)
-        token = self.answer.sampler.sample(allowed)
-        constraint.accept(token)
-        return token
-
-    def hear(self, rows: npt.NDArray[np.float32]) -> None:
-        """Go through the rows of logits behind the last id and each draft, for as long as the drafts were right."""
-        assert self.cache is not None
-        drafts, self.drafts = self.drafts, []
-        stats = self.answer.stats
-        stats.drafted += len(drafts)
-        for i, logits in enumerate(rows):
-            token = self.choose(logits)
-            self.take(token, logits)
-            right = i < len(drafts) and token == drafts[i]
-            stats.accepted += right
-            if self.answer.finish_reason or not right:
-                break
-        self.cache.truncate(min(self.cache.length, len(self.ids) - 1))
-        if self.drafter:
-            self.drafter.learn(len(drafts), stats.accepted)
-
-    def take(self, token: int, logits: Logits) -> None:
-        """One chosen token: into the answer, and out what may go out."""
-        now, stats = time.perf_counter(), self.answer.stats
-        if stats.completion_tokens == 0:
-            stats.ttft_s, self.spoke = now - self.submitted, now
-        else:
-            stats.decode_steps += 1
-            stats.decode_s = now - self.spoke
-        piece = self.answer.take(token, logits)
-        self.ids.append(token)
-        constraint = self.request.constraint
-        if constraint is not None and constraint.finished and not self.answer.finish_reason:
-            if piece:
-                self.send(piece)
-            piece = self.answer.finish("stop")
-        if piece:
-            self.send(piece)
-
-
-class _Queue:
-    """Waiting sequences, one line for each client, served in turns."""
-
-    def __init__(self) -> None:
-        self._lines: dict[str, deque[_Sequence]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
-
-    def __iter__(self) -> Iterator[_Sequence]:
-        for line in self._lines.values():
-            yield from line
-
-    def put(self, sequence: _Sequence, *, first: bool = False) -> None:
-        line = self._lines.setdefault(sequence.request.client, deque())
-        if first:
-            line.appendleft(sequence)
-        else:
-            line.append(sequence)
-
-    def take(self) -> _Sequence | None:
-        """The first of the client whose turn it is, who then goes to the end of the round."""
-        for client in list(self._lines):
-            line = self._lines.pop(client)
-            if not line:
-                continue
-            sequence = line.popleft()
-            if line:
-                self._lines[client] = line
-            return sequence
-        return None
-
-
 class Scheduler:
     """Answers of one engine, up to `batch` at a time; `queue` more may wait. Close it to end its thread.
 
@@ -269,11 +75,12 @@ class Scheduler:
     ) -> None:
         self.engine = engine
         self.counters = Counters()
-        self.pool = KVPool(engine.model, engine.context, engine.kv_dtype, pool_tokens)
+        tokens = pool_tokens or admission.pool_tokens(engine.model.config, engine.context, engine.kv_dtype, batch)
+        self.pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
         self._batch = batch
         self._limit = queue
-        self._queue = _Queue()
-        self._running: list[_Sequence] = []
+        self._queue = Queue()
+        self._running: list[Job] = []
         self._wake = threading.Condition()
         self._closing = self._draining = False
         self._seconds = 5.0  # of an answer, a moving average
@@ -283,18 +90,28 @@ class Scheduler:
     def submit(self, request: Request, on_event: OnEvent) -> Handle:
         """Queue a request. Raises ValueError for a prompt that cannot be answered, and Busy when too many wait."""
         check_prompt(request.prompt_ids, self.engine)
-        sequence = _Sequence(self.engine, request, on_event)
+        return self._put(AnswerJob(self.engine, request, on_event))
+
+    def embed(self, ids: Sequence[int], on_done: OnEmbedding, *, client: str = "") -> Handle:
+        """Queue a text for its embedding: the mean over its tokens of the last hidden states, float32 [D], not scaled.
+
+        on_done gets it, or one exception. Raises as submit does.
+        """
+        check_prompt(ids, self.engine)
+        return self._put(EmbeddingJob(ids, client, on_done))
+
+    def _put(self, job: Job) -> Handle:
         with self._wake:
-            if self._closing or self._draining:
+            if self._closing or self._draining or not self._thread.is_alive():
                 raise Busy(len(self._queue), 1.0)
             if len(self._queue) >= self._limit:
                 self.counters.refused += 1
                 raise Busy(len(self._queue), self.retry_after())
-            self._queue.put(sequence)
+            self._queue.put(job)
             self.counters.requests += 1
             self.counters.waiting = len(self._queue)
             self._wake.notify()
-        return sequence.handle
+        return job.handle
 
     def retry_after(self) -> float:
         """Seconds until a place in the queue is likely to be free."""
@@ -333,8 +150,10 @@ class Scheduler:
                     if self._draining:
                         return
                     self._wake.wait()
-                if self._closing:
-                    return self._abandon(RuntimeError("the server is shutting down"))
+                closing = self._closing
+            if closing:
+                self._abandon(RuntimeError("the server is shutting down"))
+                return
             try:
                 self._step()
             except Exception as error:  # our bug: whoever waits must hear of it, and nobody may wait for a dead thread
@@ -346,10 +165,10 @@ class Scheduler:
     def _abandon(self, error: Exception) -> None:
         with self._wake:
             left = [*self._running, *self._queue]
-            self._running, self._queue = [], _Queue()
-        for sequence in left:
-            self._release(sequence)
-            sequence.send(error)
+            self._running, self._queue = [], Queue()
+        for job in left:
+            self._release(job)
+            job.fail(error)
 
     def _step(self) -> None:
         self._drop_cancelled()
@@ -361,132 +180,129 @@ class Scheduler:
         try:
             rows = self.engine.model.step([segment for _, segment in plan])
         except Exception as error:  # nothing of this step can be trusted: its answers end, the others go on
-            for sequence, _ in plan:
-                self._end(sequence, error)
+            for job, _ in plan:
+                self._end(job, error)
             return
-        for (sequence, segment), logits in zip(plan, rows, strict=True):
-            if segment.logits:
-                try:
-                    sequence.hear(logits)
-                except ValueError as error:
-                    self._end(sequence, error)
+        for (job, _), found in zip(plan, rows, strict=True):
+            try:
+                job.hear(found)
+            except ValueError as error:
+                self._end(job, error)
         self._account(plan, time.perf_counter() - start)
-        for sequence in [s for s, _ in plan if s.answer.finish_reason]:
-            self._end(sequence)
+        for job, segment in plan:
+            if job.done:
+                self._end(job)
+            elif segment.logits and job.stats.completion_tokens == 1 and job.cache is not None:
+                self.pool.share(job.cache, job.ids, whole=True)  # the prompt is whole: others may begin with it
 
     def _drop_cancelled(self) -> None:
-        for sequence in [s for s in self._running if s.cancelled]:
-            self._end(sequence)
+        for job in [j for j in self._running if j.cancelled]:
+            self._end(job)
         with self._wake:
-            kept = _Queue()
-            for sequence in self._queue:
-                if sequence.cancelled:
-                    self.counters.cancelled += 1
-                else:
-                    kept.put(sequence)
-            if len(kept) != len(self._queue):
-                self._queue = kept
+            self.counters.cancelled += self._queue.drop_cancelled()
 
     def _admit(self) -> None:
-        """Let waiting sequences in while there is room. A prompt that a running one is computing waits for it."""
+        """Let waiting jobs in while there is room; one whose beginning another is just computing waits for it."""
         with self._wake:
-            while len(self._running) < self._batch and len(self._queue):
-                sequence = self._queue.take()
-                assert sequence is not None
-                if not self._begin(sequence):
-                    self._queue.put(sequence, first=True)
+            later: list[Job] = []
+            while len(self._running) < self._batch and (job := self._queue.take()) is not None:
+                if self._begin(job):
+                    continue
+                later.append(job)
+                if not self._awaits(job):
                     break
+            for job in reversed(later):
+                self._queue.put(job, first=True)
             self.counters.waiting, self.counters.running = len(self._queue), len(self._running)
 
-    def _begin(self, sequence: _Sequence) -> bool:
-        cache = self.pool.begin(sequence.ids)
-        if self._running and not self.pool.can_hold(len(sequence.ids) + 1 - cache.length):
-            self.pool.release(cache)
+    def _awaits(self, job: Job, cached: int = 0) -> bool:
+        """Whether a running job is computing more pages of this one's beginning than there are."""
+        if job.fresh:
             return False
-        sequence.cache, stats = cache, sequence.answer.stats
-        if not sequence.began:
-            sequence.began = time.perf_counter()
-            sequence.handle.queue_s = sequence.began - sequence.submitted
-            stats.cached_tokens = cache.length
-            self.counters.prompt_tokens += stats.prompt_tokens
+        computing = (j for j in self._running if not j.decoding and not j.fresh)
+        return any(common(j.ids, job.ids[:-1]) // PAGE * PAGE > cached for j in computing)
+
+    def _begin(self, job: Job) -> bool:
+        cache = self.pool.new() if job.fresh else self.pool.begin(job.ids)
+        room = self.pool.can_hold(len(job.ids) + 1 - cache.length)
+        if self._running and (not room or self._awaits(job, cache.length)):
+            self.pool.free(cache.pages)
+            return False
+        job.cache = cache
+        if not job.began:
+            job.began = time.perf_counter()
+            job.stats.cached_tokens = cache.length
+            self.counters.prompt_tokens += job.stats.prompt_tokens
             self.counters.cached_tokens += cache.length
-        self._running.append(sequence)
+        self._running.append(job)
         return True
 
-    def _plan(self) -> list[tuple[_Sequence, Segment]]:
+    def _plan(self) -> list[tuple[Job, Segment]]:
         """What the next step computes: a token (and drafts) of every answer, and a chunk of the first unfinished prompts."""
-        speaking = [s for s in self._running if s.decoding]
+        speaking = sum(job.decoding for job in self._running)
         budget = CHUNK_BESIDE if speaking else CHUNK
-        plan: list[tuple[_Sequence, Segment]] = []
-        for sequence in self._running:
-            if sequence.decoding:
-                ids = [sequence.ids[-1], *self._draft(sequence, len(speaking))]
-            else:
-                ids = sequence.ids[len(sequence.ids) - sequence.to_compute :][:budget]
-                budget -= len(ids)
-            if not ids or not self._reserve(sequence, len(ids), plan):
+        plan: list[tuple[Job, Segment]] = []
+        for job in list(self._running):
+            drafts: list[int] = []
+            if job not in self._running:  # gave its pages to one before it
                 continue
-            assert sequence.cache is not None
-            whole = sequence.cache.length + len(ids) >= len(sequence.ids)
-            plan.append((sequence, Segment(sequence.cache, ids, 1 + len(sequence.drafts) if whole else 0)))
-        return [(s, g) for s, g in plan if s in self._running]
+            if job.decoding:
+                ids = job.ids[-1:]
+                drafts = job.draft(self.engine.context, speaking)
+            else:
+                ids = job.ids[len(job.ids) - job.to_compute :][:budget]
+                budget -= len(ids)
+            if ids and self._reserve(job, len(ids) + len(drafts)):
+                plan.append((job, job.segment(ids, drafts)))
+        return [(j, segment) for j, segment in plan if j in self._running]
 
-    def _draft(self, sequence: _Sequence, speaking: int) -> list[int]:
-        stats, params = sequence.answer.stats, sequence.request.params
-        room = min(params.max_tokens - stats.completion_tokens, self.engine.context - len(sequence.ids)) - 1
-        if sequence.drafter is None or room < 1:
-            return []
-        sequence.drafts = sequence.drafter.propose(room, speaking)
-        return sequence.drafts
-
-    def _reserve(self, sequence: _Sequence, tokens: int, plan: list[tuple[_Sequence, Segment]]) -> bool:
-        """Pages for the sequence's next tokens, taken from the youngest others if need be."""
-        assert sequence.cache is not None
-        while not sequence.cache.reserve(tokens):
+    def _reserve(self, job: Job, tokens: int) -> bool:
+        """Pages for the job's next tokens, taken from the youngest others if need be."""
+        assert job.cache is not None
+        while not job.cache.reserve(tokens):
             youngest = self._running[-1]
             self._preempt(youngest)
-            plan[:] = [(s, g) for s, g in plan if s is not youngest]
-            if youngest is sequence:
+            if youngest is job:
                 return False
         return True
 
-    def _preempt(self, sequence: _Sequence) -> None:
+    def _preempt(self, job: Job) -> None:
         self.counters.preempted += 1
-        self._running.remove(sequence)
-        self._release(sequence)
+        self._running.remove(job)
+        self._release(job)
         with self._wake:
-            self._queue.put(sequence, first=True)
+            self._queue.put(job, first=True)
 
-    def _account(self, plan: list[tuple[_Sequence, Segment]], seconds: float) -> None:
+    def _account(self, plan: list[tuple[Job, Segment]], seconds: float) -> None:
         total = sum(len(segment.ids) for _, segment in plan)
-        for sequence, segment in plan:
-            sequence.answer.stats.machine_s += seconds * len(segment.ids) / total
+        for job, segment in plan:
+            job.stats.machine_s += seconds * len(segment.ids) / total
         counters = self.counters
         counters.steps += 1
         counters.step_s += seconds
         counters.pages, counters.pages_used = self.pool.pages, self.pool.pages_used
 
-    def _end(self, sequence: _Sequence, error: Exception | None = None) -> None:
-        """Take a sequence out: finished, failed or cancelled."""
-        if sequence not in self._running:
+    def _end(self, job: Job, error: Exception | None = None) -> None:
+        """Take a job out: finished, failed or cancelled."""
+        if job not in self._running:
             return
-        self._running.remove(sequence)
-        self._release(sequence)
-        stats, counters = sequence.answer.stats, self.counters
+        self._running.remove(job)
+        self._release(job)
+        stats, counters = job.stats, self.counters
         counters.completion_tokens += stats.completion_tokens
         counters.drafted += stats.drafted
         counters.accepted += stats.accepted
         counters.running = len(self._running)
         if error is not None:
             counters.failed += 1
-            sequence.send(error)
-        elif sequence.answer.finish_reason:
+            job.fail(error)
+        elif job.done:
             counters.finished += 1
-            self._seconds += 0.1 * (time.perf_counter() - sequence.began - self._seconds)
+            self._seconds += 0.1 * (time.perf_counter() - job.began - self._seconds)
         else:
             counters.cancelled += 1
 
-    def _release(self, sequence: _Sequence) -> None:
-        if sequence.cache is not None:
-            self.pool.keep(sequence.cache, sequence.ids)
-            sequence.cache = None
+    def _release(self, job: Job) -> None:
+        if job.cache is not None:
+            self.pool.keep(job.cache, job.ids)
+            job.cache = None

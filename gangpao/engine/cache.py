@@ -1,13 +1,19 @@
-"""The keys and values of the positions a model has already seen.
+"""The keys and values of the positions a model has already seen, in pages that sequences share.
 
-One block of memory for all layers; how it is laid out is the kernels' business (`kernels/src/ops.h`). Memory is taken
-from the system page by page as positions are filled, so a large capacity costs nothing until it is used.
+A pool is one block of memory cut into pages of 64 positions; how a page is laid out is the kernels' business
+(`kernels/src/ops.h`). A sequence is a list of pages and a length. When it ends, its pages stay in a tree by the tokens that
+are in them, and the next prompt that begins in the same way starts with those pages instead of computing them; a page that
+several look at is copied before one of them writes into it. The longest unused pages go when memory is needed.
+
+Memory is taken from the system page by page as positions are filled, so a large pool costs nothing until it is used.
+What it gives up: a remembered prefix is found from its first token on only, and partial pages are compared one by one.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,72 +22,237 @@ from gangpao import kernels
 from gangpao.engine.config import ModelConfig
 
 KVType = Literal["f16", "int8"]
+PAGE = kernels.PAGE
+
+
+def page_bytes(config: ModelConfig, dtype: KVType) -> int:
+    """Bytes of one page: "f16" has 2 bytes a value, "int8" 1.125 (16 values share an f16 scale)."""
+    return kernels.Cache.page_bytes(
+        config.num_hidden_layers, config.num_key_value_heads, config.head_dim, dtype == "int8"
+    )
+
+
+def bytes_needed(config: ModelConfig, capacity: int, dtype: KVType) -> int:
+    """Bytes of a full cache for that many positions, without making one."""
+    return -(-capacity // PAGE) * page_bytes(config, dtype)
 
 
 class KVCache:
-    """State of one sequence: `length` positions are filled, at most `capacity` fit.
+    """One sequence in a pool: `length` positions are filled, at most `capacity` fit."""
 
-    dtype: "f16" (2 bytes a value) or "int8" (16 values share an f16 scale: 1.125 bytes a value).
-    inverse and angle_factor are the rotary angles this cache was made for (longrope depends on its capacity).
-    """
+    def __init__(self, pool: KVPool, pages: list[int], length: int) -> None:
+        self.pool = pool
+        self.pages = pages
+        self.length = length
 
-    def __init__(
-        self, config: ModelConfig, capacity: int, dtype: KVType, inverse: npt.NDArray[np.float64], angle_factor: float
-    ) -> None:
-        if dtype not in ("f16", "int8"):
-            raise ValueError(f"KV cache type '{dtype}' is unknown; use f16 or int8")
-        if capacity < 1:
-            raise ValueError(f"a KV cache of {capacity} positions holds nothing; ask for at least 1")
-        self.native = kernels.Cache(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, capacity, dtype == "int8"
-        )
-        self.capacity = capacity
-        self.dtype = dtype
-        self.inverse = inverse
-        self.angle_factor = angle_factor
-        self.length = 0
+    @property
+    def capacity(self) -> int:
+        """The most positions of a sequence."""
+        return self.pool.context
 
     def reserve(self, tokens: int) -> bool:
-        """Whether there is room for that many more positions."""
-        return self.length + tokens <= self.capacity
+        """Make room for that many more positions; False when the context or the pool has none."""
+        return self.length + tokens <= self.capacity and self.pool.extend(self, self.length + tokens)
 
     def truncate(self, length: int) -> None:
-        """Forgets every position from `length` on."""
+        """Forget every position from `length` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot cut a cache of {self.length} positions to {length}")
         self.length = length
+        keep = -(-length // PAGE)
+        self.pool.free(self.pages[keep:])
+        del self.pages[keep:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pool when full."""
+        return self.pool.nbytes
+
+
+class _Node:
+    """A page in the tree: the tokens in it, and what came behind them. Only a whole page has children."""
+
+    __slots__ = ("children", "page", "parent", "tokens", "used")
+
+    def __init__(self, page: int, tokens: tuple[int, ...], parent: _Node | None) -> None:
+        self.page = page
+        self.tokens = tokens
+        self.parent = parent
+        self.used = 0
+        self.children: dict[int, list[_Node]] = {}  # by first token
+
+    def best(self, tokens: Sequence[int]) -> tuple[_Node | None, int]:
+        """The child that agrees with most of `tokens` (at least one), and on how many."""
+        found: tuple[_Node | None, int] = None, 0
+        for child in self.children.get(tokens[0], ()) if tokens else ():
+            same = common(child.tokens, tokens)
+            if same > found[1]:
+                found = child, same
+        return found
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+class KVPool:
+    """Pages for many sequences of at most `context` positions, and the prefixes that are remembered.
+
+    tokens: positions in all, at least one context. inverse and angle_factor are the rotary angles it is made for (longrope
+    depends on the context).
+    """
+
+    def __init__(
+        self, config: ModelConfig, context: int, dtype: KVType, tokens: int,
+        inverse: npt.NDArray[np.float64], angle_factor: float,
+    ) -> None:  # fmt: skip
+        if dtype not in ("f16", "int8"):
+            raise ValueError(f"KV cache type '{dtype}' is unknown; use f16 or int8")
+        if context < 1:
+            raise ValueError(f"a KV cache of {context} positions holds nothing; ask for at least 1")
+        self.context = context
+        self.dtype = dtype
+        self.inverse = inverse
+        self.angle_factor = angle_factor
+        self.pages = -(-max(tokens, context) // PAGE)
+        self.native = kernels.Cache(
+            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.pages, dtype == "int8"
+        )
+        self._users = [0] * self.pages
+        self._free = list(range(self.pages - 1, -1, -1))
+        self._root = _Node(-1, (), None)
+        self._nodes: dict[int, _Node] = {}  # by page
+        self._clock = itertools.count(1)
 
     @property
     def nbytes(self) -> int:
         """Bytes when full."""
         return int(self.native.nbytes)
 
-    @staticmethod
-    def bytes_needed(config: ModelConfig, capacity: int, dtype: KVType) -> int:
-        """Bytes of a full cache, without making one."""
-        return int(
-            kernels.Cache.bytes_needed(
-                config.num_hidden_layers, config.num_key_value_heads, config.head_dim, capacity, dtype == "int8"
-            )
-        )
+    @property
+    def pages_used(self) -> int:
+        """Pages that hold something, remembered prefixes included."""
+        return self.pages - len(self._free)
 
+    @property
+    def pages_kept(self) -> int:
+        """Pages that only the memory of prefixes holds, and that go when they are needed."""
+        return sum(self._users[page] == 1 for page in self._nodes)
 
-class KVPool:
-    """placeholder, being replaced by pages"""
-
-    def __init__(self, model: Any, context: int, dtype: KVType, tokens: int | None) -> None:
-        self._model, self._context, self._dtype = model, context, dtype
-        self.pages = self.pages_used = 0
+    def new(self) -> KVCache:
+        """An empty sequence."""
+        return KVCache(self, [], 0)
 
     def begin(self, ids: Sequence[int]) -> KVCache:
-        cache: KVCache = self._model.new_cache(self._context, self._dtype)
+        """A sequence with as much of ids in it as is remembered, but at least one id is left to compute."""
+        cache, node, limit = self.new(), self._root, len(ids) - 1
+        while cache.length < limit:
+            child, same = node.best(ids[cache.length : min(limit, cache.length + PAGE)])
+            if child is None:
+                break
+            child.used = next(self._clock)
+            self._users[child.page] += 1
+            cache.pages.append(child.page)
+            cache.length += same
+            if same < PAGE:
+                break
+            node = child
         return cache
 
     def can_hold(self, tokens: int) -> bool:
+        """Whether pages for that many more positions are free or can be made so."""
+        return -(-tokens // PAGE) + 1 <= len(self._free) + self.pages_kept
+
+    def extend(self, cache: KVCache, length: int) -> bool:
+        """Pages up to that length, and the one that is written next for this sequence alone."""
+        write = cache.length // PAGE
+        if write < len(cache.pages) and self._users[cache.pages[write]] > 1:
+            page = self._take()
+            if page is None:
+                return False
+            self.native.copy_page(cache.pages[write], page)
+            self.free([cache.pages[write]])
+            cache.pages[write] = page
+        while len(cache.pages) * PAGE < length:
+            page = self._take()
+            if page is None:
+                return False
+            cache.pages.append(page)
         return True
 
-    def keep(self, cache: KVCache, ids: Sequence[int]) -> None:
-        pass
+    def free(self, pages: Sequence[int]) -> None:
+        """Let go of pages; one that nobody else uses can be taken again."""
+        for page in pages:
+            self._users[page] -= 1
+            if self._users[page] == 0:
+                self._free.append(page)
 
-    def release(self, cache: KVCache) -> None:
-        pass
+    def keep(self, cache: KVCache, ids: Sequence[int]) -> None:
+        """End a sequence: what it computed of ids is remembered, the rest of its pages are free."""
+        self.share(cache, ids)
+        self.free(cache.pages)
+        cache.pages, cache.length = [], 0
+
+    def share(self, cache: KVCache, ids: Sequence[int], *, whole: bool = False) -> None:
+        """Remember the ids that are in the cache, of a sequence that may go on; only whole pages of them when `whole`."""
+        assert cache.length <= len(ids)
+        node = self._root
+        for at in range(0, cache.length, PAGE):
+            tokens = tuple(ids[at : min(at + PAGE, cache.length)])
+            if whole and len(tokens) < PAGE:
+                return
+            child, same = node.best(tokens)
+            if child is None or same < min(len(child.tokens), len(tokens)):
+                child = self._remember(cache.pages[at // PAGE], tokens, node)
+            elif same == len(child.tokens) < len(tokens):
+                self._replace(child, cache.pages[at // PAGE], tokens)
+            child.used = next(self._clock)
+            node = child
+
+    def _remember(self, page: int, tokens: tuple[int, ...], parent: _Node) -> _Node:
+        node = _Node(page, tokens, parent)
+        parent.children.setdefault(tokens[0], []).append(node)
+        self._nodes[page] = node
+        self._users[page] += 1
+        return node
+
+    def _replace(self, node: _Node, page: int, tokens: tuple[int, ...]) -> None:
+        """A longer stretch in place of its beginning, which has no children because it was not a whole page."""
+        assert not node.children
+        if page != node.page:
+            del self._nodes[node.page]
+            self.free([node.page])
+            self._nodes[page] = node
+            self._users[page] += 1
+            node.page = page
+        node.tokens = tokens
+
+    def _take(self) -> int | None:
+        if not self._free:
+            self._forget()
+        if not self._free:
+            return None
+        page = self._free.pop()
+        self._users[page] = 1
+        return page
+
+    def _forget(self) -> None:
+        """Drop the prefixes that were not used for longest, a sixteenth of the pool at a time, ends before beginnings."""
+        wanted = max(1, self.pages // 16)
+        while wanted > 0:
+            ends = [n for n in self._nodes.values() if not n.children and self._users[n.page] == 1]
+            if not ends:
+                return
+            for node in sorted(ends, key=lambda n: n.used)[:wanted]:
+                assert node.parent is not None
+                siblings = node.parent.children[node.tokens[0]]
+                siblings.remove(node)
+                if not siblings:
+                    del node.parent.children[node.tokens[0]]
+                del self._nodes[node.page]
+                self.free([node.page])
+                wanted -= 1

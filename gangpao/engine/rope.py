@@ -65,9 +65,10 @@ def _yarn(inverse: npt.NDArray[np.float64], config: ModelConfig) -> npt.NDArray[
     return blended
 
 
-def fill_angles(inverse: npt.NDArray[np.float64], factor: float, start: int, cos: Floats, sin: Floats) -> None:
-    """Writes cosines and sines of positions start, start + 1, ... into cos and sin, both [tokens, rope_dim / 2]."""
-    positions = np.arange(start, start + len(cos), dtype=np.float64)
-    angles = positions[:, None] * inverse[None, :]
+def fill_angles(
+    inverse: npt.NDArray[np.float64], factor: float, positions: npt.NDArray[np.int64], cos: Floats, sin: Floats
+) -> None:
+    """Writes cosines and sines of the positions [tokens] into cos and sin, both [tokens, rope_dim / 2]."""
+    angles = positions[:, None].astype(np.float64) * inverse[None, :]
     np.multiply(np.cos(angles), factor, out=cos, casting="unsafe")
     np.multiply(np.sin(angles), factor, out=sin, casting="unsafe")

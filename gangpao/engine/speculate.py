@@ -1,14 +1,71 @@
-"""placeholder"""
+"""Drafts for speculative decoding from the text itself: what followed the last time the same words were there.
+
+The idea: code, edits and answers that quote their question repeat stretches of what stands before. The last three tokens (or
+two) are looked up in an index of the text so far, and what followed them is proposed. The model checks all proposals in one
+step, which on a CPU costs less than as many steps (three rows about 1.4 x one). A proposal never changes the answer: every
+token is chosen from the model's own row, and proposals only save steps where they were right.
+
+How many are proposed follows from how often they were right so far: a further token pays while the chance that all up to it
+are right is more than its share of a step. An answer that cannot be foreseen soon gets none, with a try now and then.
+What it gives up: no draft model, nothing is learnt between answers.
+"""
 
 from collections.abc import Sequence
 
+MAX_DRAFT = 6
+SIZES = (3, 2)  # tokens that have to be the same, longest first
+# What a row more costs, as a part of a step with one row: 0.22 measured for 4-bit weights on two cores (docs/log.md); more, so
+# that a gain is left.
+ROW_COST = 0.3
+FORGET = 0.2  # weight of the newest drafts in the share that was right
+RETRY = 24  # tokens without a draft after which one is tried again
+
 
 class Drafter:
+    """Proposals for one answer. Cheap: a dictionary lookup a token."""
+
     def __init__(self, ids: Sequence[int]) -> None:
-        self._ids = ids
+        self._seen: dict[tuple[int, ...], int] = {}
+        self._indexed = 0
+        self._right = 0.6
+        self._silent = 0
+        self._index(ids)
 
-    def propose(self, room: int, beside: int) -> list[int]:
-        return []
+    def propose(self, ids: Sequence[int], room: int, beside: int) -> list[int]:
+        """At most `room` ids that may follow `ids`. beside: answers that share the step, this one included."""
+        at = self._find(ids)
+        self._index(ids)
+        count = min(room, self._worth(beside))
+        drafts = list(ids[at : at + count]) if at is not None else []
+        self._silent = 0 if drafts else self._silent + 1
+        return drafts
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        pass
+    def learn(self, drafted: int, right: int) -> None:
+        """Take note of how many of the last drafts were right."""
+        tried = min(drafted, right + 1)  # behind the first wrong one nothing was tried
+        for i in range(tried):
+            self._right += FORGET * ((i < right) - self._right)
+
+    def _worth(self, beside: int) -> int:
+        # A step of n answers costs 1 + ROW_COST (n - 1); a token is worth its n-th part, a row costs ROW_COST.
+        price = ROW_COST * beside / (1 + ROW_COST * (beside - 1))
+        count, chance = 0, self._right
+        while chance > price and count < MAX_DRAFT:
+            count, chance = count + 1, chance * self._right
+        return 1 if count == 0 and self._silent >= RETRY and beside == 1 else count
+
+    def _find(self, ids: Sequence[int]) -> int | None:
+        """Where the text goes on behind the last earlier place that ends like this one."""
+        for size in SIZES:
+            at = self._seen.get(tuple(ids[-size:]))
+            if at is not None and len(ids) > size:
+                return at
+        return None
+
+    def _index(self, ids: Sequence[int]) -> None:
+        """Note for every short run of tokens where it was last followed by something."""
+        for end in range(max(self._indexed, min(SIZES)), len(ids)):
+            for size in SIZES:
+                if end >= size:
+                    self._seen[tuple(ids[end - size : end])] = end
+        self._indexed = len(ids)

@@ -1,8 +1,9 @@
 """The forward pass, top to bottom: nine kernel calls a layer.
 
-Tokens go in, logits come out, and the cache grows. The work buffers belong to the model, so one forward runs at a time;
-all that a sequence is lives in its `KVCache`. Long prompts go through in chunks. A position's result does not depend on
-how the prompt was cut, on what was cached before, or on the number of threads: every path gives the same bits.
+Tokens go in, logits come out, and the cache grows. The work buffers belong to the model and the kernels' threads to the
+process, so one step runs at a time; all that a sequence is lives in its `KVCache`. A step may hold tokens of many sequences;
+long prompts go through in chunks. A position's result does not depend on how the prompt was cut, on what was cached before,
+on the sequences beside it, or on the number of threads: every path gives the same bits.
 
 The same model exists in torch for training; a parity test keeps the two equal.
 """
@@ -10,6 +11,7 @@ The same model exists in torch for training; a parity test keeps the two equal.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gangpao import kernels
-from gangpao.engine.cache import KVCache, KVType
+from gangpao.engine.cache import KVCache, KVPool, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
 from gangpao.engine.rope import fill_angles, inverse_frequencies
@@ -27,16 +29,18 @@ Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 CHUNK = 256  # tokens of prefill at once: enough to use a weight often, few enough for the activations to stay in L2
+_ONE_AT_A_TIME = threading.Lock()  # the kernels' threads are one set a process
 LOGIT_ROWS = 16  # rows of logits at once when all are asked for: 100,000 floats each
 
 
 @dataclass(slots=True)
 class Segment:
-    """Ids to append to a cache in a step, and after how many of the last of them logits are wanted."""
+    """Ids to append to a cache in a step, and after how many of the last of them logits are wanted; or hidden states of all."""
 
     cache: KVCache
-    ids: Sequence[int]
+    ids: Sequence[int] | npt.NDArray[np.int64]
     logits: int = 0
+    hidden: bool = False
 
 
 class _Buffers:
@@ -60,6 +64,7 @@ class _Buffers:
         self.hidden_view, self.final_view, self.logits_view = (
             x.numpy() for x in (self.hidden, self.final, self.logits)
         )
+        self.rows = kernels.Rows()
         self.cos_view, self.sin_view = self.cos.numpy(), self.sin.numpy()
 
 
@@ -91,10 +96,14 @@ class Transformer:
         """Bytes of weights that one decode step reads."""
         return self.weights.nbytes
 
+    def new_pool(self, context: int, dtype: KVType = "f16", tokens: int = 0) -> KVPool:
+        """Memory for sequences of at most `context` positions, `tokens` positions (at least one context) in all."""
+        inverse, factor = inverse_frequencies(self.config, context=context, factors=self.weights.rope_factors)
+        return KVPool(self.config, context, dtype, tokens, inverse, factor)
+
     def new_cache(self, capacity: int, dtype: KVType = "f16") -> KVCache:
-        """An empty cache for `capacity` positions."""
-        inverse, factor = inverse_frequencies(self.config, context=capacity, factors=self.weights.rope_factors)
-        return KVCache(self.config, capacity, dtype, inverse, factor)
+        """An empty sequence in a pool of its own, for `capacity` positions."""
+        return self.new_pool(capacity, dtype).new()
 
     def forward(
         self,
@@ -113,26 +122,35 @@ class Transformer:
         collected: list[Floats] = []
         for begin in range(0, len(tokens), CHUNK):
             chunk = tokens[begin : begin + CHUNK]
-            self._run_layers(chunk, cache)
-            if all_logits:
-                collected.extend(
-                    self._logits(i, min(i + LOGIT_ROWS, len(chunk))) for i in range(0, len(chunk), LOGIT_ROWS)
-                )
-            cache.length += len(chunk)
+            last = begin + len(chunk) == len(tokens)
+            collected += self.step([Segment(cache, chunk, len(chunk) if all_logits else int(last))])
             if on_progress:
                 on_progress(begin + len(chunk), len(tokens))
-        if all_logits:
-            return np.concatenate(collected)
-        last = (len(tokens) - 1) % CHUNK
-        out: Floats = self._logits(last, last + 1)[0]
-        return out
+        return np.concatenate(collected) if all_logits else collected[-1][0]
 
     def step(self, segments: Sequence[Segment]) -> list[Floats]:
-        """placeholder: one after the other"""
-        out = []
-        for s in segments:
-            all_logits = self.forward(s.ids, s.cache, all_logits=True)
-            out.append(all_logits[len(s.ids) - s.logits :] if s.logits else np.empty((0, self.config.vocab_size), np.float32))
+        """One pass over the weights for sequences of one pool, at most CHUNK ids in all; every cache grows by its ids.
+
+        Returns for each segment the logits [logits, V] after its last ids, or with `hidden` their last hidden states
+        (normalised) [T, D]. A segment's result has the same bits whatever runs beside it. The caller has reserved room.
+        """
+        # Sequences with the same beginning next to one another share what attention loads of it.
+        order = sorted(range(len(segments)), key=lambda i: segments[i].cache.pages)
+        out: list[Floats] = [np.empty((0, self.config.vocab_size), np.float32)] * len(segments)
+        with _ONE_AT_A_TIME:
+            self._run_layers([segments[i] for i in order])
+            end, wanted = 0, []
+            for i in order:
+                segment = segments[i]
+                end += len(segment.ids)
+                if segment.hidden:
+                    out[i] = self._final_states(end - len(segment.ids), end)
+                wanted += [(i, row) for row in range(end - segment.logits, end)]
+                segment.cache.length += len(segment.ids)
+            rows = self._logits([row for _, row in wanted])
+        for i, group in itertools.groupby(range(len(wanted)), key=lambda at: wanted[at][0]):
+            found = list(group)
+            out[i] = rows[found[0] : found[-1] + 1]
         return out
 
     def _checked(self, ids: Sequence[int], cache: KVCache) -> npt.NDArray[np.int64]:
@@ -144,40 +162,59 @@ class Transformer:
             raise ValueError(
                 f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.vocab_size}"
             )
-        if cache.length + len(tokens) > cache.capacity:
+        if not cache.reserve(len(tokens)):
             raise ValueError(
                 f"{cache.length} cached and {len(tokens)} new tokens do not fit into a context of {cache.capacity}; "
                 "shorten the prompt or load the model with a larger context"
             )
         return tokens
 
-    def _run_layers(self, chunk: npt.NDArray[np.int64], cache: KVCache) -> None:
-        b, n, start = self._buffers, len(chunk), cache.length
-        b.hidden_view[:n] = self.embed(chunk)
-        fill_angles(cache.inverse, cache.angle_factor, start, b.cos_view[:n], b.sin_view[:n])
+    def _run_layers(self, segments: Sequence[Segment]) -> None:
+        b, pool = self._buffers, segments[0].cache.pool
+        ids = np.concatenate([np.asarray(s.ids, np.int64) for s in segments])
+        n = len(ids)
+        assert 0 < n <= CHUNK, n
+        assert all(s.cache.pool is pool for s in segments)
+        b.rows.clear()
+        for s in segments:
+            b.rows.add(s.cache.pages, s.cache.length, len(s.ids))
+        positions = np.concatenate([np.arange(s.cache.length, s.cache.length + len(s.ids)) for s in segments])
+        b.hidden_view[:n] = self.embed(ids)
+        fill_angles(pool.inverse, pool.angle_factor, positions, b.cos_view[:n], b.sin_view[:n])
         for i, layer in enumerate(self.weights.layers):
-            self._layer(layer, i, n, start, cache)
+            self._layer(layer, i, n, pool.native)
 
-    def _layer(self, layer: Layer, i: int, n: int, start: int, cache: KVCache) -> None:
+    def _layer(self, layer: Layer, i: int, n: int, cache: kernels.Cache) -> None:
         """hidden += attention(norm(hidden)); hidden += ffn(norm(hidden)); both times residual_scale."""
         b, eps, scale = self._buffers, self.config.rms_norm_eps, self.config.residual_scale
         kernels.rmsnorm(b.hidden, n, layer.attn_norm, eps, b.normed)
         kernels.linear(layer.qkv, b.normed, b.qkv)
-        kernels.rope_append(b.qkv, n, layer.attention, b.cos, b.sin, cache.native, i, start)
-        kernels.attend(b.qkv, n, layer.attention, cache.native, i, start, b.attended, b.heads)
+        kernels.rope_append(b.qkv, b.rows, layer.attention, b.cos, b.sin, cache, i)
+        kernels.attend(b.qkv, b.rows, layer.attention, cache, i, b.attended, b.heads)
         kernels.linear(layer.o, b.heads, b.hidden, True, scale)
         kernels.rmsnorm(b.hidden, n, layer.ffn_norm, eps, b.normed)
         kernels.linear(layer.gate_up, b.normed, b.gate_up)
         kernels.swiglu(b.gate_up, n, b.gated)
         kernels.linear(layer.down, b.gated, b.hidden, True, scale)
 
-    def _logits(self, begin: int, end: int) -> Floats:
-        """Logits of rows begin .. end of the hidden states in the buffer."""
-        b, n = self._buffers, end - begin
-        b.final_view[:n] = b.hidden_view[begin:end]
-        kernels.rmsnorm(b.final, n, self.weights.final_norm, self.config.rms_norm_eps, b.final_normed)
-        kernels.linear(self.weights.head, b.final_normed, b.logits)
-        return b.logits_view[:n].copy()
+    def _logits(self, rows: Sequence[int]) -> Floats:
+        """Logits [len(rows), V] of these rows of the hidden states in the buffer."""
+        b = self._buffers
+        out = np.empty((len(rows), self.config.vocab_size), np.float32)
+        for begin in range(0, len(rows), LOGIT_ROWS):
+            part = rows[begin : begin + LOGIT_ROWS]
+            b.final_view[: len(part)] = b.hidden_view[part]
+            kernels.rmsnorm(b.final, len(part), self.weights.final_norm, self.config.rms_norm_eps, b.final_normed)
+            kernels.linear(self.weights.head, b.final_normed, b.logits)
+            out[begin : begin + len(part)] = b.logits_view[: len(part)]
+        return out
+
+    def _final_states(self, begin: int, end: int) -> Floats:
+        """Hidden states [end - begin, D] after the last norm, of rows of the buffer."""
+        states = self._buffers.hidden_view[begin:end]
+        scale = np.sqrt(np.mean(np.square(states), axis=1, keepdims=True) + self.config.rms_norm_eps)
+        out: Floats = states / scale * self.weights.final_norm.numpy()
+        return out
 
 
 def greedy(model: Transformer, ids: Sequence[int], steps: int, cache: KVCache | None = None) -> list[int]:

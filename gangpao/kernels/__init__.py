@@ -18,6 +18,7 @@ if importlib.util.find_spec("gangpao.kernels._native") is None:
 
 from gangpao.kernels import _native
 from gangpao.kernels._native import (
+    PAGE,
     Activation,
     Arena,
     Array,
@@ -25,6 +26,7 @@ from gangpao.kernels._native import (
     Cache,
     Linear,
     Matrix,
+    Rows,
     attend,
     attention_spec,
     available_isas,
@@ -42,6 +44,7 @@ from gangpao.kernels._native import (
 )
 
 __all__ = [
+    "PAGE",
     "Activation",
     "Arena",
     "Array",
@@ -49,6 +52,7 @@ __all__ = [
     "Cache",
     "Linear",
     "Matrix",
+    "Rows",
     "attend",
     "attention_spec",
     "available_isas",

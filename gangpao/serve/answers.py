@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import gangpao
 from gangpao.engine.answer import Piece
-from gangpao.engine.batch import Busy, Event, Handle, Request
+from gangpao.engine.batch import Busy
+from gangpao.engine.jobs import Event, Handle, Request
 from gangpao.engine.sample import SamplingParams, TokenLogprob
 from gangpao.serve.errors import NO_RETRY, ApiError, busy
 from gangpao.serve.hub import Loaded
@@ -67,8 +68,6 @@ def check_text(loaded: Loaded, size: int) -> None:
     fewest = size // loaded.longest_piece
     if fewest >= loaded.engine.context:
         check_length(loaded, fewest)
-
-
 
 
 def check_size(size: int) -> None:

@@ -10,6 +10,8 @@ The first model is loaded in the background as soon as the server listens; until
 import asyncio
 import contextlib
 import errno
+import importlib
+import importlib.util
 import logging
 import socket
 import threading
@@ -22,16 +24,18 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gangpao.serve import guard, openai, openapi
 from gangpao.serve.errors import ApiError
 from gangpao.serve.server import Server, Settings
-from gangpao.serve.stream import Json
+from gangpao.serve.stream import ClientGone, Json
 
 log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
 GRACE_S = 30.0
+CLOSE_S = 5.0  # for what the grace period left
 
 
 def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> ASGIApp:
@@ -47,19 +51,22 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await server.hub.close()
+            await server.hub.close(CLOSE_S)
 
+    others, public = _others(server)
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(), *_other_routes(server)],
+        routes=[*openai.routes(server), *openapi.routes(), *others],
         lifespan=lifespan,
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+        exception_handlers={
+            ApiError: _api_error, HTTPException: _http_error, ClientGone: _client_gone, Exception: _our_bug,
+        },  # fmt: skip
     )
     app.state.server = server
     rules = guard.Rules(
         hosts=guard.hosts_of(settings.host, settings.allow_hosts),
         keys=settings.api_keys,
         origins=frozenset(settings.allow_origins),
-        public=settings.public,
+        public=settings.public | public,
         any_address=settings.host in ("0.0.0.0", "::"),
         max_body=settings.max_body,
         tls=settings.tls,
@@ -67,13 +74,30 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
     return guard.Guard(app, rules, server.metrics)
 
 
-def _other_routes(server: Server) -> list[Any]:
-    return []
+def _others(server: Server) -> tuple[list[Route], frozenset[str]]:
+    """Routes of other APIs' faces, then of the pages; and paths that need no key."""
+    found: list[Route] = []
+    public: frozenset[str] = frozenset()
+    for name in ("anthropic", "responses", "ollama", "pages"):
+        if importlib.util.find_spec(f"gangpao.serve.{name}"):
+            module = importlib.import_module(f"gangpao.serve.{name}")
+            found += module.routes(server)
+            public |= getattr(module, "PUBLIC", frozenset())
+    return found, public
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return Json(error.body, error.status, headers=error.headers)
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # for the figures; there is nobody to read it
+
+
+async def _our_bug(request: Request, error: Exception) -> Response:
+    found = ApiError(500, f"the server failed at this request; its log says why ({request.state.request_id})")
+    return Json(found.body, found.status)  # the guard writes the log
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -97,7 +121,9 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"port {settings.port} is in use by another program: take another one with --port") from None
+            raise ValueError(
+                f"port {settings.port} is in use by another program: take another one with --port"
+            ) from None
         raise ValueError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
     bound.set_inheritable(True)
     return bound
@@ -119,20 +145,25 @@ class _InThread(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def running(server: Server, *, wait_s: float = 60.0, grace_s: float = 5.0) -> Iterator[str]:
-    """Run a server in a thread on its address and give its base URL, when its first model is loaded (or failed to)."""
+def running(
+    server: Server, *, ready: bool = True, wait_s: float = 60.0, grace_s: float = 5.0, **more: Any
+) -> Iterator[str]:
+    """Run a server in a thread on its address and give its base URL; when `ready`, after its first model is loaded (or failed to).
+
+    more: options of uvicorn, for example the files of a certificate.
+    """
     bound = listen(server.settings)
-    runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s))
+    runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s, **more))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[bound])), name="server")
     thread.start()
     try:
         until = time.monotonic() + wait_s
-        while not runner.started or server.hub.state == "loading":
+        while not runner.started or (ready and server.hub.state == "loading"):
             if not thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError(f"the server did not start within {wait_s:.0f} s; the log says why")
             time.sleep(0.01)
         host, port = bound.getsockname()[:2]
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield f"{'https' if server.settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         runner.should_exit = True
         thread.join()

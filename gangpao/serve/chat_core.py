@@ -13,13 +13,11 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
-
 from typing import Any
 
 from gangpao.engine.answer import FinishReason, Piece
-from gangpao.engine.batch import Constraint, Request
 from gangpao.engine.generate import Engine
-
+from gangpao.engine.jobs import Constraint, Request
 from gangpao.serve import answers, images
 from gangpao.serve.answers import Answers
 from gangpao.serve.errors import ApiError
@@ -142,7 +140,9 @@ async def _text(server: Server, message: ChatMessage, where: str) -> str | None:
     for part in message.content:
         if part.type == "image_url":
             await _look(server, part, where)
-            raise ApiError(400, f"{where}: this model does not see: it reads text only", param="messages", code="no_vision")
+            raise ApiError(
+                400, f"{where}: this model does not see: it reads text only", param="messages", code="no_vision"
+            )
         if part.text is None:
             raise ApiError(400, f"{where}: a part of type text needs text", param="messages")
         texts.append(part.text)
@@ -166,7 +166,9 @@ async def _encode(server: Server, loaded: Loaded, asked: ChatRequest, messages: 
         if asked.tools or any("tool_calls" in m or m["role"] == "tool" for m in messages):
             from gangpao.serve import tools
 
-            plain = tools.render(engine, messages, asked.tools, asked.tool_choice, asked.parallel_tool_calls is not False)
+            plain = tools.render(
+                engine, messages, asked.tools, asked.tool_choice, asked.parallel_tool_calls is not False
+            )
         else:
             plain = [Message(role=m["role"], content=m["content"]) for m in messages]
         return engine.template.encode(engine.tokenizer, plain)

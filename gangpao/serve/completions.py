@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from gangpao.engine.answer import Piece
-from gangpao.engine.batch import Handle, Request
 from gangpao.engine.generate import Engine
+from gangpao.engine.jobs import Handle, Request
 from gangpao.engine.sample import TokenLogprob
 from gangpao.serve import answers
 from gangpao.serve.answers import Answers
@@ -100,9 +100,7 @@ async def _requests(
     ids = await to_ids(server, loaded, prompts, "prompt")
     for one in ids:
         answers.check_length(loaded, len(one))
-    requests = [
-        Request(one, p, client=client, continues=True) for one in ids for p in answers.choices_of(params, n)
-    ]
+    requests = [Request(one, p, client=client, continues=True) for one in ids for p in answers.choices_of(params, n)]
     tokenizer = loaded.engine.tokenizer
     heads = [
         (p if isinstance(p, str) else tokenizer.decode(p, keep_special=True)) if asked.echo else ""
@@ -111,7 +109,9 @@ async def _requests(
     return requests, heads
 
 
-def inputs(value: str | list[str] | list[int] | list[list[int]], name: str, most: int = MAX_INPUTS) -> list[str | list[int]]:
+def inputs(
+    value: str | list[str] | list[int] | list[list[int]], name: str, most: int = MAX_INPUTS
+) -> list[str | list[int]]:
     """One text or one list of ids, or several, as a list. Raises ApiError (400) for none and for too many."""
     if isinstance(value, str):
         return [value]

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gangpao.engine.batch import Busy, Handle
+from gangpao.engine.batch import Busy
+from gangpao.engine.jobs import Handle
 from gangpao.serve import answers
 from gangpao.serve.completions import inputs, to_ids
 from gangpao.serve.errors import ApiError, busy
@@ -38,7 +39,7 @@ async def embed(server: Server, body: dict[str, Any], client: str) -> dict[str, 
         ids = await to_ids(server, loaded, inputs(asked.input, "input"), "input")
         for one in ids:
             answers.check_length(loaded, len(one))
-        vectors = [await _vector(loaded, one) for one in ids]
+        vectors = [_unit(await _vector(loaded, one, client)) for one in ids]
     write: Callable[[Vector], Any] = _base64 if asked.encoding_format == "base64" else _floats
     total = sum(map(len, ids))
     return {
@@ -49,7 +50,7 @@ async def embed(server: Server, body: dict[str, Any], client: str) -> dict[str, 
     }
 
 
-async def _vector(loaded: Loaded, ids: list[int]) -> Vector:
+async def _vector(loaded: Loaded, ids: list[int], client: str) -> Vector:
     """One text at a time, so that a long list leaves room for others."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Vector] = loop.create_future()
@@ -67,7 +68,7 @@ async def _vector(loaded: Loaded, ids: list[int]) -> Vector:
 
     handle: Handle | None = None
     try:
-        handle = loaded.scheduler.embed(ids, done)
+        handle = loaded.scheduler.embed(ids, done, client=client)
         return await future
     except Busy as error:
         raise busy(error.retry_after) from None
@@ -76,6 +77,11 @@ async def _vector(loaded: Loaded, ids: list[int]) -> Vector:
     finally:
         if handle is not None:
             handle.cancel()
+
+
+def _unit(vector: Vector) -> Vector:
+    length = float(np.linalg.norm(vector))
+    return vector / np.float32(length) if length > 0 else vector
 
 
 def _floats(vector: Vector) -> list[float]:

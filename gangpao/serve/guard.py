@@ -109,14 +109,18 @@ class Guard:
             await out.error(error, scope, receive)
         except Exception:
             log.exception("%s %s failed (request %s)", scope["method"], scope["path"][:200], request_id)
-            await out.error(ApiError(500, f"the server failed at this request; its log says why ({request_id})"), scope, receive)
+            await out.error(
+                ApiError(500, f"the server failed at this request; its log says why ({request_id})"), scope, receive
+            )
         return None
 
     async def _serve(self, scope: Scope, headers: Headers, receive: "_Receiver", send: "_Sender") -> None:
         self._check_host(headers)
         origin = headers.get("origin")
         if origin is not None and not self._allowed(origin) and not self._same(origin, headers):
-            raise ApiError(403, "this web page's origin is not allowed here (--allow-origin)", code="origin_not_allowed")
+            raise ApiError(
+                403, "this web page's origin is not allowed here (--allow-origin)", code="origin_not_allowed"
+            )
         if scope["method"] == "OPTIONS" and origin is not None and "access-control-request-method" in headers:
             return await send.preflight(headers.get("access-control-request-headers", ""))
         state = scope.setdefault("state", {})
@@ -133,7 +137,9 @@ class Guard:
         name = match[1].lower()
         if name in self._rules.hosts or (self._rules.any_address and _is_address(name)):
             return
-        raise ApiError(403, f"this server does not answer to the name {name[:100]} (--allow-host)", code="host_not_allowed")
+        raise ApiError(
+            403, f"this server does not answer to the name {name[:100]} (--allow-host)", code="host_not_allowed"
+        )
 
     def _allowed(self, origin: str) -> bool:
         return origin in self._rules.origins or "*" in self._rules.origins
@@ -150,10 +156,12 @@ class Guard:
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
         # Every key is compared, so that the time says nothing about which one was nearly right.
-        if any([hmac.compare_digest(digest, key) for key in self._keys]):
+        if sum(hmac.compare_digest(digest, key) for key in self._keys):
             return digest.hex()[:16]
         path = scope["path"]
-        if path in self._rules.public or any(p.endswith("/") and p != "/" and path.startswith(p) for p in self._rules.public):
+        if path in self._rules.public or any(
+            p.endswith("/") and p != "/" and path.startswith(p) for p in self._rules.public
+        ):
             return peer
         raise ApiError(
             401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key",
@@ -184,7 +192,9 @@ class _Receiver:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than the {self._limit} bytes this server takes", code="body_too_large")
+        return ApiError(
+            413, f"the body is larger than the {self._limit} bytes this server takes", code="body_too_large"
+        )
 
     async def __call__(self) -> Message:
         if self._until is None:  # the body is here; what is waited for now is the client's leaving

@@ -19,8 +19,9 @@ from typing import Literal
 
 from gangpao import machine
 from gangpao.engine import admission
+from gangpao.engine.answer import Progress
 from gangpao.engine.batch import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
-from gangpao.engine.cache import KVType
+from gangpao.engine.cache import PAGE, KVType, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.engine.gguf import GGUF
@@ -64,9 +65,24 @@ class Loaded:
         self.longest_piece = max(map(len, self.engine.tokenizer.vocabulary.pieces))
 
     @property
+    def unfilled(self) -> int:
+        """Bytes of its cache that it has not asked the system for yet, at most."""
+        pool = self.scheduler.pool
+        return pool.nbytes - pool.nbytes * pool.pages_used // max(1, pool.pages)
+
+    @property
     def idle(self) -> bool:
         """Whether nobody needs it now."""
         return self.users == 0 and self.scheduler.idle
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """context: positions of one answer; tokens: of all together; bytes: what the model takes with all of them filled."""
+
+    context: int
+    tokens: int
+    bytes: int
 
 
 class Hub:
@@ -76,6 +92,7 @@ class Hub:
         self.models = dict(models)
         self.limits = limits
         self.progress: dict[str, float] = {}  # share of a model that is read, while it is being loaded
+        self.on_progress: Progress | None = None
         self.state: Literal["loading", "ok", "failed", "stopping"] = "loading"
         self._loaded: dict[str, Loaded] = {}
         self._waiting = 0
@@ -140,57 +157,70 @@ class Hub:
             try:
                 gguf = await asyncio.to_thread(GGUF.open, path)
                 config = ModelConfig.from_gguf(gguf)
-                context, need = await self._room(name, gguf, config)
+                plan = await self._room(name, gguf, config)
                 del gguf
                 self.progress[name] = 0.0
-                engine, scheduler = await asyncio.to_thread(self._open, name, path, context)
+                engine, scheduler = await asyncio.to_thread(self._open, name, path, plan)
             except (ValueError, OSError, MemoryError) as error:
                 log.error("%s could not be loaded: %s", name, error)
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
             finally:
                 self.progress.pop(name, None)
-            self._loaded[name] = Loaded(name, path, engine, scheduler, need)
-            log.info("%s is loaded: %d tokens of context, about %s", name, engine.context, show_bytes(need))
+            self._loaded[name] = Loaded(name, path, engine, scheduler, plan.bytes)
+            if self.state == "failed":
+                self.state = "ok"
+            log.info("%s is loaded: %d tokens of context, up to %s", name, engine.context, show_bytes(plan.bytes))
 
-    def _open(self, name: str, path: Path, context: int) -> tuple[Engine, Scheduler]:
+    def _open(self, name: str, path: Path, plan: _Plan) -> tuple[Engine, Scheduler]:
         def progress(done: int, total: int) -> None:
             self.progress[name] = done / max(total, 1)
+            if self.on_progress:
+                self.on_progress(done, total)
 
         limits = self.limits
         engine = Engine.load(
-            path, context=context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
+            path, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
         )  # fmt: skip
         engine.name = name
-        return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue)
+        return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)
 
-    async def _room(self, name: str, gguf: GGUF, config: ModelConfig) -> tuple[int, int]:
-        """The context to load with and the bytes it takes, after idle models have made room. Raises ApiError (503)."""
-        limit = config.max_position_embeddings
-        context = self.limits.context or admission.WIDEST_DEFAULT
-        context = min(context, limit)
+    async def _room(self, name: str, gguf: GGUF, config: ModelConfig) -> _Plan:
+        """How to load a model, after idle ones have made room for it. Raises ApiError (503)."""
+        limits = self.limits
+        context = min(limits.context or admission.WIDEST_DEFAULT, config.max_position_embeddings)
         while True:
-            need = admission.estimate(gguf, config, context, self.limits.kv).total
+            need = admission.estimate(gguf, config, context, limits.kv)
             have = self._have()
-            if need <= have:
-                return context, need
+            if need.total <= have:
+                return self._plan(need, config, context, have)
             idle = [m for m in self._loaded.values() if m.idle]
             if idle:
                 await self._unload(min(idle, key=lambda m: m.used))
-            elif self.limits.context is None and context > admission.NARROWEST_DEFAULT:
+            elif limits.context is None and context > admission.NARROWEST_DEFAULT:
                 context = max(admission.NARROWEST_DEFAULT, context // 2)
             else:
-                break
+                raise self._no_room(name, need.total, have)
+
+    def _plan(self, need: admission.Need, config: ModelConfig, context: int, have: int) -> _Plan:
+        """The cache that all running answers share: as much of their contexts as there is memory for, at least one."""
+        wanted = admission.pool_tokens(config, context, self.limits.kv, self.limits.batch)
+        fixed = need.weights + need.work
+        fits = (have - fixed) // page_bytes(config, self.limits.kv) * PAGE
+        tokens = max(context, min(wanted, fits))
+        return _Plan(context, tokens, fixed + bytes_needed(config, tokens, self.limits.kv))
+
+    def _no_room(self, name: str, need: int, have: int) -> ApiError:
         others = ", ".join(f"{m.name} ({show_bytes(m.need)})" for m in self._loaded.values())
         message = f"{name} needs {show_bytes(need)} of memory and {show_bytes(max(0, have))} are free for it"
         if not others:
             message += "; take a smaller model or context, --kv int8, or a larger --memory"
-            raise ApiError(503, message, code="out_of_memory", headers=NO_RETRY)
+            return ApiError(503, message, code="out_of_memory", headers=NO_RETRY)
         message += f"; in use: {others}"
-        raise ApiError(503, message, code="out_of_memory", headers=retry_headers(FULL_RETRY_S))
+        return ApiError(503, message, code="out_of_memory", headers=retry_headers(FULL_RETRY_S))
 
     def _have(self) -> int:
-        """Bytes that one more model may take."""
-        free = machine.available_memory()
+        """Bytes that one more model may take: what is free, without what the caches of the others have not filled yet."""
+        free = machine.available_memory() - sum(m.unfilled for m in self._loaded.values())
         if self.limits.memory is None:
             return free
         return min(free, self.limits.memory - sum(m.need for m in self._loaded.values()))
@@ -232,4 +262,6 @@ class Hub:
 
 def _reason(error: BaseException) -> str:
     """An error for a client, who is not to learn where files lie here."""
-    return "not enough memory" if isinstance(error, MemoryError) else "its file cannot be used; the server's log says why"
+    return (
+        "not enough memory" if isinstance(error, MemoryError) else "its file cannot be used; the server's log says why"
+    )

@@ -27,7 +27,7 @@ def load_engine(
 ) -> Engine:
     """The engine of a catalog name or path, pulled first if need be. Raises ValueError saying what to do."""
     name, path = find_model(model)
-    progress = _Percent(f"loading {name}")
+    progress = Percent(f"loading {name}")
     try:
         engine = Engine.load(path, context=context, kv_dtype=kv_dtype, num_threads=num_threads, progress=progress)
     finally:
@@ -125,7 +125,7 @@ def note(text: str) -> None:
         print(f"\x1b[2m{text}\x1b[0m" if colors(sys.stderr) else text, file=sys.stderr, flush=True)
 
 
-class _Percent:
+class Percent:
     """A progress callback that keeps one line on a terminal up to date, and is silent elsewhere."""
 
     def __init__(self, label: str) -> None:

@@ -54,9 +54,7 @@ def document() -> dict[str, Any]:
     _, definitions = models_json_schema(
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
     )
-    paths: dict[str, Any] = {
-        path: {"post": _operation(path, text, kind)} for path, (kind, text) in _POSTS.items()
-    }
+    paths: dict[str, Any] = {path: {"post": _operation(path, text, kind)} for path, (kind, text) in _POSTS.items()}
     for path, text in _GETS.items():
         paths[path] = {"get": _operation(path, text, None)}
     paths["/metrics"] = {

@@ -21,11 +21,11 @@ MAX_INPUTS = 256
 MAX_MESSAGES = 4096
 
 # Of OpenAI's chat and completion requests of 2026: known, and without effect here.
-IGNORED = frozenset(
-    "audio best_of function_call functions metadata modalities moderation parallel_tool_calls prediction prompt_cache_key "
-    "prompt_cache_options prompt_cache_retention reasoning_effort safety_identifier service_tier store user verbosity "
-    "web_search_options".split()
-)
+IGNORED = frozenset({
+    "audio", "best_of", "function_call", "functions", "metadata", "modalities", "moderation", "prediction",
+    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier",
+    "service_tier", "store", "user", "verbosity", "web_search_options",
+})  # fmt: skip
 
 _BOUNDS = {f.name: f.metadata for f in fields(SamplingParams) if f.metadata}
 
@@ -170,7 +170,9 @@ class TokenizeRequest(Body):
     prompt: str | None = None
     content: str | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
-    add_special_tokens: bool | None = Field(None, description="Begin with BOS where the model expects it; true by default.")
+    add_special_tokens: bool | None = Field(
+        None, description="Begin with BOS where the model expects it; true by default."
+    )
     parse_special: bool | None = Field(None, description="Whether special pieces spelled in the text count as such.")
     with_pieces: bool | None = Field(None, description="Also give the text of each token.")
 

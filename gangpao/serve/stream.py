@@ -125,9 +125,7 @@ class _Frames(Response):
     def __init__(
         self, first: bytes, frames: AsyncGenerator[bytes, None], on_error: Callable[[ApiError], bytes], media_type: str
     ) -> None:
-        super().__init__(
-            media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"}
-        )
+        super().__init__(media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first = first
         self._frames = frames
@@ -161,5 +159,3 @@ class _Frames(Response):
             log.exception("a stream failed")
             await put(self._on_error(ApiError(500, "the server failed at this request; its log says why")))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-

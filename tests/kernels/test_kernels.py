@@ -216,13 +216,16 @@ def attention_case(rng, heads, kv_heads, head_dim, rope_dim, norms):
     return spec, scale, eps, q_norm, k_norm
 
 
-def run_attention(spec, cache, qkv, cos, sin, start, heads, head_dim):
-    n = len(qkv)
+def run_attention(spec, cache, qkv, cos, sin, segments, heads, head_dim):
+    """segments: (pages, start, tokens) of each sequence in the step."""
+    n, places = len(qkv), kernels.Rows()
+    for segment in segments:
+        places.add(*segment)
     rows, c, s = kernels.Array(n, qkv.shape[1]), kernels.Array(n, cos.shape[1]), kernels.Array(n, cos.shape[1])
     rows.numpy()[:], c.numpy()[:], s.numpy()[:] = qkv, cos, sin
     result, out = kernels.Array(n, heads * head_dim), kernels.Activation(n, heads * head_dim, [], keep_float=True)
-    kernels.rope_append(rows, n, spec, c, s, cache, 1, start)
-    kernels.attend(rows, n, spec, cache, 1, start, result, out)
+    kernels.rope_append(rows, places, spec, c, s, cache, 1)
+    kernels.attend(rows, places, spec, cache, 1, result, out)
     return out.floats().copy()
 
 
@@ -250,11 +253,12 @@ def test_attention(heads, kv_heads, head_dim, rope_dim, norms, int8):
         kernels.set_isa(isa)
         for threads, cuts in [(1, [total]), (2, [1, 63, 1, 66, 19]), (3, [100, 50])]:
             kernels.set_num_threads(threads)
-            cache = kernels.Cache(2, kv_heads, head_dim, 160, int8)
+            cache = kernels.Cache(2, kv_heads, head_dim, 5, int8)
             pieces, at = [], 0
             for cut in cuts:
                 part = slice(at, at + cut)
-                pieces.append(run_attention(spec, cache, qkv[part], cos[part], sin[part], at, heads, head_dim))
+                where = [([3, 0, 4], at, cut)]
+                pieces.append(run_attention(spec, cache, qkv[part], cos[part], sin[part], where, heads, head_dim))
                 at += cut
             got = np.concatenate(pieces)
             np.testing.assert_allclose(got, expected, rtol=2e-2 if int8 else 2e-3, atol=2e-2 if int8 else 2e-3)
@@ -262,13 +266,66 @@ def test_attention(heads, kv_heads, head_dim, rope_dim, norms, int8):
             assert np.array_equal(got, first), (isa, threads)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (4, 4), (14, 2)])
+def test_attention_of_many_sequences_is_that_of_each(heads, kv_heads, int8):
+    """Sequences in one step, three of which look at the same first page, against each alone in a cache of its own."""
+    rng, head_dim = np.random.default_rng(11), 32
+    spec, *_ = attention_case(rng, heads, kv_heads, head_dim, head_dim, False)
+    kernels.set_num_threads(2)
+
+    def rows(n):
+        angles = rng.uniform(-3, 3, size=(n, head_dim // 2))
+        qkv = rng.normal(size=(n, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
+        return qkv, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    first, own = rows(64), [rows(n) for n in (1, 40, 7, 90)]
+    begins = [64, 64, 64, 0]
+    tables = [[2, 5], [2, 0], [2, 1], [7, 3]]
+    shared = kernels.Cache(2, kv_heads, head_dim, 8, int8)
+    run_attention(spec, shared, *first, [([2], 0, 64)], heads, head_dim)
+    segments = [(pages, begin, len(x[0])) for pages, begin, x in zip(tables, begins, own, strict=True)]
+    together = [np.concatenate(x) for x in zip(*own, strict=True)]
+    got = run_attention(spec, shared, *together, segments, heads, head_dim)
+    for (_, begin, n), x in zip(segments, own, strict=True):
+        alone = kernels.Cache(2, kv_heads, head_dim, 2, int8)
+        if begin:
+            run_attention(spec, alone, *first, [([0], 0, 64)], heads, head_dim)
+        expected = run_attention(spec, alone, *x, [([0, 1], begin, n)], heads, head_dim)
+        assert np.array_equal(got[:n], expected)
+        got = got[n:]
+
+
+def test_a_copied_page_is_the_same():
+    rng, heads, head_dim = np.random.default_rng(12), 2, 16
+    spec, *_ = attention_case(rng, heads, 1, head_dim, 16, False)
+    cache = kernels.Cache(2, 1, head_dim, 3, True)
+    one = np.ones((30, 8), np.float32)
+    qkv = rng.normal(size=(30, (heads + 2) * head_dim)).astype(np.float32)
+    run_attention(spec, cache, qkv, one, one, [([1], 0, 30)], heads, head_dim)
+    cache.copy_page(1, 2)
+    last = [
+        run_attention(spec, cache, qkv[:1], one[:1], one[:1], [([page], 30, 1)], heads, head_dim) for page in (1, 2)
+    ]
+    assert np.array_equal(*last)
+
+
 def test_kernels_refuse_wrong_shapes():
     spec = kernels.attention_spec(2, 1, 16, 16, 0.25, 1e-5)
-    qkv, angles, cache = kernels.Array(4, 64), kernels.Array(4, 8), kernels.Cache(1, 1, 16, 64, False)
+    qkv, angles, cache = kernels.Array(4, 64), kernels.Array(4, 8), kernels.Cache(1, 1, 16, 1, False)
+    rows = kernels.Rows()
+    with pytest.raises(ValueError, match="no page"):
+        rows.add([0], 61, 4)
+    rows.add([0], 0, 4)
     with pytest.raises(ValueError, match="outside the cache"):
-        kernels.rope_append(qkv, 4, spec, angles, angles, cache, 0, 61)
-    with pytest.raises(ValueError, match="outside the cache"):
-        kernels.rope_append(qkv, 4, spec, angles, angles, cache, 1, 0)
+        kernels.rope_append(qkv, rows, spec, angles, angles, cache, 1)
+    for page in (1, -1):
+        rows.clear()
+        rows.add([page], 0, 4)
+        with pytest.raises(ValueError, match="no such page"):
+            kernels.rope_append(qkv, rows, spec, angles, angles, cache, 0)
+        with pytest.raises(ValueError, match="no such page"):
+            cache.copy_page(0, page)
     with pytest.raises(ValueError, match="head_dim"):
         kernels.attention_spec(2, 1, 24, 16, 0.25, 1e-5)
     with pytest.raises(ValueError, match="not available"):

@@ -4,12 +4,32 @@
 
 namespace gangpao {
 
-// One layer and KV head of the cache.
+constexpr int kPage = 64;  // positions of a page of the cache; attention goes through them page by page
+
+// One layer and KV head of one page of the cache.
 struct HeadCache {
   void *k, *v;                  // f16 or int8
   uint16_t *k_scale, *v_scale;  // int8 only
   int head_dim;
   bool int8;
+};
+
+// One layer and KV head of the whole cache: of page 0, and how far it is from there to the next page's.
+struct HeadPages {
+  HeadCache first;
+  size_t stride;
+  HeadCache at(int page) const {
+    size_t far = stride * size_t(page);
+    auto move = [far](void* p) { return static_cast<uint8_t*>(p) + far; };
+    return {move(first.k), move(first.v), reinterpret_cast<uint16_t*>(move(first.k_scale)),
+            reinterpret_cast<uint16_t*>(move(first.v_scale)), first.head_dim, first.int8};
+  }
+};
+
+// A token that attention is computed for: which position it is, and the pages of its sequence.
+struct Place {
+  int position;
+  const int32_t* pages;
 };
 
 struct AttentionShape {
@@ -26,9 +46,9 @@ struct Kernels {
   void (*quantize_blocks)(const float* x, int cols, const Quants&, int token);
   void (*quantize_supers)(const float* x, int cols, const Quants&, int token);
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
-  void (*rope_append)(float* row, const AttentionShape&, const float* cos, const float* sin, int position, const HeadCache*);
+  void (*rope_append)(float* row, const AttentionShape&, const float* cos, const float* sin, const Place&, const HeadPages*);
   // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each.
-  void (*attend)(const HeadCache&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, int start);
+  void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*);
 };
 
 extern const Kernels portable_kernels;

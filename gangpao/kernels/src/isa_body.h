@@ -11,15 +11,15 @@
 #include "ops.h"
 #include "attention.h"
 
-static void attend_tokens(const HeadCache& c, const float* q, int q_stride, float* out, int out_stride, int group, int tokens,
-                          int start) {
-  Row rows[64];
-  int n = 0;
+static void attend_tokens(const HeadPages& c, const float* q, int q_stride, float* out, int out_stride, int group, int tokens,
+                          const Place* places) {
+  Row rows[kRows];
+  int n = 0, head_dim = c.first.head_dim;
   for (int t = 0; t < tokens; ++t)
     for (int g = 0; g < group; ++g) {
-      rows[n++] = {q + size_t(t) * q_stride + size_t(g) * c.head_dim, out + size_t(t) * out_stride + size_t(g) * c.head_dim,
-                   start + t + 1};
-      if (n == 64) attend_group(c, rows, n), n = 0;
+      rows[n++] = {q + size_t(t) * q_stride + size_t(g) * head_dim, out + size_t(t) * out_stride + size_t(g) * head_dim,
+                   places[t].position + 1, places[t].pages};
+      if (n == kRows) attend_group(c, rows, n), n = 0;
     }
   attend_group(c, rows, n);
 }

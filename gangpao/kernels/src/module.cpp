@@ -102,12 +102,18 @@ NB_MODULE(_native, m) {
       })
       .def("dequantized", &dequantized, nb::arg("group"));
   nb::class_<Cache>(m, "Cache")
-      .def(nb::init<int, int, int, int, bool>(), nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"),
+      .def(nb::init<int, int, int, int, bool>(), nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("num_pages"),
            nb::arg("int8"))
-      .def_ro("capacity", &Cache::capacity)
+      .def_ro("num_pages", &Cache::num_pages)
       .def_prop_ro("nbytes", [](const Cache& c) { return c.pages->size(); })
-      .def_static("bytes_needed", &Cache::bytes_needed, nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"),
-                  nb::arg("capacity"), nb::arg("int8"));
+      .def("copy_page", &Cache::copy_page, nb::arg("source"), nb::arg("target"), Release())
+      .def_static("page_bytes", &Cache::page_bytes, nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("int8"));
+  nb::class_<Rows>(m, "Rows")
+      .def(nb::init<>())
+      .def("clear", &Rows::clear)
+      .def("add", &Rows::add, nb::arg("pages"), nb::arg("start"), nb::arg("n"))
+      .def("__len__", &Rows::size);
+  m.attr("PAGE") = kPage;
   nb::class_<AttentionSpec>(m, "AttentionSpec");
   m.def("attention_spec", &make_spec, nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("rope_dim"),
         nb::arg("scale"), nb::arg("eps"), nb::arg("q_norm") = nb::none(), nb::arg("k_norm") = nb::none());
@@ -123,9 +129,9 @@ NB_MODULE(_native, m) {
   m.def("rmsnorm", &rmsnorm, nb::arg("x"), nb::arg("n"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"), Release());
   m.def("quantize", &quantize, nb::arg("x"), nb::arg("n"), nb::arg("out"), Release());
   m.def("swiglu", &swiglu, nb::arg("gate_up"), nb::arg("n"), nb::arg("out"), Release());
-  m.def("rope_append", &rope_append, nb::arg("qkv"), nb::arg("n"), nb::arg("spec"), nb::arg("cos"), nb::arg("sin"),
-        nb::arg("cache"), nb::arg("layer"), nb::arg("start"), Release());
-  m.def("attend", &attend, nb::arg("qkv"), nb::arg("n"), nb::arg("spec"), nb::arg("cache"), nb::arg("layer"), nb::arg("start"),
+  m.def("rope_append", &rope_append, nb::arg("qkv"), nb::arg("rows"), nb::arg("spec"), nb::arg("cos"), nb::arg("sin"),
+        nb::arg("cache"), nb::arg("layer"), Release());
+  m.def("attend", &attend, nb::arg("qkv"), nb::arg("rows"), nb::arg("spec"), nb::arg("cache"), nb::arg("layer"),
         nb::arg("result"), nb::arg("out"), Release());
   m.def("set_num_threads", [](int n) { Runtime::get().set_threads(n); }, nb::arg("n"));
   m.def("num_threads", [] { return Runtime::get().pool->threads(); });

@@ -118,7 +118,7 @@ static inline void quantize16(F x, int8_t* q, uint16_t* scale) {
   s8store(q, toint(fmin(fmax(mul(x, fset(s > 0 ? 1.0f / s : 0.0f)), fset(-127.0f)), fset(127.0f))));
 }
 
-// The cache of one layer and KV head (cache.h in words): K in tiles of 16 positions [tile][dim][16], V in rows [position][dim].
+// A page of the cache, of one layer and KV head: K in tiles of 16 positions [tile][dim][16], V in rows [position][dim].
 // int8 keeps one f16 scale for 16 dims: K scales [tile][dim / 16][16], V scales [position][dim / 16].
 static void append_head(const HeadCache& c, int position, const float* k, const float* v) {
   size_t tile = size_t(position / 16) * c.head_dim * 16 + position % 16;
@@ -141,9 +141,9 @@ static void append_head(const HeadCache& c, int position, const float* k, const 
   }
 }
 
-// One token: optional qk-norm, RoPE on q and k, q scaled for attention, k and v into the cache at `position`.
-static void rope_append_token(float* row, const AttentionShape& s, const float* cos, const float* sin, int position,
-                              const HeadCache* caches) {
+// One token: optional qk-norm, RoPE on q and k, q scaled for attention, k and v into the cache at its place.
+static void rope_append_token(float* row, const AttentionShape& s, const float* cos, const float* sin, const Place& place,
+                              const HeadPages* caches) {
   float* k = row + size_t(s.num_heads) * s.head_dim;
   float* v = k + size_t(s.num_kv_heads) * s.head_dim;
   for (int h = 0; h < s.num_heads; ++h) {
@@ -155,6 +155,6 @@ static void rope_append_token(float* row, const AttentionShape& s, const float* 
   for (int h = 0; h < s.num_kv_heads; ++h, k += s.head_dim, v += s.head_dim) {
     if (s.k_norm) rmsnorm_row(k, s.k_norm, s.head_dim, s.eps, k);
     rope_head(k, cos, sin, s.rope_dim / 2);
-    append_head(caches[h], position, k, v);
+    append_head(caches[h].at(place.pages[place.position / kPage]), place.position % kPage, k, v);
   }
 }

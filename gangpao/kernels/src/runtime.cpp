@@ -69,6 +69,8 @@ bool is_amd() {
 
 const char* const kIsaNames[] = {"amx", "avx512", "avx2", "portable"};
 
+constexpr int kRowsAtOnce = 64;  // (token, head) rows of a piece of attention
+
 constexpr int kPanels = 2;  // smallest piece of a linear layer: AMX takes panels in pairs
 
 }  // namespace
@@ -143,24 +145,46 @@ bool Activation::offers(const Linear& w) const {
   return floats >= w.needs_float && blocks >= w.needs_blocks && supers >= w.needs_supers;
 }
 
-Cache::Cache(int l, int k, int d, int c, bool i8) : layers(l), kv_heads(k), head_dim(d), capacity(round_up(c, 64)), int8(i8) {
-  require(l > 0 && k > 0 && d > 0 && c > 0, "Cache: sizes must be positive");
+Cache::Cache(int l, int k, int d, int n, bool i8) : layers(l), kv_heads(k), head_dim(d), num_pages(n), int8(i8) {
+  require(l > 0 && k > 0 && d > 0 && n > 0, "Cache: sizes must be positive");
   require(d % 16 == 0, "Cache: head_dim must be a multiple of 16");
-  values_ = size_t(capacity) * d * (i8 ? 1 : 2);
-  scales_ = i8 ? size_t(capacity) * (d / 16) * 2 : 0;
+  values_ = size_t(kPage) * d * (i8 ? 1 : 2);
+  scales_ = i8 ? size_t(kPage) * (d / 16) * 2 : 0;
   head_bytes_ = 2 * (values_ + scales_);
-  pages = std::make_shared<Pages>(head_bytes_ * l * k, false);
+  pages = std::make_shared<Pages>(page_bytes(l, k, d, i8) * n, false);
 }
 
-size_t Cache::bytes_needed(int l, int k, int d, int c, bool i8) {
-  size_t positions = size_t(round_up(c, 64));
-  return 2 * positions * l * k * (i8 ? size_t(d) + d / 16 * 2 : size_t(d) * 2);
+size_t Cache::page_bytes(int l, int k, int d, bool i8) {
+  return size_t(2) * kPage * l * k * (i8 ? size_t(d) + d / 16 * 2 : size_t(d) * 2);
 }
 
-HeadCache Cache::head(int layer, int h) const {
+HeadPages Cache::head(int layer, int h) const {
   uint8_t* p = pages->data() + (size_t(layer) * kv_heads + h) * head_bytes_;
-  return {p, p + values_, reinterpret_cast<uint16_t*>(p + 2 * values_), reinterpret_cast<uint16_t*>(p + 2 * values_ + scales_),
-          head_dim, int8};
+  HeadCache first{p, p + values_, reinterpret_cast<uint16_t*>(p + 2 * values_),
+                  reinterpret_cast<uint16_t*>(p + 2 * values_ + scales_), head_dim, int8};
+  return {first, head_bytes_ * layers * kv_heads};
+}
+
+void Cache::copy_page(int from, int to) {
+  require(from >= 0 && from < num_pages && to >= 0 && to < num_pages && from != to, "copy_page: no such page");
+  size_t bytes = page_bytes(layers, kv_heads, head_dim, int8);
+  std::memcpy(pages->data() + bytes * to, pages->data() + bytes * from, bytes);
+}
+
+void Rows::clear() { pages_.clear(), tables_.clear(), owner_.clear(), position_.clear(); }
+
+void Rows::add(const std::vector<int32_t>& pages, int start, int n) {
+  require(start >= 0 && n > 0 && size_t(start) + n <= pages.size() * kPage, "Rows: a position has no page");
+  for (int t = 0; t < n; ++t) owner_.push_back(int(tables_.size())), position_.push_back(start + t);
+  tables_.emplace_back(pages_.size(), pages.size());
+  pages_.insert(pages_.end(), pages.begin(), pages.end());
+}
+
+std::vector<Place> Rows::places(int num_pages) const {
+  for (int32_t page : pages_) require(page >= 0 && page < num_pages, "Rows: no such page");
+  std::vector<Place> out;
+  for (size_t i = 0; i < owner_.size(); ++i) out.push_back({position_[i], pages_.data() + tables_[owner_[i]].first});
+  return out;
 }
 
 Runtime& Runtime::get() {
@@ -272,37 +296,43 @@ void swiglu(const Array& gate_up, int n, Activation& out) {
   fill_rows(n, out, [&](int t, float* y) { k.swiglu(gate_up.row(t), gate_up.row(t) + out.cols, out.cols, y); });
 }
 
-void rope_append(Array& qkv, int n, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer,
-                 int start) {
+void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache,
+                 int layer) {
   const AttentionShape& s = spec.shape;
+  int n = rows.size();
   require(qkv.cols == (s.num_heads + 2 * s.num_kv_heads) * s.head_dim && n <= qkv.rows, "rope_append: qkv has another shape");
   require(cos.rows >= n && sin.rows >= n && 2 * cos.cols >= s.rope_dim && 2 * sin.cols >= s.rope_dim, "rope_append: angles");
-  require(start >= 0 && start + n <= cache.capacity && layer >= 0 && layer < cache.layers, "rope_append: outside the cache");
+  require(layer >= 0 && layer < cache.layers, "rope_append: outside the cache");
   require(cache.kv_heads == s.num_kv_heads && cache.head_dim == s.head_dim, "rope_append: cache of another shape");
   const Kernels& k = *Runtime::get().kernels;
-  std::vector<HeadCache> heads;
+  std::vector<Place> places = rows.places(cache.num_pages);
+  std::vector<HeadPages> heads;
   for (int h = 0; h < s.num_kv_heads; ++h) heads.push_back(cache.head(layer, h));
-  each_token(n, [&](int t) { k.rope_append(qkv.row(t), s, cos.row(t), sin.row(t), start + t, heads.data()); });
+  each_token(n, [&](int t) { k.rope_append(qkv.row(t), s, cos.row(t), sin.row(t), places[size_t(t)], heads.data()); });
 }
 
-void attend(const Array& qkv, int n, const AttentionSpec& spec, const Cache& cache, int layer, int start, Array& result,
+void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const Cache& cache, int layer, Array& result,
             Activation& out) {
   const AttentionShape& s = spec.shape;
-  require(result.rows >= n && result.cols == s.num_heads * s.head_dim, "attend: result has another shape");
-  require(start >= 0 && start + n <= cache.capacity && layer >= 0 && layer < cache.layers, "attend: outside the cache");
+  int n = rows.size();
+  require(n > 0 && result.rows >= n && result.cols == s.num_heads * s.head_dim, "attend: result has another shape");
+  require(layer >= 0 && layer < cache.layers, "attend: outside the cache");
+  require(cache.kv_heads == s.num_kv_heads && cache.head_dim == s.head_dim, "attend: cache of another shape");
   Runtime& rt = Runtime::get();
+  std::vector<Place> places = rows.places(cache.num_pages);
   int group = s.num_heads / s.num_kv_heads;
-  // A piece of work is a KV head and a few tokens, so that its rows share what they load. A single token with
-  // fewer KV heads than threads is cut by query heads instead.
-  int cut = n == 1 && s.num_kv_heads < rt.pool->threads() ? group : 1;
-  while (group % cut || (cut > 1 && s.num_kv_heads * cut > 2 * rt.pool->threads())) --cut;
-  int tokens = std::max(1, std::min(16, 64 / group)), spans = (n + tokens - 1) / tokens, heads = group / cut;
+  // A piece of work is a KV head and a few tokens, so that its rows share what they load. Where that makes fewer pieces
+  // than threads, it is cut by query heads as well.
+  int tokens = std::max(1, std::min(16, kRowsAtOnce / group)), spans = (n + tokens - 1) / tokens;
+  int cut = spans * s.num_kv_heads < rt.pool->threads() ? group : 1;
+  while (group % cut || (cut > 1 && spans * s.num_kv_heads * cut > 2 * rt.pool->threads())) --cut;
+  int heads = group / cut;
   auto job = [&](int begin, int end, int) {
     for (int i = begin; i < end; ++i) {
       int part = i % (s.num_kv_heads * cut), t = i / (s.num_kv_heads * cut) * tokens;
       int h = part / cut, q = h * group + part % cut * heads;
       rt.kernels->attend(cache.head(layer, h), qkv.row(t) + size_t(q) * s.head_dim, qkv.stride,
-                         result.row(t) + size_t(q) * s.head_dim, result.stride, heads, std::min(tokens, n - t), start + t);
+                         result.row(t) + size_t(q) * s.head_dim, result.stride, heads, std::min(tokens, n - t), &places[size_t(t)]);
     }
   };
   rt.pool->run(spans * s.num_kv_heads * cut, 1, job);

@@ -56,17 +56,33 @@ class Activation {
   bool offers(const Linear& w) const;
 };
 
+// Keys and values in pages of 64 positions, each with all layers. Which page is whose is not its business.
 class Cache {
  public:
-  Cache(int layers, int kv_heads, int head_dim, int capacity, bool int8);
-  int layers, kv_heads, head_dim, capacity;
+  Cache(int layers, int kv_heads, int head_dim, int num_pages, bool int8);
+  int layers, kv_heads, head_dim, num_pages;
   bool int8;
   SharedPages pages;
-  HeadCache head(int layer, int h) const;
-  static size_t bytes_needed(int layers, int kv_heads, int head_dim, int capacity, bool int8);
+  HeadPages head(int layer, int h) const;
+  void copy_page(int from, int to);
+  static size_t page_bytes(int layers, int kv_heads, int head_dim, bool int8);
 
  private:
   size_t head_bytes_, values_, scales_;
+};
+
+// The tokens of one step: for each its position and the pages of its sequence.
+class Rows {
+ public:
+  void clear();
+  void add(const std::vector<int32_t>& pages, int start, int n);
+  int size() const { return int(owner_.size()); }
+  std::vector<Place> places(int num_pages) const;  // checked against a cache of that many pages
+
+ private:
+  std::vector<int32_t> pages_;
+  std::vector<std::pair<size_t, size_t>> tables_;  // where in pages_ a sequence's begin, and how many it has
+  std::vector<int> owner_, position_;
 };
 
 // RoPE and attention of one layer.
@@ -97,8 +113,8 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
 void rmsnorm(const Array& x, int n, const Array& weight, float eps, Activation& out);
 void quantize(const Array& x, int n, Activation& out);
 void swiglu(const Array& gate_up, int n, Activation& out);
-void rope_append(Array& qkv, int n, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer, int start);
-void attend(const Array& qkv, int n, const AttentionSpec& spec, const Cache& cache, int layer, int start, Array& scratch, Activation& out);
+void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer);
+void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const Cache& cache, int layer, Array& scratch, Activation& out);
 std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
                              const int32_t* order, Arena& arena);
 double read_bandwidth(double seconds);

@@ -1,0 +1,244 @@
+"""`gangpao serve`: models behind an HTTP API, until Ctrl-C.
+
+Everything that can be wrong is found before a model is loaded: the address, the keys, the certificate, the names. Models that are
+not installed are pulled first. SIGINT or SIGTERM stop accepting, let what was begun end (--grace seconds) and exit with 0; a second
+signal ends at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+import uvicorn
+
+import gangpao
+from gangpao import catalog
+from gangpao.engine.batch import DEFAULT_BATCH, DEFAULT_QUEUE
+from gangpao.log import show_bytes
+from gangpao.serve import app, guard, loading, tls
+from gangpao.serve import options as opt
+from gangpao.serve.server import Server, Settings
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option("-m", "--model", help="A catalog name or .gguf path; repeatable, the first is loaded at start."),
+]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need an API key.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+ApiKey = Annotated[list[str] | None, typer.Option("--api-key", help="A key that opens the API; repeatable.")]
+ApiKeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="A file with one key a line.")]
+AllowHost = Annotated[
+    list[str] | None, typer.Option("--allow-host", help="A host name under which this server is reached; repeatable.")
+]
+AllowOrigin = Annotated[
+    list[str] | None, typer.Option("--allow-origin", help="A web page's origin that may call the API; repeatable.")
+]
+AllowImageHost = Annotated[
+    list[str] | None, typer.Option("--allow-image-host", help="A host that images may be fetched from; repeatable.")
+]
+Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS with a certificate made here.")]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="Speak TLS with this certificate (PEM).")]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="The key of --tls-cert (PEM).")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=256, help="Answers in progress at once, for each model.")]
+Queue = Annotated[
+    int, typer.Option("--queue", min=1, max=4096, help="Requests that may wait; more are told to come back.")
+]
+Memory = Annotated[
+    float | None, typer.Option("--memory", min=0.1, help="GB for all models together; what is free if not given.")
+]
+IdleUnload = Annotated[
+    float | None,
+    typer.Option("--idle-unload", min=0.01, help="Minutes without a request after which a model leaves memory."),
+]
+Grace = Annotated[
+    float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
+]
+Phone = Annotated[bool, typer.Option("--phone", help="Print a QR code of the page that runs the model in a phone.")]
+EngineName = Annotated[Literal["native", "vllm"], typer.Option("--engine", help="vllm: hand over to vLLM on a GPU.")]
+Extra = Annotated[list[str] | None, typer.Argument(help="Options for vLLM, after --.", show_default=False)]
+
+
+def serve(
+    extra: Extra = None,
+    model: Models = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    allow_host: AllowHost = None,
+    allow_origin: AllowOrigin = None,
+    allow_image_host: AllowImageHost = None,
+    use_tls: Tls = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    batch: Batch = DEFAULT_BATCH,
+    queue: Queue = DEFAULT_QUEUE,
+    context: opt.Context = None,
+    kv: opt.Kv = "f16",
+    threads: opt.Threads = None,
+    memory: Memory = None,
+    idle_unload: IdleUnload = None,
+    cost_profile: opt.CostProfile = None,
+    grace: Grace = app.GRACE_S,
+    phone: Phone = False,
+    engine: EngineName = "native",
+) -> None:
+    """Serve models over HTTP, to one machine or to many."""
+    keys = read_keys(api_key, api_key_file)
+    guard.check_binding(host, keys)
+    if engine == "vllm":
+        raise typer.Exit(_vllm(model, host, port, keys, extra or []))
+    if extra:
+        raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
+    cert = certificate(host, use_tls, tls_cert, tls_key)
+    settings = Settings(
+        find_models(model), host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
+        allow_origins=tuple(o.rstrip("/") for o in allow_origin or ()), allow_image_hosts=tuple(allow_image_host or ()),
+        batch=batch, queue=queue, context=context, kv=kv, threads=threads,
+        memory=None if memory is None else int(memory * 1e9),
+        idle_unload_s=None if idle_unload is None else idle_unload * 60, cost_profile=cost_profile, tls=bool(cert),
+    )  # fmt: skip
+    _run(settings, cert, grace, phone)
+
+
+def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
+    """All API keys. Raises ValueError for an empty one, and for one that no HTTP header can carry."""
+    keys = list(given or ())
+    if file is not None:
+        keys += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not keys:
+            raise ValueError(f"{file}: there is no key in it; write one a line")
+    for key in keys:
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("an API key is one word of printable ASCII characters")
+    return tuple(keys)
+
+
+def find_models(names: list[str] | None) -> dict[str, Path]:
+    """Public name -> file, pulled where it is missing. Without names: the best default and everything installed."""
+    found: dict[str, Path] = {}
+    asked: list[str | None] = [*(names or [None])]
+    for given in asked:
+        name, path = loading.find_model(given)
+        if found.setdefault(name, path) != path:
+            raise ValueError(f"{given}: another model is called {name} already; rename one of the files")
+    if not names:
+        known = catalog.load().models
+        found |= {n: p for n, p in catalog.installed().items() if n not in found and n in known and known[n].engine}
+    return found
+
+
+def certificate(host: str, make: bool, cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """Files of the certificate and key to speak TLS with, or None. Raises ValueError for half a pair."""
+    if (cert is None) != (key is None):
+        raise ValueError("--tls-cert and --tls-key belong together: give both, or --tls for a certificate made here")
+    if cert is not None and key is not None:
+        for path in (cert, key):
+            path.open("rb").close()  # a missing file is told by its name
+        return cert, key
+    if not make:
+        return None
+    return tls.self_signed([*tls.addresses(), *([] if host in ("0.0.0.0", "::") else [host.strip("[]")])])
+
+
+def _vllm(model: list[str] | None, host: str, port: int, keys: tuple[str, ...], extra: list[str]) -> int:
+    from gangpao.serve import vllm
+
+    if not model or len(model) != 1:
+        raise ValueError("--engine vllm serves one model: -m FOLDER, an exported Hugging Face folder")
+    return vllm.run(model[0], host=host, port=port, api_keys=keys, extra=extra)
+
+
+# --- running
+
+
+def _run(settings: Settings, cert: tuple[Path, Path] | None, grace: float, phone: bool) -> None:
+    _start_log()
+    server = Server(settings)
+    bound = app.listen(settings)
+    percent = loading.Percent(f"loading {next(iter(settings.models))}")
+    server.hub.on_progress = percent
+
+    def ready() -> None:
+        percent.clear()
+        (loaded,) = server.hub.loaded().values()
+        print(
+            f"ready: {loaded.name}, context {loaded.engine.context}, up to {show_bytes(loaded.need)} of memory, "
+            f"{settings.batch} answers at once; {loading.kernels_line()}",
+            flush=True,
+        )
+
+    url = url_of(settings, bound)
+    print(start_line(settings, url, cert), flush=True)
+    if phone:
+        from gangpao.serve import pages
+
+        print(pages.phone_notice(url, server), flush=True)
+    files = {"ssl_certfile": str(cert[0]), "ssl_keyfile": str(cert[1])} if cert else {}
+    config = app.uvicorn_config(app.make_app(server, on_ready=ready), grace_s=grace, **files)
+    runner = _Runner(config)
+    try:
+        asyncio.run(runner.serve(sockets=[bound]))
+    finally:
+        bound.close()
+    print("stopped", file=sys.stderr, flush=True)
+
+
+def url_of(settings: Settings, bound: socket.socket) -> str:
+    """The URL to open; for a server bound to all addresses, the one that others on the network use."""
+    host, port = settings.host.strip("[]"), bound.getsockname()[1]
+    if host in ("0.0.0.0", "::"):
+        host = next(iter(tls.addresses()), "127.0.0.1")
+    return f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def start_line(settings: Settings, url: str, cert: tuple[Path, Path] | None) -> str:
+    """What is served where."""
+    names = list(settings.models)
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    size = show_bytes(next(iter(settings.models.values())).stat().st_size)
+    line = f"gangpao {gangpao.__version__}: {url}  (API: {url}/v1)  models: {shown}; loading {names[0]}, {size}"
+    if settings.api_keys:
+        line += f"; {len(settings.api_keys)} API key{'s' if len(settings.api_keys) > 1 else ''}"
+    if cert:
+        line += f"\ncertificate {cert[0]}, SHA-256 {tls.fingerprint(cert[0])}"
+    return line
+
+
+def _start_log() -> None:
+    """Our messages and uvicorn's warnings go to stderr, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    for name, level in (("gangpao.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+class _Runner(uvicorn.Server):
+    """uvicorn with our manners: the first signal is a request to end and no failure, the second ends at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + number)
+        self.should_exit = True
+        os.write(2, b"\nstopping: answers in progress may end; once more to stop now\n")
