@@ -109,7 +109,10 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
     each = answers.choices_of(params, asked.n or 1)
     rules = await _constraints(server, loaded, asked, len(each))
     return [
-        Request(ids, p, stop=engine.template.stop, client=client, constraint=rule)
+        Request(
+            ids, p, stop=engine.template.stop, client=client, constraint=rule,
+            speculate=asked.speculate is not False,
+        )  # fmt: skip
         for p, rule in zip(each, rules, strict=True)
     ]
 
