@@ -108,7 +108,14 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
     rules = await _constraints(server, loaded, asked, len(each))
     return [
         # Where a grammar says all of the answer it also says the end: a turn's mark in a JSON string is only text.
-        Request(ids, p, stop=() if rule and rule.whole else engine.template.stop, client=client, constraint=rule)
+        Request(
+            ids,
+            p,
+            stop=() if rule and rule.whole else engine.template.stop,
+            client=client,
+            constraint=rule,
+            speculate=asked.speculate is not False,
+        )  # fmt: skip
         for p, rule in zip(each, rules, strict=True)
     ]
 

@@ -100,7 +100,11 @@ async def _requests(
     ids = await to_ids(server, loaded, prompts, "prompt")
     for one in ids:
         answers.check_length(loaded, len(one))
-    requests = [Request(one, p, client=client, continues=True) for one in ids for p in answers.choices_of(params, n)]
+    requests = [
+        Request(one, p, client=client, continues=True, speculate=asked.speculate is not False)
+        for one in ids
+        for p in answers.choices_of(params, n)
+    ]
     tokenizer = loaded.engine.tokenizer
     heads = [
         (p if isinstance(p, str) else tokenizer.decode(p, keep_special=True)) if asked.echo else ""

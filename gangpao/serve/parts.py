@@ -150,14 +150,18 @@ def fetch(pages: Iterable[str] = ("chat",)) -> None:
     if not todo:
         return
     folder = cache_dir()
-    with atomic.locked(folder, busy="another gangpao is fetching the browser libraries; they will be there in a moment"):
+    with atomic.locked(
+        folder, busy="another gangpao is fetching the browser libraries; they will be there in a moment"
+    ):
         with Web(_PATIENCE) as web:
             for part in [part for part in todo if not present(part)]:
                 url = f"{registry()}/{part.tarball}"
                 try:
                     archive = web.ask("GET", url, {})[1]
                 except SourceError as error:
-                    raise ValueError(f"{part.package}: {error}; the pages show plain text until it can be fetched") from error
+                    raise ValueError(
+                        f"{part.package}: {error}; the pages show plain text until it can be fetched"
+                    ) from error
                 unpack(part, archive, folder / part.folder)
 
 
@@ -224,4 +228,3 @@ class Fetcher:
             self.problem = ""
         except (ValueError, OSError) as error:  # the pages go on without
             self.problem = str(error)
-
