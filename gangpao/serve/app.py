@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -53,9 +54,9 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.hub.close(CLOSE_S)
 
-    others, public = _others(server)
+    others, operations, public = _others(server)
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(), *others],
+        routes=[*openai.routes(server), *openapi.routes(operations), *others],
         lifespan=lifespan,
         exception_handlers={
             ApiError: _api_error,
@@ -77,16 +78,18 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
     return guard.Guard(app, rules, server.metrics)
 
 
-def _others(server: Server) -> tuple[list[Route], frozenset[str]]:
-    """Routes of other APIs' faces, then of the pages; and paths that need no key."""
+def _others(server: Server) -> tuple[list[Route], dict[str, tuple[type[BaseModel], str]], frozenset[str]]:
+    """Routes of other APIs' faces, then of the pages; their descriptions; and paths that need no key."""
     found: list[Route] = []
+    operations: dict[str, tuple[type[BaseModel], str]] = {}
     public: frozenset[str] = frozenset()
     for name in ("anthropic", "responses", "ollama", "pages"):
         if importlib.util.find_spec(f"gangpao.serve.{name}"):
             module = importlib.import_module(f"gangpao.serve.{name}")
             found += module.routes(server)
+            operations |= getattr(module, "OPERATIONS", {})
             public |= getattr(module, "PUBLIC", frozenset())
-    return found, public
+    return found, operations, public
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
