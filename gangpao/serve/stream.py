@@ -149,6 +149,7 @@ class _Frames(Response):
     async def _pump(self, send: Send) -> None:
         async def put(frame: bytes) -> None:
             await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await asyncio.sleep(0)  # when many are ready at once: others have their turn, and a hang-up is heard
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await put(self._first)

@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 from gangpao.text.pretokenizers import PreTokenizer
 from gangpao.text.vocabulary import Vocabulary
 
-
 LONG = 10_000  # characters
 
 

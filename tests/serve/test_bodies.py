@@ -170,7 +170,7 @@ def test_a_long_text_is_tokenized_beside_the_server(live_server, wire):
         times.append(time.perf_counter() - began)
         time.sleep(0.002)
     thread.join()
-    assert done[0] >= 600_000
+    assert done[0] >= 300_000
     assert len(times) > 5  # one library call, in which nobody else could run, would leave two
 
 
