@@ -104,7 +104,7 @@ class Scheduler:
         with self._wake:
             if self._closing or self._draining or not self._thread.is_alive():
                 raise Busy(len(self._queue), 1.0)
-            if len(self._queue) >= self._limit:
+            if self.full():
                 self.counters.refused += 1
                 raise Busy(len(self._queue), self.retry_after())
             self._queue.put(job)
@@ -112,6 +112,10 @@ class Scheduler:
             self.counters.waiting = len(self._queue)
             self._wake.notify()
         return job.handle
+
+    def full(self, more: int = 0) -> bool:
+        """Whether no place is left, in the batch or in the queue, when `more` requests are about to be submitted."""
+        return len(self._running) + len(self._queue) + more >= self._batch + self._limit
 
     def retry_after(self) -> float:
         """Seconds until a place in the queue is likely to be free."""

@@ -200,7 +200,9 @@ class Generation:
         begin = start = time.perf_counter()
         stats.cached_tokens = session.reuse(self._prompt)
         rows = session.feed(self._prompt[stats.cached_tokens :], self._on_prefill)[None]
-        ids, pieces, drafts = self._prompt, [], []
+        ids = self._prompt
+        pieces: list[Piece | None] = []
+        drafts: list[int] = []
 
         def say(logits: Logits) -> int | None:
             token = answer.sampler.sample(logits)

@@ -240,12 +240,19 @@ def _tensors(c: _Cursor, n: int, alignment: Any) -> dict[str, TensorInfo]:
 
 
 class GGUF:
-    """An open GGUF file: `metadata` (numbers, strings, lists of strings, numpy arrays) and `tensors` by name."""
+    """An open GGUF file: `metadata` (numbers, strings, lists of strings, numpy arrays), which ends at byte `metadata_end`,
+    and `tensors` by name."""
 
     def __init__(
-        self, path: Path, version: int, metadata: dict[str, Any], tensors: dict[str, TensorInfo], data: mmap.mmap
+        self,
+        path: Path,
+        version: int,
+        metadata: dict[str, Any],
+        metadata_end: int,
+        tensors: dict[str, TensorInfo],
+        data: mmap.mmap,
     ) -> None:
-        self.path, self.version = path, version
+        self.path, self.version, self.metadata_end = path, version, metadata_end
         self.metadata: Mapping[str, Any] = MappingProxyType(metadata)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self.nbytes = len(data)
@@ -339,7 +346,7 @@ class GGUF:
 _MISSING = object()
 
 
-def _parse(c: _Cursor) -> tuple[int, dict[str, Any], dict[str, TensorInfo]]:
+def _parse(c: _Cursor) -> tuple[int, dict[str, Any], int, dict[str, TensorInfo]]:
     magic = bytes(c.data[c.need(4, "the magic number") : 4])
     if magic != b"GGUF":
         raise c.fail(f"it begins with {magic!r}, not with b'GGUF'", 0)
@@ -349,10 +356,10 @@ def _parse(c: _Cursor) -> tuple[int, dict[str, Any], dict[str, TensorInfo]]:
         raise ModelFileError(f"{c.path}: {why} is not supported (at byte 4); convert it to version 3, little-endian")
     num_tensors = c.count("the number of tensors", min(MAX_ENTRIES, len(c.data) // 24))
     num_keys = c.count("the number of metadata keys", min(MAX_ENTRIES, len(c.data) // 13))
-    metadata = _metadata(c, num_keys)
+    metadata, end = _metadata(c, num_keys), c.at
     parts = metadata.get("split.count", 1)
     if isinstance(parts, int) and parts > 1:
         raise ModelFileError(
             f"{c.path}: this is one of {parts} parts of a split model; join them first: llama-gguf-split --merge FIRST OUT"
         )
-    return version, metadata, _tensors(c, num_tensors, metadata.get("general.alignment", 32))
+    return version, metadata, end, _tensors(c, num_tensors, metadata.get("general.alignment", 32))

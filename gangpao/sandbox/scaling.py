@@ -26,6 +26,7 @@ import numpy as np
 from gangpao.atomic import read_json, write_json
 from gangpao.sandbox import fit, plan, plot
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
+from gangpao.sandbox.config import Size
 from gangpao.sandbox.sweep import workers_of
 from gangpao.sandbox.trial import Lab, Result, Spec, cost_of
 
@@ -85,12 +86,40 @@ def run(lab: Lab, submit: Submit) -> Outcome:
 
 def specs_of(lab: Lab) -> dict[Kind, list[Spec]]:
     """Stable runs, their decays, and cosine runs of the same lengths with the same warmup; large ones first."""
-    c, common = lab.config.scaling, lab.config.common
-    horizons = sorted({lab.spec(tokens=tokens).steps for tokens in c.tokens})
-    sizes = sorted(set(c.sizes), key=lambda s: -s.width * s.width * s.layers)
-    if min(len(sizes), len(horizons)) < 2 or len(sizes) * len(horizons) < MIN_POINTS:
-        counts = f"{len(sizes)} sizes and {len(horizons)} token counts"
+    c = lab.config.scaling
+    shape = lab.config.common.schedule if lab.config.common.schedule.startswith("wsd") else "wsd"
+    ladder = _ladder(lab)
+    out: dict[Kind, list[Spec]] = {"stable": [], "cosine": [], "branch": []}  # parents first, short decays last
+    for size, horizons in ladder.items():
+        starts, warmup = _starts(lab, horizons)
+        for seed in c.seeds:
+            one = {"width": size.width, "layers": size.layers, "seed": seed}
+            stable = lab.stable_run(starts.values(), warmup, **one, schedule=shape)
+            out["stable"].append(stable)
+            for h in reversed(horizons):
+                out["branch"].append(lab.branch(stable, starts[h], h - starts[h]))
+                if c.cosine:
+                    out["cosine"].append(lab.spec(**one, schedule="cosine", steps=h, warmup=warmup / h))
+    return out
+
+
+def _ladder(lab: Lab) -> dict[Size, list[int]]:
+    """Sizes, large ones first, and the steps at which their decays end. Raises ValueError where no law can come from them."""
+    c = lab.config.scaling
+    found: dict[Size, set[int]] = {}
+    for size in sorted(c.sizes, key=lambda s: -s.width * s.width * s.layers):
+        steps = {lab.spec(tokens=tokens).steps for tokens in size.tokens or c.tokens}
+        found.setdefault(Size(width=size.width, layers=size.layers), set()).update(steps)
+    points = sum(map(len, found.values()))
+    if len(found) < 2 or len(set().union(*found.values())) < 2 or points < MIN_POINTS:
+        counts = f"{len(found)} sizes with {points} token counts in all"
         raise ValueError(f"scaling: {counts} are too few for a law: two or more of both, and {MIN_POINTS} points")
+    return {size: sorted(steps) for size, steps in found.items()}
+
+
+def _starts(lab: Lab, horizons: list[int]) -> tuple[dict[int, int], int]:
+    """Where the decays of a stable run begin, by their ends, and its steps of warmup."""
+    common = lab.config.common
     starts = {h: h - round(common.decay * h) for h in horizons}
     short = [h for h in horizons if not 0 < starts[h] < h]
     if short:
@@ -104,18 +133,7 @@ def specs_of(lab: Lab) -> dict[Kind, list[Spec]]:
             f"scaling.tokens: the shortest run begins to decay at step {starts[horizons[0]]}, within the {warmup} steps of warmup "
             "(common.warmup of the longest): take a larger smallest count or a shorter warmup"
         )
-    shape = common.schedule if common.schedule.startswith("wsd") else "wsd"
-    out: dict[Kind, list[Spec]] = {"stable": [], "cosine": [], "branch": []}  # parents first, short decays last
-    for size in sizes:
-        for seed in c.seeds:
-            one = {"width": size.width, "layers": size.layers, "seed": seed}
-            stable = lab.stable_run(starts.values(), warmup, **one, schedule=shape)
-            out["stable"].append(stable)
-            for h in reversed(horizons):
-                out["branch"].append(lab.branch(stable, starts[h], h - starts[h]))
-                if c.cosine:
-                    out["cosine"].append(lab.spec(**one, schedule="cosine", steps=h, warmup=warmup / h))
-    return out
+    return starts, warmup
 
 
 def target_specs(lab: Lab) -> list[Spec]:

@@ -109,7 +109,14 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
     rules = await _constraints(server, loaded, asked, len(each))
     return [
         # Where a grammar says all of the answer it also says the end: a turn's mark in a JSON string is only text.
-        Request(ids, p, stop=() if rule and rule.whole else engine.template.stop, client=client, constraint=rule)
+        Request(
+            ids,
+            p,
+            stop=() if rule and rule.whole else engine.template.stop,
+            client=client,
+            constraint=rule,
+            speculate=asked.speculate is not False,
+        )
         for p, rule in zip(each, rules, strict=True)
     ]
 
@@ -164,7 +171,7 @@ async def _encode(server: Server, loaded: Loaded, asked: ChatRequest, messages: 
     def work(engine: Engine) -> list[int]:
         return tools.encode(engine, messages, asked.tools, asked.tool_choice)
 
-    return await answers.prepare(loaded, server.settings.queue, work, loaded.engine)
+    return await answers.prepare(loaded, work, loaded.engine)
 
 
 async def _constraints(server: Server, loaded: Loaded, asked: ChatRequest, n: int) -> list[GrammarConstraint | None]:
@@ -178,7 +185,7 @@ async def _constraints(server: Server, loaded: Loaded, asked: ChatRequest, n: in
             for _ in range(n)
         ]
 
-    return await answers.prepare(loaded, server.settings.queue, work)
+    return await answers.prepare(loaded, work)
 
 
 # --- an answer

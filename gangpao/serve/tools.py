@@ -21,6 +21,7 @@ from gangpao.text.tools import CALL, CALL_END
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([A-Za-z0-9_.:/-]{1,128})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_BEGUN = '{"name":"'
 _MAX_HEAD = 512  # characters after which the beginning of a call is no beginning of a call
 _SPACE = " \t\r\n"
 
@@ -130,10 +131,11 @@ class ToolParser:
         return deltas
 
     def finish(self) -> list[Delta]:
-        """The end of the answer: what was held back is words, unless it lies behind a call."""
+        """The end of the answer: what was held back is words, unless it is a call that was cut off or lies behind one."""
         held, self._text = self._text, ""
         if self._state == "head":
-            held = CALL + held
+            begun = "".join(held.split())
+            held = "" if begun.startswith(_BEGUN) or _BEGUN.startswith(begun) else CALL + held
         elif self._state in ("arguments", "tail"):
             held = ""
         elif self.called:

@@ -59,7 +59,8 @@ CASES = {
     "broken": ("<tool_call>\nnot JSON\n</tool_call> so", "<tool_call>\nnot JSON\n</tool_call> so", []),
     "never closed": ("a <tool_call>\nbla", "a<tool_call>\nbla", []),
     "cut in the arguments": (said()[:-15], "", [("get_weather", '{"city": "北京"')]),
-    "cut in the name": ('<tool_call>\n{"name": "get_w', '<tool_call>\n{"name": "get_w', []),
+    "cut in the name": ('Hm. <tool_call>\n{"name": "get_w', "Hm.", []),
+    "cut in the second": (said("clock", "{}") + '\n<tool_call>\n{"na', "", [("clock", "{}")]),
     "words behind": (said() + "\nDone.\n", "\nDone.", [("get_weather", '{"city": "北京"}')]),
 }  # fmt: skip
 

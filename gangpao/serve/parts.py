@@ -1,0 +1,230 @@
+"""The browser libraries of other people that our pages use: pinned, fetched once from the npm registry, checked, kept.
+
+Nothing of them is in this repository. The table below says for every package its version, the sha512 that the registry
+published for it, which files of it we serve under which name, and its licence. A package comes as one archive; the
+files named here are taken out of it in memory (no other name in the archive is ever used as a path), and appear in the
+cache folder together or not at all, each with a gzip twin and the licence beside it.
+
+The registry is the one that npm would ask: npm_config_registry, `registry=` in ~/.npmrc, else the public one. npm
+itself is not needed.
+
+What it gives up: registries that want a password; an archive is held in memory (a few MB) while it is unpacked.
+"""
+
+import base64
+import gzip
+import hashlib
+import io
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gangpao import atomic, catalog
+from gangpao.pull.fetch import Web, check_hop
+from gangpao.pull.staging import Limits, SourceError
+
+DEFAULT_REGISTRY = "https://registry.npmjs.org"
+MAX_FILE = 32 << 20
+LICENCE = "LICENCE.txt"
+RETRY_S = 60.0
+_PATIENCE = Limits(connect_s=5.0, read_s=20.0, attempts=4)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One package: its name on the registry, what is taken (path in the archive -> name here), and where it is used."""
+
+    package: str
+    version: str
+    integrity: str  # "sha512-<base64>", as in the registry's own description
+    files: Mapping[str, str]
+    licence: str  # SPDX
+    licence_file: str  # "": the package has none
+    page: str  # "chat" or "phone"
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the cache."""
+        return f"{self.package.lstrip('@').replace('/', '-')}-{self.version}"
+
+    @property
+    def tarball(self) -> str:
+        """Path of the archive below the registry's address."""
+        return f"{self.package}/-/{self.package.rpartition('/')[2]}-{self.version}.tgz"
+
+
+PARTS = (
+    Part(
+        "marked", "18.2.1",
+        "sha512-ii4bxCTCqqwpT86XZWgJNs+ZnAIZksmLGYMViWA7PDIXYIeNo1x6cDdX3JOip9NM/cI6p8z57FxliACboTruMA==",
+        {"package/lib/marked.esm.js": "marked.js"}, "MIT", "package/LICENSE", "chat",
+    ),
+    Part(
+        "dompurify", "3.4.18",
+        "sha512-ofe3wI/uNm68HInABYFJYqQxRw1EaKAjNdrFVKqjUY+UZurvNd2L/HuQe097s/4RivWiZyP6tT7aoT8atjfhwg==",
+        {"package/dist/purify.es.mjs": "dompurify.js"}, "MPL-2.0 OR Apache-2.0", "package/LICENSE", "chat",
+    ),
+    Part(
+        "@highlightjs/cdn-assets", "11.12.0",
+        "sha512-KvOKXODaiFmId9xaq3xc5xCL66wVLUuOngDbO9B/kewbFTqdGbn2nJxNhN3H5R1cgDTVj6R8vH0zgiNDEGjpDw==",
+        {"package/es/highlight.min.js": "highlight.js"}, "BSD-3-Clause", "package/LICENSE", "chat",
+    ),
+    Part(
+        "@wllama/wllama", "3.13.0",
+        "sha512-ZvoRdQAn+E+18EvQ9qS036gudiI9rbZRBJgG/qNICPPwrA0Y6SMMdbziz/j7K/0WxcbJlhaRraVIYsnEy732NA==",
+        {"package/esm/index.min.js": "wllama.js", "package/esm/wasm/wllama.wasm": "wllama.wasm"},
+        "MIT", "package/LICENCE", "phone",
+    ),
+    # The same for browsers without JSPI or 64-bit memories, every iPhone among them. Its licence is its sister's.
+    Part(
+        "@wllama/wllama-compat", "3.13.0",
+        "sha512-MSWwyzVXpwkstvIGzOsQ9jlRm8kY5S5J0Gdw4E6M9mXqhgO/5tj+YNfxSoqN1GvsAOwui95JPtwX3hO6VZkbzg==",
+        {"package/wasm/wllama.js": "wllama-compat.js", "package/wasm/wllama.wasm": "wllama-compat.wasm"},
+        "MIT", "", "phone",
+    ),
+)  # fmt: skip
+
+
+def cache_dir() -> Path:
+    """Where the parts lie, one folder a package and version: `web` beside the folder of the models. Not created."""
+    return catalog.models_dir().parent / "web"
+
+
+def registry() -> str:
+    """Address of the npm registry, without a slash at its end. Raises ValueError where it is not https."""
+    address = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or _from_npmrc()
+    try:
+        return check_hop((address or DEFAULT_REGISTRY).strip().rstrip("/"))
+    except SourceError as error:
+        raise ValueError(f"the npm registry {error}; set npm_config_registry to an https address") from error
+
+
+def _from_npmrc() -> str:
+    """`registry=` of ~/.npmrc; empty where there is none."""
+    try:
+        text = (Path.home() / ".npmrc").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # most people have none
+        return ""
+    found = re.search(r"^\s*registry\s*=\s*[\"']?([^\"'\s;#]+)", text, flags=re.M)
+    return found[1] if found else ""
+
+
+def present(part: Part) -> bool:
+    """Whether a part is in the cache; folders appear whole, so its own existence is enough."""
+    return (cache_dir() / part.folder).is_dir()
+
+
+def missing(pages: Iterable[str] = ("chat",)) -> list[Part]:
+    """The parts of these pages that still have to be fetched."""
+    wanted = set(pages)
+    return [part for part in PARTS if part.page in wanted and not present(part)]
+
+
+def find(name: str) -> Path | None:
+    """The file that is served under this name; None where there is no such name, or it is not here yet."""
+    for part in PARTS:
+        if name in part.files.values():
+            path = cache_dir() / part.folder / name
+            return path if path.is_file() else None
+    return None
+
+
+def licences() -> str:
+    """Names, versions and licence texts of all the parts that are here, as plain text."""
+    out = []
+    for part in PARTS:
+        title = f"{part.package} {part.version}, {part.licence}"
+        path = cache_dir() / part.folder / LICENCE
+        text = path.read_text(encoding="utf-8") if path.is_file() else "(no text here)"
+        out.append(f"{title}\n{'=' * len(title)}\n\n{text.strip()}\n")
+    return "\n\n".join(out)
+
+
+def fetch(pages: Iterable[str] = ("chat",)) -> None:
+    """Fetch what these pages lack. Raises ValueError saying what failed; what came before that stays."""
+    todo = missing(pages)
+    if not todo:
+        return
+    folder = cache_dir()
+    with atomic.locked(
+        folder, busy="another gangpao is fetching the browser libraries; they will be there in a moment"
+    ):
+        with Web(_PATIENCE) as web:
+            for part in [part for part in todo if not present(part)]:
+                url = f"{registry()}/{part.tarball}"
+                try:
+                    archive = web.ask("GET", url, {})[1]
+                except SourceError as error:
+                    raise ValueError(
+                        f"{part.package}: {error}; the pages show plain text until it can be fetched"
+                    ) from error
+                unpack(part, archive, folder / part.folder)
+
+
+def unpack(part: Part, archive: bytes, target: Path) -> None:
+    """Check an archive and put the files of the part into `target`, which appears whole.
+
+    Raises ValueError where the hash is another one, a file is missing, not a plain file, or too large.
+    """
+    found = "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
+    if found != part.integrity:
+        raise ValueError(
+            f"{part.package} {part.version}: its archive has the hash {found[:30]}..., not {part.integrity[:30]}...: "
+            "damaged or changed, nothing of it is used; try again, or ask another registry"
+        )
+    taken = {**part.files, **({part.licence_file: LICENCE} if part.licence_file else {})}
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar, atomic.new_folder(target) as folder:
+        for inner, name in taken.items():
+            data = _member(part, tar, inner)
+            (folder / name).write_bytes(data)
+            (folder / f"{name}.gz").write_bytes(gzip.compress(data, 6, mtime=0))
+
+
+def _member(part: Part, tar: tarfile.TarFile, inner: str) -> bytes:
+    try:
+        member = tar.getmember(inner)
+    except KeyError:
+        raise ValueError(f"{part.package} {part.version}: no {inner} in its archive") from None
+    if not member.isreg() or member.size > MAX_FILE:
+        raise ValueError(f"{part.package} {part.version}: {inner} is not a plain file of at most {MAX_FILE} bytes")
+    file = tar.extractfile(member)
+    assert file is not None  # a plain file has content
+    return file.read()
+
+
+class Fetcher:
+    """Fetches in a thread of its own, so that no page waits. `problem` says why parts are missing, "" while all is well."""
+
+    def __init__(self, pages: Iterable[str]) -> None:
+        self.pages = frozenset(pages)
+        self.problem = ""
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._again = 0.0
+
+    def start(self, now: float) -> None:
+        """Begin, unless all is here, it is under way, or it failed less than RETRY_S before `now` (seconds, monotonic)."""
+        with self._lock:
+            busy = self._thread is not None and self._thread.is_alive()
+            if busy or now < self._again or not missing(self.pages):
+                return
+            self._again = now + RETRY_S
+            self._thread = threading.Thread(target=self._run, name="parts", daemon=True)
+            self._thread.start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the thread has ended, at most that long."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            fetch(self.pages)
+            self.problem = ""
+        except (ValueError, OSError) as error:  # the pages go on without
+            self.problem = str(error)
