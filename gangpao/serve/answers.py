@@ -69,6 +69,14 @@ def check_text(loaded: Loaded, size: int) -> None:
         check_length(loaded, fewest)
 
 
+def check_count(queue: int, count: int) -> None:
+    """Raises ApiError (400) for more answers to one request than could ever wait together."""
+    if count > queue:
+        raise ApiError(
+            400, f"n: {count} answers to one request are more than the {queue} that may wait here", param="n"
+        )
+
+
 def check_size(size: int) -> None:
     """Raises ApiError (400) for a text of more characters than are worth tokenizing at once."""
     if size > MAX_CHARS:

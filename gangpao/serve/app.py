@@ -17,15 +17,18 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gangpao.serve import guard, openai, openapi
 from gangpao.serve.errors import ApiError
@@ -35,6 +38,8 @@ from gangpao.serve.stream import ClientGone, Json
 log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
 GRACE_S = 30.0
+THREADS = 32
+FIRST_REQUEST_S = 30.0
 CLOSE_S = 5.0  # for what the grace period left
 
 
@@ -44,6 +49,8 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # Threads wait here for a hostile chat template; there must be some left for the others.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "prepare"))
         tasks = [asyncio.create_task(server.hub.start(on_ready)), asyncio.create_task(server.hub.sweep())]
         try:
             yield
@@ -53,9 +60,9 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.hub.close(CLOSE_S)
 
-    others, public = _others(server)
+    others, operations, public = _others(server)
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(), *others],
+        routes=[*openai.routes(server), *openapi.routes(operations), *others],
         lifespan=lifespan,
         exception_handlers={
             ApiError: _api_error,
@@ -77,16 +84,18 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
     return guard.Guard(app, rules, server.metrics)
 
 
-def _others(server: Server) -> tuple[list[Route], frozenset[str]]:
-    """Routes of other APIs' faces, then of the pages; and paths that need no key."""
+def _others(server: Server) -> tuple[list[Route], dict[str, tuple[type[BaseModel], str]], frozenset[str]]:
+    """Routes of other APIs' faces, then of the pages; their descriptions; and paths that need no key."""
     found: list[Route] = []
+    operations: dict[str, tuple[type[BaseModel], str]] = {}
     public: frozenset[str] = frozenset()
     for name in ("anthropic", "responses", "ollama", "pages"):
         if importlib.util.find_spec(f"gangpao.serve.{name}"):
             module = importlib.import_module(f"gangpao.serve.{name}")
             found += module.routes(server)
+            operations |= getattr(module, "OPERATIONS", {})
             public |= getattr(module, "PUBLIC", frozenset())
-    return found, public
+    return found, operations, public
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -136,10 +145,26 @@ def listen(settings: Settings) -> socket.socket:
 def uvicorn_config(app: ASGIApp, *, grace_s: float = GRACE_S, **more: Any) -> uvicorn.Config:
     """How uvicorn runs us: one process, asyncio and h11, our own log."""
     return uvicorn.Config(
-        app, http="h11", loop="asyncio", ws="none", lifespan="on", log_config=None, access_log=False,
+        app, http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(grace_s)), **more,
     )  # fmt: skip
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which has no patience for a connection on which no first request comes."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._first = self.loop.call_later(FIRST_REQUEST_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._first.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if getattr(self, "cycle", None) is None:
+            self.transport.close()
 
 
 class _InThread(uvicorn.Server):

@@ -12,6 +12,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from gangpao.engine.generate import Engine
 from gangpao.serve.app import running
+from gangpao.serve.loading import rss_mb
 from gangpao.serve.server import Server, Settings
 from gangpao.text.chat import ChatTemplate
 
@@ -97,6 +98,14 @@ HOSTILE = {
 }
 
 
+def test_a_body_of_millions_of_values_is_refused_unread(tiny_server, wire):
+    before = rss_mb()
+    for raw in (b'{"x":[' + b"{}," * 4_000_000 + b"{}]}", b"[" * 10_000_000, b'{"x":' * 5_000_000):
+        response = wire.post(f"{tiny_server.base_url}/v1/completions", content=raw)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+    assert rss_mb() < before + 150  # the bodies themselves
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bodies_are_refused_quickly(tiny_server, wire, name):
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1} | HOSTILE[name]
@@ -144,6 +153,25 @@ def schemathesis_given(operation):
 @pytest.mark.parametrize("examples", [6, pytest.param(300, marks=pytest.mark.slow)])
 def test_what_our_own_description_allows(tiny_server, examples):
     assert requests_by_schemathesis(tiny_server.base_url, examples) >= 8 * min(examples, 1)
+
+
+def test_a_long_text_is_tokenized_beside_the_server(live_server, wire):
+    done = []
+
+    def ask():
+        done.append(wire.post(f"{live_server.base_url}/tokenize", json={"prompt": "a b" * 300_000}).json()["count"])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    times = []
+    while thread.is_alive():
+        began = time.perf_counter()
+        assert wire.get(f"{live_server.base_url}/health").status_code == 200
+        times.append(time.perf_counter() - began)
+        time.sleep(0.002)
+    thread.join()
+    assert done[0] >= 300_000
+    assert len(times) > 5  # one library call, in which nobody else could run, would leave two
 
 
 SLOW_TEMPLATE = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"

@@ -122,6 +122,23 @@ def test_bodies_are_bounded(locked, wire):
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
+def test_a_connection_without_a_request_is_closed(tiny_path, monkeypatch):
+    monkeypatch.setattr("gangpao.serve.app.FIRST_REQUEST_S", 0.2)
+    with running(Server(Settings({"tiny": tiny_path}, port=0, threads=1))) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: loc")
+            assert connection.recv(100) == b""
+        assert raw(url, "GET /health HTTP/1.1", "Host: localhost")[0] == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tiny_path, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_S", 0.2)
+    with running(Server(Settings({"tiny": tiny_path}, port=0, threads=1))) as url:
+        head = ("POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Length: 100")
+        assert raw(url, *head, body=b"{")[0] == 408
+
+
 def test_headers_of_every_answer(tiny_server, wire):
     for path in ("/health", "/nope", "/v1/models"):
         headers = wire.get(tiny_server.base_url + path, headers={"x-request-id": "mine-1"}).headers
