@@ -47,7 +47,9 @@ _SELF = (
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # Trusted Types: the browser itself refuses to parse a string as HTML that DOMPurify has not seen.
-CHAT_CSP = f"{_SELF}; connect-src 'self'; script-src 'self'; require-trusted-types-for 'script'; trusted-types dompurify"
+CHAT_CSP = (
+    f"{_SELF}; connect-src 'self'; script-src 'self'; require-trusted-types-for 'script'; trusted-types dompurify"
+)
 # The model runs as WebAssembly in workers that the library makes from blobs.
 PHONE_CSP = f"{_SELF}; connect-src 'self' blob:; script-src 'self' blob: 'wasm-unsafe-eval'; worker-src 'self' blob:"
 HEADERS = {

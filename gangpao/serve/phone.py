@@ -111,7 +111,11 @@ def split(model: GGUF, limit: int, mark: str) -> tuple[Piece, ...]:
 
 def _split_keys(index: int, count: int, tensors: int) -> bytes:
     """The three entries that llama.cpp's loader joins the files by."""
-    entries = (("split.no", _UINT16, "H", index), ("split.count", _UINT16, "H", count), ("split.tensors.count", _INT32, "i", tensors))
+    entries = (
+        ("split.no", _UINT16, "H", index),
+        ("split.count", _UINT16, "H", count),
+        ("split.tensors.count", _INT32, "i", tensors),
+    )
     return b"".join(_text(key) + struct.pack(f"<I{code}", kind, value) for key, kind, code, value in entries)
 
 
@@ -201,7 +205,12 @@ def describe(name: str, found: Offer) -> dict[str, Any]:
         "architecture": found.architecture,
         "context": found.context,
         "pieces": [
-            {"url": f"/phone/models/{name}/{index}", "name": piece.name, "bytes": piece.size, "etag": piece.etag.strip('"')}
+            {
+                "url": f"/phone/models/{name}/{index}",
+                "name": piece.name,
+                "bytes": piece.size,
+                "etag": piece.etag.strip('"'),
+            }
             for index, piece in enumerate(found.pieces, 1)
         ],
     }
@@ -217,7 +226,11 @@ def notice(url: str, models: dict[str, Path]) -> str:
     lines = [code.getvalue().rstrip("\n"), f"on the phone: {page}"]
     for name, found in offers(models):
         pieces = f" in {len(found.pieces)} files" if len(found.pieces) > 1 else ""
-        lines.append(f"  {name}: a download of {show_bytes(found.size + LIBRARY_BYTES)}{pieces}, once; then it needs no network")
+        lines.append(
+            f"  {name}: a download of {show_bytes(found.size + LIBRARY_BYTES)}{pieces}, once; then it needs no network"
+        )
     if url.startswith("http:"):
-        lines.append("  over plain http a phone's browser keeps no model; start with TLS, or use this machine's own browser")
+        lines.append(
+            "  over plain http only a browser on this machine keeps a model: for a phone start with --tls --host 0.0.0.0"
+        )
     return "\n".join(lines)

@@ -156,7 +156,7 @@ export class App {
     if (location.hash) history.pushState(null, "", location.pathname);
     this.conversation = newConversation(this.settings.system);
     this.#opened();
-    this.composer.field.focus();
+    this.composer.focus();
   }
 
   async #follow() {
