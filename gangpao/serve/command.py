@@ -92,7 +92,7 @@ def serve(
     phone: Phone = False,
     engine: EngineName = "native",
 ) -> None:
-    """Serve models over HTTP, to one machine or to many."""
+    """Serve models over an OpenAI-compatible HTTP API."""
     keys = read_keys(api_key, api_key_file)
     guard.check_binding(host, keys)
     if engine == "vllm":
@@ -126,7 +126,7 @@ def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
 def find_models(names: list[str] | None) -> dict[str, Path]:
     """Public name -> file, pulled where it is missing. Without names: the best default and everything installed."""
     found: dict[str, Path] = {}
-    asked: list[str | None] = [*(names or [None])]
+    asked: list[str | None] = list(names) if names else [None]
     for given in asked:
         name, path = loading.find_model(given)
         if found.setdefault(name, path) != path:

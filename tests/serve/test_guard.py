@@ -72,7 +72,11 @@ def test_every_route_but_health_needs_a_key(locked, wire):
                 assert response.json()["error"]["code"] == "invalid_api_key"
                 assert response.headers["www-authenticate"] == "Bearer"
     assert wire.get(f"{url}/nope").status_code == 401
-    for headers in ({"authorization": f"Bearer {KEYS[1]}"}, {"x-api-key": KEYS[0]}, {"authorization": f"bearer  {KEYS[0]}"}):
+    for headers in (
+        {"authorization": f"Bearer {KEYS[1]}"},
+        {"x-api-key": KEYS[0]},
+        {"authorization": f"bearer  {KEYS[0]}"},
+    ):
         assert wire.get(f"{url}/v1/models", headers=headers).status_code == 200
     for wrong in (f"Basic {KEYS[0]}", KEYS[0], "Bearer", f"Bearer {KEYS[0]}x", "Bearer first-key second-key"):
         assert wire.get(f"{url}/v1/models", headers={"authorization": wrong}).status_code == 401

@@ -207,7 +207,9 @@ def test_fields_without_effect_are_accepted(client, live_server, wire):
         parallel_tool_calls=False, extra_body={"surprise": [1, 2], "top_k": 5, "min_p": 0.1, "seed": None},
     )  # fmt: skip
     assert answer.choices[0].message.content
-    developer = [{"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "terse."}]}]
+    developer = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "terse."}]}
+    ]
     made = wire.post(
         f"{live_server.base_url}/v1/chat/completions", json={"messages": [*developer, *ASK], "max_tokens": 1.0}
     )
@@ -221,9 +223,9 @@ def test_errors_have_the_classes_of_the_client(client, live_server, wire):
     assert caught.value.response.headers["x-should-retry"] == "false"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="nope", messages=ASK)
+    pixel = base64.b64encode(PIXEL).decode()
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{pixel}"}}]
     with pytest.raises(openai.BadRequestError, match="does not see"):
-        pixel = base64.b64encode(PIXEL).decode()
-        parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{pixel}"}}]
         ask(client, [{"role": "user", "content": parts}])
     url = f"{live_server.base_url}/v1/chat/completions"
     for raw in (b"{", b"[]", b'{"messages": NaN}', b"\xff\xfe", b"[" * 100_000, b""):

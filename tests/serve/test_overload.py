@@ -26,7 +26,7 @@ def settled(server, seconds=10.0):
 
 
 def long(n=400):
-    return {"prompt": "abc", "max_tokens": n, "temperature": 0, "logit_bias": {"258": -100}}
+    return {"prompt": "abc", "max_tokens": n, "temperature": 0, "logit_bias": {"256": -100, "258": -100}}
 
 
 def test_at_ten_times_the_capacity_each_is_answered_or_told_when_to_come_back(tiny_path):
@@ -75,6 +75,15 @@ def test_a_refusal_takes_a_moment(tiny_path, wire, monkeypatch):
             times.append(time.perf_counter() - began)
         assert min(times) < 0.1  # the others share the machine with whatever else runs here
         assert wire.get(f"{url}/health").status_code == 200
+
+
+def test_no_answer_waits_for_an_acknowledgement(tiny_server, wire):
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        wire.get(f"{tiny_server.base_url}/health")
+        times.append(time.perf_counter() - began)
+    assert min(times[1:]) < 0.03  # a head and a body without TCP_NODELAY take 0.04 s, every time
 
 
 def send(url, body, path="/v1/completions"):
