@@ -331,7 +331,7 @@ class Scheduler:
             with self._wake:
                 while not (self._closing or self._running or len(self._queue)):
                     if self._draining:
-                        return
+                        return None
                     self._wake.wait()
                 if self._closing:
                     return self._abandon(RuntimeError("the server is shutting down"))

@@ -28,6 +28,7 @@ from gangpao.engine.transformer import Transformer
 from gangpao.text.chat import ChatTemplate
 from gangpao.text.tokenizer import Tokenizer
 
+
 @dataclass(slots=True)
 class Engine:
     """A loaded model with its tokenizer and chat template. context is the most tokens of prompt and answer together."""
