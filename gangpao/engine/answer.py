@@ -88,6 +88,11 @@ class Answer:
         self._stream = tokenizer.stream(start=not continues)
         self._pending = _Pending()
 
+    @property
+    def stopped_by(self) -> str:
+        """The stop string that ended the answer; empty when none did."""
+        return self._stop.stop
+
     def take(self, token: int, logits: Logits) -> Piece | None:
         """Turn one chosen token into text; None while its text has to wait for the next token."""
         piece = self._take(token, logits)
@@ -147,18 +152,20 @@ class StopFilter:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.found = False
+        self.stop = ""
         self._stops = tuple(stops)
         self._held = ""
 
     def push(self, text: str) -> str:
-        """The text that may go out now. Sets `found` when a stop string has been met; nothing follows it."""
+        """The text that may go out now. Sets `found` and `stop` when a stop string has been met; nothing follows it."""
         if self.found:
             return ""
         held = self._held + text
-        starts = [at for at in (held.find(s) for s in self._stops) if at >= 0]
+        starts = [(at, s) for s in self._stops if (at := held.find(s)) >= 0]
         if starts:
+            at, self.stop = min(starts)
             self.found, self._held = True, ""
-            return held[: min(starts)]
+            return held[:at]
         keep = max((_overlap(held, s) for s in self._stops), default=0)
         out = len(held) - keep
         self._held = held[out:]

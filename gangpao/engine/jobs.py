@@ -95,6 +95,11 @@ class Handle:
         """Why the answer ended; None before it has."""
         return self._job.answer.finish_reason if isinstance(self._job, AnswerJob) else None
 
+    @property
+    def stopped_by(self) -> str:
+        """The stop string that ended the answer; empty when none did."""
+        return self._job.answer.stopped_by if isinstance(self._job, AnswerJob) else ""
+
     def cancel(self) -> None:
         """Stop before the next step and free everything. Harmless when it has ended already."""
         self._job.cancelled = True

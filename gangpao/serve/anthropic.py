@@ -3,8 +3,8 @@
     request     blocks -> OpenAI's messages: tool_use becomes a call, tool_result a message of its own, system comes first
     answer      text and calls -> blocks; input_tokens are those that the prefix cache did not have, as Anthropic counts
 
-What it gives up: an answer begun by the caller (prefill), documents, thinking; stop_reason is end_turn also where a stop
-sequence ended the answer, because the engine does not say which. In a stream input tokens are counted in the last event.
+What it gives up: an answer begun by the caller (prefill), documents, thinking. How many input tokens came from the cache a
+stream says in its last event.
 """
 
 import json
@@ -242,9 +242,13 @@ def message_of(answer: Body) -> Body:
     return {
         **_head(answer["model"]),
         "content": blocks,
-        "stop_reason": _REASONS[choice["finish_reason"]],
+        **_end(choice["finish_reason"], choice["stop_reason"]),
         "usage": _usage(answer["usage"]),
     }
+
+
+def _end(reason: str, stop: str | None) -> Body:
+    return {"stop_reason": "stop_sequence" if stop else _REASONS[reason], "stop_sequence": stop}
 
 
 def _head(model: str) -> Body:
@@ -284,8 +288,8 @@ class _Writer:
 
     def write(self, event: Event) -> Iterator[Body]:
         match event:
-            case Started(model):
-                usage = {"input_tokens": 0, "output_tokens": 0}
+            case Started(model, prompt_tokens):
+                usage = {"input_tokens": prompt_tokens, "output_tokens": 0}
                 yield {"type": "message_start", "message": {**_head(model), "usage": usage}}
                 yield {"type": "ping"}
             case Words(text):
@@ -296,10 +300,9 @@ class _Writer:
                 yield from self._begin({"type": "tool_use", "id": id, "name": name, "input": {}})
             case Argument(text):
                 yield self._delta({"type": "input_json_delta", "partial_json": text})
-            case Ended(reason, usage, _):
+            case Ended(reason, usage, _, stop):
                 yield from self._end()
-                delta = {"stop_reason": _REASONS[reason], "stop_sequence": None}
-                yield {"type": "message_delta", "delta": delta, "usage": _usage(usage)}
+                yield {"type": "message_delta", "delta": _end(reason, stop), "usage": _usage(usage)}
                 yield {"type": "message_stop"}
 
     def _begin(self, block: Body) -> Iterator[Body]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from gangpao.engine.answer import FinishReason, Piece
 from gangpao.engine.generate import Engine
-from gangpao.engine.jobs import Request
+from gangpao.engine.jobs import Handle, Request
 from gangpao.serve import answers, constrain, images, tools
 from gangpao.serve.answers import Answers
 from gangpao.serve.constrain import GrammarConstraint
@@ -41,7 +41,7 @@ async def complete(server: Server, body: dict[str, Any], client: str) -> dict[st
             _measure(server, running)
             return {
                 **_head("chat.completion", loaded),
-                "choices": [c.whole(i) for i, c in enumerate(choices)],
+                "choices": [c.whole(i, _stop(requests[i], running.handles[i])) for i, c in enumerate(choices)],
                 "usage": answers.usage(running.handles, running.handles[:1]),
                 "timings": answers.timings(server, running.handles),
             }
@@ -63,12 +63,16 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
 
         choices = [_Choice(loaded, asked) for _ in requests]
         for i in range(len(choices)):
-            yield chunk(i, {"role": "assistant", "content": "", "refusal": None})
+            first = chunk(i, {"role": "assistant", "content": "", "refusal": None})
+            yield {**first, "timings": {"prompt_tokens": len(requests[i].prompt_ids)}}
         async for i, piece in running:
             for delta in choices[i].hear(piece):
                 yield chunk(i, delta, logprobs=choices[i].new_logprobs())
             if piece.finish_reason:
-                last = chunk(i, {}, logprobs=choices[i].new_logprobs(), finish_reason=choices[i].finish_reason)
+                last = chunk(
+                    i, {}, logprobs=choices[i].new_logprobs(), finish_reason=choices[i].finish_reason,
+                    stop_reason=_stop(requests[i], running.handles[i]),
+                )  # fmt: skip
                 yield {**last, "timings": answers.timings(server, running.handles)}
         _measure(server, running)
         if asked.usage_wanted:
@@ -201,6 +205,11 @@ def _head(kind: str, loaded: Loaded) -> dict[str, Any]:
     }
 
 
+def _stop(request: Request, handle: Handle) -> str | None:
+    """Which of the request's own stop strings ended the answer (vLLM's stop_reason); a format's turn marks are none."""
+    return handle.stopped_by if handle.stopped_by in request.params.stop else None
+
+
 def _measure(server: Server, running: Answers) -> None:
     for handle in running.handles:
         server.metrics.answered(handle.stats, running.seconds)
@@ -263,12 +272,18 @@ class _Choice:
             call["function"]["name"] += function.get("name") or ""
             call["function"]["arguments"] += function.get("arguments") or ""
 
-    def whole(self, index: int) -> dict[str, Any]:
-        """The choice of a chat.completion."""
+    def whole(self, index: int, stop: str | None) -> dict[str, Any]:
+        """The choice of a chat.completion. stop: the request's stop string that ended it."""
         text = "".join(self._content)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self._calls:
             message["content"] = text or None
             message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
         logprobs = None if self._logprobs is None else {"content": self._logprobs, "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self.finish_reason}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": self.finish_reason,
+            "stop_reason": stop,
+        }

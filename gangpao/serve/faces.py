@@ -22,9 +22,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Started(NamedTuple):
-    """The request was accepted by this model."""
+    """The request was accepted by this model; how many tokens its prompt has."""
 
     model: str
+    prompt_tokens: int = 0
 
 
 class Words(NamedTuple):
@@ -47,11 +48,12 @@ class Argument(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The answer is over. reason, usage and timings are those of the chat."""
+    """The answer is over. reason, usage and timings are those of the chat; stop: the request's stop string that ended it."""
 
     reason: str
     usage: Body
     timings: Body
+    stop: str | None = None
 
 
 Event = Started | Words | Called | Argument | Ended
@@ -60,18 +62,19 @@ Event = Started | Words | Called | Argument | Ended
 async def events(server: Server, chat: Body, client: str) -> AsyncGenerator[Event, None]:
     """A chat request's answer. Raises ApiError as chat_core.stream does; closing it cancels the answer."""
     asked = {**chat, "stream": True, "stream_options": {"include_usage": True}, "n": None}
-    reason = "stop"
+    reason, stop = "stop", None
     async with contextlib.aclosing(chat_core.stream(server, asked, client)) as chunks:
         started = False
         async for chunk in chunks:
             if not started:
                 started = True
-                yield Started(chunk["model"])
+                yield Started(chunk["model"], chunk["timings"]["prompt_tokens"])
             if not chunk["choices"]:
-                yield Ended(reason, chunk["usage"], chunk["timings"])
+                yield Ended(reason, chunk["usage"], chunk["timings"], stop)
                 return
             choice = chunk["choices"][0]
             reason = choice["finish_reason"] or reason
+            stop = choice.get("stop_reason")
             for event in _said(choice["delta"]):
                 yield event
 

@@ -294,7 +294,7 @@ class _Writer:
     def write(self, event: Event) -> list[Body]:
         """The lines that an event makes. A call goes out when it is complete; one that was cut off does not."""
         match event:
-            case Started(model):
+            case Started(model, _):
                 self._model = model
             case Words(text):
                 return [*self._called(), self._new(text, [])]

@@ -200,7 +200,7 @@ class _Writer:
     def write(self, event: Event) -> Iterator[Body]:
         """Take an event in; what the client is told of it."""
         match event:
-            case Started(model):
+            case Started(model, _):
                 self.response["model"] = model
                 yield self._event("response.created", response=self._now())
                 yield self._event("response.in_progress", response=self._now())
@@ -217,7 +217,7 @@ class _Writer:
                 assert self._item is not None
                 self._item["arguments"] += text
                 yield self._of_item("response.function_call_arguments.delta", delta=text)
-            case Ended(reason, usage, timings):
+            case Ended(reason, usage, timings, _):
                 yield from self._finish("incomplete" if reason == "length" else "completed", usage, timings)
 
     def error(self, error: ApiError) -> bytes:

@@ -107,6 +107,7 @@ def test_a_form_and_stop_sequences(client):
     full = ask(client, max_tokens=20, **GREEDY).content[0].text
     cut = ask(client, max_tokens=20, **GREEDY, stop_sequences=[full[4:7]])
     assert cut.content[0].text == full[: full.index(full[4:7])]
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", full[4:7])
 
 
 def test_errors_have_anthropics_form(client, wire, live_server):
