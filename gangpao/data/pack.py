@@ -263,8 +263,8 @@ class Loader:
 
     def adopt(self, state: dict[str, Any]) -> list[str]:
         """For a new stage: sources that also were in the stage before start where that one left them, so that what was
-        not seen yet comes first (with another seq_len or window: what lies behind the windows that were begun). Counts start at zero.
-        Returns their names; raises ValueError as `restore` does."""
+        not seen yet comes first (with another seq_len or window: what lies behind the windows that were begun). Counts start
+        at zero. Returns their names; raises ValueError as `restore` does."""
         found = _read_state(state)
         if found.seed != self.seed:
             raise ValueError(f"the stage before had seed {found.seed}, this one {self.seed}: the orders differ")

@@ -104,6 +104,11 @@ class ScalingConfig(Frozen):
     cosine: bool = Field(
         default=False, description="Also cosine runs, one for each point: a plain Chinchilla fit beside ours."
     )
+    floor: tuple[float, float] | None = Field(
+        default=None,
+        description="Bits per byte that no model is expected to get below, and the standard deviation of that: also a law of "
+        "coupled terms (gangpao.sandbox.coupled).",
+    )
     targets: tuple[Size, ...] = Field(default=(), description="Larger runs, predicted before they start, then run.")
     target_tokens: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)

@@ -16,6 +16,7 @@ functions, and held as far as possible elsewhere; properties come in the schema'
 """
 
 import json
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -37,7 +38,7 @@ MAX_CALLS = 8  # of one answer with parallel calls: a small model may not know w
 _KEPT_GRAMMARS = 32
 _ERROR_CHARS = 200
 # Bounds of what one schema may cost to compile and one token to mask; above them it is an error, not a long wait.
-_MAX_LEXER_STATES = 50_000
+_MAX_LEXER_STATES = 20_000
 _MAX_GRAMMAR = 100_000
 _MAX_STEP_ITEMS = 20_000
 
@@ -117,9 +118,7 @@ def grammar_of(
         return Grammar(f'start: "{CALL}" calls\n{rules}', whole=True)
     if schema is not None:
         return Grammar(f'start: answer | "{CALL}" calls\nanswer: %json {json.dumps(schema)}\n{rules}', whole=True)
-    any_text = r"/(.|\n)*/"
-    words = f"WORDS: {any_text} & ~/(.|\\n)*{CALL}(.|\\n)*/\nup_to_call[lazy]: /(.|\\n)*{CALL}/\n"
-    return Grammar(f"start: WORDS | up_to_call calls\n{words}{rules}", whole=False)
+    return Grammar(f"start: WORDS | up_to_call calls | bare\n{_free_rules(choice, parallel)}{rules}", whole=False)
 
 
 def _answer_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -144,16 +143,40 @@ def _call_rules(choice: Offered, parallel: bool) -> str:
     names = [f"call{i}" for i in range(len(choice.functions))]
     rules = [f"calls: call{more}", f'call: "\\n" ({" | ".join(names)}) "\\n{CALL_END}"']
     for i, (name, function) in enumerate(zip(names, choice.functions, strict=True)):
-        where = f"tools[{i}].function.parameters"
-        schema = function.get("parameters")
-        if schema is None or schema == {}:
-            schema = {"type": "object", "properties": {}, "additionalProperties": False}
-        ready = schemas.checked(schema, where, exact=function.get("strict") is True)
-        if ready.get("type", "object") != "object":
-            raise ValueError(f'{where}: the type must be "object", not {ready["type"]!r:.60}')
         head = json.dumps(f"{NAME}{function['name']}{ARGUMENTS}")
-        rules.append(f'{name}: {head} %json {json.dumps({"type": "object", **ready})} "}}"')
+        rules.append(f'{name}: {head} %json {json.dumps(_arguments_schema(i, function))} "}}"')
     return "\n".join(rules) + "\n"
+
+
+def _free_rules(choice: Offered, parallel: bool) -> str:
+    """Grammar rules for words, words up to <tool_call>, and calls without that mark, as some models write them: bare JSON,
+    perhaps in a code fence, at the start of the answer. What begins like one is one, so it is no words."""
+    opening = r"\s*(```(json)?\s*)?\{\s*\"name\"\s*:\s*\"%s\"\s*,\s*\"arguments\"".replace(r"\"", '"')
+    names = [re.escape(function["name"]).replace("/", r"\/") for function in choice.functions]
+    any_name = f"({'|'.join(names)})"
+    no_bare = f"& ~/{opening % any_name}(.|\\n)*/"
+    heads = [f"bare{i}" for i in range(len(names))]
+    rules = [
+        f"WORDS: /(.|\\n)*/ & ~/(.|\\n)*{CALL}(.|\\n)*/ {no_bare}",
+        f"up_to_call[lazy]: /(.|\\n)*{CALL}/ {no_bare}",
+        f"bare: ({' | '.join(heads)}){{1,{MAX_CALLS if parallel else 1}}}",
+        r"BARE_END: /\s{0,8}\}(\s{0,8}```)?\s?/",
+    ]
+    for i, (head, name, function) in enumerate(zip(heads, names, choice.functions, strict=True)):
+        schema = schemas.with_free_spacing(_arguments_schema(i, function))
+        rules.append(f"{head}: /{opening % name}\\s*:\\s*/ %json {json.dumps(schema)} BARE_END")
+    return "\n".join(rules) + "\n"
+
+
+def _arguments_schema(i: int, function: Mapping[str, Any]) -> dict[str, Any]:
+    where = f"tools[{i}].function.parameters"
+    schema = function.get("parameters")
+    if schema is None or schema == {}:
+        schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    ready = schemas.checked(schema, where, exact=function.get("strict") is True)
+    if ready.get("type", "object") != "object":
+        raise ValueError(f'{where}: the type must be "object", not {ready["type"]!r:.60}')
+    return {"type": "object", **ready}
 
 
 # --- what a model's vocabulary is to llguidance

@@ -96,7 +96,8 @@ def cache_dir() -> Path:
 
 def registry() -> str:
     """Address of the npm registry, without a slash at its end. Raises ValueError where it is not https."""
-    address = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or _from_npmrc()
+    given = [os.environ.get(name) for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY")]  # npm takes both
+    address = next(filter(None, given), None) or _from_npmrc()
     try:
         return check_hop((address or DEFAULT_REGISTRY).strip().rstrip("/"))
     except SourceError as error:
@@ -150,19 +151,17 @@ def fetch(pages: Iterable[str] = ("chat",)) -> None:
     if not todo:
         return
     folder = cache_dir()
-    with atomic.locked(
-        folder, busy="another gangpao is fetching the browser libraries; they will be there in a moment"
-    ):
-        with Web(_PATIENCE) as web:
-            for part in [part for part in todo if not present(part)]:
-                url = f"{registry()}/{part.tarball}"
-                try:
-                    archive = web.ask("GET", url, {})[1]
-                except SourceError as error:
-                    raise ValueError(
-                        f"{part.package}: {error}; the pages show plain text until it can be fetched"
-                    ) from error
-                unpack(part, archive, folder / part.folder)
+    busy = "another gangpao is fetching the browser libraries; they will be there in a moment"
+    with atomic.locked(folder, busy=busy), Web(_PATIENCE) as web:
+        for part in [part for part in todo if not present(part)]:
+            url = f"{registry()}/{part.tarball}"
+            try:
+                archive = web.ask("GET", url, {})[1]
+            except SourceError as error:
+                raise ValueError(
+                    f"{part.package}: {error}; the pages show plain text until it can be fetched"
+                ) from error
+            unpack(part, archive, folder / part.folder)
 
 
 def unpack(part: Part, archive: bytes, target: Path) -> None:

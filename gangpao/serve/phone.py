@@ -231,6 +231,6 @@ def notice(url: str, models: dict[str, Path]) -> str:
         )
     if url.startswith("http:"):
         lines.append(
-            "  over plain http a phone's browser keeps no model; start with TLS, or use this machine's own browser"
+            "  over plain http only a browser on this machine keeps a model: for a phone start with --tls --host 0.0.0.0"
         )
     return "\n".join(lines)

@@ -41,6 +41,17 @@ def checked(schema: object, where: str, *, exact: bool) -> dict[str, Any]:
     return ready
 
 
+def with_free_spacing(ready: dict[str, Any]) -> dict[str, Any]:
+    """A checked schema for JSON that a model writes in its own way: with up to 40 spaces and line ends between its parts."""
+    free = {
+        "whitespace_pattern": r"[ \n]{0,40}",
+        "item_separator": ",",
+        "key_separator": ":",
+        "whitespace_flexible": True,
+    }
+    return {**ready, "x-guidance": {**ready["x-guidance"], **free}}
+
+
 def _bound(schema: dict[str, Any], where: str) -> None:
     def limit(what: str, found: int, most: int) -> None:
         if found > most:

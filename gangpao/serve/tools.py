@@ -5,7 +5,8 @@
     ToolParser   the answer's text, piece by piece -> OpenAI's deltas: words, then calls with their arguments in pieces
 
 An answer that may call is text up to <tool_call>, whose JSON a grammar holds to the function's schema (constrain.py). The
-parser does not rely on that: what turns out to be no call goes out as the text it is, up to the moment when its name and
+parser does not rely on that, and it knows the calls of models that forget the mark: a call's JSON at the start of the answer,
+perhaps in a code fence. What turns out to be no call goes out as the text it is, up to the moment when its name and
 the beginning of its arguments have been read; from then on it is a call, perhaps one that was cut off.
 """
 
@@ -20,7 +21,10 @@ from gangpao.text.tools import CALL, CALL_END
 
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_FENCES = ("", "```", "```json")
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([A-Za-z0-9_.:/-]{1,128})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_BARE_END = re.compile(r"\s*\}")
+_FENCED_END = re.compile(r"\s*\}\s*```")
 _BEGUN = '{"name":"'
 _MAX_HEAD = 512  # characters after which the beginning of a call is no beginning of a call
 _SPACE = " \t\r\n"
@@ -117,10 +121,11 @@ class ToolParser:
     def __init__(self, tools: Sequence[Json], tool_choice: str | Json | None = None) -> None:
         self.called = False
         self._names = frozenset(f["name"] for f in _functions(tools))
-        self._state: Literal["words", "head", "arguments", "tail"] = "words"
+        self._state: Literal["start", "words", "head", "arguments", "tail"] = "start"
         self._text = ""  # not looked at yet, or held back
         self._index = -1
         self._scan = _ObjectScan()
+        self._bare: re.Pattern[str] | None = None  # how the last call ends, if it came without marks
 
     def push(self, text: str) -> list[Delta]:
         """What can be said for certain after some more text."""
@@ -144,8 +149,44 @@ class ToolParser:
 
     def _step(self, deltas: list[Delta]) -> bool:
         """Go on by one mark; False when more text is needed."""
-        step = {"words": self._words, "head": self._head, "arguments": self._arguments, "tail": self._tail}
+        step = {
+            "start": self._start, "words": self._words, "head": self._head, "arguments": self._arguments, "tail": self._tail,
+        }  # fmt: skip
         return step[self._state](deltas)
+
+    def _start(self, deltas: list[Delta]) -> bool:
+        """Where an answer begins, or goes on behind a call without marks, such a call may stand."""
+        text = self._text.lstrip(_SPACE)
+        if not text:
+            return False
+        fence = next((f for f in reversed(_FENCES) if text.startswith(f)), "")
+        found = _HEAD.match(text, len(fence))
+        if found and found[1] in self._names:
+            self._text, self._bare = text, _FENCED_END if fence else _BARE_END
+            self._begin(found, deltas)
+            return True
+        if len(text) <= _MAX_HEAD and any(self._may_begin(text, f) for f in _FENCES):
+            return False
+        self._state = "words"
+        return True
+
+    def _may_begin(self, text: str, fence: str) -> bool:
+        """Whether the text is the beginning of a call without marks, behind that fence."""
+        said, begun = "".join(text.split()), fence + _BEGUN
+        if not said.startswith(begun):
+            return begun.startswith(said)
+        name, quote, rest = said[len(begun) :].partition('"')
+        if not quote:
+            return any(known.startswith(name) for known in self._names)
+        return name in self._names and any(f',"{key}":{{'.startswith(rest) for key in ("arguments", "parameters"))
+
+    def _begin(self, found: re.Match[str], deltas: list[Delta]) -> None:
+        self.called = True
+        self._index += 1
+        self._text, self._state, self._scan = self._text[found.end() :], "arguments", _ObjectScan()
+        function = {"name": found[1], "arguments": ""}
+        call = {"index": self._index, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+        deltas.append({"tool_calls": [call]})
 
     def _words(self, deltas: list[Delta]) -> bool:
         words, mark, rest = self._text.partition(CALL)
@@ -167,17 +208,8 @@ class ToolParser:
     def _head(self, deltas: list[Delta]) -> bool:
         found = _HEAD.match(self._text)
         if found and found[1] in self._names:
-            self.called = True
-            self._index += 1
-            self._text, self._state, self._scan = self._text[found.end() :], "arguments", _ObjectScan()
-            function = {"name": found[1], "arguments": ""}
-            call = {
-                "index": self._index,
-                "id": f"call_{secrets.token_hex(12)}",
-                "type": "function",
-                "function": function,
-            }
-            deltas.append({"tool_calls": [call]})
+            self._bare = None
+            self._begin(found, deltas)
             return True
         body, end, rest = self._text.partition(CALL_END)
         if not end and not found and len(self._text) <= _MAX_HEAD:
@@ -199,6 +231,11 @@ class ToolParser:
         return complete
 
     def _tail(self, deltas: list[Delta]) -> bool:
+        if self._bare:
+            found = self._bare.match(self._text)
+            self._text = self._text[found.end() :] if found else self._text
+            self._state = "start" if found else "tail"
+            return found is not None
         _, end, rest = self._text.partition(CALL_END)
         if not end:
             return False

@@ -214,6 +214,25 @@ def test_with_tool_choice_auto_text_is_free_until_it_calls(engine):
     assert "<|im_start|>" not in allowed(engine, other)
 
 
+def test_calls_without_the_mark_are_held_to_the_schema_too(engine):
+    for opening in ('{"name": "weather", "arguments": ', '```json\n{\n  "name": "weather",\n  "arguments": '):
+        constraint = constraint_for(engine, None, TOOLS, "auto")
+        said(engine, constraint, opening)
+        said(engine, constraint, '{\n    "')
+        assert allowed(engine, constraint) == {"c"}
+        said(engine, constraint, 'city": "Rom"\n  }\n}')
+        assert "<|im_end|>" in allowed(engine, constraint)
+    # Other JSON, and a call's JSON later than at the start, is words.
+    for words in (
+        '{"name": "Anna", "age": 3}',
+        'So: {"name": "weather", "arguments": 3}',
+        '{"name": "weather", "x": 1}',
+    ):
+        constraint = constraint_for(engine, None, TOOLS, "auto")
+        said(engine, constraint, words)
+        assert "<|im_end|>" in allowed(engine, constraint)
+
+
 def test_with_tools_and_a_form_an_answer_is_one_or_the_other(engine):
     constraint = constraint_for(engine, {"type": "json_object"}, TOOLS, "auto")
     assert constraint.whole

@@ -61,6 +61,17 @@ CASES = {
     "cut in the arguments": (said()[:-15], "", [("get_weather", '{"city": "北京"')]),
     "cut in the name": ('Hm. <tool_call>\n{"name": "get_w', "Hm.", []),
     "cut in the second": (said("clock", "{}") + '\n<tool_call>\n{"na', "", [("clock", "{}")]),
+    "no mark": ('{"name": "clock", "arguments": {}}', "", [("clock", "{}")]),
+    "a fence": (
+        '```json\n{\n  "name": "get_weather",\n  "arguments": {\n    "city": "Rom"\n  }\n}\n```', "",
+        [("get_weather", '{\n    "city": "Rom"\n  }')]),
+    "two fences": (
+        '```\n{"name": "clock", "arguments": {}}\n```\n```json\n{"name":"clock","parameters":{"a": 1}}```', "",
+        [("clock", "{}"), ("clock", '{"a": 1}')]),
+    "JSON that is no call": ('```json\n{"name": "Anna"}\n```', '```json\n{"name": "Anna"}\n```', []),
+    "JSON with more": ('{"name": "clock", "age": 3}', '{"name": "clock", "age": 3}', []),
+    "a fence that is code": ("```js\nlet a = {}\n```", "```js\nlet a = {}\n```", []),
+    "a call in the middle": ('So: {"name": "clock", "arguments": {}}', 'So: {"name": "clock", "arguments": {}}', []),
     "words behind": (said() + "\nDone.\n", "\nDone.", [("get_weather", '{"city": "北京"}')]),
 }  # fmt: skip
 

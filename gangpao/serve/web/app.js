@@ -156,7 +156,7 @@ export class App {
     if (location.hash) history.pushState(null, "", location.pathname);
     this.conversation = newConversation(this.settings.system);
     this.#opened();
-    this.composer.field.focus();
+    this.composer.focus();
   }
 
   async #follow() {
@@ -281,7 +281,7 @@ export class App {
     if (this.runs.has(conversation.id)) return;
     const controller = new AbortController();
     const node = append(conversation, question.id, "assistant", "", { model: this.model, finish: "open" });
-    const run = { controller, node, conversation, started: performance.now(), saved: 0 };
+    const run = { controller, node, conversation, started: performance.now() };
     this.runs.set(conversation.id, run);
     conversation.title ||= titleOf(conversation);
     if (conversation === this.conversation && location.hash !== `#${conversation.id}`) history.pushState(null, "", `#${conversation.id}`);
@@ -299,6 +299,7 @@ export class App {
         node.error = { kind: error.kind ?? "server", message: error.message, retryAfter: error.retryAfter ?? 0 };
       }
     }
+    clearTimeout(run.timer);
     this.runs.delete(conversation.id);
     if (conversation === this.conversation) {
       this.announcer.follow(node.content, true);
@@ -339,11 +340,11 @@ export class App {
         this.messages.grow(run.node);
         this.announcer.follow(run.node.content);
       }
-      if (performance.now() - run.saved > SAVE_MS) {
-        run.saved = performance.now();
-        this.#save(run.conversation);
-      }
     });
+    run.timer ||= setTimeout(() => {
+      run.timer = 0;
+      this.#save(run.conversation);
+    }, SAVE_MS);
   }
 
   // --- the rest

@@ -57,10 +57,15 @@ export class Composer {
     this.#changed();
   }
 
+  /** Put a text there. The field gets the focus where that does not open a keyboard over the page. */
   fill(text) {
     this.field.value = text;
     this.#changed();
-    this.field.focus();
+    this.focus();
+  }
+
+  focus() {
+    if (!matchMedia("(pointer: coarse)").matches) this.field.focus();
   }
 
   press() {

@@ -36,7 +36,7 @@ const en = {
 
   device: "This device", deviceAccelerator: "Use the graphics processor", deviceDelete: "Delete the model from this device", deviceDeleteSure: "Delete {name} ({size}) from this device? It can be downloaded again.",
   deviceDownload: "Download ({size})", deviceFailed: "The download failed: {why} What has come is kept; press again to go on.", deviceFetching: "The server is fetching the browser library, some megabytes, once.",
-  deviceFine: "Answers are computed on this device and may be wrong. Nothing leaves it.", deviceFree: "{free} are free in this browser's storage.",
+  deviceFine: "Answers are computed on this device and may be wrong. Nothing leaves it.",
   deviceFull: "Not enough storage: the model has {size}, the browser allows {free}. Free some, or choose a smaller model.", deviceGreeting: "A model on your own device",
   deviceInsecure: "This address is not secure, so the browser keeps nothing and gives no threads. Start the server with TLS and open the https address, or open the page on the machine itself.",
   deviceIntro: "The model runs in this browser. It is downloaded once; after that it needs no network, and nothing you write leaves the device.",
@@ -83,7 +83,7 @@ const zh = {
 
   device: "本机", deviceAccelerator: "使用图形处理器", deviceDelete: "从本机删除模型", deviceDeleteSure: "从本机删除 {name}（{size}）？以后可以重新下载。",
   deviceDownload: "下载（{size}）", deviceFailed: "下载失败：{why} 已下载的部分会保留，再按一次继续。", deviceFetching: "服务器正在获取浏览器程序库（几兆字节，仅一次）。",
-  deviceFine: "回答在本机生成，可能有误。内容不会离开此设备。", deviceFree: "浏览器存储空间还有 {free}。",
+  deviceFine: "回答在本机生成，可能有误。内容不会离开此设备。",
   deviceFull: "存储空间不足：模型 {size}，浏览器允许 {free}。请清理空间，或选择更小的模型。", deviceGreeting: "模型就在你的设备上",
   deviceInsecure: "此地址不安全，浏览器不会保存数据，也不提供多线程。请用 TLS 启动服务器并打开 https 地址，或在服务器本机打开此页。",
   deviceIntro: "模型在这个浏览器里运行。只需下载一次，之后无需网络，你写的内容不会离开此设备。",
