@@ -109,9 +109,13 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
     return [
         Request(
             # Where a grammar says all of the answer it also says the end: a turn's mark in a JSON string is only text.
-            ids, p, stop=() if rule and rule.whole else engine.template.stop, client=client, constraint=rule,
+            ids,
+            p,
+            stop=() if rule and rule.whole else engine.template.stop,
+            client=client,
+            constraint=rule,
             speculate=asked.speculate is not False,
-        )  # fmt: skip
+        )
         for p, rule in zip(each, rules, strict=True)
     ]
 
