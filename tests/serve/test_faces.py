@@ -42,7 +42,6 @@ GOOD = {
         "tools": [FUNCTION], "format": SCHEMA, "options": {"num_predict": 3, "temperature": 0, "stop": ["z"]}, "stream": False,
     },
     "/api/generate": {"prompt": "p", "system": "s", "raw": False, "format": "json", "options": {"num_predict": 3}, "stream": False},
-    "/api/embed": {"input": ["a", "b"]},
     "/api/show": {"model": "smollm2-135m"},
 }  # fmt: skip
 
