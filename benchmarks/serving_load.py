@@ -112,11 +112,17 @@ def work(path: Path, shared: int, tokens: int, speculate: bool) -> Work:
         for count in range(shared, 0, -1):  # the template adds some
             system = tokenizer.decode(ids[:count])
             found = [encode(template, tokenizer, system, question) for question in QUESTIONS]
-            common = len(os.path.commonprefix(found))
+            common = shared_length(found)
             if common <= shared:
                 break
         prompts.append(found)
     return Work(path, prompts, common, sorted(tokenizer.end_ids), tokens, speculate)
+
+
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many ids all rows begin with in common."""
+    columns = zip(*rows, strict=False)
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, rows)))
 
 
 def encode(template: ChatTemplate, tokenizer: Tokenizer, system: str, question: str) -> list[int]:

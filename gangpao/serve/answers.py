@@ -69,12 +69,10 @@ def check_text(loaded: Loaded, size: int) -> None:
         check_length(loaded, fewest)
 
 
-def check_count(queue: int, count: int) -> None:
-    """Raises ApiError (400) for more answers to one request than could ever wait together."""
-    if count > queue:
-        raise ApiError(
-            400, f"n: {count} answers to one request are more than the {queue} that may wait here", param="n"
-        )
+def check_count(places: int, count: int) -> None:
+    """Raises ApiError (400) for more answers to one request than there are places in batch and queue together."""
+    if count > places:
+        raise ApiError(400, f"n: {count} answers to one request are more than the {places} of this server", param="n")
 
 
 def check_size(size: int) -> None:

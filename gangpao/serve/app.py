@@ -10,8 +10,6 @@ The first model is loaded in the background as soon as the server listens; until
 import asyncio
 import contextlib
 import errno
-import importlib
-import importlib.util
 import logging
 import socket
 import threading
@@ -21,16 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
-from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gangpao.serve import guard, openai, openapi
+from gangpao.serve import anthropic, guard, ollama, openai, openapi, pages, responses
 from gangpao.serve.errors import ApiError
 from gangpao.serve.server import Server, Settings
 from gangpao.serve.stream import ClientGone, Json
@@ -60,9 +56,11 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.hub.close(CLOSE_S)
 
-    others, operations, public = _others(server)
+    faces = (anthropic, responses, ollama)
+    described = {path: what for face in faces for path, what in face.OPERATIONS.items()}
+    others = [route for module in (*faces, pages) for route in module.routes(server)]
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(operations), *others],
+        routes=[*openai.routes(server), *openapi.routes(described), *others],
         lifespan=lifespan,
         exception_handlers={
             ApiError: _api_error,
@@ -76,26 +74,12 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
         hosts=guard.hosts_of(settings.host, settings.allow_hosts),
         keys=settings.api_keys,
         origins=frozenset(settings.allow_origins),
-        public=settings.public | public,
+        public=settings.public | pages.PUBLIC,
         any_address=settings.host in ("0.0.0.0", "::"),
         max_body=settings.max_body,
         tls=settings.tls,
     )
     return guard.Guard(app, rules, server.metrics)
-
-
-def _others(server: Server) -> tuple[list[Route], dict[str, tuple[type[BaseModel], str]], frozenset[str]]:
-    """Routes of other APIs' faces, then of the pages; their descriptions; and paths that need no key."""
-    found: list[Route] = []
-    operations: dict[str, tuple[type[BaseModel], str]] = {}
-    public: frozenset[str] = frozenset()
-    for name in ("anthropic", "responses", "ollama", "pages"):
-        if importlib.util.find_spec(f"gangpao.serve.{name}"):
-            module = importlib.import_module(f"gangpao.serve.{name}")
-            found += module.routes(server)
-            operations |= getattr(module, "OPERATIONS", {})
-            public |= getattr(module, "PUBLIC", frozenset())
-    return found, operations, public
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -102,7 +102,7 @@ def _parse(body: dict[str, Any]) -> ChatRequest:
 
 async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: str) -> list[Request]:
     engine = loaded.engine
-    answers.check_count(server.settings.queue, asked.n or 1)
+    answers.check_count(server.settings.places, asked.n or 1)
     params = asked.params(
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None, max_tokens=asked.max_completion_tokens
     )

@@ -97,7 +97,7 @@ async def _requests(
     prompts = inputs(asked.prompt, "prompt", MAX_N)
     if len(prompts) * n > MAX_N:
         raise ApiError(400, f"{len(prompts)} prompts times n = {n} are more than {MAX_N} answers", param="n")
-    answers.check_count(server.settings.queue, len(prompts) * n)
+    answers.check_count(server.settings.places, len(prompts) * n)
     ids = await to_ids(server, loaded, prompts, "prompt")
     for one in ids:
         answers.check_length(loaded, len(one))

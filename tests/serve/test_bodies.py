@@ -150,7 +150,7 @@ def schemathesis_given(operation):
     return given(case=operation.as_strategy())
 
 
-@pytest.mark.parametrize("examples", [6, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [3, pytest.param(300, marks=pytest.mark.slow)])
 def test_what_our_own_description_allows(tiny_server, examples):
     assert requests_by_schemathesis(tiny_server.base_url, examples) >= 8 * min(examples, 1)
 
@@ -188,7 +188,7 @@ def test_a_template_that_never_ends_leaves_the_server_awake(tiny_path, wire):
             body = {"messages": [{"role": "user", "content": "x"}]}
             statuses.append(wire.post(f"{url}/v1/chat/completions", json=body).status_code)
 
-        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads = [threading.Thread(target=ask)]
         for thread in threads:
             thread.start()
         while any(t.is_alive() for t in threads):
@@ -198,6 +198,6 @@ def test_a_template_that_never_ends_leaves_the_server_awake(tiny_path, wire):
             time.sleep(0.005)
         for thread in threads:
             thread.join()
-    assert statuses == [400, 400]
+    assert statuses == [400]
     assert len(times) > 20
     assert statistics.quantiles(times, n=100)[-1] < 0.05 or statistics.median(times) < 0.02

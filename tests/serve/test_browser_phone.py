@@ -1,5 +1,6 @@
 """The phone page in a real browser: the model is fetched in ranges, kept, and answers with the network off."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from gangpao.serve.server import Server, Settings
 from tests.serve.browser import browser, need_parts
 
 MODEL = "smollm2-135m"
+QUESTION = "What is the capital of France?"
 WAIT_MS = 60_000
 
 
@@ -30,13 +32,9 @@ def chrome() -> Iterator[Any]:
 @pytest.fixture
 def page(chrome: Any, url: str) -> Iterator[Any]:
     context = chrome.new_context(locale="en-US", viewport={"width": 390, "height": 780})
-    context.set_default_timeout(WAIT_MS)
-    made = context.new_page()
     errors: list[str] = []
-    made.on("pageerror", lambda error: errors.append(str(error)))
-    made.goto(f"{url}/phone")
-    made.wait_for_selector("body[data-device]")
-    yield made
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    yield visit(context, url)
     context.close()
     assert errors == []
 
@@ -50,23 +48,29 @@ def ask(page: Any, text: str) -> str:
     return answers[-1]
 
 
-def greedy(page: Any, tokens: int) -> None:
-    """The page's settings for an answer that is always the same and short."""
-    page.evaluate(
-        "tokens => { const s = JSON.parse(localStorage['gangpao.settings'] ?? '{}');"
-        " localStorage['gangpao.settings'] = JSON.stringify({ ...s, params: { temperature: 0, max_tokens: tokens } }) }",
-        tokens,
-    )
+SETTINGS = {"params": {"temperature": 0, "max_tokens": 8}, "device": {"threads": 1}}
 
 
-def test_the_model_is_loaded_once_and_answers_without_a_network(page: Any) -> None:
+def visit(context: Any, url: str) -> Any:
+    """The page, with settings for an answer that is short and always the same. One thread: on a busy machine two of
+    llama.cpp's, which wait by spinning, are many times slower than one."""
+    context.set_default_timeout(WAIT_MS)
+    saved = f"localStorage['gangpao.settings'] ??= {json.dumps(json.dumps(SETTINGS))}"
+    context.add_init_script(f"if (location.protocol === 'http:') {saved}")
+    page = context.new_page()
+    page.goto(f"{url}/phone")
+    page.wait_for_selector("body[data-device]")
+    return page
+
+
+@pytest.mark.slow
+def test_the_model_is_loaded_once_and_answers_without_a_network(page: Any, reference: Any) -> None:
     fetched: list[str] = []
     page.on("request", lambda r: "/phone/models/" in r.url and fetched.append(r.headers.get("range", "")))
     assert page.evaluate("crossOriginIsolated")
     assert page.inner_text(".card h2") == MODEL
     assert page.inner_text(".card .primary") == "Download (98.4 MB)"
     assert page.get_attribute("textarea", "placeholder") == "First get the model, above"
-    greedy(page, 12)
     page.click(".card .primary")
     page.wait_for_selector(".device.ready")
     assert len(fetched) == 12  # of 8 MiB each
@@ -76,8 +80,8 @@ def test_the_model_is_loaded_once_and_answers_without_a_network(page: Any) -> No
     page.reload()
     page.wait_for_selector(".device.ready")
     assert "also without a network" in page.inner_text(".device")
-    answer = ask(page, "What is the capital of France?")
-    assert "Paris" in answer
+    # The same numbers in another order: the first tokens agree with our engine's, later ones need not.
+    assert ask(page, QUESTION)[:9] == reference.greedy([{"role": "user", "content": QUESTION}], 8)[:9]
     assert "tokens/s" in page.inner_text(".stats")
     assert len(fetched) == 12
     page.context.set_offline(False)
@@ -103,7 +107,7 @@ def test_a_paused_download_goes_on_and_the_model_can_be_deleted(page: Any) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("build", ["pieces", "compat"])
 def test_split_models_and_the_build_for_safari_answer_the_same(
-    chrome: Any, model_path: Callable[[str], Path], build: str, monkeypatch: pytest.MonkeyPatch
+    chrome: Any, model_path: Callable[[str], Path], reference: Any, build: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gangpao.serve import phone
 
@@ -111,20 +115,15 @@ def test_split_models_and_the_build_for_safari_answer_the_same(
     if build == "pieces":
         monkeypatch.setattr(phone, "MAX_PIECE", 40_000_000)
     context = chrome.new_context(locale="zh-CN")
-    context.set_default_timeout(WAIT_MS)
     if build == "compat":
         context.add_init_script("delete WebAssembly.Suspending; delete WebAssembly.promising;")
     with running(Server(Settings({MODEL: model_path(MODEL)}, port=0, context=512))) as url:
-        page = context.new_page()
-        page.goto(f"{url}/phone")
-        page.wait_for_selector("body[data-device]")
-        greedy(page, 12)
-        page.reload()
-        page.wait_for_selector("body[data-device]")
+        page = visit(context, url)
         page.click(".card .primary")
         page.wait_for_selector(".device.ready")
-        page.fill("textarea", "What is the capital of France?")
+        page.fill("textarea", QUESTION)
         page.click("button[aria-label=发送]")
         page.wait_for_selector(".stats")
-        assert "Paris" in page.inner_text(".assistant .body")
+        expected = reference.greedy([{"role": "user", "content": QUESTION}], 8)
+        assert page.inner_text(".assistant .body")[:9] == expected[:9]
         context.close()

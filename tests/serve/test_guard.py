@@ -7,12 +7,13 @@ import httpx2
 import pytest
 from starlette.routing import Route
 
-from gangpao.serve import guard, tls
+from gangpao.serve import guard, pages, tls
 from gangpao.serve.app import listen, make_app, running, uvicorn_config
 from gangpao.serve.server import Server, Settings
 
 KEYS = ("first-key", "second-key")
 PAGE = "https://page.example"
+STATIC = tuple(prefix for prefix in pages.PUBLIC if prefix.endswith("/") and prefix != "/")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_every_route_but_health_needs_a_key(locked, wire):
         for method in sorted(route.methods - {"HEAD"}):
             path = route.path.replace("{name:path}", "tiny")
             response = wire.request(method, url + path, content=b"{}")
-            public = path == "/health" or path in PUBLIC_PAGES or path.startswith(PUBLIC_PREFIXES)
+            public = path == "/health" or path in pages.PUBLIC or path.startswith(STATIC)
             assert (response.status_code == 401) == (not public), path
             if not public:
                 assert response.json()["error"]["code"] == "invalid_api_key"
@@ -80,14 +81,6 @@ def test_every_route_but_health_needs_a_key(locked, wire):
         assert wire.get(f"{url}/v1/models", headers=headers).status_code == 200
     for wrong in (f"Basic {KEYS[0]}", KEYS[0], "Bearer", f"Bearer {KEYS[0]}x", "Bearer first-key second-key"):
         assert wire.get(f"{url}/v1/models", headers={"authorization": wrong}).status_code == 401
-
-
-try:
-    from gangpao.serve.pages import PUBLIC
-except ModuleNotFoundError:
-    PUBLIC = frozenset()
-PUBLIC_PAGES = {p for p in PUBLIC if p == "/" or not p.endswith("/")}
-PUBLIC_PREFIXES = tuple(p for p in PUBLIC if p != "/" and p.endswith("/"))
 
 
 def test_other_peoples_pages_are_refused(tiny_server, locked, wire):

@@ -97,17 +97,20 @@ def send(url, body, path="/v1/completions"):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_slot_at_once(tiny_path, stream):
+def test_a_client_that_leaves_frees_its_slot_at_once(tiny_path, stream, monkeypatch):
     server = Server(Settings({"tiny": tiny_path}, port=0, batch=1, queue=4, threads=1))
     with running(server) as url:
+        slowed(server, monkeypatch, 0.1)
         counters = server.hub.loaded()["tiny"].scheduler.counters
         connection = send(url, long(500) | {"stream": stream, "n": 2})
         until = time.monotonic() + 10
         while not counters.running and time.monotonic() < until:
             time.sleep(0.001)
         connection.close()
+        steps = counters.steps
         settled(server, 5)
         assert (counters.finished, counters.cancelled) == (0, 2)
+        assert counters.steps <= steps + 2
 
 
 def disconnects(server, url, count, seed=0):

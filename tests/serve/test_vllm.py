@@ -24,10 +24,12 @@ from tests.child import environment
 STAND_IN = Path(__file__).with_name("fake_vllm.py")
 RUN = """
 import sys
+from gangpao import cli
 from gangpao.serve import vllm
 vllm.STOP_S = 1.0
-keys = [k for k in sys.argv[2].split(",") if k]
-sys.exit(vllm.run(sys.argv[1], host="127.0.0.1", port=0, api_keys=keys, extra=sys.argv[3:]))
+keys = [part for key in sys.argv[2].split(",") if key for part in ("--api-key", key)]
+command = ["serve", "--engine", "vllm", "-m", sys.argv[1], "--port", "0", "--allow-host", "front.example", *keys]
+sys.exit(cli.main([*command, "--", *sys.argv[3:]]))
 """
 
 
@@ -235,6 +237,7 @@ def test_every_route_wants_a_key_but_health(served):
     assert found.headers["content-type"] == "text/plain; version=0.0.4"
     assert served.get("/v1/models", Host="evil.example").status_code == 403
     assert served.get("/health", Host="evil.example").status_code == 403
+    assert served.get("/health", Host="front.example").status_code == 200
 
 
 @pytest.mark.parametrize(

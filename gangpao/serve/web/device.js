@@ -66,7 +66,7 @@ export class DeviceBackend {
     const at = (name) => new URL(`/parts/${name}`, location.href).href; // its workers have no address to be relative to
     this.wllama = new Wllama({ default: at("wllama.wasm") }, { suppressNativeLog: true, logger: QUIET, cacheManager: {} });
     this.wllama.setCompat({ worker: at("wllama-compat.js"), wasm: at("wllama-compat.wasm") });
-    const options = { n_ctx: Math.min(CONTEXT, model.context || CONTEXT), n_threads: threads, n_parallel: 1 };
+    const options = { n_ctx: Math.min(CONTEXT, model.context || CONTEXT), n_threads: threads, n_parallel: 1, warmup: false };
     try {
       await this.wllama.loadModel(blobs, gpu ? options : { ...options, n_gpu_layers: 0 });
     } catch (error) {
