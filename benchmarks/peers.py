@@ -7,12 +7,14 @@ patch: another machine or compiler builds its own. That takes about ten minutes 
 on where it stopped.
 
 Two variants: "native", with everything the CPU has, and on a CPU with AMX also "without-amx", because the tile path of
-llama.cpp is not the faster one for every model. We want the best that llama.cpp can do, not a convenient victim.
+llama.cpp is not the faster one for every model. We want the best that llama.cpp can do, not a convenient victim. The
+same two with llama-server ("server", "server-without-amx") are builds of their own, so that the figures taken with
+llama-bench keep their build; without the web page, which would be downloaded, and without TLS.
 
 One line is patched: with g++ 12, `_tile_loadconfig` tells the compiler that it reads 8 of its 64 bytes, the stores to
 the rest are dropped and the first AMX instruction kills the process. The patch makes the compiler keep them.
 
-`python benchmarks/peers.py` builds both and prints where they are.
+`python benchmarks/peers.py` builds what this CPU can use and prints where it is; with --server the servers.
 """
 
 import argparse
@@ -36,8 +38,16 @@ CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DGGML_OPENMP=ON", "-DBUILD_SHARED_LIBS=OFF",
     "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF",
 )  # fmt: skip
-VARIANTS = {"native": "", "without-amx": "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"}
-TOOLS = {"native": ("llama-bench", "llama-quantize"), "without-amx": ("llama-bench",)}
+WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+VARIANTS = {"native": "", "without-amx": WITHOUT_AMX, "server": "", "server-without-amx": WITHOUT_AMX}
+TOOLS = {
+    "native": ("llama-bench", "llama-quantize"), "without-amx": ("llama-bench",),
+    "server": ("llama-server",), "server-without-amx": ("llama-server",),
+}  # fmt: skip
+# cmake takes the last of two values.
+SERVER_CMAKE = (
+    "-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF",
+)  # fmt: skip
 
 PATCHED = "ggml/src/ggml-cpu/amx/mmq.cpp"
 PATCH = ("_tile_loadconfig(&tc);", 'asm volatile("" : : "r"(&tc) : "memory"); _tile_loadconfig(&tc);')
@@ -53,9 +63,19 @@ def llama_quantize() -> Path:
     return tool("llama-quantize", "native")
 
 
+def llama_server(variant: str = "server") -> Path:
+    """The llama-server program of a server variant, built first if need be."""
+    return tool("llama-server", variant)
+
+
 def variants() -> list[str]:
     """The builds worth measuring on this CPU."""
     return ["native", "without-amx"] if "amx_int8" in cpu_flags() else ["native"]
+
+
+def server_variants() -> list[str]:
+    """The servers worth measuring on this CPU."""
+    return ["server", "server-without-amx"] if "amx_int8" in cpu_flags() else ["server"]
 
 
 def tool(name: str, variant: str) -> Path:
@@ -95,7 +115,12 @@ def configure(source: Path, work: Path, variant: str) -> list[str]:
     flags = VARIANTS[variant]
     ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
     compiler_flags = [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"] if flags else []
-    return ["cmake", "-S", str(source), "-B", str(work), *ninja, *CMAKE, *compiler_flags]
+    return ["cmake", "-S", str(source), "-B", str(work), *ninja, *cmake_flags(variant), *compiler_flags]
+
+
+def cmake_flags(variant: str) -> tuple[str, ...]:
+    """CMake's options of a variant, the compiler's apart."""
+    return (*CMAKE, *SERVER_CMAKE) if variant.startswith("server") else CMAKE
 
 
 def compile_(work: Path, targets: Sequence[str]) -> None:
@@ -182,7 +207,7 @@ def recipe(variant: str) -> dict[str, object]:
     return {
         "package": f"{PACKAGE} {VERSION}",
         "variant": variant,
-        "cmake": [*CMAKE, VARIANTS[variant]],
+        "cmake": [*cmake_flags(variant), VARIANTS[variant]],
         "patch": PATCH,
         "compiler": compiler,
         "machine": platform.machine(),
@@ -225,10 +250,12 @@ def say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build what this CPU can use and print the paths."""
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--server", action="store_true", help="build llama-server instead of llama-bench")
+    args = parser.parse_args(argv)
     try:
-        for variant in variants():
-            print(f"{variant:12} {llama_bench(variant)}")
+        for variant in server_variants() if args.server else variants():
+            print(f"{variant:18} {tool(TOOLS[variant][0], variant)}")
     except ValueError as error:
         say(f"error: {error}")
         return 2

@@ -6,7 +6,8 @@ nothing is dropped: every token is an input once an epoch, and every token but a
 `documents` numbers the documents of a row, so that attention can be kept inside each.
 
 Rows are handed out in another order than they lie in the stream, shuffled within windows of WINDOW rows. Else the rows of a
-long document would follow each other, and a batch would be one page of a book: its gradient says little about the rest.
+long document would follow each other, and a batch would be one page of a book: its gradient says little about the rest. A window
+as long as the source shuffles all of it, for some tenths of a second at its start for each ten million tokens.
 
 The order of rows is one global order. Rank r of w takes rows r, r + w, ... of it, whatever w is, and the position is
 four integers a source: a run can be saved by eight processes and go on in two.
@@ -28,7 +29,7 @@ from gangpao.data.shards import Shards
 
 IGNORE = -100  # the label that no loss is computed for, as in torch
 STATE_VERSION = 2  # 1: rows in the order of the stream, which is a window of which nothing is taken yet
-WINDOW = 1024  # rows that are shuffled together
+WINDOW = 1024  # rows that are shuffled together, where a loader is not told otherwise
 
 Ids = npt.NDArray[np.int64]
 Span = tuple[int, int, int]  # document, first token, token after the last
@@ -74,6 +75,7 @@ class _State(Frozen):
     version: int
     seed: int
     seq_len: int
+    window: int = Field(default=1024, ge=1)  # of positions that were saved before it could be another
     rows: int = Field(ge=0)
     parts: dict[str, _Position]
 
@@ -81,30 +83,27 @@ class _State(Frozen):
 class _Stream:
     """One source's endless stream, and where in it we are: the place where a window begins, and how many of its rows are taken."""
 
-    def __init__(self, part: Part, seed: int, seq_len: int) -> None:
+    def __init__(self, part: Part, seed: int, seq_len: int, window: int) -> None:
         self.part, self.shards = part, part.shards
-        self.seed, self.seq_len = seed, seq_len
+        self.seed, self.seq_len, self.window = seed, seq_len, window
         self.tokens = 0
         self.move(0, 0, 0)
 
     def move(self, epoch: int, index: int, offset: int, taken: int = 0) -> None:
         """Go to the window that begins at a token of the document at place `index` of an epoch's order."""
         self.epoch, self.index, self.offset, self.taken = epoch, index, offset, taken
-        self._window: list[list[Span]] = []
+        self._rows: list[list[Span]] = []
 
     def _documents(self, epoch: int) -> Permutation:
         return Permutation(self.shards.num_documents, key_of("documents", self.seed, self.part.name, epoch))
 
     def row(self) -> list[Span]:
         """What the next row is made of."""
-        if not self._window:
-            self._window, self._end = self._look_ahead()
-            key = key_of("window", self.seed, self.part.name, self.epoch, self.index, self.offset)
-            self._order = Permutation(len(self._window), key)
-        spans = self._window[self._order(self.taken)]
+        self._look_ahead()
+        spans = self._rows[self._order(self.taken)]
         self.tokens += sum(last - first for _, first, last in spans)
         self.taken += 1
-        if self.taken == len(self._window):
+        if self.taken == len(self._rows):
             self.move(*self._end)
         return spans
 
@@ -113,22 +112,28 @@ class _Stream:
         if self.index >= self.shards.num_documents:
             return False
         start, stop = self.shards.span(self._documents(self.epoch)(self.index))
-        return self.offset < stop - start and (not self.taken or self.taken < len(self._look_ahead()[0]))
-
-    def skip_window(self, seq_len: int) -> None:
-        """Go behind a window that was begun with rows of another length."""
+        if self.offset >= stop - start:
+            return False
         if self.taken:
-            ours, self.seq_len = self.seq_len, seq_len
-            self.move(*self._look_ahead()[1])
-            self.seq_len = ours
+            self._look_ahead()
+        return not self.taken or self.taken < len(self._rows)
 
-    def _look_ahead(self) -> tuple[list[list[Span]], tuple[int, int, int]]:
-        """The rows of the window that begins here, and where the next one begins. The row in which an epoch ends is its window's
-        last one, so that everything was seen once before anything is seen twice."""
+    def next_window(self) -> tuple[int, int, int]:
+        """Where to go on with rows or windows of another length: here, or behind the window that was begun."""
+        if not self.taken:
+            return self.epoch, self.index, self.offset
+        self._look_ahead()
+        return self._end
+
+    def _look_ahead(self) -> None:
+        """Work out the rows of the window that begins here, and where the next one begins, where that is not done. The row in which
+        an epoch ends is its window's last one, so that everything was seen once before anything is seen twice."""
+        if self._rows:
+            return
         rows: list[list[Span]] = []
         epoch, index, offset = self.epoch, self.index, self.offset
         order = self._documents(epoch)
-        while len(rows) < WINDOW and epoch == self.epoch:
+        while len(rows) < self.window and epoch == self.epoch:
             spans: list[Span] = []
             room = self.seq_len
             while room:
@@ -147,18 +152,23 @@ class _Stream:
                         epoch, index = epoch + 1, 0
                         order = self._documents(epoch)
             rows.append(spans)
-        return rows, (epoch, index, offset)
+        self._rows, self._end = rows, (epoch, index, offset)
+        key = key_of("window", self.seed, self.part.name, self.epoch, self.index, self.offset)
+        self._order = Permutation(len(rows), key)
 
 
 class Loader:
     """Batches from a mixture of sources. Sequential: there is one position, and `take` moves it.
 
-    Raises ValueError for an empty or doubled source, a weight that is none, or a seq_len below 1.
+    window: rows that are shuffled together; None: WINDOW.
+
+    Raises ValueError for an empty or doubled source, a weight that is none, or a seq_len or window below 1.
     """
 
-    def __init__(self, parts: Sequence[Part], *, seq_len: int, seed: int) -> None:
-        if seq_len < 1:
-            raise ValueError(f"seq_len is {seq_len}; a row needs at least one token")
+    def __init__(self, parts: Sequence[Part], *, seq_len: int, seed: int, window: int | None = None) -> None:
+        self.window = WINDOW if window is None else window
+        if min(seq_len, self.window) < 1:
+            raise ValueError(f"seq_len is {seq_len}, window {self.window}; a row needs a token, a window a row")
         names = [part.name for part in parts]
         if len(set(names)) != len(names):
             raise ValueError(f"two sources have the same name in {', '.join(names)}")
@@ -170,7 +180,7 @@ class Loader:
         self._rows = 0
         # Empty sources stay in the list of parts but have no stream to draw from.
         self._parts = list(parts)
-        self._streams = {part.name: _Stream(part, seed, seq_len) for part in parts if part.shards.num_documents}
+        self._streams = {p.name: _Stream(p, seed, seq_len, self.window) for p in parts if p.shards.num_documents}
 
     @property
     def rows_seen(self) -> int:
@@ -218,17 +228,19 @@ class Loader:
             )
             for name, s in self._streams.items()
         }  # fmt: skip
-        state = _State(version=STATE_VERSION, seed=self.seed, seq_len=self.seq_len, rows=self._rows, parts=parts)
-        return state.model_dump()
+        return _State(
+            version=STATE_VERSION, seed=self.seed, seq_len=self.seq_len, window=self.window, rows=self._rows, parts=parts
+        ).model_dump()  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to where `state` was taken; what follows is what would have followed then.
 
-        Raises ValueError, and changes nothing, when the state is damaged or belongs to other data, another mixture, seed
-        or seq_len.
+        Raises ValueError, and changes nothing, when the state is damaged or belongs to other data, another mixture, seed,
+        seq_len or window.
         """
         found = _read_state(state)
-        for what, theirs, ours in (("seed", found.seed, self.seed), ("seq_len", found.seq_len, self.seq_len)):
+        for what in ("seed", "seq_len", "window"):
+            theirs, ours = getattr(found, what), getattr(self, what)
             if theirs != ours:
                 raise ValueError(f"the saved data position has {what} {theirs}, this run {ours}; use the same to go on")
         if found.parts.keys() != self._streams.keys():  # a file may have them in another order
@@ -236,8 +248,8 @@ class Loader:
                 f"the saved data position is for the sources {', '.join(found.parts)}, this run has "
                 f"{', '.join(self._streams)}; use the same mixture to go on"
             )
+        there = {name: self._at(name, found) for name in found.parts}
         for name, position in found.parts.items():
-            self._check(name, position, found.seq_len)
             part = self._streams[name].part
             if position.weight != part.weight or position.whole != part.whole:
                 raise ValueError(
@@ -245,40 +257,40 @@ class Loader:
                     f"{part.weight} and {part.whole}; use the same mixture to go on"
                 )
         for name, position in found.parts.items():
-            stream = self._streams[name]
-            stream.move(position.epoch, position.index, position.offset, position.taken)
-            stream.tokens = position.tokens
+            there[name].tokens = position.tokens
+        self._streams = {name: there[name] for name in self._streams}
         self._rows = found.rows
 
     def adopt(self, state: dict[str, Any]) -> list[str]:
         """For a new stage: sources that also were in the stage before start where that one left them, so that what was
-        not seen yet comes first (with another seq_len: what lies behind the windows that were begun). Counts start at zero.
-        Returns their names; raises ValueError as `restore` does."""
+        not seen yet comes first (with another seq_len or window: what lies behind the windows that were begun). Counts start
+        at zero. Returns their names; raises ValueError as `restore` does."""
         found = _read_state(state)
         if found.seed != self.seed:
             raise ValueError(f"the stage before had seed {found.seed}, this one {self.seed}: the orders differ")
-        shared = [name for name in self._streams if name in found.parts]
-        for name in shared:
-            self._check(name, found.parts[name], found.seq_len)
-        for name in shared:
-            position, stream = found.parts[name], self._streams[name]
-            stream.move(position.epoch, position.index, position.offset, position.taken)
-            if found.seq_len != self.seq_len:
-                stream.skip_window(found.seq_len)
-        return shared
+        shared = {name: self._at(name, found) for name in self._streams if name in found.parts}
+        same = (found.seq_len, found.window) == (self.seq_len, self.window)
+        for name, stream in shared.items():
+            if same:
+                self._streams[name] = stream
+            else:
+                self._streams[name].move(*stream.next_window())
+        return list(shared)
 
-    def _check(self, name: str, position: _Position, seq_len: int) -> None:
-        part = self._streams[name].part
+    def _at(self, name: str, found: _State) -> _Stream:
+        """A source's stream at a saved position, as the loader that saved it had it. Raises ValueError where there is none."""
+        part, position = self._streams[name].part, found.parts[name]
         shards = part.shards
         if position.fingerprint != shards.fingerprint:
             raise ValueError(
                 f"source {name}: the data is not what it was when the position was saved ({shards.path} has fingerprint "
                 f"{shards.fingerprint[:12]}, saved was {position.fingerprint[:12]}); build the same data, or start anew"
             )
-        there = _Stream(part, self.seed, seq_len)
+        there = _Stream(part, self.seed, found.seq_len, found.window)
         there.move(position.epoch, position.index, position.offset, position.taken)
         if not there.exists():
             raise ValueError(f"source {name}: the saved data position lies outside its documents; it is damaged")
+        return there
 
 
 def _read_state(state: dict[str, Any]) -> _State:

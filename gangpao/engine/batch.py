@@ -26,8 +26,8 @@ from gangpao.engine.transformer import CHUNK, Segment
 
 __all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
 
-# Tokens of prompts in a step while somebody is being answered. A step of 8 answers and 32 such tokens takes about three times
-# one without them (benchmarks/serving.py), so an answer slows down for the length of a prompt and never stops.
+# Tokens of prompts in a step while somebody is being answered. A step of 8 answers and 32 such tokens takes two and a half times
+# one without them, one of a single answer five times (docs/log.md): an answer slows down for the length of a prompt and never
 CHUNK_BESIDE = 32
 DEFAULT_BATCH = 8
 DEFAULT_QUEUE = 64
@@ -104,7 +104,7 @@ class Scheduler:
         with self._wake:
             if self._closing or self._draining or not self._thread.is_alive():
                 raise Busy(len(self._queue), 1.0)
-            if len(self._queue) >= self._limit:
+            if self.full():
                 self.counters.refused += 1
                 raise Busy(len(self._queue), self.retry_after())
             self._queue.put(job)
@@ -112,6 +112,10 @@ class Scheduler:
             self.counters.waiting = len(self._queue)
             self._wake.notify()
         return job.handle
+
+    def full(self, more: int = 0) -> bool:
+        """Whether no place is left, in the batch or in the queue, when `more` requests are about to be submitted."""
+        return len(self._running) + len(self._queue) + more >= self._batch + self._limit
 
     def retry_after(self) -> float:
         """Seconds until a place in the queue is likely to be free."""
@@ -148,7 +152,7 @@ class Scheduler:
             with self._wake:
                 while not (self._closing or self._running or len(self._queue)):
                     if self._draining:
-                        return
+                        return None
                     self._wake.wait()
                 closing = self._closing
             if closing:

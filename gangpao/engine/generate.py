@@ -2,14 +2,14 @@
 
     Engine.load    path -> is there memory for it? -> weights, tokenizer, chat template
     Session        one KV cache and the token ids that are in it; the longest common prefix of the next prompt is kept
-    Generation     prompt ids -> prefill -> [sample -> Answer: end? stop string? -> Piece of text -> forward one token] ...
+    Generation     prompt ids -> prefill -> [sample -> Answer: end? stop string? -> Piece of text -> forward a token and drafts] ...
 
 A Generation is an iterator of Pieces that also carries the text so far, the seed and the Stats, so they can be read
 after the last piece, after close(), and after Ctrl-C alike. Two promises hold at every exit: the session's ids are
 exactly the tokens whose keys and values are in its cache, and no text that was handed out is ever taken back
 (answer.py).
 
-What it gives up: one sequence at a time, one token a step; batch.py runs many.
+What it gives up: one sequence at a time; batch.py runs many.
 """
 
 import os
@@ -24,7 +24,8 @@ from gangpao.engine.cache import KVCache, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
 from gangpao.engine.sample import Logits, SamplingParams
-from gangpao.engine.transformer import Transformer
+from gangpao.engine.speculate import Drafter, verify
+from gangpao.engine.transformer import Floats, Transformer
 from gangpao.text.chat import ChatTemplate
 from gangpao.text.tokenizer import Tokenizer
 
@@ -81,15 +82,17 @@ class Engine:
         stop: Sequence[str] = (),
         on_prefill: Progress | None = None,
         continues: bool = False,
+        speculate: bool = True,
     ) -> "Generation":
         """Start an answer to prompt_ids; nothing is computed before the first piece is asked for.
 
         `stop` adds strings (a chat template's turn marks) to params.stop. on_prefill(done, total) is called in tokens.
-        continues: the text goes on from the prompt's, so a space at its beginning is part of it.
+        continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
+        text so far may be tried (speculate.py); they never change the answer.
         Raises ValueError for an empty prompt, and for one that leaves no room in the context.
         """
-        params = params or SamplingParams()
-        return Generation(session or self.session(), prompt_ids, params, stop, on_prefill, continues)
+        params, session = params or SamplingParams(), session or self.session()
+        return Generation(session, prompt_ids, params, stop, on_prefill, continues, speculate)
 
 
 class Session:
@@ -121,6 +124,20 @@ class Session:
         finally:
             del self.ids[self.cache.length :]
 
+    def try_out(self, ids: Sequence[int]) -> Floats:
+        """Run ids through the model; logits [T, V] after each. `cut` takes back what was wrong."""
+        try:
+            self.ids.extend(ids)
+            return self.engine.model.forward(ids, self.cache, all_logits=len(ids) > 1).reshape(len(ids), -1)
+        finally:
+            del self.ids[self.cache.length :]
+
+    def cut(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        if length < len(self.ids):
+            self.cache.truncate(length)
+            del self.ids[length:]
+
 
 class Generation:
     """One answer: an iterator of Pieces. See the module docstring for what holds after it ends, however it ends."""
@@ -133,16 +150,19 @@ class Generation:
         stop: Sequence[str],
         on_prefill: Progress | None,
         continues: bool,
+        speculate: bool,
     ) -> None:
         engine = session.engine
         check_prompt(prompt_ids, engine)
         self._session = session
         self._prompt = list(prompt_ids)
+        self._params = params
         self._answer = Answer(
             engine.tokenizer, engine.model.config.vocab_size, prompt_ids, params,
             stop=stop, continues=continues, capacity=session.cache.capacity,
         )  # fmt: skip
         self._on_prefill = on_prefill
+        self._drafter = Drafter(prompt_ids) if speculate else None
         self._pieces = self._run()
 
     @property
@@ -177,24 +197,42 @@ class Generation:
 
     def _run(self) -> Generator[Piece, None, None]:
         session, answer, stats = self._session, self._answer, self._answer.stats
-        start = time.perf_counter()
+        begin = start = time.perf_counter()
         stats.cached_tokens = session.reuse(self._prompt)
-        logits = session.feed(self._prompt[stats.cached_tokens :], self._on_prefill)
-        token = answer.sampler.sample(logits)
-        stats.ttft_s = time.perf_counter() - start
+        rows = session.feed(self._prompt[stats.cached_tokens :], self._on_prefill)[None]
+        ids = self._prompt
+        pieces: list[Piece | None] = []
+        drafts: list[int] = []
+
+        def say(logits: Logits) -> int | None:
+            token = answer.sampler.sample(logits)
+            if stats.ttft_s == 0:
+                stats.ttft_s = time.perf_counter() - begin
+            else:
+                stats.decode_steps += 1
+            ids.append(token)
+            pieces.append(answer.take(token, logits))
+            return None if answer.finish_reason else token
+
         while True:
-            start = time.perf_counter()
-            piece = answer.take(token, logits)
-            stats.decode_s += time.perf_counter() - start
-            if piece:
-                yield piece
+            right = verify(rows, drafts, say)
+            if drafts and self._drafter:
+                self._drafter.learn(len(drafts), right)
+                stats.drafted, stats.accepted = stats.drafted + len(drafts), stats.accepted + right
+            session.cut(len(ids) - 1)
+            stats.decode_s += time.perf_counter() - max(start, begin + stats.ttft_s)
+            yield from filter(None, pieces)
             if answer.finish_reason:
                 return
             start = time.perf_counter()
-            logits = session.feed([token])
-            token = answer.sampler.sample(logits)
-            stats.decode_s += time.perf_counter() - start
-            stats.decode_steps += 1
+            pieces.clear()
+            drafts = self._draft(ids)
+            rows = session.try_out([ids[-1], *drafts])
+
+    def _draft(self, ids: list[int]) -> list[int]:
+        left = self._params.max_tokens - self.stats.completion_tokens
+        room = min(left, self._session.cache.capacity - len(ids)) - 1
+        return self._drafter.propose(ids, room, 1) if self._drafter and room > 0 else []
 
 
 def check_prompt(prompt_ids: Sequence[int], engine: Engine) -> None:

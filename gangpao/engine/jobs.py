@@ -18,7 +18,7 @@ from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
 from gangpao.engine.cache import KVCache
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Logits, SamplingParams
-from gangpao.engine.speculate import Drafter
+from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Segment
 
 Floats = npt.NDArray[np.float32]
@@ -186,13 +186,8 @@ class AnswerJob(Job):
     def hear(self, rows: Floats) -> None:
         """Go through the rows behind the last id and each draft, for as long as the drafts were right."""
         assert self.cache is not None
-        drafts, right = self._drafts, 0
-        for i, logits in enumerate(rows):
-            token = self._choose(logits)
-            self._take(token, logits)
-            if self.done or i == len(drafts) or token != drafts[i]:
-                break
-            right += 1
+        drafts = self._drafts
+        right = verify(rows, drafts, self._say)
         if drafts:
             self.stats.drafted += len(drafts)
             self.stats.accepted += right
@@ -215,8 +210,9 @@ class AnswerJob(Job):
         constraint.accept(token)
         return token
 
-    def _take(self, token: int, logits: Logits) -> None:
-        """One chosen token: into the answer, and out what may go out."""
+    def _say(self, logits: Logits) -> int | None:
+        """One token: chosen, into the answer, and out what may go out; None when it was the last."""
+        token = self._choose(logits)
         now, stats = time.perf_counter(), self.stats
         if stats.completion_tokens == 0:
             stats.ttft_s, self._spoke = now - self.submitted, now
@@ -232,6 +228,7 @@ class AnswerJob(Job):
             piece = self.answer.finish("stop")
         if piece:
             self._send(piece)
+        return None if self.done else token
 
     def _send(self, event: Event) -> None:
         """Hand an event out; a consumer whose event loop is closed is a consumer that left."""

@@ -10,7 +10,9 @@ are right is more than its share of a step. An answer that cannot be foreseen so
 What it gives up: no draft model, nothing is learnt between answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from gangpao.engine.sample import Logits
 
 MAX_DRAFT = 6
 SIZES = (3, 2)  # tokens that have to be the same, longest first
@@ -19,6 +21,18 @@ SIZES = (3, 2)  # tokens that have to be the same, longest first
 ROW_COST = 0.3
 FORGET = 0.2  # weight of the newest drafts in the share that was right
 RETRY = 24  # tokens without a draft after which one is tried again
+
+
+def verify(rows: Iterable[Logits], drafts: Sequence[int], say: Callable[[Logits], int | None]) -> int:
+    """Say a token for each row behind the last id and the drafts, for as long as they were right; how many were.
+
+    say(logits) chooses a token, takes it into the answer and returns it, or None when that ended the answer.
+    """
+    for right, logits in enumerate(rows):
+        token = say(logits)
+        if token is None or right == len(drafts) or token != drafts[right]:
+            return right
+    return 0
 
 
 class Drafter:

@@ -28,6 +28,12 @@ class Size(Frozen):
         return f"{self.width}x{self.layers}"
 
 
+class Ladder(Size):
+    """A size of the law, with token counts of its own where small models are to be followed further than large ones."""
+
+    tokens: tuple[int, ...] = Field(default=(), description="Where its decays end; empty: at those of all sizes.")
+
+
 class Base(Frozen):
     """Where a transfer rule's factors are all one."""
 
@@ -93,10 +99,15 @@ class ScheduleExperiment(Frozen):
 class ScalingConfig(Frozen):
     """One stable run a size, decays branched at several token counts, and a law of loss over N and D."""
 
-    sizes: tuple[Size, ...] = (Size(width=64, layers=2), Size(width=96, layers=3), Size(width=128, layers=4))
+    sizes: tuple[Ladder, ...] = (Ladder(width=64, layers=2), Ladder(width=96, layers=3), Ladder(width=128, layers=4))
     tokens: tuple[int, ...] = Field(default=(500_000, 1_000_000, 2_000_000, 4_000_000), description="Where decays end.")
     cosine: bool = Field(
         default=False, description="Also cosine runs, one for each point: a plain Chinchilla fit beside ours."
+    )
+    floor: tuple[float, float] | None = Field(
+        default=None,
+        description="Bits per byte that no model is expected to get below, and the standard deviation of that: also a law of "
+        "coupled terms (gangpao.sandbox.coupled).",
     )
     targets: tuple[Size, ...] = Field(default=(), description="Larger runs, predicted before they start, then run.")
     target_tokens: tuple[int, ...] = ()
@@ -162,6 +173,9 @@ class SandboxConfig(Frozen):
     data_dir: str | None = Field(default=None, description="Where the build lies or goes; none: <out>/data.")
     data_set: tuple[str, ...] = Field(default=(), description="key=value over the TOML of the data.")
     seq_len: int = Field(default=256, ge=2)
+    shuffle_rows: int = Field(
+        default=1024, ge=1, description="Rows that are shuffled together; all of a source: runs differ by less luck."
+    )
     head_dim: int = Field(default=32, ge=8)
     mlp_ratio: float = Field(default=2.5, gt=0, description="intermediate_size / hidden_size, as in the wind tunnel.")
     base: Base = Base()

@@ -30,8 +30,9 @@ Experiment = Callable[[Lab, Submit], "Outcome"]
 class Outcome:
     """What an experiment found.
 
-    columns: of the table, key -> heading; rows: key -> value (numbers stay numbers). verdict: a paragraph with its
-    uncertainty. facts: everything a program may want (fits, intervals), JSON. excluded: trials that were left out, and why.
+    columns: of the table, key -> heading; rows: key -> value (numbers stay numbers). verdict: a paragraph, or lines that
+    begin with "- ", with its uncertainty. facts: everything a program may want (fits, intervals), JSON. excluded: trials
+    that were left out, and why.
     """
 
     name: str
@@ -48,6 +49,11 @@ class Outcome:
 def join(said: Sequence[tuple[str, str]]) -> Text:
     """Sentences to a paragraph."""
     return {"en": " ".join(en for en, _ in said), "zh": "".join(zh for _, zh in said)}
+
+
+def listed(said: Sequence[tuple[str, str]]) -> Text:
+    """Sentences to a list, a line each: where a paragraph would be too long to read."""
+    return {"en": "\n".join(f"- {en}" for en, _ in said), "zh": "\n".join(f"- {zh}" for _, zh in said)}
 
 
 def write(outcome: Outcome, folder: Path) -> None:

@@ -80,7 +80,7 @@ def _page(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
         title = html.escape(o["title"][language])
         keys = list(o["columns"])
         rows = [[o["columns"][k][language] for k in keys], *([show(row.get(k)) for k in keys] for row in o["rows"])]
-        body += [f"<h2>{title}</h2>", f"<p>{html.escape(o['verdict'][language])}</p>"]
+        body += [f"<h2>{title}</h2>", _said(o["verdict"][language])]
         body += [f'<img alt="{title}" src="data:image/png;base64,{picture}">', _table(rows)]
         if o["excluded"]:
             left = "; ".join(f"{name} ({why})" for name, why in o["excluded"])
@@ -90,6 +90,14 @@ def _page(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
         f'<!doctype html>\n<html lang="{language}"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{word['title']}</title><style>{_STYLE}</style>\n" + "\n".join(body) + "\n</html>\n"
     )
+
+
+def _said(verdict: str) -> str:
+    """A paragraph, or a list where every line begins with "- "."""
+    lines = [html.escape(line) for line in verdict.split("\n")]
+    if all(line.startswith("- ") for line in lines):
+        return "<ul>" + "\n".join(f"<li>{line[2:]}</li>" for line in lines) + "</ul>"
+    return f"<p>{' '.join(lines)}</p>"
 
 
 def _table(rows: list[list[str]]) -> str:

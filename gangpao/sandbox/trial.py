@@ -191,6 +191,7 @@ def train_config(lab: Lab, spec: Spec) -> TrainConfig:
         branch_from=str(parent) if parent else None,
         stages=_stages(lab, spec),
         seq_len=c.seq_len,
+        shuffle_rows=c.shuffle_rows,
         batch_tokens=spec.batch_tokens,
         micro_batch_size=micro,
         optimizer=OptimizerConfig(kind=spec.optimizer, lr=spec.lr * resolved.lr_factor, weight_decay=spec.weight_decay),

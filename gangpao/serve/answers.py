@@ -30,11 +30,10 @@ MAX_CHARS = 4_000_000
 
 
 @contextlib.contextmanager
-def place(loaded: Loaded, queue: int) -> Iterator[None]:
+def place(loaded: Loaded) -> Iterator[None]:
     """A place for a request that is being prepared. Raises ApiError (429) where too many wait."""
-    counters = loaded.scheduler.counters
-    if counters.waiting + loaded.preparing >= queue:
-        counters.refused += 1
+    if loaded.scheduler.full(loaded.preparing):
+        loaded.scheduler.counters.refused += 1
         raise busy(loaded.scheduler.retry_after())
     loaded.preparing += 1
     try:
@@ -43,9 +42,9 @@ def place(loaded: Loaded, queue: int) -> Iterator[None]:
         loaded.preparing -= 1
 
 
-async def prepare(loaded: Loaded, queue: int, work: Callable[..., T], *args: Any) -> T:
+async def prepare(loaded: Loaded, work: Callable[..., T], *args: Any) -> T:
     """work(*args) in a thread, within the queue's bounds. A ValueError of it becomes ApiError (400)."""
-    with place(loaded, queue):
+    with place(loaded):
         try:
             return await asyncio.to_thread(work, *args)
         except ValueError as error:
@@ -68,6 +67,12 @@ def check_text(loaded: Loaded, size: int) -> None:
     fewest = size // loaded.longest_piece
     if fewest >= loaded.engine.context:
         check_length(loaded, fewest)
+
+
+def check_count(places: int, count: int) -> None:
+    """Raises ApiError (400) for more answers to one request than there are places in batch and queue together."""
+    if count > places:
+        raise ApiError(400, f"n: {count} answers to one request are more than the {places} of this server", param="n")
 
 
 def check_size(size: int) -> None:

@@ -10,13 +10,12 @@ The first model is loaded in the background as soon as the server listens; until
 import asyncio
 import contextlib
 import errno
-import importlib
-import importlib.util
 import logging
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -24,17 +23,19 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gangpao.serve import guard, openai, openapi
+from gangpao.serve import anthropic, guard, ollama, openai, openapi, pages, responses
 from gangpao.serve.errors import ApiError
 from gangpao.serve.server import Server, Settings
-from gangpao.serve.stream import Json
+from gangpao.serve.stream import ClientGone, Json
 
 log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
 GRACE_S = 30.0
+THREADS = 32
+FIRST_REQUEST_S = 30.0
 CLOSE_S = 5.0  # for what the grace period left
 
 
@@ -44,6 +45,8 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # Threads wait here for a hostile chat template; there must be some left for the others.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "prepare"))
         tasks = [asyncio.create_task(server.hub.start(on_ready)), asyncio.create_task(server.hub.sweep())]
         try:
             yield
@@ -53,18 +56,25 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.hub.close(CLOSE_S)
 
-    others, public = _others(server)
+    faces = (anthropic, responses, ollama)
+    described = {path: what for face in faces for path, what in face.OPERATIONS.items()}
+    others = [route for module in (*faces, pages) for route in module.routes(server)]
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(), *others],
+        routes=[*openai.routes(server), *openapi.routes(described), *others],
         lifespan=lifespan,
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientGone: _client_gone,
+            Exception: _our_bug,
+        },
     )
     app.state.server = server
     rules = guard.Rules(
         hosts=guard.hosts_of(settings.host, settings.allow_hosts),
         keys=settings.api_keys,
         origins=frozenset(settings.allow_origins),
-        public=settings.public | public,
+        public=settings.public | pages.PUBLIC,
         any_address=settings.host in ("0.0.0.0", "::"),
         max_body=settings.max_body,
         tls=settings.tls,
@@ -72,21 +82,18 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
     return guard.Guard(app, rules, server.metrics)
 
 
-def _others(server: Server) -> tuple[list[Route], frozenset[str]]:
-    """Routes of other APIs' faces, then of the pages; and paths that need no key."""
-    found: list[Route] = []
-    public: frozenset[str] = frozenset()
-    for name in ("anthropic", "responses", "ollama", "pages"):
-        if importlib.util.find_spec(f"gangpao.serve.{name}"):
-            module = importlib.import_module(f"gangpao.serve.{name}")
-            found += module.routes(server)
-            public |= getattr(module, "PUBLIC", frozenset())
-    return found, public
-
-
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return Json(error.body, error.status, headers=error.headers)
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # for the figures; there is nobody to read it
+
+
+async def _our_bug(request: Request, error: Exception) -> Response:
+    found = ApiError(500, f"the server failed at this request; its log says why ({request.state.request_id})")
+    return Json(found.body, found.status)  # the guard writes the log
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -103,7 +110,8 @@ def listen(settings: Settings) -> socket.socket:
     guard.check_binding(settings.host, settings.api_keys)
     host = settings.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named: asyncio sets TCP_NODELAY only then, and without it every answer waits 40 ms for an ACK.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, settings.port))
@@ -121,10 +129,26 @@ def listen(settings: Settings) -> socket.socket:
 def uvicorn_config(app: ASGIApp, *, grace_s: float = GRACE_S, **more: Any) -> uvicorn.Config:
     """How uvicorn runs us: one process, asyncio and h11, our own log."""
     return uvicorn.Config(
-        app, http="h11", loop="asyncio", ws="none", lifespan="on", log_config=None, access_log=False,
+        app, http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(grace_s)), **more,
     )  # fmt: skip
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which has no patience for a connection on which no first request comes."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._first = self.loop.call_later(FIRST_REQUEST_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._first.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if getattr(self, "cycle", None) is None:
+            self.transport.close()
 
 
 class _InThread(uvicorn.Server):
@@ -134,20 +158,25 @@ class _InThread(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def running(server: Server, *, wait_s: float = 60.0, grace_s: float = 5.0) -> Iterator[str]:
-    """Run a server in a thread on its address and give its base URL, when its first model is loaded (or failed to)."""
+def running(
+    server: Server, *, ready: bool = True, wait_s: float = 60.0, grace_s: float = 5.0, **more: Any
+) -> Iterator[str]:
+    """Run a server in a thread on its address and give its base URL; when `ready`, after its first model is loaded (or failed to).
+
+    more: options of uvicorn, for example the files of a certificate.
+    """
     bound = listen(server.settings)
-    runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s))
+    runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s, **more))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[bound])), name="server")
     thread.start()
     try:
         until = time.monotonic() + wait_s
-        while not runner.started or server.hub.state == "loading":
+        while not runner.started or (ready and server.hub.state == "loading"):
             if not thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError(f"the server did not start within {wait_s:.0f} s; the log says why")
             time.sleep(0.01)
         host, port = bound.getsockname()[:2]
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield f"{'https' if server.settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         runner.should_exit = True
         thread.join()

@@ -17,14 +17,14 @@ from typing import Any
 
 from gangpao.engine.answer import FinishReason, Piece
 from gangpao.engine.generate import Engine
-from gangpao.engine.jobs import Constraint, Request
-from gangpao.serve import answers, images
+from gangpao.engine.jobs import Request
+from gangpao.serve import answers, constrain, images, tools
 from gangpao.serve.answers import Answers
+from gangpao.serve.constrain import GrammarConstraint
 from gangpao.serve.errors import ApiError
 from gangpao.serve.hub import Loaded
 from gangpao.serve.schema import ChatMessage, ChatRequest, Part, parse, unknown
 from gangpao.serve.server import Server
-from gangpao.text.chat import Message
 
 log = logging.getLogger("gangpao.serve")
 
@@ -65,12 +65,10 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
         for i in range(len(choices)):
             yield chunk(i, {"role": "assistant", "content": "", "refusal": None})
         async for i, piece in running:
-            logprobs = choices[i].logprobs_of(piece)
             for delta in choices[i].hear(piece):
-                yield chunk(i, delta, logprobs=logprobs)
-                logprobs = None
+                yield chunk(i, delta, logprobs=choices[i].new_logprobs())
             if piece.finish_reason:
-                last = chunk(i, {}, logprobs=logprobs, finish_reason=choices[i].finish_reason)
+                last = chunk(i, {}, logprobs=choices[i].new_logprobs(), finish_reason=choices[i].finish_reason)
                 yield {**last, "timings": answers.timings(server, running.handles)}
         _measure(server, running)
         if asked.usage_wanted:
@@ -100,6 +98,7 @@ def _parse(body: dict[str, Any]) -> ChatRequest:
 
 async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: str) -> list[Request]:
     engine = loaded.engine
+    answers.check_count(server.settings.places, asked.n or 1)
     params = asked.params(
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None, max_tokens=asked.max_completion_tokens
     )
@@ -109,7 +108,15 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
     each = answers.choices_of(params, asked.n or 1)
     rules = await _constraints(server, loaded, asked, len(each))
     return [
-        Request(ids, p, stop=engine.template.stop, client=client, constraint=rule)
+        # Where a grammar says all of the answer it also says the end: a turn's mark in a JSON string is only text.
+        Request(
+            ids,
+            p,
+            stop=() if rule and rule.whole else engine.template.stop,
+            client=client,
+            constraint=rule,
+            speculate=asked.speculate is not False,
+        )
         for p, rule in zip(each, rules, strict=True)
     ]
 
@@ -162,34 +169,23 @@ async def _look(server: Server, part: Part, where: str) -> None:
 
 async def _encode(server: Server, loaded: Loaded, asked: ChatRequest, messages: list[dict[str, Any]]) -> list[int]:
     def work(engine: Engine) -> list[int]:
-        plain: list[Message]
-        if asked.tools or any("tool_calls" in m or m["role"] == "tool" for m in messages):
-            from gangpao.serve import tools
+        return tools.encode(engine, messages, asked.tools, asked.tool_choice)
 
-            plain = tools.render(
-                engine, messages, asked.tools, asked.tool_choice, asked.parallel_tool_calls is not False
-            )
-        else:
-            plain = [Message(role=m["role"], content=m["content"]) for m in messages]
-        return engine.template.encode(engine.tokenizer, plain)
-
-    return await answers.prepare(loaded, server.settings.queue, work, loaded.engine)
+    return await answers.prepare(loaded, work, loaded.engine)
 
 
-async def _constraints(server: Server, loaded: Loaded, asked: ChatRequest, n: int) -> list[Constraint | None]:
+async def _constraints(server: Server, loaded: Loaded, asked: ChatRequest, n: int) -> list[GrammarConstraint | None]:
     if not asked.response_format and not asked.tools:
         return [None] * n
 
-    def work() -> list[Constraint | None]:
-        from gangpao.serve import constrain
-
+    def work() -> list[GrammarConstraint | None]:
         parallel = asked.parallel_tool_calls is not False
         return [
             constrain.constraint_for(loaded.engine, asked.response_format, asked.tools, asked.tool_choice, parallel)
             for _ in range(n)
         ]
 
-    return await answers.prepare(loaded, server.settings.queue, work)
+    return await answers.prepare(loaded, work)
 
 
 # --- an answer
@@ -213,8 +209,6 @@ def _measure(server: Server, running: Answers) -> None:
 def _parser(asked: ChatRequest) -> Any:
     if not asked.tools or asked.tool_choice == "none":
         return None
-    from gangpao.serve import tools
-
     return tools.ToolParser(asked.tools, asked.tool_choice)
 
 
@@ -235,11 +229,12 @@ class _Choice:
         called = self._parser is not None and self._parser.called
         return "tool_calls" if called and self._reason == "stop" else self._reason
 
-    def logprobs_of(self, piece: Piece) -> dict[str, Any] | None:
-        """A piece's log-probabilities for a chunk."""
-        if self._logprobs is None or not piece.logprobs:
+    def new_logprobs(self) -> dict[str, Any] | None:
+        """The log-probabilities that no chunk carried yet: also those of text that is still held back."""
+        if not self._logprobs:
             return None
-        return {"content": answers.chat_logprobs(self._tokenizer, piece.logprobs), "refusal": None}
+        found, self._logprobs = self._logprobs, []
+        return {"content": found, "refusal": None}
 
     def hear(self, piece: Piece) -> list[dict[str, Any]]:
         """Take a piece in; the deltas that it makes."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 import uvicorn
@@ -92,17 +92,19 @@ def serve(
     phone: Phone = False,
     engine: EngineName = "native",
 ) -> None:
-    """Serve models over HTTP, to one machine or to many."""
+    """Serve models over an OpenAI-compatible HTTP API."""
     keys = read_keys(api_key, api_key_file)
     guard.check_binding(host, keys)
+    cert = certificate(host, use_tls, tls_cert, tls_key)
+    origins = tuple(o.rstrip("/") for o in allow_origin or ())
     if engine == "vllm":
-        raise typer.Exit(_vllm(model, host, port, keys, extra or []))
+        front = {"host": host, "port": port, "api_keys": keys, "allow_hosts": tuple(allow_host or ()), "grace_s": grace}
+        raise typer.Exit(_vllm(model, extra or [], cert, {**front, "allow_origins": origins}))
     if extra:
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
-    cert = certificate(host, use_tls, tls_cert, tls_key)
     settings = Settings(
         find_models(model), host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
-        allow_origins=tuple(o.rstrip("/") for o in allow_origin or ()), allow_image_hosts=tuple(allow_image_host or ()),
+        allow_origins=origins, allow_image_hosts=tuple(allow_image_host or ()),
         batch=batch, queue=queue, context=context, kv=kv, threads=threads,
         memory=None if memory is None else int(memory * 1e9),
         idle_unload_s=None if idle_unload is None else idle_unload * 60, cost_profile=cost_profile, tls=bool(cert),
@@ -126,7 +128,7 @@ def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
 def find_models(names: list[str] | None) -> dict[str, Path]:
     """Public name -> file, pulled where it is missing. Without names: the best default and everything installed."""
     found: dict[str, Path] = {}
-    asked: list[str | None] = [*(names or [None])]
+    asked: list[str | None] = list(names) if names else [None]
     for given in asked:
         name, path = loading.find_model(given)
         if found.setdefault(name, path) != path:
@@ -150,12 +152,16 @@ def certificate(host: str, make: bool, cert: Path | None, key: Path | None) -> t
     return tls.self_signed([*tls.addresses(), *([] if host in ("0.0.0.0", "::") else [host.strip("[]")])])
 
 
-def _vllm(model: list[str] | None, host: str, port: int, keys: tuple[str, ...], extra: list[str]) -> int:
+def _vllm(model: list[str] | None, extra: list[str], cert: tuple[Path, Path] | None, front: dict[str, Any]) -> int:
     from gangpao.serve import vllm
 
     if not model or len(model) != 1:
         raise ValueError("--engine vllm serves one model: -m FOLDER, an exported Hugging Face folder")
-    return vllm.run(model[0], host=host, port=port, api_keys=keys, extra=extra)
+    return vllm.run(model[0], extra=extra, tls_files=_ssl(cert), **front)
+
+
+def _ssl(cert: tuple[Path, Path] | None) -> dict[str, str]:
+    return {"ssl_certfile": str(cert[0]), "ssl_keyfile": str(cert[1])} if cert else {}
 
 
 # --- running
@@ -183,8 +189,7 @@ def _run(settings: Settings, cert: tuple[Path, Path] | None, grace: float, phone
         from gangpao.serve import pages
 
         print(pages.phone_notice(url, server), flush=True)
-    files = {"ssl_certfile": str(cert[0]), "ssl_keyfile": str(cert[1])} if cert else {}
-    config = app.uvicorn_config(app.make_app(server, on_ready=ready), grace_s=grace, **files)
+    config = app.uvicorn_config(app.make_app(server, on_ready=ready), grace_s=grace, **_ssl(cert))
     runner = _Runner(config)
     try:
         asyncio.run(runner.serve(sockets=[bound]))

@@ -97,10 +97,15 @@ async def _requests(
     prompts = inputs(asked.prompt, "prompt", MAX_N)
     if len(prompts) * n > MAX_N:
         raise ApiError(400, f"{len(prompts)} prompts times n = {n} are more than {MAX_N} answers", param="n")
+    answers.check_count(server.settings.places, len(prompts) * n)
     ids = await to_ids(server, loaded, prompts, "prompt")
     for one in ids:
         answers.check_length(loaded, len(one))
-    requests = [Request(one, p, client=client, continues=True) for one in ids for p in answers.choices_of(params, n)]
+    requests = [
+        Request(one, p, client=client, continues=True, speculate=asked.speculate is not False)
+        for one in ids
+        for p in answers.choices_of(params, n)
+    ]
     tokenizer = loaded.engine.tokenizer
     heads = [
         (p if isinstance(p, str) else tokenizer.decode(p, keep_special=True)) if asked.echo else ""
@@ -137,7 +142,7 @@ async def to_ids(server: Server, loaded: Loaded, prompts: Sequence[str | list[in
             out.append(ids)
         return out
 
-    return await answers.prepare(loaded, server.settings.queue, work, loaded.engine)
+    return await answers.prepare(loaded, work, loaded.engine)
 
 
 def check_ids(engine: Engine, ids: Sequence[int], name: str) -> None:
@@ -225,7 +230,7 @@ async def tokenize(server: Server, body: dict[str, Any]) -> dict[str, Any]:
 
     async with server.hub.use(asked.model) as loaded:
         answers.check_size(len(text or "") + sum(len(m["content"]) for m in messages))
-        ids = await answers.prepare(loaded, server.settings.queue, work, loaded.engine)
+        ids = await answers.prepare(loaded, work, loaded.engine)
         out: dict[str, Any] = {"count": len(ids), "max_model_len": loaded.engine.context, "tokens": ids}
         if asked.with_pieces:
             out["pieces"] = [answers.token_text(loaded.engine.tokenizer, i) for i in ids]
@@ -241,5 +246,5 @@ async def detokenize(server: Server, body: dict[str, Any]) -> dict[str, Any]:
         return engine.tokenizer.decode(asked.tokens, keep_special=True, start=False)
 
     async with server.hub.use(asked.model) as loaded:
-        text = await answers.prepare(loaded, server.settings.queue, work, loaded.engine)
+        text = await answers.prepare(loaded, work, loaded.engine)
     return {"prompt": text, "content": text}

@@ -141,7 +141,9 @@ class Hub:
             self._waiting += 1
             try:
                 # Shielded: that a client left is no reason to throw half a model away, others wait for it.
-                await asyncio.shield(asyncio.ensure_future(self.load(name)))
+                task = asyncio.ensure_future(self.load(name))
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                await asyncio.shield(task)
             finally:
                 self._waiting -= 1
 

@@ -8,11 +8,12 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from gangpao import catalog, cost, machine
+from gangpao.engine.answer import Stats
 from gangpao.engine.cache import KVType
-from gangpao.engine.generate import Engine, Generation
+from gangpao.engine.generate import Engine
 from gangpao.log import Progress
 from gangpao.pull import pull
 
@@ -56,6 +57,14 @@ def find_model(model: str | None) -> tuple[str, Path]:
     return model, catalog.resolve(model)
 
 
+class Answered(Protocol):
+    """Anything that has the counts and seconds of an answer."""
+
+    @property
+    def stats(self) -> Stats:
+        """Counts and seconds so far."""
+
+
 class Meter:
     """Turns seconds of this machine into yuan, by the cost profile of that name or the default one."""
 
@@ -66,13 +75,15 @@ class Meter:
         """Price of that much machine time."""
         return cost.yuan(self._profile, seconds)
 
-    def line(self, run: Generation) -> str:
+    def line(self, run: Answered) -> str:
         """Figures of one answer."""
-        stats = run.stats
-        return (
-            f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after {stats.ttft_s:.2f} s · "
-            f"{show_yuan(self.yuan(stats.seconds))}"
-        )
+        return figures(run.stats, self.yuan(run.stats.seconds))
+
+
+def figures(stats: Stats, yuan: float | None) -> str:
+    """The line under an answer; yuan is None where nobody says what the machine costs."""
+    line = f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after {stats.ttft_s:.2f} s"
+    return line if yuan is None else f"{line} · {show_yuan(yuan)}"
 
 
 def show_yuan(amount: float) -> str:
@@ -96,8 +107,13 @@ def dim(text: str) -> str:
 def show(text: str) -> None:
     """A piece of an answer to stdout, at once. On a terminal without control characters, which a model may have learnt
     or been talked into: an escape sequence could rewrite the screen or the window's title."""
-    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.write(plain(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def plain(text: str) -> str:
+    """Text without control characters, except for tab and newline."""
+    return text.translate(_CONTROL)
 
 
 _CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}

@@ -4,6 +4,7 @@ Tests throw requests made from this document at the server (schemathesis). Answe
 fields of answers are OpenAI's and are not written down a second time here.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -29,6 +30,7 @@ _GETS = {
     "/health": "200 when the server answers, 503 while it is loading its model.",
     "/openapi.json": "This document.",
 }
+_STREAMS = ("/v1/chat/", "/v1/completions")
 _ERRORS = {
     "400": "The request is wrong; param says where.",
     "401": "An API key is needed.",
@@ -39,29 +41,36 @@ _ERRORS = {
 }
 
 
-def routes() -> list[Route]:
-    """The document's route."""
+Operations = Mapping[str, tuple[type[BaseModel], str]]
+
+
+def routes(others: Operations) -> list[Route]:
+    """The document's route. others: POST routes of other APIs by path: what checks the body, and a sentence."""
 
     async def show(request: Request) -> Response:
-        return Json(document())
+        return Json(document(others))
 
     return [Route("/openapi.json", show, methods=["GET"])]
 
 
-def document() -> dict[str, Any]:
+def document(others: Operations) -> dict[str, Any]:
     """The whole description."""
-    kinds: list[type[BaseModel]] = [*(kind for kind, _ in _POSTS.values()), schema.ErrorBody]
-    _, definitions = models_json_schema(
-        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
+    posts = {**_POSTS, **others}
+    kinds: list[type[BaseModel]] = [*(kind for kind, _ in posts.values()), schema.ErrorBody]
+    names, definitions = models_json_schema(
+        [(kind, "validation") for kind in dict.fromkeys(kinds)], ref_template="#/components/schemas/{model}"
     )
-    paths: dict[str, Any] = {path: {"post": _operation(path, text, kind)} for path, (kind, text) in _POSTS.items()}
+    refs = {kind: names[kind, "validation"] for kind in kinds}
+    paths: dict[str, Any] = {}
+    for path, (kind, text) in posts.items():
+        error = {"type": "object"} if path in others else refs[schema.ErrorBody]
+        paths[path] = {"post": _operation(path, text, error, stream=path.startswith(_STREAMS) or path in others)}
+        paths[path]["post"]["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[kind]}}}
     for path, text in _GETS.items():
-        paths[path] = {"get": _operation(path, text, None)}
+        paths[path] = {"get": _operation(path, text, refs[schema.ErrorBody])}
+    plain = {"text/plain": {"schema": {"type": "string"}}}
     paths["/metrics"] = {
-        "get": {
-            "summary": "Figures for Prometheus.",
-            "responses": {"200": {"description": "Text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-        }
+        "get": {"summary": "Figures for Prometheus.", "responses": {"200": {"description": "Text.", "content": plain}}}
     }
     return {
         "openapi": "3.1.0",
@@ -75,26 +84,19 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(path: str, text: str, kind: type[BaseModel] | None) -> dict[str, Any]:
+def _operation(path: str, text: str, error: dict[str, Any], *, stream: bool = False) -> dict[str, Any]:
     media: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    if kind in (schema.ChatRequest, schema.CompletionRequest):
-        media["text/event-stream"] = {"schema": {"type": "string"}}
-    error = {"application/json": {"schema": _ref(schema.ErrorBody)}}
+    if stream:
+        media |= {kind: {"schema": {"type": "string"}} for kind in ("text/event-stream", "application/x-ndjson")}
     responses: dict[str, Any] = {"200": {"description": "The answer.", "content": media}}
     if path == "/health":
         responses["503"] = {"description": _ERRORS["503"], "content": media}
     else:
-        responses |= {status: {"description": text, "content": error} for status, text in _ERRORS.items()}
+        content = {"application/json": {"schema": error}}
+        responses |= {status: {"description": text, "content": content} for status, text in _ERRORS.items()}
     operation: dict[str, Any] = {"summary": text, "responses": responses}
-    if kind is not None:
-        body = {"application/json": {"schema": _ref(kind)}}
-        operation["requestBody"] = {"required": True, "content": body}
     if "{name}" in path:
         operation["parameters"] = [
             {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         ]
     return operation
-
-
-def _ref(kind: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{kind.__name__}"}

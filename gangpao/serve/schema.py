@@ -75,6 +75,7 @@ class Sampling(Body):
     logit_bias: dict[str, float] | None = Field(
         None, max_length=MAX_LOGIT_BIAS, description="Token id, written as a string -> -100 to 100, added to its logit."
     )
+    speculate: bool | None = Field(None, description="Try drafts from the text so far; they never change the answer.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

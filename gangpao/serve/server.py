@@ -39,6 +39,11 @@ class Settings:
     tls: bool = False
     public: frozenset[str] = field(default=frozenset({"/health"}))
 
+    @property
+    def places(self) -> int:
+        """Answers that may run or wait together, for each model."""
+        return self.batch + self.queue
+
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("a server needs at least one model: -m NAME")

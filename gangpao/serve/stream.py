@@ -20,6 +20,7 @@ from gangpao.serve.errors import ApiError
 T = TypeVar("T")
 log = logging.getLogger("gangpao.serve")
 
+MAX_VALUES = 2_000_000
 DONE = b"data: [DONE]\n\n"
 
 
@@ -53,6 +54,9 @@ async def read_json(request: Request) -> dict[str, Any]:
         raw = await request.body()
     except ClientDisconnect:
         raise ClientGone from None
+    # A value takes far more memory than its characters do; commas inside texts count, too, which is harmless.
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise ApiError(400, f"the body has more than {MAX_VALUES} values", code="invalid_json")
     try:
         found = json.loads(raw, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # also what is not UTF-8
@@ -145,6 +149,7 @@ class _Frames(Response):
     async def _pump(self, send: Send) -> None:
         async def put(frame: bytes) -> None:
             await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await asyncio.sleep(0)  # when many are ready at once: others have their turn, and a hang-up is heard
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await put(self._first)

@@ -5,6 +5,9 @@ of figures. Lines that begin with / are commands, one method each. Ctrl-C ends t
 the prompt it has to come twice. Without a terminal on stdin one built-in question is answered instead, so that
 `make chat </dev/null` proves that everything works.
 
+Who answers is a Talk: an engine in this process (Local), or with --connect any server that speaks OpenAI's API
+(connect.py). The loop is the same.
+
 What it gives up: no full-screen interface, so the terminal's own scrollback, copy and search keep working.
 """
 
@@ -14,13 +17,17 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Any
 
-from gangpao.engine.generate import Engine, Generation
+import typer
+
 from gangpao.engine.sample import SamplingParams
 from gangpao.serve import loading
 from gangpao.serve import options as opt
-from gangpao.serve.conversation import Conversation
+from gangpao.serve.conversation import Conversation, Run, Talk
 
 DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
 HISTORY_LINES = 1000
@@ -36,7 +43,27 @@ A line ending in \\ goes on in the next one; \"\"\" begins and ends a block of l
 Begin with a space to say something that starts with /. Ctrl-C ends an answer."""
 
 
+Connect = Annotated[
+    str | None,
+    typer.Option(
+        "--connect", metavar="URL", help="Talk with a server that speaks OpenAI's API; --model is its name there."
+    ),
+]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", help="The server's API key; OPENAI_API_KEY of the environment if not given.")
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="Certificate (PEM) to trust: the server's own, or its authority's."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Do not check the server's certificate.")]
+# Options that belong to a model in this process, and those that belong to a server.
+LOCAL_ONLY = ("threads", "context", "kv", "cost_profile")
+REMOTE_ONLY = ("api_key", "ca", "insecure")
+
+
 def chat(
+    ctx: typer.Context,
     model: opt.Model = None,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
@@ -50,30 +77,93 @@ def chat(
     context: opt.Context = None,
     kv: opt.Kv = "f16",
     cost_profile: opt.CostProfile = None,
+    connect: Connect = None,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    insecure: Insecure = False,
 ) -> None:
     """Talk with a model in the terminal."""
+    given = _given(ctx)
+    check_sides(given)
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         seed=seed, max_tokens=max_tokens,
     )  # fmt: skip
-    meter = loading.Meter(cost_profile)
-    engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads)
-    session = Chat(engine, params, meter, system)
+    if connect is not None:
+        from gangpao.serve import connect as remote
+
+        asked = {f.name: getattr(params, f.name) for f in fields(params) if f.name in given}
+        with closing(
+            remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
+        ) as talk:
+            converse(talk)
+    else:
+        meter = loading.Meter(cost_profile)
+        engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads)
+        converse(Local(engine, params, meter=meter, system=system))
+
+
+def converse(talk: Talk) -> None:
+    """Answer what is typed, or without a terminal one built-in question."""
+    session = Chat(talk)
     if sys.stdin.isatty():
         session.loop()
-    else:
-        print("stdin is not a terminal, so here is one built-in question (`gangpao run -` answers a piped one).")
-        print(f"> {DEMO}")
-        session.answer(DEMO)
+        return
+    print("stdin is not a terminal, so here is one built-in question (`gangpao run -` answers a piped one).")
+    print(f"> {DEMO}")
+    if not session.answer(DEMO):
+        raise typer.Exit(2)
+
+
+def _given(ctx: Any) -> set[str]:
+    """The options on the command line. (Any: typer's context has moved between its versions.)"""
+    return {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+
+
+def check_sides(given: set[str]) -> None:
+    """Raises ValueError for options of a model here together with --connect, or of a server without it."""
+    wrong = given & set(LOCAL_ONLY if "connect" in given else REMOTE_ONLY)
+    if wrong:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
+        why = "a model in this process, not a server's" if "connect" in given else "a server: give --connect URL, too"
+        raise ValueError(f"{names}: only for {why}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Local(Conversation):
+    """A conversation with an engine of this process, and what its answers cost here."""
+
+    meter: loading.Meter
+
+    def greeting(self) -> str:
+        """Who answers, in one line."""
+        return f"{self.engine.name}, context {self.engine.context} tokens"
+
+    def figures(self, run: Run) -> str:
+        """What the answer took, in one line."""
+        return self.meter.line(run)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The model, its kernels, and how full its context is."""
+        engine = self.engine
+        return [
+            ("model", f"{engine.name} ({engine.model.config.architecture}), {loading.kernels_line()}"),
+            ("context", f"{self.cached_tokens} of {engine.context} tokens, KV {engine.kv_dtype}"),
+        ]
+
+    def costs(self, seconds: float) -> list[tuple[str, str]]:
+        """Memory in use, and the price of `seconds` of this machine."""
+        return [
+            ("memory", f"{loading.rss_mb():.0f} MB"),
+            ("cost", f"{loading.show_yuan(self.meter.yuan(seconds))} ({self.meter.name})"),
+        ]
 
 
 class Chat:
     """One conversation with its totals. Prints to stdout."""
 
-    def __init__(self, engine: Engine, params: SamplingParams, meter: loading.Meter, system: str = "") -> None:
-        self.engine = engine
-        self.meter = meter
-        self.conversation = Conversation(engine, params, system)
+    def __init__(self, conversation: Talk) -> None:
+        self.conversation = conversation
         self.answers = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -83,7 +173,7 @@ class Chat:
     def loop(self) -> None:
         """Read and answer until the user leaves."""
         prompt = _line_editor()
-        print(loading.dim(f"{self.engine.name}, context {self.engine.context} tokens. /help lists commands."))
+        print(loading.dim(f"{self.conversation.greeting()}. /help lists commands."))
         interrupted = False
         while True:
             try:
@@ -105,30 +195,36 @@ class Chat:
             elif text.strip():
                 self.answer(text.strip())
 
-    def answer(self, text: str) -> None:
-        """Stream the answer to one question; Ctrl-C ends it and keeps what was said."""
+    def answer(self, text: str) -> bool:
+        """Stream the answer to one question; Ctrl-C ends it and keeps what was said. False after an error, which is shown."""
         try:
             run = self.conversation.ask(text, _prefill_progress if sys.stdout.isatty() else None)
         except ValueError as error:
             print(f"error: {error}")
-            return
+            return False
         except KeyboardInterrupt:
-            return
+            print()
+            return True
         if self.conversation.dropped:
             print(loading.dim(f"(dropped the {self.conversation.dropped} oldest messages: the context is full)"))
-        stopped = False
+        stopped, failure = False, ""
         try:
             for piece in run:
                 loading.show(piece.text)
         except KeyboardInterrupt:
             stopped = True
+        except ValueError as error:
+            failure = str(error)
         finally:
             self.conversation.keep(run)
         print("" if run.text.endswith("\n") else "\n", end="")
         self._count(run)
-        print(loading.dim(self.meter.line(run) + (" · stopped" if stopped else "")))
+        print(loading.dim(self.conversation.figures(run) + (" · stopped" if stopped else "")))
+        if failure:
+            print(f"error: {failure}")
+        return not failure
 
-    def _count(self, run: Generation) -> None:
+    def _count(self, run: Run) -> None:
         self.answers += 1
         self.tokens += run.stats.completion_tokens
         self.seconds += run.stats.seconds
@@ -167,14 +263,9 @@ class Chat:
     def _stats(self, _: str) -> str:
         speed = self.decode_steps / self.decode_s if self.decode_s else 0.0
         rows = [
-            ("model", f"{self.engine.name} ({self.engine.model.config.architecture}), {loading.kernels_line()}"),
-            (
-                "context",
-                f"{self.conversation.cached_tokens} of {self.engine.context} tokens, KV {self.engine.kv_dtype}",
-            ),
+            *self.conversation.facts(),
             ("answers", f"{self.answers}, {self.tokens} tokens, {speed:.1f} tok/s"),
-            ("memory", f"{loading.rss_mb():.0f} MB"),
-            ("cost", f"{loading.show_yuan(self.meter.yuan(self.seconds))} ({self.meter.name})"),
+            *self.conversation.costs(self.seconds),
         ]
         return "\n".join(f"{name:8} {value}" for name, value in rows)
 

@@ -8,19 +8,20 @@ ids stable: the prompt of one turn is a prefix of the next one's, and the cache 
 
 Known formats are data (families.py). A template we do not recognise (recognise.py) runs in a process of its own
 (template_worker.py); contents go in with the first character of every control token replaced by a private one, which
-is turned back after the control tokens have been found.
+is turned back after the control tokens have been found. A conversation with tools goes through tools.py first.
 
-What it gives up: tools, images, and marks that are ordinary text inside a foreign template.
+What it gives up: images, and marks that are ordinary text inside a foreign template.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from gangpao.text import recognise, template_worker
 from gangpao.text.families import BY_NAME, Family
 from gangpao.text.rendering import Part, render_parts
 from gangpao.text.tokenizer import Tokenizer
+from gangpao.text.tools import CALL, MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
 from gangpao.text.vocabulary import SpecialFinder
 
 
@@ -29,6 +30,9 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+Messages = Sequence[Mapping[str, Any]]  # Message, or with tools OpenAI's: role tool, and tool_calls of an assistant
 
 
 class Masked(NamedTuple):
@@ -40,7 +44,7 @@ class Masked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat format: a family of ours, or a foreign template's source with its special pieces as text."""
+    """A chat format: a family of ours, or a foreign one; a template's source with its special pieces as text, if it has one."""
 
     name: str
     family: Family | None = None
@@ -76,49 +80,67 @@ class ChatTemplate:
             family = found
         # A mark that is no token in this vocabulary has to be looked for in the text.
         as_text = () if tokenizer.id_of(family.end) in tokenizer.end_ids else (family.end.strip(),)
-        return cls(family.name, family, special=special, stop=(*family.stop, *filter(None, as_text)))
+        return cls(family.name, family, source, special, stop=(*family.stop, *filter(None, as_text)))
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Messages, *, tools: Tools | None = None, add_generation_prompt: bool = True) -> str:
         """The conversation as text, for reading; BOS only where the format itself writes it.
 
-        Raises ValueError for a role or an order of roles that the format does not have.
+        tools: functions the model may call, as OpenAI describes them. Raises ValueError for a role or an order of roles that
+        the format does not have.
         """
-        _check(messages)
+        plan = self._plan(messages, tools)
         if self.family is not None:
-            return "".join(part.text for part in render_parts(self.family, messages, add_generation_prompt))
-        return self._render_foreign(messages, add_generation_prompt)
+            return "".join(part.text for part in render_parts(self.family, plan.messages, add_generation_prompt))
+        return self._render_foreign(plan, add_generation_prompt, lambda text: text)
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: Tokenizer,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """Prompt ids, BOS included where the model wants one. Raises ValueError as `render` does."""
-        _check(messages)
+        plan = self._plan(messages, tools)
         if self.family is not None:
-            parts = render_parts(self.family, messages, add_generation_prompt)
-            return _encode_parts(tokenizer, self.family, parts).ids
-        return self._encode_foreign(tokenizer, messages, add_generation_prompt)
+            parts = render_parts(self.family, plan.messages, add_generation_prompt)
+            return _encode_parts(tokenizer, (*self.family.text_marks, *plan.marks), parts).ids
+        return self._encode_foreign(tokenizer, plan, add_generation_prompt)
 
-    def encode_with_mask(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> Masked:
+    def encode_with_mask(self, tokenizer: Tokenizer, messages: Messages, *, tools: Tools | None = None) -> Masked:
         """Ids of a finished conversation for training, and their mask (equally long).
 
         A format whose turns end in nothing (MiniCPM) gets EOS after its last answer. Raises ValueError for a foreign
         template, which does not say whose words are whose.
         """
-        _check(messages)
+        plan = self._plan(messages, tools)
         if self.family is None:
             raise ValueError("a loss mask needs a chat format that gangpao knows; name one, e.g. chatml")
-        masked = _encode_parts(tokenizer, self.family, render_parts(self.family, messages, False))
+        parts = render_parts(self.family, plan.messages, False)
+        masked = _encode_parts(tokenizer, (*self.family.text_marks, *plan.marks), parts)
         if not self.family.end and messages[-1]["role"] == "assistant" and tokenizer.eos_id is not None:
             masked.ids.append(tokenizer.eos_id)
             masked.mask.append(1)
         return masked
 
-    def _render_foreign(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _plan(self, messages: Messages, tools: Tools | None) -> "_Plan":
+        """Checked messages in the roles that this format has."""
+        _check(messages)
+        if not needs_tools(messages, tools):
+            return _Plan(messages)
+        if self.family is None and CALL in (self.source or ""):
+            return _Plan(for_template(messages), tools, MARKS)  # the template says tools itself
+        family = self.family
+        form = OWN if family is None else form_of(self.source, self.special, family)
+        return _Plan(without_tools(messages, tools, form, family), None, MARKS)
+
+    def _render_foreign(self, plan: "_Plan", add_generation_prompt: bool, cover: Callable[[str], str]) -> str:
         assert self.source is not None
         context = {
-            "messages": [{**m, "content": m["content"].encode("utf-8", "replace").decode()} for m in messages],
+            "messages": _covered(plan.messages, cover),
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": _covered(plan.tools, cover),
             "documents": None,
             "bos_token": "",
             "eos_token": "",
@@ -126,20 +148,28 @@ class ChatTemplate:
         }
         return template_worker.shared().render(self.source, context)
 
-    def _encode_foreign(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool
-    ) -> list[int]:
+    def _encode_foreign(self, tokenizer: Tokenizer, plan: "_Plan", add_generation_prompt: bool) -> list[int]:
         assert self.source is not None
-        disguise = _Disguise(tokenizer, [self.source, *(m["content"] for m in messages)])
-        hidden: list[Message] = [{"role": m["role"], "content": disguise.on(m["content"])} for m in messages]
-        text = self._render_foreign(hidden, add_generation_prompt)
+        disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools))])
+        text = self._render_foreign(plan, add_generation_prompt, disguise.on)
         run = _Run(tokenizer)
         for piece in tokenizer.vocabulary.split(text, parse_special=True):
             if isinstance(piece, int):
                 run.put_id(piece, 0)
-            else:
-                run.put_text(disguise.off(piece), 0)
+                continue
+            for part, is_mark in _cut_marks(piece, disguise.marks):
+                put = run.put_letters if is_mark else run.put_text
+                put(disguise.off(part), 0)
         return run.finish().ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be rendered: messages, tools if the template says them itself, and marks that nobody may type."""
+
+    messages: Messages
+    tools: Tools | None = None
+    marks: tuple[str, ...] = ()
 
 
 class _Run:
@@ -157,6 +187,13 @@ class _Run:
             self.cut()
         self._text += text
         self._trained = trained
+
+    def put_letters(self, text: str, trained: int) -> None:
+        """A typed mark keeps its characters, as tokens that no real mark has."""
+        for character in text:
+            self.cut()
+            self.put_text(character, trained)
+        self.cut()
 
     def put_id(self, token: int, trained: int) -> None:
         self.cut()
@@ -184,30 +221,23 @@ class _Run:
         self._out.mask.extend([trained] * (len(self._out.ids) - before))
 
 
-def _encode_parts(tokenizer: Tokenizer, family: Family, parts: Iterable[Part]) -> Masked:
+def _encode_parts(tokenizer: Tokenizer, typed_marks: Iterable[str], parts: Iterable[Part]) -> Masked:
     run = _Run(tokenizer)
-    marks = SpecialFinder(family.text_marks)
+    marks = SpecialFinder(typed_marks)
     for part in parts:
+        trained = int(part.trained)
+        if part.trained and not part.inner:
+            run.cut()
         if part.markup:
             for piece in tokenizer.vocabulary.split(part.text, parse_special=True):
                 if isinstance(piece, int):
-                    run.put_id(piece, int(part.trained))
+                    run.put_id(piece, trained)
                 else:
-                    run.put_text(piece, int(part.trained))
+                    run.put_text(piece, trained)
             continue
-        if part.trained:
-            run.cut()
-        for piece_of_text, is_mark in _cut_marks(part.text, marks):
-            if not is_mark:
-                run.put_text(piece_of_text, int(part.trained))
-                continue
-            # A typed mark that is ordinary text keeps its characters, as tokens that no real mark has.
-            for character in piece_of_text:
-                run.cut()
-                run.put_text(character, int(part.trained))
-            run.cut()
-        if part.trained:
-            run.cut()
+        for text, is_mark in _cut_marks(part.text, marks):
+            put = run.put_letters if is_mark else run.put_text
+            put(text, trained)
     return run.finish()
 
 
@@ -223,16 +253,17 @@ def _cut_marks(text: str, marks: SpecialFinder) -> Iterator[tuple[str, bool]]:
 
 
 class _Disguise:
-    """Control tokens spelled in contents, made unrecognisable and recognisable again: their first character becomes one
-    of Unicode's private ones that occurs in none of `texts`."""
+    """Control tokens (and `marks`) spelled in contents, made unrecognisable and recognisable again: their first character
+    becomes one of Unicode's private ones that occurs in none of `texts`. marks: finds the marks under their disguise."""
 
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-        pieces = [tokenizer.vocabulary.pieces[i] for i in tokenizer.control_ids]
+    def __init__(self, tokenizer: Tokenizer, marks: Sequence[str], texts: Sequence[str]) -> None:
+        pieces = [*(tokenizer.vocabulary.pieces[i] for i in tokenizer.control_ids), *marks]
         self._finder = SpecialFinder(pieces)
         used = set("".join(texts))
         free = (chr(c) for c in range(0xF0000, 0xFFFFE) if chr(c) not in used)
         self._masks = {first: next(free) for first in sorted({piece[0] for piece in pieces})}
         self._back = {ord(mask): first for first, mask in self._masks.items()}
+        self.marks = SpecialFinder([self._masks[mark[0]] + mark[1:] for mark in marks])
 
     def on(self, text: str) -> str:
         while found := self._finder.occurring(text):
@@ -244,15 +275,31 @@ class _Disguise:
         return text.translate(self._back)
 
 
-def _check(messages: Sequence[Message]) -> None:
+def _covered(value: Any, cover: Callable[[str], str]) -> Any:
+    """A JSON-like value with `cover` over every text but markup; lone surrogates, which JSON lacks, become "?"."""
+    if isinstance(value, str):
+        return cover(value.encode("utf-8", "replace").decode())
+    if isinstance(value, Mapping):
+        return {cover(key): _covered(v, cover) for key, v in value.items()}
+    if isinstance(value, Sequence):
+        if value and isinstance(value[0], Part):
+            return "".join(part.text if part.markup else _covered(part.text, cover) for part in value)
+        return [_covered(v, cover) for v in value]
+    return value
+
+
+def _check(messages: Messages) -> None:
     if not messages:
         raise ValueError("a conversation needs at least one message")
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(f"message {i}: role must be system, user or assistant, not {role!r}")
-        if not isinstance(content, str):
+        if role not in ("system", "user", "assistant", "tool"):
+            raise ValueError(f"message {i}: role must be system, user, assistant or tool, not {role!r:.60}")
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise ValueError(f"message {i}: content must be a string, not {type(content).__name__}")
+        before = messages[i - 1] if i else {}
+        if role == "tool" and before.get("role") != "tool" and not before.get("tool_calls"):
+            raise ValueError(f"message {i}: a tool's result must follow the assistant's tool_calls or another result")
 
 
 def _family_by_tokens(tokenizer: Tokenizer, architecture: str) -> Family:

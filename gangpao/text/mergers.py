@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 from gangpao.text.pretokenizers import PreTokenizer
 from gangpao.text.vocabulary import Vocabulary
 
+LONG = 10_000  # characters
+
 
 class Merger(Protocol):
     """What turns text without special pieces into ids."""
@@ -45,7 +47,11 @@ class LibraryMerger:
         self._library = library
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        if len(text) < LONG:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        else:  # only this one lets other threads run meanwhile: a megabyte takes half a second
+            (made,) = self._library.encode_batch_fast([text], add_special_tokens=False)
+            ids = made.ids
         return ids
 
 

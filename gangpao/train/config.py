@@ -123,6 +123,11 @@ class TrainConfig(Frozen):
     upcycle: UpcycleConfig | None = None
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     seq_len: int = Field(default=512, ge=2)
+    shuffle_rows: int = Field(
+        default=1024,
+        ge=1,
+        description="Rows of a source that are shuffled together; as many as it has mix it whole.",
+    )
     batch_tokens: int = Field(
         default=16_384, ge=2, description="Tokens of an optimizer step, over all micro-batches and ranks."
     )

@@ -230,7 +230,7 @@ def _stages(config: TrainConfig, built: Built, wanted: DataConfig) -> list[Stage
     ]  # all checked before the first one runs
 
     def make(i: int, before: dict[str, Any] | None) -> Loader:
-        loader = Loader(parts[i], seq_len=config.seq_len, seed=config.seed)
+        loader = Loader(parts[i], seq_len=config.seq_len, seed=config.seed, window=config.shuffle_rows)
         if before is not None and before.get("seed") == config.seed:
             same = {
                 n: p

@@ -87,6 +87,23 @@ def test_another_cpu_builds_its_own(monkeypatch):
     assert len({plain, peers.cache_dir("native"), peers.cache_dir("without-amx")}) == 3
 
 
+def test_the_servers_are_builds_of_their_own(monkeypatch):
+    peers = load("peers")
+    monkeypatch.setattr(
+        peers.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": "c++ 1.0\n", "returncode": 0})
+    )
+    monkeypatch.setattr(peers, "cpu_flags", lambda: {"avx2"})
+    assert peers.server_variants() == ["server"]
+    # What was measured with llama-bench keeps its key, and so its build.
+    assert peers.recipe("native")["cmake"] == [*peers.CMAKE, ""]
+    monkeypatch.setattr(peers, "cpu_flags", lambda: {"avx2", "amx_int8"})
+    assert peers.server_variants() == ["server", "server-without-amx"]
+    assert len({peers.cache_dir(v) for v in peers.VARIANTS}) == 4
+    command = peers.configure(Path("s"), Path("w"), "server")
+    assert command.index("-DLLAMA_BUILD_SERVER=ON") > command.index("-DLLAMA_BUILD_SERVER=OFF")
+    assert "-DLLAMA_USE_PREBUILT_UI=OFF" in command
+
+
 def measured(ours: list[float], native: list[float], wheel: list[float]):
     load("peers")
     engines, report = load("engines"), load("report")

@@ -11,11 +11,12 @@ import pytest
 
 from gangpao.atomic import write_json
 from gangpao.sandbox import experiment, scaling
-from gangpao.sandbox.config import Size
+from gangpao.sandbox import study as studies
+from gangpao.sandbox.config import Ladder, Size
 from gangpao.sandbox.trial import RESULT, Result, cost_of, key_of
 
 E, A, B, ALPHA, BETA = 0.6, 12.0, 60.0, 0.35, 0.4
-SIZES = (Size(width=32, layers=1), Size(width=48, layers=2), Size(width=64, layers=3), Size(width=96, layers=4))
+SIZES = tuple(Ladder(width=w, layers=n) for w, n in ((32, 1), (48, 2), (64, 3), (96, 4)))
 TOKENS = (51_200, 102_400, 204_800, 409_600)
 TARGET = Size(width=128, layers=6)
 
@@ -86,7 +87,7 @@ def test_one_stable_run_a_size_with_decays_at_every_count(lab):
 
 def test_the_law_is_recovered_without_noise(lab):
     out = scaling.run(with_config(lab), Fake(lab))
-    law = scaling.fits_of(study_of(with_config(lab)))["wsd"].law
+    law = studies.fits_of(study_of(with_config(lab)))["wsd"].law
     for r in out.results:
         if not r.spec.marks:
             assert law.predict(r.N, r.D) == pytest.approx(r.bpb, rel=1e-4)
@@ -96,7 +97,7 @@ def test_the_law_is_recovered_without_noise(lab):
 
 def study_of(lab, **options):
     specs = scaling.specs_of(lab)
-    return scaling.Study(**{kind: [result_of(lab, s, **options) for s in group] for kind, group in specs.items()})
+    return studies.Study(**{kind: [result_of(lab, s, **options) for s in group] for kind, group in specs.items()})
 
 
 def test_costs_are_linear_and_not_quadratic(lab):
@@ -111,7 +112,7 @@ def test_costs_are_linear_and_not_quadratic(lab):
 def test_the_equal_cost_fit_costs_no_more_and_sees_every_direction(lab):
     lab = with_config(lab, cosine=True)
     study = study_of(lab, noise=0.001)
-    fits = scaling.fits_of(study)
+    fits = studies.fits_of(study)
     chosen = fits["equal"].results
     assert sum(r.flops for r in chosen) <= study.flops < sum(r.flops for r in study.cosine)
     assert len({r.N for r in chosen}) >= 3
@@ -119,7 +120,7 @@ def test_the_equal_cost_fit_costs_no_more_and_sees_every_direction(lab):
     left = min(r.flops for r in study.cosine if r not in chosen)
     assert sum(r.flops for r in chosen) + left > study.flops  # nothing more fits
     law = fits["wsd"].law.law
-    rows = np.array([scaling._sensitivity(law, r) for r in study.cosine])
+    rows = np.array([studies._sensitivity(law, r) for r in study.cosine])
     picked = [study.cosine.index(r) for r in chosen]
     worth = np.linalg.slogdet(rows[picked].T @ rows[picked])[1]
     rng = np.random.default_rng(0)
@@ -224,7 +225,7 @@ def test_a_target_that_diverges_has_no_error(lab):
     [
         ({"tokens": (256, 51_200)}, "no stable part or no decay"),
         ({"tokens": (2560, 409_600)}, "within the 32 steps of warmup"),
-        ({"sizes": SIZES[:1]}, "1 sizes and 4 token counts are too few"),
+        ({"sizes": SIZES[:1]}, "1 sizes with 4 token counts in all are too few"),
         ({"targets": (TARGET, TARGET), "target_tokens": (1, 2, 3)}, "3 numbers for 2 targets"),
     ],
 )

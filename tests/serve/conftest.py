@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import SamplingParams
 from gangpao.serve.app import running
 from gangpao.serve.server import Server, Settings
+from tests.engine.tiny import write_tiny
 
 MODEL = "smollm2-135m"
 
@@ -59,3 +61,24 @@ class Reference:
 def reference(model_path: Callable[[str], Path]) -> Reference:
     """What the server's answers are compared with."""
     return Reference(Engine.load(model_path(MODEL), context=2048))
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of some hundred kilobytes."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_path: Path) -> Iterator[Live]:
+    """One server with that model for the whole session: nonsense, and fast."""
+    server = Server(Settings({"tiny": tiny_path}, port=0, batch=4, queue=8, threads=1))
+    with running(server) as base_url:
+        yield Live(base_url, server, "tiny")
+
+
+@pytest.fixture(scope="session")
+def wire() -> Iterator[httpx2.Client]:
+    """A plain HTTP client."""
+    with httpx2.Client(timeout=60, trust_env=False) as client:
+        yield client

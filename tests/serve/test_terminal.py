@@ -18,7 +18,7 @@ import pytest
 
 from gangpao.engine.sample import SamplingParams
 from gangpao.serve import loading
-from gangpao.serve.terminal import Chat, read_question
+from gangpao.serve.terminal import Chat, Local, read_question
 from tests.child import environment
 from tests.engine.fakes import fake_engine
 from tests.engine.tiny import write_tiny
@@ -219,7 +219,7 @@ def test_without_a_terminal_one_question_is_answered(tmp_path):
 
 
 def chat_of(*replies, context=512, **params):
-    return Chat(fake_engine(*replies, context=context), SamplingParams(**params), loading.Meter())
+    return Chat(Local(fake_engine(*replies, context=context), SamplingParams(**params), meter=loading.Meter()))
 
 
 def lines(*given):

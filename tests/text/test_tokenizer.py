@@ -176,3 +176,8 @@ def test_every_pre_tokenizer_loses_nothing(name):
     text = "Hello, y'all!  It's 12345 \t\r\n\n  天气 ½ Ωmega émoji👍🏽 \u3000'LL  "
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert by_name(name).patterns
+
+
+def test_a_long_text_has_the_ids_of_its_parts():
+    text = "hello hello你 <tool>" * 2000  # the library has a way of its own for these
+    assert BPE.encode(text) == BPE.encode("hello hello你 <tool>") * 2000

@@ -76,7 +76,7 @@ static void panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahea
       }
     }
   }
-  for (int t = 0; t < T; ++t) finish(w, out, panel, token + t, acc[t]);
+  for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel, token + t, acc[t]);
 }
 
 // --- many tokens -------------------------------------------------------------------------------------------------

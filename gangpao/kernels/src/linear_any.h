@@ -52,6 +52,12 @@ template <int BITS, Style S>
 static void panels_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int begin, int end) {
   for (int panel = begin; panel < end; ++panel) {
     int t = 0;
+    // With 32 registers one pass serves up to eight tokens; those past a.n are padding, and not stored.
+    if (kTokenTile >= 8 && a.n > 4) {
+      if (a.n > 6) few<BITS, S, 8>(w, a, out, ahead, panel, 0);
+      else few<BITS, S, 6>(w, a, out, ahead, panel, 0);
+      continue;
+    }
     for (; t + 4 <= a.n; t += 4) few<BITS, S, 4>(w, a, out, ahead, panel, t);
     switch (a.n - t) {
       case 1: few<BITS, S, 1>(w, a, out, ahead, panel, t); break;

@@ -64,7 +64,7 @@ static void k_panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ah
     store_pairs<S>(h, pairs);
     for (int t = 0; t < T; ++t) acc[t] = super_step<S>(acc[t], total[t], h.d(), h.dmin(), pairs, in, at + t);
   }
-  for (int t = 0; t < T; ++t) finish(w, out, panel, token + t, acc[t]);
+  for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel, token + t, acc[t]);
 }
 
 // What one superblock's header says, for all tokens.

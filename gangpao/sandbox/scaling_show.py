@@ -1,0 +1,206 @@
+"""What a scaling study found, as a table, sentences and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gangpao.sandbox import fit, plot
+from gangpao.sandbox.coupled import CoupledFit
+from gangpao.sandbox.experiment import Language, Text, listed
+from gangpao.sandbox.study import Fitted, Study, points_of, size_of
+from gangpao.sandbox.trial import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS: dict[str, Text] = {
+    "kind": {"en": "run", "zh": "训练"},
+    "size": {"en": "size", "zh": "尺寸"},
+    "N": {"en": "N", "zh": "N"},
+    "D": {"en": "D, tokens", "zh": "D（token）"},
+    "bpb": {"en": "bpb", "zh": "bpb"},
+    "law": {"en": "the law says", "zh": "规律给出"},
+    "error": {"en": "law's error, %", "zh": "规律误差（%）"},
+    "interval": {"en": "95 % interval", "zh": "95 % 区间"},
+    "flops": {"en": "FLOPs", "zh": "FLOPs"},
+}
+
+
+def rows(study: Study, fits: dict[str, Fitted], tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every run with what the law says of it, then the targets."""
+    fitted = [*_rows("wsd", study.branch, fits["wsd"]), *_rows("cosine", study.cosine, fits.get("cosine"))]
+    return fitted + [_target_row(t) for t in tests]
+
+
+def _rows(kind: str, results: Sequence[Result], fitted: Fitted | None) -> list[dict[str, Any]]:
+    rows = []
+    for r in sorted(results, key=lambda r: (r.N, r.D, r.spec.seed)):
+        law = fitted.law.predict(r.N, r.D) if fitted and fitted.law else None
+        error = 100 * (law / r.bpb - 1) if law is not None and r.bpb is not None else None
+        row = {"kind": kind, "size": size_of(r), "N": r.N, "D": r.D, "bpb": r.bpb}
+        rows.append({**row, "law": law, "error": error, "flops": r.flops})
+    return rows
+
+
+def _target_row(t: dict[str, Any]) -> dict[str, Any]:
+    row = {"kind": f"target, law {t['law']}", "bpb": t["actual"], "law": t["predicted"]}
+    interval = f"{t['low']:.4f} .. {t['high']:.4f}"
+    return {**row, "interval": interval, **{key: t[key] for key in ("size", "N", "D", "error", "flops")}}
+
+
+# --- what is said
+
+
+def verdict(study: Study, fits: dict[str, Fitted], tests: list[dict[str, Any]], noise: fit.Noise | None) -> Text:
+    """A list: what was predicted and came, then the laws, then what it cost."""
+    return listed([*_tests_said(tests, noise), *_law_said(fits, noise), *_cost_said(study, fits)])
+
+
+_NAMES = {
+    "wsd": ("Decays of stable runs", "由稳定段的退火"),
+    "coupled": ("Terms that limit each other", "两项相互制约的规律"),
+    "total": ("With N of all parameters", "若 N 取全部参数"),
+    "cosine": ("All cosine runs", "由全部余弦训练"),
+    "equal": ("Cosine runs of equal cost", "由同等开销的余弦训练"),
+}
+
+
+def _law_said(fits: dict[str, Fitted], noise: fit.Noise | None) -> list[tuple[str, str]]:
+    said = []
+    for name, f in fits.items():
+        en, zh = _NAMES[name]
+        if f.law is None:
+            said.append((f"{en} give no law: {f.why}.", f"{zh}得不到规律：{f.why}。"))
+            continue
+        if isinstance(f.law, CoupledFit):
+            said.append(_coupled_said(f.law))
+            continue
+        law, C = f.law.law, max(6 * p.N * p.D for p in f.law.points)
+        formula = f"L = {law.E:.4g} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}"
+        ranges = ", ".join(
+            f"{key} {low:.3f} .. {high:.3f}" for key in ("alpha", "beta") for low, high in [f.law.bounds(key)]
+        )
+        ratio = "{:.3g} ({:.3g} .. {:.3g})".format(law.ratio(C), *f.law.ratio_interval(C))
+        at, bound = f"6ND = {C:.3g}", ", ".join(f.law.undetermined)
+        en = f"{en} ({len(f.law.points)} points): {formula}, 95 % intervals {ranges}; the best D/N at {at} is {ratio}."
+        zh = f"{zh}（{len(f.law.points)} 个点）：{formula}，95 % 区间 {ranges}；{at} 时最优 D/N 为 {ratio}。"
+        en += f" The points do not determine {bound}: run a wider range." if bound else ""
+        said.append((en, zh + (f"这些点定不出 {bound}：请扩大范围。" if bound else "")))
+    said += _held_out_said(fits["wsd"])
+    if noise is None:
+        en = "One seed: the noise between seeds is not known, and the intervals come from the scatter around the law."
+        return [*said, (en, "只有一个种子：种子间噪声未知，区间来自各点对规律的离散。")]
+    return [
+        *said,
+        (f"Noise between seeds: {noise.sigma:.4f} bits per byte.", f"种子间噪声：每字节 {noise.sigma:.4f} 比特。"),
+    ]
+
+
+def _coupled_said(law: CoupledFit) -> tuple[str, str]:
+    (en, zh), known = _NAMES["coupled"], law.floor
+    ranges = ", ".join(
+        f"{k} {low:.3f} .. {high:.3f}" for k in ("E", "p", "alpha", "beta") for low, high in [law.bounds(k)]
+    )
+    prior = f"{known[0]:g} ± {known[1]:g}" if known else "0 .. min"
+    en = f"{en} ({len(law.points)} points): 95 % intervals {ranges}, with E taken to be {prior} before."
+    return en, f"{zh}（{len(law.points)} 个点）：95 % 区间 {ranges}；事先假定 E 为 {prior}。"
+
+
+def _held_out_said(f: Fitted) -> list[tuple[str, str]]:
+    """Evidence that does not rest on the intervals, where there are sizes enough."""
+    try:
+        h = fit.held_out(points_of(f.results))
+    except ValueError:
+        return []
+    worst, inside = f"{100 * h.worst:.2f} %", f"{h.inside:.0%}"
+    en = f"Fitted without the largest size, the law misses it by at most {worst}; {inside} of its points lie in the intervals."
+    return [(en, f"不用最大尺寸拟合时，规律对它的误差最大 {worst}，其中 {inside} 的点落在区间内。")]
+
+
+def _cost_said(study: Study, fits: dict[str, Fitted]) -> list[tuple[str, str]]:
+    one, each = study.flops, study.separate_flops
+    en = f"Stable runs and decays cost {one:.3g} FLOPs, a run for every point {each:.3g}: {each / one:.2f} times as much."
+    zh = f"稳定段与退火共 {one:.3g} FLOPs，每个点单独训练共 {each:.3g}：是前者的 {each / one:.2f} 倍。"
+    said = [(en, zh)]
+    if "equal" in fits:
+        f = fits["equal"]
+        tokens: dict[str, list[str]] = {}
+        for r in f.results:
+            tokens.setdefault(size_of(r), []).append(f"{r.D:,}")
+        which, n = "; ".join(f"{size} {' '.join(counts)}" for size, counts in tokens.items()), len(f.results)
+        en = f"Of the cosine runs, {n} ({f.flops:.3g} FLOPs) cost no more and determine a law best: {which}."
+        said.append((en, f"余弦训练中取 {n} 个（{f.flops:.3g} FLOPs），开销不超过前者且最能确定规律：{which}。"))
+    return said
+
+
+def _tests_said(tests: list[dict[str, Any]], noise: fit.Noise | None) -> list[tuple[str, str]]:
+    if not tests:
+        en = "No larger run was predicted: name scaling.targets to test the law."
+        return [(en, "没有预测更大的训练：请给出 scaling.targets 来检验规律。")]
+    said = []
+    for t in tests:
+        en, zh = _NAMES[t["law"]]
+        where = f"{t['size']} {t['D']:,}"
+        if t["actual"] is None:
+            said.append((f"The target {where} did not end well.", f"目标 {where} 没有正常结束。"))
+            continue
+        numbers = f"{t['predicted']:.4f} ({t['low']:.4f} .. {t['high']:.4f})"
+        inside = ("inside", "之内") if t["inside"] else ("outside", "之外")
+        late = ("", "") if t["before"] else (" Said after the run, it is no prediction.", "在训练之后给出，不算预测。")
+        share, error = f"{t['study_share']:.1%}", f"{t['error']:+.2f} %"
+        en = f"Target {where}, {en}: predicted {numbers}, came {t['actual']:.4f}, error {error}, {inside[0]} the interval;"
+        zh = f"目标 {where}，{zh}：预测 {numbers}，实际 {t['actual']:.4f}，误差 {error}，在区间{inside[1]}；"
+        en = f"{en} the study cost {share} of this run.{late[0]}"
+        said.append((en, f"{zh}研究的开销为该训练的 {share}。{late[1]}"))
+    if noise is not None:
+        two = f"{noise.wide():.4f}"
+        en = f"A target is one run, so {two} of a difference may be its seed."
+        said.append((en, f"每个目标只训练一次，{two} 的差异可能来自种子。"))
+    return said
+
+
+# --- the picture
+
+_WORDS: dict[str, Text] = {
+    "D": {"en": "D, tokens", "zh": "D（token）"},
+    "bpb": {"en": "bits per byte", "zh": "每字节比特"},
+    "predicted": {"en": "predicted bits per byte", "zh": "预测的每字节比特"},
+    "actual": {"en": "actual bits per byte", "zh": "实际的每字节比特"},
+    "fitted": {"en": "fitted", "zh": "参与拟合"},
+}
+
+
+def draw(figure: Figure, language: Language, fits: dict[str, Fitted], tests: list[dict[str, Any]]) -> None:
+    """Left: loss against D for each size with the law. Right: what the law says against what came."""
+    word = plot.words(_WORDS, language)
+    left, right = figure.subplots(1, 2)
+    law = fits["wsd"].additive
+    assert law is not None
+    results = fits["wsd"].results
+    ends = [min(r.D for r in results) / 1.3, 1.3 * max([r.D for r in results] + [t["D"] for t in tests])]
+    for i, N in enumerate(sorted({r.N for r in results})):
+        here = [r for r in results if r.N == N]
+        left.plot([r.D for r in here], [r.bpb for r in here if r.bpb is not None], f"C{i}o")
+        grid = np.geomspace(ends[0], ends[1], 50)
+        name = f"{size_of(here[0])}  N = {N:,}"
+        left.plot(grid, [law.predict(N, float(D)) for D in grid], f"C{i}-", label=name)
+    right.plot([law.predict(r.N, r.D) for r in results], [r.bpb for r in results], "C7.", label=word["fitted"])
+    for name, marker in (("wsd", "*"), ("coupled", "D"), ("cosine", "x"), ("equal", "+")):
+        done = [t for t in tests if t["law"] == name and t["actual"] is not None]
+        if not done:
+            continue
+        spread = [[t["predicted"] - t["low"] for t in done], [t["high"] - t["predicted"] for t in done]]
+        x, y = [t["predicted"] for t in done], [t["actual"] for t in done]
+        right.errorbar(x, y, xerr=np.maximum(spread, 0), fmt=marker, label=name)
+        if name == "wsd":
+            left.plot([t["D"] for t in done], y, "k*", markersize=10)
+    low, high = right.get_xlim()
+    right.plot([low, high], [low, high], "k:", linewidth=0.8)
+    for axes, across, up in ((left, "D", "bpb"), (right, "predicted", "actual")):
+        axes.set(xlabel=word[across], ylabel=word[up])
+        axes.legend(fontsize=8)
+    left.set_xscale("log")
+    plot.set_font(figure, language)

@@ -1,0 +1,39 @@
+"""Conversations with servers for the tests of chat --connect, closed when a test is over."""
+
+import pytest
+
+from gangpao.serve import client, connect
+from tests.serve.fake_server import chunk
+
+GOOD = [chunk("", id="x"), chunk("Hel"), chunk("lo"), chunk(finish="stop")]
+
+
+OPEN: list[client.Server] = []
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def talk(url, model=None, **options):
+    params = options.pop("params", {})
+    remote = connect.connect(url, model, params, **options)
+    OPEN.append(remote.server)
+    return remote
+
+
+def server_at(*args):
+    OPEN.append(client.Server(*args))
+    return OPEN[-1]
+
+
+def say(remote, text="hi"):
+    run = remote.ask(text)
+    try:
+        return "".join(piece.text for piece in run), run
+    finally:
+        remote.keep(run)

@@ -1,0 +1,81 @@
+"""Bodies that nobody sane would send to the faces of other APIs, and to a chat with functions and forms (S5)."""
+
+import copy
+import json
+import random
+
+import pytest
+
+from tests.serve.test_bodies import value
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 2}}, "required": ["a"]}
+FUNCTION = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
+HI = {"role": "user", "content": "hi"}
+
+GOOD = {
+    "/v1/chat/completions": {
+        "messages": [HI, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                     {"role": "tool", "tool_call_id": "call_1", "content": "x"}],
+        "tools": [FUNCTION], "tool_choice": "auto", "parallel_tool_calls": True, "max_tokens": 3, "stream": False,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}},
+    },
+    "/v1/messages": {
+        "messages": [HI, {"role": "assistant", "content": [
+                         {"type": "text", "text": "a"}, {"type": "tool_use", "id": "t", "name": "f", "input": {"a": "b"}}]},
+                     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x"}]}],
+        "system": [{"type": "text", "text": "s"}], "tools": [{"name": "f", "input_schema": SCHEMA}], "max_tokens": 3,
+        "tool_choice": {"type": "auto"}, "stop_sequences": ["z"], "temperature": 0.5, "stream": False,
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+    },
+    "/v1/messages/count_tokens": {"messages": [HI], "system": "s", "tools": [{"name": "f", "input_schema": SCHEMA}]},
+    "/v1/responses": {
+        "input": [HI, {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                  {"type": "function_call_output", "call_id": "c", "output": "x"}],
+        "instructions": "i", "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}], "tool_choice": "auto",
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}, "max_output_tokens": 3, "stream": False,
+        "temperature": 0.5, "metadata": {"a": "b"},
+    },
+    "/api/chat": {
+        "messages": [HI, {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+                     {"role": "tool", "content": "x"}],
+        "tools": [FUNCTION], "format": SCHEMA, "options": {"num_predict": 3, "temperature": 0, "stop": ["z"]}, "stream": False,
+    },
+    "/api/generate": {"prompt": "p", "system": "s", "raw": False, "format": "json", "options": {"num_predict": 3}, "stream": False},
+    "/api/show": {"model": "smollm2-135m"},
+}  # fmt: skip
+
+
+def damaged(rng, body):
+    """The body with up to three of its values, anywhere in it, replaced, dropped or renamed."""
+    body = copy.deepcopy(body)
+    for _ in range(rng.randint(1, 3)):
+        place, key = body, rng.choice(list(body))
+        while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.75:
+            place = place[key]
+            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+        if rng.random() < 0.8:
+            place[key] = value(rng)
+        else:
+            del place[key]
+        if not body:
+            break
+    return body
+
+
+@pytest.mark.parametrize("route", GOOD)
+@pytest.mark.parametrize("count", [30, pytest.param(400, marks=pytest.mark.slow)])
+def test_damaged_bodies_are_answered_or_refused(live_server, wire, route, count):
+    rng = random.Random(route)
+    statuses = set()
+    for _ in range(count):
+        body = damaged(rng, GOOD[route])
+        if rng.random() < 0.3:
+            body["stream"] = True
+        answer = wire.post(f"{live_server.base_url}{route}", content=json.dumps(body))
+        statuses.add(answer.status_code)
+        assert answer.status_code in (200, 400, 404), (body, answer.text)
+        if answer.status_code != 200:
+            assert answer.json()["error"], body
+    assert {200, 400} <= statuses
+    assert wire.get(f"{live_server.base_url}/health").json()["status"] == "ok"

@@ -1,0 +1,124 @@
+"""`gangpao serve` as a process: what it prints, how it ends, what it refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx2
+import pytest
+
+from gangpao import cli
+
+
+class Process:
+    """The command in a process of its own; leave it with a signal."""
+
+    def __init__(self, *args):
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "gangpao.cli", "serve", "--port", "0", "--threads", "1", *args],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.first = self.process.stdout.readline()
+        found = re.search(r"(https?://\S+?:\d+) ", self.first)
+        assert found, self.first + self.process.stderr.read()
+        self.url = found[1]
+        self.ready = self.process.stdout.readline()
+
+    def end(self, *signals):
+        for number in signals:
+            self.process.send_signal(number)
+            time.sleep(0.3)
+        _, err = self.process.communicate(timeout=20)
+        return self.process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_answers_end_and_exits_with_0(tiny_path, number):
+    server = Process("-m", str(tiny_path), "--batch", "2")
+    assert "models: tiny; loading tiny, 368 kB" in server.first
+    assert server.ready.startswith("ready: tiny, context 512, up to ")
+    assert server.ready.count("2 answers at once") == 1
+    answer = {}
+
+    def ask():
+        body = {
+            "prompt": "x",
+            "max_tokens": 400,
+            "n": 2,
+            "logit_bias": {"256": -100, "258": -100},
+            "surprise\n\x1b[31m": 1,
+        }
+        answer["got"] = httpx2.post(f"{server.url}/v1/completions", json=body, timeout=30, trust_env=False)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while 'requests_running{model_name="tiny"} 2' not in httpx2.get(f"{server.url}/metrics", trust_env=False).text:
+        time.sleep(0.01)
+    code, err = server.end(number)
+    thread.join()
+    assert code == 0, err
+    assert answer["got"].json()["usage"]["completion_tokens"] == 800
+    assert "stopping" in err
+    assert "\x1b" not in err
+    assert "Traceback" not in err
+
+
+def test_a_second_signal_ends_at_once(tiny_path):
+    server = Process("-m", str(tiny_path))
+    body = {"prompt": "x", "max_tokens": 500, "n": 16, "logit_bias": {"256": -100, "258": -100}, "stream": True}
+    with (
+        httpx2.Client(timeout=30, trust_env=False) as client,
+        client.stream("POST", f"{server.url}/v1/completions", json=body) as response,
+    ):
+        assert response.status_code == 200
+        os.kill(server.process.pid, signal.SIGINT)
+        os.kill(server.process.pid, signal.SIGTERM)
+        code = server.process.wait(10)
+    server.process.communicate()
+    assert code in (130, 143)
+
+
+def test_keys_from_a_file_and_from_the_line(tiny_path, tmp_path, capsys):
+    keys = tmp_path / "keys"
+    keys.write_text("one\n\n two \n")
+    server = Process("-m", str(tiny_path), "--api-key-file", str(keys), "--api-key", "three")
+    try:
+        assert "3 API keys" in server.first
+        for key, status in (("one", 200), ("two", 200), ("three", 200), ("four", 401)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert httpx2.get(f"{server.url}/v1/models", headers=headers, trust_env=False).status_code == status
+    finally:
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--host", "0.0.0.0"], "needs a key"), (["--api-key", "a b"], "one word"), (["--api-key", ""], "one word"),
+        (["--tls-cert", "x"], "belong together"), (["-m", "no-such-model"], "no such model"), (["--batch", "0"], "batch"),
+        (["--api-key-file", "/nowhere/k"], "/nowhere/k"), (["extra"], "for --engine vllm only"), (["--context", "1"], "context"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_is_loaded(capsys, args, words, tiny_path):
+    assert cli.main(["serve", *([] if "-m" in args else ["-m", str(tiny_path)]), *args]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_refused(tiny_path, tmp_path, capsys):
+    other = tmp_path / "tiny.gguf"
+    other.write_bytes(tiny_path.read_bytes())
+    assert cli.main(["serve", "-m", str(tiny_path), "-m", str(other)]) == 2
+    assert "rename one" in capsys.readouterr().err
+
+
+def test_the_description_is_openapi(tiny_server, wire):
+    document = json.loads(wire.get(f"{tiny_server.base_url}/openapi.json").text)
+    assert document["openapi"] == "3.1.0"
+    assert {"/v1/chat/completions", "/v1/embeddings", "/health"} <= set(document["paths"])
+    for name, schema in document["components"]["schemas"].items():
+        assert schema.get("description"), name
