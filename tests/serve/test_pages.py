@@ -191,3 +191,33 @@ def test_scripts_are_short_and_say_what_they_are() -> None:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 500, path.name
         assert text.startswith("//"), path.name
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, as WCAG defines it."""
+    parts_ = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts_)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everything_can_be_read_on_both_themes(theme: str) -> None:
+    colours: dict[str, str] = {}
+    for name in ("base.css", "code.css"):
+        text = (WEB / name).read_text(encoding="utf-8")
+        for selector, body in re.findall(r"^(:root(?:\[[^\]]*\])?) \{(.*?)\}", text, flags=re.S | re.M):
+            if selector == ":root" or f'"{theme}"' in selector:
+                colours |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", body))
+    for paper in ("paper", "panel", "card", "mine", "hover", "code"):
+        assert contrast(colours["ink"], colours[paper]) >= 7, paper
+        assert contrast(colours["soft"], colours[paper]) >= 4.5, paper
+    for name in ("c-word", "c-text", "c-number", "c-name", "c-note"):
+        assert contrast(colours[name], colours["code"]) >= 4.5, name
+    assert contrast(colours["accent"], colours["paper"]) >= 4.5
+    assert contrast(colours["accent-ink"], colours["accent"]) >= 4.5
+    assert contrast(colours["danger"], colours["danger-paper"]) >= 4.5
