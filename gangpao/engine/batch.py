@@ -152,7 +152,7 @@ class Scheduler:
             with self._wake:
                 while not (self._closing or self._running or len(self._queue)):
                     if self._draining:
-                        return None
+                        return
                     self._wake.wait()
                 closing = self._closing
             if closing:
