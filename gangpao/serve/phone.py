@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gangpao.engine.gguf import GGUF, ModelFileError, TensorInfo
 from gangpao.kernels.blocks import BY_NAME
@@ -206,7 +207,7 @@ def describe(name: str, found: Offer) -> dict[str, Any]:
         "context": found.context,
         "pieces": [
             {
-                "url": f"/phone/models/{name}/{index}",
+                "url": f"/phone/models/{quote(name, safe='')}/{index}",
                 "name": piece.name,
                 "bytes": piece.size,
                 "etag": piece.etag.strip('"'),

@@ -9,6 +9,8 @@ import pytest
 
 from gangpao.serve import parts
 
+WAIT_MS = 10_000
+
 
 def chromium() -> str:
     """Path of a chromium of this system, or a skip."""
@@ -35,3 +37,47 @@ def need_parts(*pages: str) -> None:
     absent = parts.missing(pages)
     if absent:
         pytest.skip(f"{absent[0].package} is not in the cache: open the page once, or gangpao.serve.parts.fetch()")
+
+
+def context_of(chrome: Any, **options: Any) -> Any:
+    """A browser profile of its own."""
+    made = chrome.new_context(**{"locale": "en-US", "viewport": {"width": 1100, "height": 760}, **options})
+    made.set_default_timeout(WAIT_MS)
+    return made
+
+
+class Reader:
+    """Somebody at the page. Everything the page complains about is an error of the test."""
+
+    def __init__(self, context: Any, url: str) -> None:
+        self.context = context
+        self.page = context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
+        self.url = url
+
+    def open(self) -> "Reader":
+        self.page.goto(self.url)
+        self.page.wait_for_selector("body[data-ready]")
+        return self
+
+    def ask(self, text: str) -> "Reader":
+        self.page.fill("textarea", text)
+        self.page.press("textarea", "Enter")
+        return self
+
+    def answered(self, count: int = 1) -> list[str]:
+        """Texts of the answers that are shown, when there are so many and none is being written."""
+        self.page.wait_for_function(
+            "n => document.querySelectorAll('.assistant .actions').length === n && !document.querySelector('.running')",
+            arg=count,
+        )
+        return [text.strip() for text in self.page.locator(".assistant .body").all_inner_texts()]
+
+    def shows(self, question: str) -> None:
+        """Wait until the conversation that begins with this question is shown."""
+        self.page.wait_for_function("q => document.querySelector('.user .body')?.textContent === q", arg=question)
+
+    def questions(self) -> list[str]:
+        return [text.strip() for text in self.page.locator(".user .body").all_inner_texts()]

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from gangpao.serve import parts
-from tests.serve.browser import browser, need_parts
+from tests.serve.attacks import ALLOWED, ATTACKS
+from tests.serve.browser import Reader, browser, context_of, need_parts
 from tests.serve.web_fake import Endpoint, serving
-
-WAIT_MS = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -31,46 +30,6 @@ def chrome() -> Iterator[Any]:
 def endpoint(running: Endpoint) -> Endpoint:
     running.reset()
     return running
-
-
-class Reader:
-    """Somebody at the page. Everything the page complains about is an error of the test."""
-
-    def __init__(self, context: Any, url: str) -> None:
-        self.context = context
-        self.page = context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
-        self.url = url
-
-    def open(self) -> "Reader":
-        self.page.goto(self.url)
-        self.page.wait_for_selector("body[data-ready]")
-        return self
-
-    def ask(self, text: str) -> "Reader":
-        self.page.fill("textarea", text)
-        self.page.press("textarea", "Enter")
-        return self
-
-    def answered(self, count: int = 1) -> list[str]:
-        """Texts of the answers that are shown, when there are so many and none is being written."""
-        self.page.wait_for_function(
-            "n => document.querySelectorAll('.assistant .actions').length === n && !document.querySelector('.running')",
-            arg=count,
-        )
-        return [text.strip() for text in self.page.locator(".assistant .body").all_inner_texts()]
-
-    def questions(self) -> list[str]:
-        return [text.strip() for text in self.page.locator(".user .body").all_inner_texts()]
-
-
-def context_of(chrome: Any, **options: Any) -> Any:
-    """A browser profile of its own."""
-    made = chrome.new_context(**{"locale": "en-US", "viewport": {"width": 1100, "height": 760}, **options})
-    made.set_default_timeout(WAIT_MS)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +79,43 @@ def test_stop_keeps_what_came_and_frees_the_server(reader: Reader, endpoint: End
     assert endpoint.dropped.wait(5)
 
 
+def test_a_question_without_a_word_of_answer_is_not_sent_again(reader: Reader, endpoint: Endpoint) -> None:
+    endpoint.pieces, endpoint.hold = [], True
+    reader.ask("silence")
+    reader.page.wait_for_selector(".running")
+    reader.page.keyboard.press("Escape")
+    assert reader.answered() == [""]
+    endpoint.reset()
+    reader.ask("now").answered(2)
+    assert endpoint.requests[0]["messages"] == [{"role": "user", "content": "now"}]
+
+
+def test_a_conversation_deleted_in_the_middle_of_an_answer_stays_away(reader: Reader, endpoint: Endpoint) -> None:
+    endpoint.hold = True
+    reader.ask("short life")
+    reader.page.wait_for_selector(".running")
+    reader.page.hover(".conversation")
+    reader.page.click("button[aria-label='Delete short life']")
+    assert endpoint.dropped.wait(5)
+    reader.page.wait_for_selector("text=Nothing here yet.")
+    reader.page.reload()
+    reader.page.wait_for_selector("body[data-ready]")
+    assert reader.page.locator(".conversation").count() == 0
+
+
+def test_an_edit_ends_the_answer_that_is_being_written(reader: Reader, endpoint: Endpoint) -> None:
+    endpoint.hold = True
+    reader.ask("first")
+    reader.page.wait_for_selector(".running")
+    reader.page.hover(".user")
+    reader.page.click("button[aria-label=Edit]")
+    endpoint.hold = False
+    reader.page.fill("textarea[aria-label='Edit the question']", "second")
+    reader.page.click("text=Send >> visible=true >> nth=0")
+    assert reader.answered() == ["Hello there."]
+    assert reader.questions() == ["second"]
+
+
 def test_editing_and_asking_again_make_branches(reader: Reader, endpoint: Endpoint) -> None:
     page = reader.page
     endpoint.pieces = ["one"]
@@ -157,9 +153,10 @@ def test_a_reload_keeps_the_history(reader: Reader, endpoint: Endpoint) -> None:
     assert reader.questions() == ["and this?"]
     assert page.locator(".conversation .title").all_inner_texts() == ["and this?", "what stays?"]
     page.click("text=what stays?")
+    reader.shows("what stays?")
     assert (reader.questions(), reader.answered()) == (["what stays?"], ["Hello there."])
     page.go_back()
-    page.wait_for_function("() => document.querySelector('.user .body').textContent === 'and this?'")
+    reader.shows("and this?")
 
 
 def test_leaving_in_the_middle_keeps_what_came(reader: Reader, endpoint: Endpoint) -> None:
@@ -171,47 +168,6 @@ def test_leaving_in_the_middle_keeps_what_came(reader: Reader, endpoint: Endpoin
     reader.page.wait_for_selector("body[data-ready]")
     assert reader.answered() == ["Hello there."]
     assert reader.page.inner_text(".note") == "Stopped."
-
-
-ATTACKS = [
-    "<script>window.hit = 1</script>",
-    "<img src=x onerror='window.hit = 1'>",
-    "<svg onload='window.hit = 1'><circle/></svg>",
-    "[press](javascript:window.hit=1)",
-    "[press](data:text/html,<script>parent.hit=1</script>)",
-    "![picture](x' onerror='window.hit=1)",
-    "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>",
-    "<a href='https://example.com' onclick='window.hit=1' class='icon-button' style='position:fixed'>x</a>",
-    "<form action='https://example.com'><input type=submit></form>",
-    "<math><mtext><table><mglyph><style><img src=x onerror='window.hit = 1'>",
-    "```html\n<script>window.hit = 1</script>\n```",
-    "```\"><img src=x onerror=window.hit=1>\nx\n```",
-    "<details open ontoggle='window.hit=1'>",
-    "- [x] <input autofocus onfocus='window.hit=1'>",
-]  # fmt: skip
-
-
-ALLOWED = {
-    *("p", "br", "strong", "em", "del", "code", "pre", "ul", "ol", "li", "blockquote", "a", "hr", "input", "span"),
-    *(
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "figure",
-        "figcaption",
-        "button",
-        "div",
-    ),
-}
 
 
 @pytest.mark.parametrize("libraries", [True, False], ids=["formatted", "plain"])
@@ -420,6 +376,7 @@ def test_what_is_exported_can_be_imported(reader: Reader, endpoint: Endpoint, tm
     page.set_input_files("dialog input[type=file]", path)
     page.wait_for_selector("text=1 conversations imported.")
     page.click("text=keep me")
+    reader.shows("keep me")
     assert (reader.questions(), reader.answered()) == (["keep me"], ["Hello there."])
     page.hover(".conversation")
     with page.expect_download() as saved:

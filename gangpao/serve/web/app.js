@@ -183,7 +183,10 @@ export class App {
     if (path(conversation).length) return this.messages.show(conversation, run?.node.id);
     const trouble = this.problem ? errorText(this.problem) : "";
     const title = t(this.options.greeting ?? "greeting");
-    return this.messages.list.replaceChildren(greeting(title, trouble, trouble || this.composer.blocked ? [] : [1, 2, 3, 4].map((n) => t(`example${n}`)), (text) => this.send(text)));
+    const examples = trouble || this.composer.blocked ? [] : [1, 2, 3, 4].map((n) => t(`example${n}`));
+    const view = greeting(title, trouble, examples, (text) => this.send(text));
+    if (trouble) view.append(h("button", { type: "button", className: "button", textContent: t("tryAgain"), onclick: () => this.loadModels() }));
+    return this.messages.list.replaceChildren(view);
   }
 
   async drawList() {
@@ -216,7 +219,7 @@ export class App {
 
   async remove(id) {
     const gone = await this.store.get(id);
-    this.runs.get(id)?.controller.abort();
+    this.#drop(this.runs.get(id));
     await this.store.remove(id);
     if (id === this.conversation.id) this.fresh();
     await this.drawList();
@@ -226,8 +229,15 @@ export class App {
     });
   }
 
+  /** End an answer whose conversation goes away, so that it does not come back with its last words. */
+  #drop(run) {
+    if (!run) return;
+    run.removed = true;
+    run.controller.abort();
+  }
+
   async removeAll() {
-    for (const run of this.runs.values()) run.controller.abort();
+    for (const run of this.runs.values()) this.#drop(run);
     await this.store.clear();
     this.fresh();
   }
@@ -250,17 +260,19 @@ export class App {
 
   async send(content) {
     const { conversation } = this;
-    const last = path(conversation).at(-1);
     if (this.composer.blocked || this.runs.has(conversation.id)) return;
+    const last = path(conversation).at(-1);
     await this.#ask(conversation, append(conversation, last?.id ?? "", "user", content));
   }
 
   async edit(node, text) {
+    await this.#ended();
     const kept = typeof node.content === "string" ? text : [...node.content.filter((part) => part.type !== "text"), { type: "text", text }];
     await this.#ask(this.conversation, append(this.conversation, node.parent, "user", kept));
   }
 
   async again(node) {
+    await this.#ended();
     const { nodes } = this.conversation;
     await this.#ask(this.conversation, nodes[node.parent]);
   }
@@ -276,12 +288,23 @@ export class App {
     this.runs.get(this.conversation.id)?.controller.abort();
   }
 
+  /** Stop what is being written here, and wait until it has stopped. */
+  async #ended() {
+    this.stop();
+    await this.runs.get(this.conversation.id)?.ended;
+  }
+
   /** Ask the question and write the answer under it, until it ends, fails or is stopped. */
   async #ask(conversation, question) {
-    if (this.runs.has(conversation.id)) return;
     const controller = new AbortController();
     const node = append(conversation, question.id, "assistant", "", { model: this.model, finish: "open" });
-    const run = { controller, node, conversation, started: performance.now() };
+    const run = { controller, node, conversation, started: performance.now(), removed: false };
+    run.ended = this.#answer(run, question);
+    await run.ended;
+  }
+
+  async #answer(run, question) {
+    const { conversation, node, controller } = run;
     this.runs.set(conversation.id, run);
     conversation.title ||= titleOf(conversation);
     if (conversation === this.conversation && location.hash !== `#${conversation.id}`) history.pushState(null, "", `#${conversation.id}`);
@@ -301,6 +324,7 @@ export class App {
     }
     clearTimeout(run.timer);
     this.runs.delete(conversation.id);
+    if (run.removed) return;
     if (conversation === this.conversation) {
       this.announcer.follow(node.content, true);
       this.announcer.say(node.error ? errorText(node.error) : t(node.finish === "stopped" ? "stopped" : "answerDone"));
@@ -312,8 +336,10 @@ export class App {
 
   async #receive(run, question) {
     const { conversation, node, controller } = run;
-    const turns = path(conversation, question.id).filter((one) => one.role === "user" || textOf(one.content));
-    const messages = turns.map(({ role, content }) => ({ role, content }));
+    const turns = path(conversation, question.id);
+    // A question that got no word of an answer is forgotten: templates want questions and answers to take turns.
+    const silent = (index) => turns[index]?.role === "assistant" && !textOf(turns[index].content);
+    const messages = turns.filter((_, index) => !silent(index) && !silent(index + 1)).map(({ role, content }) => ({ role, content }));
     if (conversation.system) messages.unshift({ role: "system", content: conversation.system });
     const request = { model: this.model, messages, params: this.settings.params };
     const known = {};
@@ -343,7 +369,7 @@ export class App {
     });
     run.timer ||= setTimeout(() => {
       run.timer = 0;
-      this.#save(run.conversation);
+      if (!run.removed) this.#save(run.conversation);
     }, SAVE_MS);
   }
 

@@ -18,7 +18,7 @@ export class DepotError extends Error {
   }
 }
 
-const entryUrl = (model) => `/phone/kept/${model.name}`;
+const entryUrl = (model) => `/phone/kept/${encodeURIComponent(model.name)}`;
 const chunkUrl = (model, piece, index) => `${entryUrl(model)}/${piece.etag}/${index}`;
 
 function* chunks(piece) {

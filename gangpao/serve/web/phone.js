@@ -46,14 +46,16 @@ class DevicePanel {
   async refresh() {
     const kept = await this.depot.kept();
     let offers = null;
+    let why = "error_network";
     try {
       offers = await this.depot.offers();
     } catch {
-      if (await askKey(this.app)) return this.refresh(); // the server wants a key
+      if (await askKey(this.app)) return this.refresh();
+      why = "error_key";
     }
     const known = [...(offers ?? []), ...kept.filter((one) => !offers?.some((other) => other.name === one.name))];
     this.models = await Promise.all(known.map(async (model) => ({ model, have: await this.depot.have(model) })));
-    this.trouble = this.models.length ? "" : t(offers ? "deviceNoModels" : "error_network");
+    this.trouble = this.models.length ? "" : t(offers ? "deviceNoModels" : why);
     return this.draw();
   }
 

@@ -4,7 +4,7 @@ import { dialog, h } from "./dom.js";
 import { t } from "./i18n.js";
 import { exportJson } from "./sidebar.js";
 
-// Name at the API, least, most, step. An empty field leaves the choice to the server.
+// Name at the API, least, most, step. An empty field leaves the choice to the backend.
 export const SAMPLING = [
   ["temperature", 0, 2, 0.05],
   ["top_p", 0, 1, 0.01],
