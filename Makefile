@@ -26,8 +26,10 @@ chat: $(VENV)/installed  ## install what is needed and talk with a model; MODEL=
 test: $(VENV)/developing  ## run all checks and tests (pulls the small test model once)
 	@echo "model of the tests: smollm2-135m (98 MB), kept in your cache"
 	@$(BIN)/gangpao pull smollm2-135m || echo "no smollm2-135m: the tests that need it will be skipped, by name"
+	@$(BIN)/python -P -c "from gangpao.serve import parts; parts.fetch({'chat', 'phone'})" \
+	  || echo "no browser libraries: the tests of the pages that need them will be skipped, by name"
 	@$(MAKE) --no-print-directory check
-	@echo "pytest" && $(BIN)/pytest --ignore=tests/test_repository.py $(ARGS)
+	@echo "pytest" && $(BIN)/pytest --ignore=tests/test_repository.py --numprocesses=auto --dist=loadfile $(ARGS)
 
 check: $(VENV)/developing  ## lint, types and the rules of the repository, without the tests
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . \
