@@ -449,7 +449,9 @@ def _parabola(t: Array, y: Array, counts: Array, noise: float | None) -> tuple[A
     # About the minimum itself: there the higher terms have no slope.
     s = t - np.clip(-found[1] / (2 * max(found[2], 1e-300)), t[0], t[-1])
     bend = np.outer(SKEW * a * s**3, SKEW * a * s**3) + np.outer(SKEW**2 * a * s**4, SKEW**2 * a * s**4) / 4
-    half = np.linalg.inv(np.linalg.cholesky(np.diag(variance / (weight * counts)) + bend))
+    # Sweeps over many decades make bends that rounding alone leaves without an inverse.
+    noise_matrix = np.diag(variance / (weight * counts) + 1e-12 * np.trace(bend))
+    half = np.linalg.inv(np.linalg.cholesky(noise_matrix + bend))
     solve = np.linalg.pinv(half @ X)
     found = solve @ (half @ (y - middle))
     found[0] += middle
