@@ -57,7 +57,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(2)
     held = 0
     for _ in range(40):
-        law = {"E": rng.uniform(0.8, 1.4), "p": rng.uniform(1, 2.2), "alpha": rng.uniform(0.22, 0.5), "beta": rng.uniform(0.22, 0.5)}
+        law = {
+            "E": rng.uniform(0.8, 1.4),
+            "p": rng.uniform(1, 2.2),
+            "alpha": rng.uniform(0.22, 0.5),
+            "beta": rng.uniform(0.22, 0.5),
+        }
         low, high = fit_coupled(points(rng, 0.004, **law), floor=(1.1, 0.2)).interval(6e5, 2e7)
         held += low < planted(6e5, 2e7, **law) < high
     assert held >= 33
