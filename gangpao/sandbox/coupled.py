@@ -62,6 +62,21 @@ class CoupledFit:
         """Interval of E, alpha, beta or p."""
         return between(self.draws[:, {"E": 0, "alpha": 2, "beta": 4, "p": 5}[name]], level)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The largest N and D of the points."""
+        return max(p.N for p in self.points), max(p.D for p in self.points)
+
+    def reach(self, N: float, D: float) -> float:
+        """How many times past the points this is, in N or in D; 1 within."""
+        n, d = self.ends
+        return max(1.0, N / n, D / d)
+
+    @property
+    def undetermined(self) -> tuple[str, ...]:
+        """Nothing by name: what the points do not tell is averaged over, and the interval says how much that is."""
+        return ()
+
     def _values(self, N: float, D: float) -> Array:
         E, a, alpha, b, beta, p = self.draws.T
         size, data = math.log(N / self.centre[0]), math.log(D / self.centre[1])
