@@ -96,9 +96,15 @@ def write(config: str, box: Path, found: dict[str, dict], table: list[str]) -> N
         known = read_json(stamp)
         lines += [
             "",
-            f"Predictions written {known['written']}, points sha256 {known['points_sha256'][:16]}, before the targets ran: ",
+            f"Predictions, from points with the sha256 {known['points_sha256'][:16]}: ",
         ]
-        lines[-1] += ", ".join("yes" if before else "no" for before in known["before"]) + "."
+        lines[-1] += "; ".join(
+            f"{target['size']} written {stamp}, {'before' if before else 'after'} its result was known"
+            for target, stamp, before in zip(known["targets"], known["stamps"], known["before"], strict=True)
+        )
+        lines[-1] += (
+            ". The mark below holds for each target alone; docs/sandbox.md says which were planned and which were added."
+        )
     lines += ["", *table]
     for key in found:
         lines += [
