@@ -1,11 +1,13 @@
-"""The sandbox's proof on real text as a page: what configs/sandbox-nano.toml came to.
+"""The sandbox's proof on real text as a page: what configs/sandbox-nano.toml and configs/sandbox-prediction.toml came to.
 
-    for name in scaling lr schedule batch; do gangpao sandbox $name configs/sandbox-nano.toml --out runs/sandbox-nano; done
-    python benchmarks/sandbox.py runs/sandbox-nano --out
+    for name in lr schedule batch; do gangpao sandbox $name configs/sandbox-nano.toml --out runs/sandbox-nano; done
+    python benchmarks/sandbox.py nano runs/sandbox-nano --out
+    gangpao sandbox scaling configs/sandbox-prediction.toml --out runs/prediction
+    python benchmarks/sandbox.py prediction runs/prediction --out
 
 The experiments write their own tables and verdicts; this puts them together with the machine, the time stamp of the predictions and
-the goals, and says of each goal whether it was met. --out writes results/sandbox_<hardware>_<date>.md and copies the plots to
-docs/images. The last line is JSON.
+the goals, and says of each goal whether it was met. --out writes results/sandbox_<name>_<hardware>_<date>.md and copies the plots
+to docs/images. The last line is JSON.
 """
 
 import argparse
@@ -32,10 +34,7 @@ def goals(found: dict[str, dict]) -> list[tuple[str, str, bool | None]]:
             s = shifts[rule]
             moved = f"x {s['factor']:.2f} from {s['small']} to {s['large']}, a step is x {s['step']:.2f}"
             out.append((f"best rate within a step under {rule}: {wanted}", moved, s["answer"] == wanted))
-    for t in found.get("scaling", {}).get("facts", {}).get("targets", []):
-        if t["law"] in ("wsd", "equal") and t["actual"] is not None:
-            text = f"{t['error']:+.1f} % ({t['predicted']:.3f}, came {t['actual']:.3f}); study {t['study_share']:.1%} of the target"
-            out.append((f"{t['size']}, law {t['law']}: within 1 %", text, abs(t["error"]) <= 1))
+    out += predictions(found.get("scaling", {}).get("facts", {}).get("targets", []))
     for c in found.get("batch", {}).get("facts", {}).get("checks", []):
         text = "outside the grid" if c["lost"] is None else f"{c['lost']:+.2f} %"
         met = None if c["lost"] is None else c["lost"] <= 0.3
@@ -48,9 +47,25 @@ def goals(found: dict[str, dict]) -> list[tuple[str, str, bool | None]]:
     return out
 
 
+def predictions(tests: list[dict]) -> list[tuple[str, str, bool | None]]:
+    """Of each target: within 1 %, and half the error of cosine runs of equal cost."""
+    out: list[tuple[str, str, bool | None]] = []
+    laws = {(t["size"], t["law"]): t for t in tests if t["actual"] is not None}
+    for size in dict.fromkeys(size for size, _ in laws):
+        t, plain = laws.get((size, "coupled")) or laws[size, "wsd"], laws.get((size, "equal"))
+        text = f"{t['error']:+.2f} % ({t['predicted']:.3f}, came {t['actual']:.3f}); study {t['study_share']:.2%} of the target"
+        out.append((f"{size} predicted within 1 %, law {t['law']}", text, abs(t["error"]) <= 1))
+        if plain:
+            text = f"{abs(t['error']):.2f} % against {abs(plain['error']):.2f} %"
+            half = abs(t["error"]) <= abs(plain["error"]) / 2
+            out.append((f"{size}: at most half the error of a Chinchilla fit on cosine runs of equal cost", text, half))
+    return out
+
+
 def main() -> None:
     """Report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("nano", "prediction"), help="of the configuration")
     parser.add_argument("box", type=Path)
     parser.add_argument("--out", action="store_true", help="write under results/ and docs/images/")
     arguments = parser.parse_args()
@@ -60,19 +75,20 @@ def main() -> None:
     table = ["| goal | came | |", "|-|-|-|", *(f"| {goal} | {text} | {words[met]} |" for goal, text, met in rows)]
     print("\n".join(table))
     if arguments.out:
-        write(arguments.box, found, table)
+        write(arguments.name, arguments.box, found, table)
     print(json.dumps([{"goal": goal, "came": text, "met": met} for goal, text, met in rows]))
 
 
-def write(box: Path, found: dict[str, dict], table: list[str]) -> None:
+def write(config: str, box: Path, found: dict[str, dict], table: list[str]) -> None:
     """The page and the pictures."""
-    root, name = HERE.parent, f"sandbox_{report.hardware_slug()}_{date.today().isoformat()}.md"
+    root, name = HERE.parent, f"sandbox_{config}_{report.hardware_slug()}_{date.today().isoformat()}.md"
+    pictures = "sandbox" if config == "nano" else "sandbox-prediction"
     hours = sum(o["busy"] for o in found.values())
     flops = sum(o["flops"] for o in found.values())
     lines = [
         "# The sandbox's proof on real text",
         "",
-        f"{report.cpu_name()}, commit {report.commit(root)}. `configs/sandbox-nano.toml`:",
+        f"{report.cpu_name()}, commit {report.commit(root)}. `configs/sandbox-{config}.toml`:",
     ]
     lines[-1] += f" {flops:.3g} FLOPs in {show_seconds(hours)} of one core's steps."
     stamp = box / "scaling" / "predictions.json"
@@ -80,19 +96,25 @@ def write(box: Path, found: dict[str, dict], table: list[str]) -> None:
         known = read_json(stamp)
         lines += [
             "",
-            f"Predictions written {known['written']}, points sha256 {known['points_sha256'][:16]}, before the targets ran: ",
+            f"Predictions, from points with the sha256 {known['points_sha256'][:16]}: ",
         ]
-        lines[-1] += ", ".join("yes" if before else "no" for before in known["before"]) + "."
+        lines[-1] += "; ".join(
+            f"{target['size']} written {stamp}, {'before' if before else 'after'} its result was known"
+            for target, stamp, before in zip(known["targets"], known["stamps"], known["before"], strict=True)
+        )
+        lines[-1] += (
+            ". The mark below holds for each target alone; docs/sandbox.md says which were planned and which were added."
+        )
     lines += ["", *table]
     for key in found:
         lines += [
             "",
             (box / key / "report.en.md").read_text(encoding="utf-8").strip(),
             "",
-            f"![{key}](../../docs/images/sandbox-{key}.png)",
+            f"![{key}](../../docs/images/{pictures}-{key}.png)",
         ]
         for language, end in (("en", ""), ("zh", ".zh")):
-            shutil.copyfile(box / key / f"plot.{language}.png", root / "docs/images" / f"sandbox-{key}{end}.png")
+            shutil.copyfile(box / key / f"plot.{language}.png", root / "docs/images" / f"{pictures}-{key}{end}.png")
     (HERE / "results" / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(HERE / "results" / name)
 

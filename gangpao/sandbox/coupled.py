@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gangpao.sandbox.fit import Point
 from gangpao.sandbox.laws import EXPONENTS, FLOOR, Array, between
@@ -27,6 +28,7 @@ COUPLINGS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)  # equally likely before
 PUBLISHED, SPREAD = 0.33, 0.4  # of an exponent: the median, and the standard deviation of its logarithm
 DRAWS = 1000
 _FLOORS = 24
+_ROUNDS = 60
 _STARTS = ((0.2, 0.3), (0.5, 0.3), (0.3, 0.6))
 
 
@@ -60,6 +62,21 @@ class CoupledFit:
         """Interval of E, alpha, beta or p."""
         return between(self.draws[:, {"E": 0, "alpha": 2, "beta": 4, "p": 5}[name]], level)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The largest N and D of the points."""
+        return max(p.N for p in self.points), max(p.D for p in self.points)
+
+    def reach(self, N: float, D: float) -> float:
+        """How many times past the points this is, in N or in D; 1 within."""
+        n, d = self.ends
+        return max(1.0, N / n, D / d)
+
+    @property
+    def undetermined(self) -> tuple[str, ...]:
+        """Nothing by name: what the points do not tell is averaged over, and the interval says how much that is."""
+        return ()
+
     def _values(self, N: float, D: float) -> Array:
         E, a, alpha, b, beta, p = self.draws.T
         size, data = math.log(N / self.centre[0]), math.log(D / self.centre[1])
@@ -87,24 +104,23 @@ def fit_coupled(points: Sequence[Point], *, floor: tuple[float, float] | None = 
     rows = sorted((p.N, p.D, p.loss) for p in points)
     N, D, loss = np.array(rows, dtype=float).T
     centre = float(np.exp(np.log(N).mean())), float(np.exp(np.log(D).mean()))
-    n, d = np.log(N / centre[0]), np.log(D / centre[1])
-    cells = [
-        _Cell(E, p, n, d, loss)
-        for p in COUPLINGS
-        for E in np.linspace(0, 0.97 * float(loss.min()), _FLOORS)
-    ]  # fmt: skip
-    least = max(min(cell.cost for cell in cells), FLOOR**2 * len(rows))
+    grid = [(E, p) for p in COUPLINGS for E in np.linspace(0, 0.97 * float(loss.min()), _FLOORS)]
+    floors, powers = np.array(grid).T
+    cells = _Cells(floors, powers, np.log(N / centre[0]), np.log(D / centre[1]), loss)
+    x, cost = cells.solve()
     dof = max(1, len(rows) - 5)
-    weights = np.array([cell.log_weight(least, dof, floor) for cell in cells])
-    weights = np.exp(weights - weights.max())
+    least = max(float(cost.min()), FLOOR**2 * len(rows))
+    # With the scatter unknown, the likelihood goes with its sum of squares to the power of -dof / 2.
+    weights = -0.5 * dof * np.log(np.maximum(cost, least) / least)
+    if floor is not None:
+        weights -= 0.5 * ((cells.E - floor[0]) / floor[1]) ** 2
+    best = int(weights.argmax())
+    weights = np.exp(weights - weights[best])
     sigma = math.sqrt(least / dof)
     rng = np.random.default_rng(0)
-    picked = rng.choice(len(cells), DRAWS, p=weights / weights.sum())
-    draws = np.concatenate(
-        [cells[i].draw(rng, int(count), sigma) for i, count in zip(*np.unique(picked, return_counts=True), strict=True)]
-    )
-    best = cells[int(weights.argmax())]
-    row = (float(best.E), best.x[0], math.exp(best.x[1]), best.x[2], math.exp(best.x[3]), best.p)
+    picked = np.sort(rng.choice(len(grid), DRAWS, p=weights / weights.sum()))
+    draws = cells.drawn(picked, x[picked], sigma * rng.standard_normal((DRAWS, 4)))
+    row = cells.drawn(np.array([best]), x[[best]], np.zeros((1, 4)))[0]
     return CoupledFit(tuple(points), floor, sigma, tuple(map(float, row)), draws, centre)
 
 
@@ -113,60 +129,64 @@ def _joined(u: Array, v: Array, p: float | Array) -> Array:
     return np.asarray(np.exp(np.logaddexp(p * u, p * v) / p))
 
 
-class _Cell:
-    """The best law for one E and p: x = log A, log alpha, log B, log beta, by Levenberg-Marquardt from some starts.
+class _Cells:
+    """The best law for each E and p: x = log A, log alpha, log B, log beta, by Levenberg-Marquardt from some starts, all at once.
 
     The cost is the sum of squared relative residuals; the published exponents count as if the scatter were half a percent.
     """
 
-    def __init__(self, E: float, p: float, n: Array, d: Array, loss: Array) -> None:
+    def __init__(self, E: Array, p: Array, n: Array, d: Array, loss: Array) -> None:
         self.E, self.p, self.n, self.d, self.loss = E, p, n, d, loss
-        rest = math.log(max(1e-6, float(loss.mean()) - E) / 2)
-        found = [self._solve(np.array([rest, math.log(a), rest, math.log(b)])) for a, b in _STARTS]
-        self.x = min(found, key=lambda x: float((self.residual(x) ** 2).sum()))
-        self.cost = float((self.residual(self.x) ** 2).sum())
 
-    def residual(self, x: Array) -> Array:
-        value = self.E + _joined(x[0] - np.exp(x[1]) * self.n, x[2] - np.exp(x[3]) * self.d, self.p)
-        pull = 0.005 / SPREAD * (x[[1, 3]] - math.log(PUBLISHED))
-        return np.concatenate([np.log(value / self.loss), pull])
+    def residual(self, rows: NDArray[np.intp], x: Array) -> Array:
+        """[rows, points and 2] of laws x with the E and p of `rows`."""
+        a, alpha, b, beta = x.T[:, :, None]
+        joined = _joined(a - np.exp(alpha) * self.n, b - np.exp(beta) * self.d, self.p[rows, None])
+        pull = 0.005 / SPREAD * (x[:, [1, 3]] - math.log(PUBLISHED))
+        return np.concatenate([np.log((self.E[rows, None] + joined) / self.loss), pull], axis=1)
 
-    def _jacobian(self, x: Array) -> Array:
-        step = 1e-5 * np.eye(4)
-        return np.stack([(self.residual(x + h) - self.residual(x - h)) / 2e-5 for h in step], axis=1)
+    def jacobian(self, rows: NDArray[np.intp], x: Array) -> Array:
+        """[rows, points and 2, 4]."""
+        steps = 1e-5 * np.eye(4)
+        return np.stack([(self.residual(rows, x + h) - self.residual(rows, x - h)) / 2e-5 for h in steps], axis=2)
 
-    def _solve(self, x: Array) -> Array:
-        low, high = math.log(EXPONENTS[0]), math.log(EXPONENTS[1])
-        damp, r = 1e-2, self.residual(x)
-        for _ in range(60):
-            J = self._jacobian(x)
-            H = J.T @ J
-            step = np.linalg.solve(H + damp * np.diag(np.diag(H) + 1e-12), -J.T @ r)
-            there = x + np.clip(step, -0.7, 0.7)
-            there[[1, 3]] = np.clip(there[[1, 3]], low, high)
-            new = self.residual(there)
-            gain = float(r @ r - new @ new)
-            if gain <= 0:
-                damp *= 5
-                if damp > 1e6:
-                    break
-                continue
-            x, r, damp = there, new, max(damp / 5, 1e-9)
-            if gain < 1e-12 * float(r @ r):
-                break
-        return x
+    def solve(self) -> tuple[Array, Array]:
+        """x and cost of each."""
+        rest = np.log(np.maximum(1e-6, self.loss.mean() - self.E) / 2)
+        starts = [
+            self._descend(np.stack([rest, np.full_like(rest, math.log(a)), rest, np.full_like(rest, math.log(b))], 1))
+            for a, b in _STARTS
+        ]
+        costs = np.stack([cost for _, cost in starts])
+        chosen, every = costs.argmin(0), np.arange(len(self.E))
+        return np.stack([x for x, _ in starts])[chosen, every], costs[chosen, every]
 
-    def log_weight(self, least: float, dof: int, floor: tuple[float, float] | None) -> float:
-        """With the scatter unknown, the likelihood goes with its sum of squares to the power of -dof / 2."""
-        known = 0.0 if floor is None else -0.5 * ((self.E - floor[0]) / floor[1]) ** 2
-        return -0.5 * dof * math.log(max(self.cost, least) / least) + known
-
-    def draw(self, rng: np.random.Generator, count: int, sigma: float) -> Array:
-        """Laws of this E and p that are about as likely as the best."""
-        J = self._jacobian(self.x)
-        values, vectors = np.linalg.eigh(J.T @ J)
-        spread = sigma * rng.standard_normal((count, 4)) / np.sqrt(np.maximum(values, 1e-9 * values.max()))
-        x = self.x + spread @ vectors.T
+    def _descend(self, x: Array) -> tuple[Array, Array]:
         ends = np.log(EXPONENTS)
-        x[:, [1, 3]] = np.exp(np.clip(x[:, [1, 3]], *ends))
-        return np.column_stack([np.full(count, self.E), x, np.full(count, self.p)])
+        cost = (self.residual(np.arange(len(x)), x) ** 2).sum(1)
+        damp, left = np.full(len(x), 1e-2), np.arange(len(x))
+        for _ in range(_ROUNDS):
+            J, r = self.jacobian(left, x[left]), self.residual(left, x[left])
+            H = np.swapaxes(J, 1, 2) @ J
+            H += (damp[left, None] * np.einsum("kii->ki", H) + 1e-12)[:, :, None] * np.eye(4)
+            step = np.linalg.solve(H, -np.swapaxes(J, 1, 2) @ r[:, :, None])[:, :, 0]
+            there = x[left] + np.clip(step, -0.7, 0.7)
+            there[:, [1, 3]] = np.clip(there[:, [1, 3]], *ends)
+            new = (self.residual(left, there) ** 2).sum(1)
+            gain = cost[left] - new
+            better = gain > 0
+            x[left[better]], cost[left[better]] = there[better], new[better]
+            damp[left] = np.where(better, np.maximum(damp[left] / 5, 1e-9), damp[left] * 5)
+            left = left[np.where(better, gain > 1e-12 * new, damp[left] < 1e6)]
+            if not len(left):
+                break
+        return x, cost
+
+    def drawn(self, rows: NDArray[np.intp], x: Array, spread: Array) -> Array:
+        """Laws about as likely as x: rows E, log A, alpha, log B, beta, p. spread: normal numbers times the scatter, [rows, 4]."""
+        J = self.jacobian(rows, x)
+        values, vectors = np.linalg.eigh(np.swapaxes(J, 1, 2) @ J)
+        scaled = spread / np.sqrt(np.maximum(values, 1e-9 * values[:, -1:]))
+        near = x + (vectors @ scaled[:, :, None])[:, :, 0]
+        near[:, [1, 3]] = np.exp(np.clip(near[:, [1, 3]], *np.log(EXPONENTS)))
+        return np.column_stack([self.E[rows], near, self.p[rows]])

@@ -30,7 +30,9 @@ from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import fit
+from gangpao.sandbox.coupled import CoupledFit
 from gangpao.sandbox.experiment import Language
+from gangpao.sandbox.study import law_of
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
@@ -54,7 +56,7 @@ class Laws:
     tokens_there: of the data. lr: before the transfer rule's factors. batch: of the loss in bits per byte, none: the common
     size. notes: where each of these comes from."""
 
-    scaling: fit.ScalingFit
+    scaling: fit.ScalingFit | CoupledFit
     conditions: dict[str, Any]
     aspects: tuple[float, float]
     speed: float | None
@@ -80,7 +82,6 @@ def load_laws(out: Path, lab: Lab) -> Laws:
     if not path.exists():
         raise ValueError(f"{path} is missing: a plan needs the law of loss, run `gangpao sandbox scaling` first")
     facts, common = read_json(path)["facts"], lab.config.common
-    points = [fit.Point(N=N, D=D, loss=bpb) for N, _, D, bpb in facts["points"]["wsd"]]
     lr, batch, schedule = (_facts(out, name) for name in ("lr", "batch", "schedule"))
     rate = (lr or {}).get("optimum", {}).get(common.rule)
     shape = common.schedule if common.schedule.startswith("wsd") else "wsd"
@@ -92,7 +93,7 @@ def load_laws(out: Path, lab: Lab) -> Laws:
         _source("decay share", "退火比例", "schedule", schedule, decay),
     )
     return Laws(
-        scaling=fit.fit_scaling(points), conditions=facts["conditions"], aspects=(facts["aspects"][0], facts["aspects"][1]),
+        scaling=law_of(facts), conditions=facts["conditions"], aspects=(facts["aspects"][0], facts["aspects"][1]),
         speed=facts["speed"], tokens_there=facts["train_tokens"], lr=rate or common.lr,
         batch=fit.PowerLaw(**law) if law else None, decay=decay or common.decay, shape=shape, notes=said,
     )  # fmt: skip
@@ -495,6 +496,5 @@ def _key(key: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_value(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # JSON's numbers, strings, booleans are TOML's
+    # JSON's numbers, strings and booleans are TOML's.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

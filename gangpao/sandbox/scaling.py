@@ -127,8 +127,8 @@ def predict(lab: Lab, fits: dict[str, Fitted], targets: Sequence[Spec]) -> dict[
     """What the laws say about the targets, on disk before a target is submitted.
 
     A file for the same points and targets is kept as it is. For others it is moved aside, but not when all targets have
-    run by then: what is said so late is no prediction, and is not written. `before` says for each target whether its result was
-    unknown.
+    run by then: what is said so late is no prediction, and is not written. With further targets for the same points, what was
+    said of the old ones stays. For each target, `stamps` says when that was and `before` whether its result was unknown.
     """
     path = lab.out / "scaling" / PREDICTIONS
     asked: list[dict[str, Any]] = []
@@ -137,12 +137,15 @@ def predict(lab: Lab, fits: dict[str, Fitted], targets: Sequence[Spec]) -> dict[
         asked.append({"size": f"{q.width}x{q.layers}", "N": N, "D": q.tokens, "seed": q.seed, "flops": flops})
     digest = fingerprint({name: f.results for name, f in fits.items()})
     old = read_json(path) if path.exists() else None
-    if old is not None and old["points_sha256"] == digest and old["targets"] == asked:
+    same = old is not None and old["points_sha256"] == digest
+    if old is not None and same and old["targets"] == asked:
         return dict(old)
-    record = {
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record: dict[str, Any] = {
+        "written": now,
         "points_sha256": digest,
         "targets": asked,
+        "stamps": [now for _ in asked],
         "before": [lab.result(spec) is None for spec in targets],
         "laws": {
             name: [_predicted(f.law, t["N"], t["D"]) for t in asked]
@@ -150,6 +153,8 @@ def predict(lab: Lab, fits: dict[str, Fitted], targets: Sequence[Spec]) -> dict[
             if f.law is not None and name != "total"
         },
     }
+    if old is not None and same:
+        _keep(record, old)
     if old is not None and not any(record["before"]):
         return record
     if old is not None:
@@ -157,6 +162,17 @@ def predict(lab: Lab, fits: dict[str, Fitted], targets: Sequence[Spec]) -> dict[
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
+
+
+def _keep(record: dict[str, Any], old: dict[str, Any]) -> None:
+    """What was said of a target from the same points stays as it was, with its time."""
+    stamps = old.get("stamps", [old["written"] for _ in old["targets"]])
+    for i, asked in enumerate(record["targets"]):
+        if asked in old["targets"]:
+            j = old["targets"].index(asked)
+            record["stamps"][i], record["before"][i] = stamps[j], old["before"][j]
+            for name in record["laws"].keys() & old["laws"].keys():
+                record["laws"][name][i] = old["laws"][name][j]
 
 
 def fingerprint(groups: dict[str, list[Result]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,13 @@ def _fit(results: Sequence[Result], flops: float, *, total: bool = False) -> Fit
 def points_of(results: Sequence[Result], *, total: bool = False) -> list[fit.Point]:
     """N, D and held-out bits per byte of finished trials."""
     return [fit.Point(N=r.N_total if total else r.N, D=r.D, loss=r.bpb) for r in results if r.bpb is not None]
+
+
+def law_of(facts: dict[str, Any]) -> fit.ScalingFit | CoupledFit:
+    """The law to plan by, from the facts of an outcome: that of coupled terms where there is a floor."""
+    points = [fit.Point(N=N, D=D, loss=bpb) for N, _, D, bpb in facts["points"]["wsd"]]
+    floor = facts["laws"].get("coupled", {}).get("floor")
+    return fit_coupled(points, floor=(floor[0], floor[1])) if floor else fit.fit_scaling(points)
 
 
 def affordable(results: Sequence[Result], flops: float, law: fit.ScalingLaw) -> list[Result]:

@@ -188,7 +188,7 @@ def work(lab: Lab, study: Study, search: SearchConfig | None = None) -> int:
         if waiting or wanted:
             done += _one(lab, study, search)
         elif open_:
-            time.sleep(1.0)  # its worker may die, and then it is ours
+            time.sleep(0.3)  # its worker may die, and then it is ours
         else:
             return done
 

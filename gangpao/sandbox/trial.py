@@ -199,7 +199,11 @@ def train_config(lab: Lab, spec: Spec) -> TrainConfig:
         precision=c.precision,
         guard=GuardConfig(on_bad_step="stop"),
         save=SaveConfig(every_steps=10**9, every_minutes=2.0, keep_last=1, keep_best=False),
-        evaluation=EvaluationConfig(every_steps=10**9, limit_tokens=c.heldout_tokens),
+        evaluation=EvaluationConfig(
+            every_steps=10**9,
+            limit_tokens=c.heldout_tokens,
+            stages="all" if spec.marks else "last",
+        ),
         seed=spec.seed,
         threads=c.threads,
         cost_profile=c.cost_profile,

@@ -103,6 +103,7 @@ class EvaluationConfig(Frozen):
     every_steps: int = Field(default=500, ge=1)
     limit_tokens: int | None = Field(default=100_000, ge=1, description="Of every source; none: all of it.")
     rows: int = Field(default=8, ge=1, description="Rows in one forward pass.")
+    stages: Literal["all", "last"] = Field(default="all", description="At whose end there is one in any case.")
 
 
 class TrainConfig(Frozen):

@@ -98,6 +98,7 @@ class Job:
     save: SaveConfig = field(default_factory=lambda: SaveConfig())
     evaluate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None
     evaluate_every: int = 1000
+    evaluate_stages: bool = True
     average: Average | None = None
     world: World = field(default_factory=World)
     begin: int = 0
@@ -270,7 +271,8 @@ class Training:
         """Evaluate and save when it is time."""
         ends = self.step == end
         regular = self.step % self.job.save.every_steps == 0 or ends
-        if not asked and (ends or self.step % self.job.evaluate_every == 0 or (regular and self.job.save.keep_best)):
+        wanted = ends and (self.job.evaluate_stages or self.step == self.total)
+        if not asked and (wanted or self.step % self.job.evaluate_every == 0 or (regular and self.job.save.keep_best)):
             self._evaluate()
         if ends:
             self.kept.append(self.step)

@@ -6,24 +6,29 @@ summed between machines. Offloaded, the parts lie in the memory of the machine a
 can hold a model whose optimizer is larger than it. The loss of a step is a sum over all ranks divided by all labels, so
 gradients are summed, not averaged, and one rank or ten give the same step up to the order of additions.
 
+torch's modules for it are imported when a model is sharded: they take a third of the import of this package, and a process
+that trains alone, as the small trials of a sandbox do, never needs them.
+
 What it gives up: tensor and pipeline parallelism, which 4 B parameters do not need.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 TIMEOUT = timedelta(seconds=45)  # a lost rank ends the others within a minute; torchrun then starts all anew
 BUCKET_BYTES = 64 << 20
@@ -53,7 +58,7 @@ class World:
         for p in parameters:
             if p.grad is None:  # a rank without work for it must not leave the others waiting
                 p.grad = torch.zeros_like(p)
-            if isinstance(p.grad, DTensor):
+            if is_sharded(p.grad):
                 continue
             if bucket and (bucket[0].dtype != p.grad.dtype or sum(g.nbytes for g in bucket) > BUCKET_BYTES):
                 _sum_bucket(bucket)
@@ -108,6 +113,9 @@ def shard(
     ranks = ranks or world.size
     if world.size % ranks:
         raise ValueError(f"shard_ranks = {ranks} does not divide {world.size} processes: choose a divisor of it")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+
     copies = world.size // ranks
     names, sizes = (("replicate", "shard"), (copies, ranks)) if copies > 1 else (("shard",), (ranks,))
     mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
@@ -122,24 +130,37 @@ def shard(
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:
     """Whether the next backward pass of a sharded model ends with an exchange; without one, whole gradients add up locally."""
-    if isinstance(model, FSDPModule):
+    if _is_fsdp(model):
         model.set_requires_gradient_sync(now)
 
 
 def reshard(model: nn.Module) -> None:
     """Let go of whole parameters that a forward pass without a backward one left in a sharded model."""
-    if isinstance(model, FSDPModule):
+    if _is_fsdp(model):
         model.reshard()
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor has parts on several ranks. Where torch's module was not imported, there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _is_fsdp(model: nn.Module) -> TypeGuard[FSDPModule]:
+    module = sys.modules.get("torch.distributed.fsdp")
+    return module is not None and isinstance(model, module.FSDPModule)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded, in one piece. Every rank must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """A whole tensor, which every rank has, placed as `pattern` is; one that is placed already stays."""
-    if isinstance(pattern, DTensor) and tensor.ndim and not isinstance(tensor, DTensor):
+    if is_sharded(pattern) and tensor.ndim and not is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
         mesh = pattern.device_mesh
         return distribute_tensor(tensor.to(pattern.device), mesh, pattern.placements, src_data_rank=None)
     return tensor.to(pattern.device)
@@ -147,4 +168,4 @@ def like(tensor: Tensor, pattern: Tensor) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this rank has."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor

@@ -192,6 +192,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         if r.built.heldout
         else None,
         evaluate_every=config.evaluation.every_steps,
+        evaluate_stages=config.evaluation.stages == "all",
         average=Average(model.named_parameters(), config.ema) if config.ema else None,
         world=world,
         begin=r.begin,
@@ -414,6 +415,7 @@ def resolved_precision(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"precision": "bf16" if cuda or any(known) else "fp32"})
 
 
+@functools.cache
 @functools.cache
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of one square matrix product, the best of a few: what mfu is a share of."""

@@ -6,6 +6,7 @@ configuration is refused by the names of what differs.
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import subprocess
@@ -99,6 +100,7 @@ def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, 
     sync(out)
 
 
+@functools.cache
 def git_commit() -> str | None:
     """Commit of the code that runs, with "+changes" where files differ from it; None where it is not a checkout."""
 

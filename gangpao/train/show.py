@@ -42,21 +42,14 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a run to go on with.")] = False,
 ) -> None:
-    """Train, with progress on stderr and one JSON line on stdout at the end."""
+    """Train, with progress on stderr and one JSON line on stdout at the end, of rank 0 under torchrun."""
     from gangpao.train import pretrain, report
 
     outcome = pretrain.run(config, out, overrides or (), resume=resume, stream=report.stderr())
     done = outcome.signal is None
-    print(
-        json.dumps(
-            {
-                "run": str(out),
-                "step": outcome.step,
-                "done": done,
-                "export": str(out / "export") if (out / "export").is_dir() else None,
-            }
-        )
-    )
+    exported = str(out / "export") if (out / "export").is_dir() else None
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"run": str(out), "step": outcome.step, "done": done, "export": exported}))
     code = 130 if outcome.signal == signal.SIGINT else 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _leave(code)

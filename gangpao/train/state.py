@@ -20,16 +20,15 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from gangpao.atomic import sync
-from gangpao.train import sharded
-from gangpao.train.parallel import World
+from gangpao.train.parallel import World, is_sharded
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -110,6 +109,13 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
+def _sharded() -> ModuleType:
+    """The module for parts: its import takes seconds, and most runs have none."""
+    from gangpao.train import sharded
+
+    return sharded
+
+
 def save(
     folder: Path, step: int, tensors: Mapping[str, Tensors], record: Mapping[str, Any], world: World | None = None
 ) -> Path:
@@ -121,7 +127,7 @@ def save(
     world = world or World()
     target = folder / name_of(step)
     staging = folder / f".tmp-{target.name}"
-    split = {kind: {n: t for n, t in named.items() if isinstance(t, DTensor)} for kind, named in tensors.items()}
+    split = {kind: {n: t for n, t in named.items() if is_sharded(t)} for kind, named in tensors.items()}
     parts = {kind: named for kind, named in split.items() if named}
     first = world.rank == 0
     there, failed = False, None
@@ -140,7 +146,7 @@ def save(
         return target
     try:
         for kind, named in parts.items():
-            sharded.write(staging / kind, named)
+            _sharded().write(staging / kind, named)
         if first:
             whole = {k: {n: t for n, t in named.items() if n not in split[k]} for k, named in tensors.items()}
             _finish(staging, target, {kind: named for kind, named in whole.items() if named}, dict(record))
@@ -245,7 +251,7 @@ class Checkpoint:
         if (self.path / f"{kind}.safetensors").is_file():
             with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
                 out += file.keys()
-        return out + (list(sharded.shapes(self.path / kind)) if (self.path / kind).is_dir() else [])
+        return out + (list(_sharded().shapes(self.path / kind)) if (self.path / kind).is_dir() else [])
 
     def tensors(self, kind: str, patterns: Tensors | None = None) -> dict[str, Tensor]:
         """Tensors of a kind, in memory of their own. Those that ranks wrote in parts are placed as the patterns of their
@@ -256,7 +262,7 @@ class Checkpoint:
                 with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
                     out = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, no mapping
             if (self.path / kind).is_dir():
-                out |= sharded.read(self.path / kind, patterns or {})
+                out |= _sharded().read(self.path / kind, patterns or {})
         except (SafetensorError, OSError) as error:
             raise Damaged(f"{self.path}: {kind} cannot be read ({error})") from error
         return out

@@ -147,7 +147,13 @@ def test_a_wrong_state_is_refused_and_changes_nothing(three, tmp_path):
     one.take(10)
     good = one.state()
     other = {**three, "b": makers.numbered(tmp_path / "b", [5, 6], start=100_000)}
-    for strange in (loader(other), loader(three, seed=2), loader(three, seq_len=32), loader(three, weights=(5, 3, 1))):
+    for strange in (
+        loader(other),
+        loader(three, seed=2),
+        loader(three, seq_len=32),
+        loader(three, window=9),
+        loader(three, weights=(5, 3, 1)),
+    ):
         before = strange.state()
         with pytest.raises(ValueError, match=r"saved|seed|fingerprint"):
             strange.restore(good)
@@ -298,6 +304,37 @@ def test_a_new_stage_with_longer_rows_sees_what_is_left(three, monkeypatch):
     after = rest.take(-(-(three["a"].num_tokens - 8 * 64) // 128)).ids
     left = after.reshape(-1)[: three["a"].num_tokens - 8 * 64]
     assert not set(before.reshape(-1)) & set(left)
+
+
+def test_a_window_as_long_as_the_source_mixes_all_of_it(three):
+    shards = three["a"]
+    rows = -(-shards.num_tokens // 64)
+    one, whole = (Loader([Part("a", shards, 1.0)], seq_len=64, seed=1, window=n) for n in (2, 10**6))
+    assert sorted(whole.take(rows).ids[:, 0].tolist()) == sorted(one.take(rows).ids[:, 0].tolist())
+    again = Loader([Part("a", shards, 1.0)], seq_len=64, seed=1, window=10**6)
+    again.restore(whole.state())
+    assert same(again.take(5), whole.take(5))
+
+
+def test_a_new_stage_with_another_window_sees_what_is_left(three):
+    parts = [Part("a", three["a"], 1.0)]
+    stable = Loader(parts, seq_len=64, seed=1, window=4)
+    before = stable.take(6).ids
+    rest = Loader(parts, seq_len=64, seed=1, window=7)
+    rest.adopt(stable.state())
+    left = rest.take((three["a"].num_tokens - 8 * 64) // 64).ids
+    assert not set(before.reshape(-1)) & set(left.reshape(-1))
+
+
+def test_restoring_works_a_window_out_once(three, monkeypatch):
+    one = loader(three)
+    one.take(7)
+    state, other, seen = one.state(), loader(three), []
+    look = pack._Stream._look_ahead
+    monkeypatch.setattr(pack._Stream, "_look_ahead", lambda self: (seen.append(not self._rows), look(self))[1])
+    other.restore(state)
+    other.take(3)
+    assert sum(seen) <= len(three)
 
 
 def test_a_position_from_before_rows_were_shuffled_is_taken(three):

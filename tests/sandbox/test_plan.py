@@ -14,6 +14,7 @@ from gangpao import cost
 from gangpao.atomic import write_json
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import experiment, fit, plan, scaling
+from gangpao.sandbox.coupled import CoupledFit
 from gangpao.sandbox.trial import cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import load_train_config
@@ -266,6 +267,19 @@ def test_other_experiments_are_used_when_they_are_there(laws, ready, tmp_path):
     usual = plan.make_plan("3e11 flops", plain, ready, here=here(plain, ready))
     assert made.config.optimizer.lr == pytest.approx(2 * usual.config.optimizer.lr)
     assert made.config.stages[1].steps == pytest.approx(2 * usual.config.stages[1].steps, abs=1)
+
+
+def test_with_a_floor_the_plan_is_made_by_the_law_of_coupled_terms(laws, ready, tmp_path):
+    out = tmp_path / "sandbox"
+    shutil.copytree(ready.out / "scaling", out / "scaling")
+    known = json.loads((out / "scaling" / "outcome.json").read_text())
+    known["facts"]["laws"]["coupled"] = {"floor": [0.6, 0.05]}
+    write_json_in(out / "scaling" / "outcome.json", known)
+    found = plan.load_laws(out, ready)
+    assert isinstance(found.scaling, CoupledFit)
+    made = plan.make_plan("3e11 flops", found, ready, here=here(found, ready))
+    assert made.interval[0] < made.choice.loss < made.interval[1]
+    assert made.choice.loss == pytest.approx(laws.scaling.predict(made.choice.N, made.choice.D), rel=0.02)
 
 
 def write_json_in(path, value):

@@ -171,10 +171,14 @@ def test_predictions_are_never_rewritten(lab):
     assert (path.read_bytes(), path.stat().st_mtime_ns) == kept
     assert late.facts["predictions"]["before"] == [False]
     assert "no prediction" in late.verdict["en"]
-    # A target that has not run yet is predicted anew, and the old file is kept beside the new one.
+    # A further target is predicted, what was said of the old one stays, and the old file is kept beside the new one.
     more = with_config(lab, targets=(TARGET, Size(width=160, layers=6)), target_tokens=(819_200,))
     both = scaling.run(more, Fake(lab))
-    assert both.facts["predictions"]["before"] == [False, True]
+    assert both.facts["predictions"]["before"] == [True, True]
+    assert both.facts["predictions"]["stamps"][0] == first["stamps"][0]
+    assert {name: values[0] for name, values in both.facts["predictions"]["laws"].items()} == {
+        name: values[0] for name, values in first["laws"].items()
+    }
     assert json.loads(path.read_text())["targets"][1]["size"] == "160x6"
     aside = list(path.parent.glob("predictions-*.json"))
     assert [p.read_bytes() for p in aside] == [kept[0]]

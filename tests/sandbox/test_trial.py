@@ -40,6 +40,7 @@ def test_a_trial_is_a_run_of_the_training_room_and_runs_once(lab, tmp_path):
     heldout = [m["heldout"] for m in read_metrics(tmp_path / "plain") if "heldout" in m][-1]
     assert (result.state, result.loss, result.bpb) == ("done", heldout["heldout"], heldout["heldout_bpb"])
     assert 0 < result.busy <= result.seconds
+    assert list(result.curve) == [5120]  # held-out loss where the trial ends, and nowhere else
     assert result.D == 5120
     assert (result.N, result.N_total, result.flops) == cost_of(lab, spec)
     before = {p: p.stat().st_mtime_ns for p in lab.folder(spec).rglob("*")}
