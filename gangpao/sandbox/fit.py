@@ -445,13 +445,13 @@ def _parabola(t: Array, y: Array, counts: Array, noise: float | None) -> tuple[A
     variance = noise**2 if noise is not None and variance < 3 * noise**2 else variance
     a = abs(found[2])
     # The floor keeps the matrix invertible where there is no noise at all.
-    variance = max(variance, 1e-20 * float(y @ y), 1e-8 * a * a)
+    variance = max(variance, 1e-20 * float(y @ y), 1e-8 * a * a, 1e-200)
     # About the minimum itself: there the higher terms have no slope.
     s = t - np.clip(-found[1] / (2 * max(found[2], 1e-300)), t[0], t[-1])
     bend = np.outer(SKEW * a * s**3, SKEW * a * s**3) + np.outer(SKEW**2 * a * s**4, SKEW**2 * a * s**4) / 4
-    # Sweeps over many decades make bends that rounding alone leaves without an inverse.
-    noise_matrix = np.diag(variance / (weight * counts) + 1e-12 * np.trace(bend))
-    half = np.linalg.inv(np.linalg.cholesky(noise_matrix + bend))
+    # A point without any weight, or a bend over many decades, would leave rounding no inverse.
+    apart = variance / (np.maximum(weight, 1e-9) * counts) + 1e-12 * np.trace(bend)
+    half = np.linalg.inv(np.linalg.cholesky(np.diag(apart) + bend))
     solve = np.linalg.pinv(half @ X)
     found = solve @ (half @ (y - middle))
     found[0] += middle
