@@ -28,6 +28,7 @@ __all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
 
 # Tokens of prompts in a step while somebody is being answered. A step of 8 answers and 32 such tokens takes two and a half times
 # one without them, one of a single answer five times (docs/log.md): an answer slows down for the length of a prompt and never
+# stops.
 CHUNK_BESIDE = 32
 DEFAULT_BATCH = 8
 DEFAULT_QUEUE = 64

@@ -93,10 +93,10 @@ class _Node:
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    size = min(len(a), len(b))
+    # Slices are compared by the interpreter itself: prompts have thousands of ids, and every one that waits is looked at.
+    whole = next((at for at in range(0, size, PAGE) if a[at : at + PAGE] != b[at : at + PAGE]), size)
+    return next((at for at in range(whole, size) if a[at] != b[at]), size)
 
 
 class KVPool:
@@ -170,18 +170,27 @@ class KVPool:
     def extend(self, cache: KVCache, length: int) -> bool:
         """Pages up to that length, and the one that is written next for this sequence alone."""
         write = cache.length // PAGE
-        if write < len(cache.pages) and self._users[cache.pages[write]] > 1:
-            page = self._take()
-            if page is None:
-                return False
-            self.native.copy_page(cache.pages[write], page)
-            self.free([cache.pages[write]])
-            cache.pages[write] = page
+        if write < len(cache.pages) and self._users[cache.pages[write]] > 1 and not self._own(cache, write):
+            return False
         while len(cache.pages) * PAGE < length:
             page = self._take()
             if page is None:
                 return False
             cache.pages.append(page)
+        return True
+
+    def _own(self, cache: KVCache, at: int) -> bool:
+        """Give the sequence that page for itself: a copy, or in a full pool the page that only the memory holds beside it."""
+        shared, page = cache.pages[at], self._take()
+        if page is not None:
+            self.native.copy_page(shared, page)
+            self.free([shared])
+            cache.pages[at] = page
+            return True
+        node = self._nodes.get(shared)
+        if node is None or node.children or self._users[shared] > 2:
+            return False
+        self._drop(node)
         return True
 
     def free(self, pages: Sequence[int]) -> None:
@@ -248,11 +257,15 @@ class KVPool:
             if not ends:
                 return
             for node in sorted(ends, key=lambda n: n.used)[:wanted]:
-                assert node.parent is not None
-                siblings = node.parent.children[node.tokens[0]]
-                siblings.remove(node)
-                if not siblings:
-                    del node.parent.children[node.tokens[0]]
-                del self._nodes[node.page]
-                self.free([node.page])
+                self._drop(node)
                 wanted -= 1
+
+    def _drop(self, node: _Node) -> None:
+        """Forget a prefix that nothing follows."""
+        assert node.parent is not None
+        siblings = node.parent.children[node.tokens[0]]
+        siblings.remove(node)
+        if not siblings:
+            del node.parent.children[node.tokens[0]]
+        del self._nodes[node.page]
+        self.free([node.page])

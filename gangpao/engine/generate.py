@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from gangpao import kernels, machine
 from gangpao.engine import admission
 from gangpao.engine.answer import Answer, FinishReason, Piece, Progress, Stats
-from gangpao.engine.cache import KVCache, KVType
+from gangpao.engine.cache import KVCache, KVType, common
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
 from gangpao.engine.sample import Logits, SamplingParams
@@ -108,10 +108,7 @@ class Session:
 
         At least one prompt token is left to compute, because its logits are what the first choice is made from.
         """
-        shared = 0
-        limit = min(len(self.ids), len(prompt_ids) - 1)
-        while shared < limit and self.ids[shared] == prompt_ids[shared]:
-            shared += 1
+        shared = common(self.ids, prompt_ids[:-1])
         self.cache.truncate(shared)
         del self.ids[shared:]
         return shared

@@ -126,6 +126,18 @@ def test_with_little_memory_the_same_answers(engine, scheduler):
     assert running.pool.pages_used == running.pool.pages_kept
 
 
+def test_a_pool_of_one_context_serves_a_prompt_that_fills_it(engine, scheduler):
+    """The second prompt begins in the middle of the last page, which cannot be copied: there is no page left."""
+    running = scheduler(batch=2, pool_tokens=512)
+    ids = [i % 251 for i in range(500)]
+    for n in range(3):
+        prompt = [*ids[: 490 - n], *(200 + n for _ in range(10 + n))]
+        assert ask(running, prompt).wait() == alone(engine, prompt)[0]
+    running.close()
+    assert running.counters.preempted == 0
+    assert running.counters.cached_tokens > 900
+
+
 def test_a_prompt_that_another_is_computing_is_computed_once(engine, scheduler):
     running = scheduler(batch=8)
     ids = [i % 250 for i in range(300)]
