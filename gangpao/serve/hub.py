@@ -33,9 +33,10 @@ SWEEP_S = 5.0
 FULL_RETRY_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How models are loaded. memory: bytes for all together, None for what the machine has; idle_s: None is never."""
+    """How models are loaded. memory: bytes for all models together, None is what the machine has. idle_unload_s: seconds
+    without a request after which a model leaves memory, None is never."""
 
     batch: int = DEFAULT_BATCH
     queue: int = DEFAULT_QUEUE
@@ -43,7 +44,7 @@ class Limits:
     kv: KVType = "f16"
     threads: int | None = None
     memory: int | None = None
-    idle_s: float | None = None
+    idle_unload_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -247,7 +248,7 @@ class Hub:
 
     async def sweep(self) -> None:
         """Unload what nobody asked for in a long time, until cancelled."""
-        idle_s = self.limits.idle_s
+        idle_s = self.limits.idle_unload_s
         while idle_s is not None:
             await asyncio.sleep(min(SWEEP_S, idle_s / 4))
             async with self._lock:

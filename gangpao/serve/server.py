@@ -8,17 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gangpao.engine.batch import DEFAULT_BATCH, DEFAULT_QUEUE
-from gangpao.engine.cache import KVType
 from gangpao.serve.hub import Hub, Limits
 from gangpao.serve.loading import Meter
 from gangpao.serve.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """A server's options. models: public name -> file, the default first. memory: bytes for all models together, None is
-    what the machine has. idle_unload_s: seconds without a request after which a model leaves memory, None is never."""
+class Settings(Limits):
+    """A server's options, those of its models among them. models: public name -> file, the default first."""
 
     models: Mapping[str, Path]
     host: str = "127.0.0.1"
@@ -27,13 +24,6 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     allow_image_hosts: tuple[str, ...] = ()
-    batch: int = DEFAULT_BATCH
-    queue: int = DEFAULT_QUEUE
-    context: int | None = None
-    kv: KVType = "f16"
-    threads: int | None = None
-    memory: int | None = None
-    idle_unload_s: float | None = None
     cost_profile: str | None = None
     max_body: int = 32_000_000
     tls: bool = False
@@ -57,10 +47,4 @@ class Server:
         self.meter = Meter(settings.cost_profile)
         self.metrics = Metrics()
         self.started = time.time()
-        self.hub = Hub(
-            settings.models,
-            Limits(
-                batch=settings.batch, queue=settings.queue, context=settings.context, kv=settings.kv,
-                threads=settings.threads, memory=settings.memory, idle_s=settings.idle_unload_s,
-            ),
-        )  # fmt: skip
+        self.hub = Hub(settings.models, settings)

@@ -115,7 +115,7 @@ def test_the_pool_takes_what_the_budget_leaves(files):
 
 def test_idle_models_leave_and_busy_ones_stay(files, monkeypatch):
     monkeypatch.setattr(hub_module, "SWEEP_S", 0.01)
-    hub = Hub(files, Limits(batch=1, threads=1, idle_s=0.05))
+    hub = Hub(files, Limits(batch=1, threads=1, idle_unload_s=0.05))
 
     async def story():
         sweeper = asyncio.create_task(hub.sweep())
