@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gangpao.sandbox.fit import Point
-from gangpao.sandbox.laws import EXPONENTS, FLOOR, Array, between
+from gangpao.sandbox.laws import EXPONENTS, FLOOR, Array, Extent, Point, between
 
 COUPLINGS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)  # equally likely before
 PUBLISHED, SPREAD = 0.33, 0.4  # of an exponent: the median, and the standard deviation of its logarithm
@@ -33,7 +32,7 @@ _STARTS = ((0.2, 0.3), (0.5, 0.3), (0.3, 0.6))
 
 
 @dataclass(frozen=True)
-class CoupledFit:
+class CoupledFit(Extent):
     """The laws that the points allow.
 
     draws: rows E, log A, alpha, log B, beta, p with A and B at the centre of the points, each as likely as the others. sigma:
@@ -61,16 +60,6 @@ class CoupledFit:
     def bounds(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Interval of E, alpha, beta or p."""
         return between(self.draws[:, {"E": 0, "alpha": 2, "beta": 4, "p": 5}[name]], level)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The largest N and D of the points."""
-        return max(p.N for p in self.points), max(p.D for p in self.points)
-
-    def reach(self, N: float, D: float) -> float:
-        """How many times past the points this is, in N or in D; 1 within."""
-        n, d = self.ends
-        return max(1.0, N / n, D / d)
 
     @property
     def undetermined(self) -> tuple[str, ...]:

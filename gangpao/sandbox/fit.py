@@ -25,6 +25,8 @@ from gangpao.sandbox.laws import (
     SHARES,
     Array,
     Design,
+    Extent,
+    Point,
     PowerLaw,
     Pull,
     ScalingLaw,
@@ -49,25 +51,11 @@ OUTLIER = 6.0  # times the robust scale of the residuals: farther points are lef
 RESAMPLES = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One run: parameters, tokens, loss at its end."""
-
-    N: float
-    D: float
-    loss: float
-    seed: int | None = None
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name + ': ' if self.name else ''}N={self.N:g}, D={self.D:g}, loss={self.loss:g}"
-
-
 # --- the law of loss
 
 
 @dataclass(frozen=True)
-class ScalingFit:
+class ScalingFit(Extent):
     """A law, the points it was fitted to, and how well it is known.
 
     sigma: relative scatter about the law. shared: how much of the noise the runs of a size seem to share, 0 to 0.9. draws: laws
@@ -105,16 +93,6 @@ class ScalingFit:
     def ratio_interval(self, C: float, level: float = 0.95) -> tuple[float, float]:
         """Interval of D / N at the best size for C FLOPs; infinite or 0 where size or tokens may not matter."""
         return between(np.array([ScalingLaw(*map(float, row)).ratio(C) for row in self.draws]), level)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The largest N and D of the points."""
-        return max(p.N for p in self.points), max(p.D for p in self.points)
-
-    def reach(self, N: float, D: float) -> float:
-        """How many times past the points this is, in N or in D; 1 within."""
-        n, d = self.ends
-        return max(1.0, N / n, D / d)
 
     @property
     def undetermined(self) -> tuple[str, ...]:

@@ -425,3 +425,33 @@ def between(values: Array, level: float) -> tuple[float, float]:
     ordered = np.sort(values)
     skip = int(len(ordered) * (1 - level) / 2)
     return float(ordered[skip]), float(ordered[len(ordered) - 1 - skip])
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run: parameters, tokens, loss at its end."""
+
+    N: float
+    D: float
+    loss: float
+    seed: int | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name + ': ' if self.name else ''}N={self.N:g}, D={self.D:g}, loss={self.loss:g}"
+
+
+class Extent:
+    """How far the points of a law reach."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The largest N and D of the points."""
+        return max(p.N for p in self.points), max(p.D for p in self.points)
+
+    def reach(self, N: float, D: float) -> float:
+        """How many times past the points this is, in N or in D; 1 within."""
+        n, d = self.ends
+        return max(1.0, N / n, D / d)
