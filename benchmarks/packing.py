@@ -38,14 +38,21 @@ def config(data: Path, *, workers: int, threads: int, arguments: argparse.Namesp
 
 
 def measure(wanted: SandboxConfig, out: Path, number: int) -> dict[str, float]:
-    """Seconds of all trials from the call to the last result; a worker's seconds, and those of them that were steps."""
+    """Seconds of all trials from the call to the last result, and of their steps; of a trial's time what is not steps: of the
+    middle one, and of the worst, which is a worker's first and pays for torch's own start."""
     driver = Driver(wanted, out)
     specs = [driver.lab.spec(lr=0.004 + 0.001 * i) for i in range(number)]
     begin = time.perf_counter()
     found = driver.submit("lr", specs)
     wall = time.perf_counter() - begin
     driver.close()
-    return {"wall": wall, "seconds": sum(r.seconds for r in found), "busy": sum(r.busy for r in found)}
+    overheads = sorted(1 - r.busy / r.seconds for r in found)
+    return {
+        "wall": wall,
+        "busy": sum(r.busy for r in found),
+        "overhead": statistics.median(overheads),
+        "most": overheads[-1],
+    }
 
 
 def main() -> None:
@@ -70,16 +77,18 @@ def main() -> None:
                 found[name] = measure(wanted, Path(folder) / f"{name}-{i}", arguments.trials)
             ratio = found["alone"]["wall"] / found["packed"]["wall"]
             print(
-                f"round {i + 1}: packed {found['packed']['wall']:.1f} s, alone {found['alone']['wall']:.1f} s, {ratio:.2f} x"
+                f"round {i + 1}: packed {found['packed']['wall']:.1f} s, alone {found['alone']['wall']:.1f} s, {ratio:.2f} x",
+                flush=True,
             )
             rounds.append(found)
     per_hour = {name: statistics.median(3600 * arguments.trials / r[name]["wall"] for r in rounds) for name in arms}
     ratios = [r["alone"]["wall"] / r["packed"]["wall"] for r in rounds]
-    overhead = [1 - r["packed"]["busy"] / r["packed"]["seconds"] for r in rounds]
+    overhead, most = ([r["packed"][name] for r in rounds] for name in ("overhead", "most"))
     waiting = [1 - r["packed"]["busy"] / (cores * r["packed"]["wall"]) for r in rounds]
     result = {
         "trials_per_hour": per_hour, "ratio": statistics.median(ratios), "ratios": ratios,
-        "overhead_of_a_trial": statistics.median(overhead), "not_in_steps_of_all": statistics.median(waiting),
+        "overhead_of_a_trial": statistics.median(overhead), "of_a_first_trial": statistics.median(most),
+        "not_in_steps_of_all": statistics.median(waiting),
         "trial": f"{arguments.width}x{arguments.layers}, {arguments.tokens:,} tokens", "cores": cores,
     }  # fmt: skip
     if arguments.out:
@@ -103,7 +112,8 @@ def write(result: dict) -> None:
         "",
         f"Ratio {result['ratio']:.2f} (rounds {rounds}).",
         "",
-        f"Of a trial's time {result['overhead_of_a_trial']:.1%} is not its steps: building the model, held-out loss, saving.",
+        f"Of a trial's time {result['overhead_of_a_trial']:.1%} is not its steps: building the model, held-out loss, saving;",
+        f"of a worker's first trial {result['of_a_first_trial']:.1%}, because torch itself has to start.",
         f"Of the time of all cores from the call to the last result {result['not_in_steps_of_all']:.1%} is not steps: that, the",
         "start of the workers, and the end, when one of them has nothing left.",
     ]
