@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from gangpao.atomic import locked
@@ -94,7 +96,7 @@ class Driver:
 
     def _until_done(self, study: Study, name: str) -> None:
         busy = "another experiment is running here; wait for it or choose another folder"
-        with locked(self.out, busy), self._workers(name) as children, self._live() as live:
+        with _terminable(), locked(self.out, busy), self._workers(name) as children, self._live() as live:
             watch, looked = Watch(self.lab, study), -math.inf
             over = False
             while not over:
@@ -146,6 +148,23 @@ class Driver:
         elif self.stream is not None and (last or time.monotonic() - self._shown > LINE_SECONDS):
             self._shown = time.monotonic()
             print(line(name, s, workers_of(self.config)), file=self.stream, flush=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM leaves as Ctrl-C does, by way of whoever has something to end: the workers would go on alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _open(s: Standing) -> bool:

@@ -58,10 +58,8 @@ def specs_of(lab):
     ]
 
 
-def test_kill_9_of_everything_loses_nothing(config, tmp_path):
-    """Driver and workers are killed in the middle; the second start finishes the rest, and each step is there once."""
-    out = tmp_path / "box"
-    config = config.model_copy(update={"workers": 2})
+def started(config, tmp_path, out, until):
+    """A driver in a process of its own, when until()."""
     file = write_config(config, tmp_path)
     code = "import sys; from pathlib import Path; from tests.sandbox.test_sweep import _drive; _drive(*map(Path, sys.argv[1:]))"
     with (tmp_path / "log").open("w") as log:
@@ -69,18 +67,46 @@ def test_kill_9_of_everything_loses_nothing(config, tmp_path):
             [sys.executable, "-c", code, str(file), str(out)], start_new_session=True, stdout=log, stderr=log
         )
     end = time.monotonic() + 90
-    while not list(out.glob("trials/*/metrics.jsonl")):
+    while not until():
         assert child.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < end
         time.sleep(0.01)
     time.sleep(0.2)
+    return child
+
+
+def workers_on(out):
+    """Process ids of the workers of a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has ended
+                continue
+            if b"worker" in words and str(out).encode() in words:
+                found.append(int(process.name))
+    return found
+
+
+def test_sigterm_takes_the_workers_along(config, tmp_path):
+    out = tmp_path / "box"
+    config = config.model_copy(update={"workers": 2})
+    child = started(config, tmp_path, out, lambda: len(workers_on(out)) == 2)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
+    assert workers_on(out) == []
+
+
+def test_kill_9_of_everything_loses_nothing(config, tmp_path):
+    """Driver and workers are killed in the middle; the second start finishes the rest, and each step is there once."""
+    out = tmp_path / "box"
+    config = config.model_copy(update={"workers": 2})
+    child = started(config, tmp_path, out, lambda: list(out.glob("trials/*/metrics.jsonl")))
     child.send_signal(signal.SIGKILL)
     child.wait()
-    for process in Path("/proc").iterdir():  # its workers, which it can no longer stop
-        if process.name.isdigit():
-            words = (process / "cmdline").read_bytes().split(b"\0") if (process / "cmdline").exists() else []
-            if b"worker" in words and str(out).encode() in words:
-                os.kill(int(process.name), signal.SIGKILL)
+    for worker in workers_on(out):  # which it can no longer stop
+        os.kill(worker, signal.SIGKILL)
     driver = Driver(config, out)
     specs = specs_of(driver.lab)
     found = driver.submit("lr", specs)
