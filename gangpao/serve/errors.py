@@ -6,6 +6,7 @@ goes to the log with its traceback, and to the client as one sentence.
 """
 
 import math
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,5 +52,9 @@ def busy(seconds: float) -> ApiError:
 
 
 def retry_headers(seconds: float) -> dict[str, str]:
-    """When to try again, in the forms that clients read."""
-    return {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, math.ceil(seconds * 1000)))}
+    """When to try again, in the forms that clients read.
+
+    The milliseconds are up to half as many more by chance: clients that were refused together would come back together.
+    """
+    ms = math.ceil(seconds * 1000 * (1 + random.random() / 2))
+    return {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, ms))}

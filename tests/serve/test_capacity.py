@@ -1,10 +1,13 @@
 """Ten times as many clients as there are places, against the same server with just as many (R7), on a real model.
 
-Slow: the server is a process of its own, each load runs for some seconds, twice and in turns.
+Slow: the server is a process of its own, each load runs for some seconds, twice and in turns. The clients write their requests
+by hand: forty of a library's take a quarter of the machine and would be measured with the server.
 """
 
 import asyncio
+import json
 import math
+import re
 import statistics
 import time
 
@@ -16,29 +19,50 @@ from tests.serve.test_serve_command import Process
 BATCH, QUEUE, SECONDS = 4, 8, 20
 
 
-async def client(http, url, until, seen):
+class Connection:
+    """HTTP/1.1 to one server, one request after the other."""
+
+    async def open(self, url):
+        self.host = url.removeprefix("http://")
+        self.reader, self.writer = await asyncio.open_connection(*self.host.split(":"))
+        return self
+
+    async def ask(self, line, body=b""):
+        """(status, head, body, seconds)."""
+        began = time.perf_counter()
+        head = f"{line} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.writer.write(head.encode() + body)
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower()
+        found = await self.reader.readexactly(int(re.search(r"content-length: (\d+)", head)[1]))
+        return int(head.split()[1]), head, found, time.perf_counter() - began
+
+
+async def client(url, until, seen, number):
     """Ask again and again; obey Retry-After."""
+    connection = await Connection().open(url)
     i = 0
     while time.monotonic() < until:
         i += 1
-        body = {"messages": [{"role": "user", "content": f"Tell me about {i}."}], "max_tokens": 32, "temperature": 0}
-        began = time.perf_counter()
-        response = await http.post(f"{url}/v1/chat/completions", json=body)
-        seconds = time.perf_counter() - began
-        seen["statuses"].append(response.status_code)
-        if response.status_code == 200 and time.monotonic() < until:
-            seen["tokens"] += response.json()["usage"]["completion_tokens"]
-        elif response.status_code == 429:
+        messages = [{"role": "user", "content": f"Tell me about {number}, {i}."}]
+        body = json.dumps({"messages": messages, "max_tokens": 32, "temperature": 0}).encode()
+        status, head, found, seconds = await connection.ask("POST /v1/chat/completions", body)
+        seen["statuses"].append(status)
+        if status == 200 and time.monotonic() < until:
+            seen["tokens"] += json.loads(found)["usage"]["completion_tokens"]
+        elif status == 429:
             seen["refused"].append(seconds)
-            await asyncio.sleep(int(response.headers["retry-after-ms"]) / 1000)
+            await asyncio.sleep(int(re.search(r"retry-after-ms: (\d+)", head)[1]) / 1000)
+    connection.writer.close()
 
 
-async def health(http, url, until, seen):
+async def health(url, until, seen):
+    connection = await Connection().open(url)
     while time.monotonic() < until:
-        began = time.perf_counter()
-        assert (await http.get(f"{url}/health")).status_code == 200
-        seen["health"].append(time.perf_counter() - began)
+        status, *_, seconds = await connection.ask("GET /health")
+        assert status == 200
+        seen["health"].append(seconds)
         await asyncio.sleep(0.1)
+    connection.writer.close()
 
 
 def load(url, clients):
@@ -47,11 +71,7 @@ def load(url, clients):
 
     async def all_of_them():
         until = time.monotonic() + SECONDS
-        limits = httpx2.Limits(max_connections=None)
-        async with httpx2.AsyncClient(timeout=120, trust_env=False, limits=limits) as http:
-            await asyncio.gather(
-                health(http, url, until, seen), *(client(http, url, until, seen) for _ in range(clients))
-            )
+        await asyncio.gather(health(url, until, seen), *(client(url, until, seen, i) for i in range(clients)))
 
     asyncio.run(all_of_them())
     return seen
