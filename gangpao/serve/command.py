@@ -45,7 +45,7 @@ AllowOrigin = Annotated[
 AllowImageHost = Annotated[
     list[str] | None, typer.Option("--allow-image-host", help="A host that images may be fetched from; repeatable.")
 ]
-Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS with a certificate made here.")]
+Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS with a certificate made here, by an authority made here.")]
 TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="Speak TLS with this certificate (PEM).")]
 TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="The key of --tls-cert (PEM).")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=256, help="Answers in progress at once, for each model.")]
@@ -95,7 +95,7 @@ def serve(
     """Serve models over an OpenAI-compatible HTTP API."""
     keys = read_keys(api_key, api_key_file)
     guard.check_binding(host, keys)
-    cert = certificate(host, use_tls, tls_cert, tls_key)
+    cert = certificate(host, allow_host, use_tls, tls_cert, tls_key)
     origins = tuple(o.rstrip("/") for o in allow_origin or ())
     if engine == "vllm":
         front = {"host": host, "port": port, "api_keys": keys, "allow_hosts": tuple(allow_host or ()), "grace_s": grace}
@@ -108,6 +108,7 @@ def serve(
         batch=batch, queue=queue, context=context, kv=kv, threads=threads,
         memory=None if memory is None else int(memory * 1e9),
         idle_unload_s=None if idle_unload is None else idle_unload * 60, cost_profile=cost_profile, tls=bool(cert),
+        authority=cert.authority if cert else None,
     )  # fmt: skip
     _run(settings, cert, grace, phone)
 
@@ -139,20 +140,23 @@ def find_models(names: list[str] | None) -> dict[str, Path]:
     return found
 
 
-def certificate(host: str, make: bool, cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
-    """Files of the certificate and key to speak TLS with, or None. Raises ValueError for half a pair."""
+def certificate(
+    host: str, allowed: list[str] | None, make: bool, cert: Path | None, key: Path | None
+) -> tls.Files | None:
+    """What to speak TLS with, or None. Raises ValueError for half a pair."""
     if (cert is None) != (key is None):
         raise ValueError("--tls-cert and --tls-key belong together: give both, or --tls for a certificate made here")
     if cert is not None and key is not None:
         for path in (cert, key):
             path.open("rb").close()  # a missing file is told by its name
-        return cert, key
+        return tls.Files(cert, key)
     if not make:
         return None
-    return tls.self_signed([*tls.addresses(), *([] if host in ("0.0.0.0", "::") else [host.strip("[]")])])
+    bound = [] if host in ("0.0.0.0", "::") else [host.strip("[]")]
+    return tls.local([*tls.addresses(), *bound, *(name.strip("[]").lower() for name in allowed or ())])
 
 
-def _vllm(model: list[str] | None, extra: list[str], cert: tuple[Path, Path] | None, front: dict[str, Any]) -> int:
+def _vllm(model: list[str] | None, extra: list[str], cert: tls.Files | None, front: dict[str, Any]) -> int:
     from gangpao.serve import vllm
 
     if not model or len(model) != 1:
@@ -160,14 +164,14 @@ def _vllm(model: list[str] | None, extra: list[str], cert: tuple[Path, Path] | N
     return vllm.run(model[0], extra=extra, tls_files=_ssl(cert), **front)
 
 
-def _ssl(cert: tuple[Path, Path] | None) -> dict[str, str]:
-    return {"ssl_certfile": str(cert[0]), "ssl_keyfile": str(cert[1])} if cert else {}
+def _ssl(cert: tls.Files | None) -> dict[str, str]:
+    return {"ssl_certfile": str(cert.cert), "ssl_keyfile": str(cert.key)} if cert else {}
 
 
 # --- running
 
 
-def _run(settings: Settings, cert: tuple[Path, Path] | None, grace: float, phone: bool) -> None:
+def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) -> None:
     _start_log()
     server = Server(settings)
     bound = app.listen(settings)
@@ -206,7 +210,7 @@ def url_of(settings: Settings, bound: socket.socket) -> str:
     return f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def start_line(settings: Settings, url: str, cert: tuple[Path, Path] | None) -> str:
+def start_line(settings: Settings, url: str, cert: tls.Files | None) -> str:
     """What is served where."""
     names = list(settings.models)
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -215,7 +219,12 @@ def start_line(settings: Settings, url: str, cert: tuple[Path, Path] | None) -> 
     if settings.api_keys:
         line += f"; {len(settings.api_keys)} API key{'s' if len(settings.api_keys) > 1 else ''}"
     if cert:
-        line += f"\ncertificate {cert[0]}, SHA-256 {tls.fingerprint(cert[0])}"
+        line += f"\ncertificate {cert.cert}, SHA-256 {tls.fingerprint(cert.cert)}"
+    if cert and cert.authority:
+        line += (
+            f"\na device that installs {url}/ca.crt trusts this server without a warning; compare first: "
+            f"SHA-256 {tls.fingerprint(cert.authority)}"
+        )
     return line
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Handler = Callable[[Request], Awaitable[Response]]
 
 # What needs no API key: exact paths, and prefixes that end in "/" (the path "/" itself is exact).
-PUBLIC = frozenset({"/", "/favicon.ico", "/licences", "/phone", "/phone/app/", "/web/", "/parts/"})
+PUBLIC = frozenset({"/", "/ca.crt", "/favicon.ico", "/licences", "/phone", "/phone/app/", "/web/", "/parts/"})
 
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -113,6 +113,13 @@ def routes(server: "Server") -> list[Route]:
         here = not parts.missing(fetcher.pages)
         return JSONResponse({"ready": here, "problem": "" if here else fetcher.problem}, headers=HEADERS)
 
+    ca = server.settings.authority and server.settings.authority.read_bytes()
+
+    async def authority(request: Request) -> Response:
+        if ca is None:
+            raise ApiError(404, "this server's certificate is not made by an authority of its own", code="not_found")
+        return Response(ca, headers=HEADERS, media_type="application/x-x509-ca-cert")
+
     async def shell(request: Request) -> Response:
         return JSONResponse(_shell(assets), headers=HEADERS)
 
@@ -123,6 +130,7 @@ def routes(server: "Server") -> list[Route]:
         Route("/web/{name:path}", web),
         Route("/parts/{name}", _part),
         Route("/licences", _licences),
+        Route("/ca.crt", authority),
         Route("/phone", page("phone.html", PHONE_HEADERS)),
         Route("/phone/app/shell.json", shell),
         Route("/phone/app/sw.js", page("sw.js", PHONE_HEADERS)),
@@ -133,7 +141,7 @@ def routes(server: "Server") -> list[Route]:
 
 def phone_notice(url: str, server: "Server") -> str:
     """What `gangpao serve --phone` prints: QR code, address of the page, and the size of the download."""
-    return phone.notice(url, dict(server.settings.models))
+    return phone.notice(url, dict(server.settings.models), authority=server.settings.authority is not None)
 
 
 def _asset(request: Request, asset: Asset, headers: Mapping[str, str]) -> Response:

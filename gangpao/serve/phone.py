@@ -217,8 +217,11 @@ def describe(name: str, found: Offer) -> dict[str, Any]:
     }
 
 
-def notice(url: str, models: dict[str, Path]) -> str:
-    """What is printed for a phone: a QR code of the page's address, the address, and what will be downloaded."""
+def notice(url: str, models: dict[str, Path], *, authority: bool = False) -> str:
+    """What is printed for a phone: a QR code of the page's address, the address, and what will be downloaded.
+
+    authority: the phone does not trust the server's certificate before it has installed /ca.crt.
+    """
     import segno
 
     page = url.rstrip("/") + "/phone"
@@ -233,5 +236,9 @@ def notice(url: str, models: dict[str, Path]) -> str:
     if url.startswith("http:"):
         lines.append(
             "  over plain http only a browser on this machine keeps a model: for a phone start with --tls --host 0.0.0.0"
+        )
+    if authority:
+        lines.append(
+            f"  to keep the page itself for the time without a network, install {url.rstrip('/')}/ca.crt there first"
         )
     return "\n".join(lines)

@@ -15,7 +15,10 @@ from gangpao.serve.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Settings(Limits):
-    """A server's options, those of its models among them. models: public name -> file, the default first."""
+    """A server's options, those of its models among them. models: public name -> file, the default first.
+
+    authority: the certificate that a device has to trust, where it is ours; served at /ca.crt.
+    """
 
     models: Mapping[str, Path]
     host: str = "127.0.0.1"
@@ -27,6 +30,7 @@ class Settings(Limits):
     cost_profile: str | None = None
     max_body: int = 32_000_000
     tls: bool = False
+    authority: Path | None = None
     public: frozenset[str] = field(default=frozenset({"/health"}))
 
     @property

@@ -1,49 +1,79 @@
-"""A certificate of our own for --tls, made once and kept: browsers give a camera only to pages that came over TLS.
+"""Certificates of our own for --tls: browsers give a camera, threads and storage only to pages that came over TLS.
 
-It is self-signed, so a browser asks once whether to trust it; the fingerprint that the server prints is what to compare. The key
-never leaves the user's configuration folder and is readable by its owner only. What it gives up: a chain of trust; use --tls-cert
-and --tls-key with a real certificate where there is one.
+    ca.pem, ca-key.pem    an authority of this machine, made once. A device that is told to trust it (/ca.crt) trusts the
+                          server from then on, and only then a browser keeps a page for the time without a network
+    cert.pem, key.pem     the server's certificate, signed by it; made again for other names and before it runs out
+
+The authority can sign for private addresses and the names it was made for, nothing else (name constraints), so whoever
+steals its key cannot speak for a bank. The keys never leave the user's configuration folder and are readable by their owner only.
+What it gives up: nobody else knows the authority; use --tls-cert and --tls-key with a real certificate where there is one.
 """
 
 import datetime
 import ipaddress
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gangpao.config import config_dir
 
 if TYPE_CHECKING:
     from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
 
-DAYS = 397  # the longest that browsers accept
+DAYS = 397  # the longest that browsers accept of a server
+CA_DAYS = 3650
 RENEW_DAYS = 14
+PRIVATE = (
+    "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+    "::1/128", "fc00::/7", "fe80::/10",
+)  # fmt: skip
 
 
-def self_signed(hosts: list[str]) -> tuple[Path, Path]:
-    """Paths of a certificate for these hosts and of its key, made where there is none or it runs out soon.
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a server speaks TLS with, in PEM. authority: whose word the certificate is, where it is ours."""
+
+    cert: Path
+    key: Path
+    authority: Path | None = None
+
+
+def local(hosts: list[str]) -> Files:
+    """A certificate for these hosts and this machine, by this machine's authority; both are made where they are missing.
 
     Raises ValueError where the package `cryptography` is missing.
     """
+    _need_cryptography()
     folder = config_dir() / "tls"
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    names = sorted({"localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts})
-    if not (cert.is_file() and key.is_file() and _covers(cert.read_bytes(), names)):
+    files = Files(folder / "cert.pem", folder / "key.pem", folder / "ca.pem")
+    ca_key = folder / "ca-key.pem"
+    here = socket.gethostname()
+    names = sorted({"localhost", "127.0.0.1", "::1", *([here] if here.isascii() else []), *hosts})
+    assert files.authority is not None
+    if not (ca_key.is_file() and _permits(files.authority, names)):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made_cert, made_key = _make(names)
-        _write(key, made_key)
-        _write(cert, made_cert)
-    return cert, key
+        made, key = _make_authority(names)
+        _write(ca_key, _pem(key))
+        _write(files.authority, made)
+    if not (files.key.is_file() and _covers(files.cert, files.authority, names)):
+        made, key = _make(names, files.authority, ca_key)
+        _write(files.key, _pem(key))
+        _write(files.cert, made)
+    return files
 
 
 def fingerprint(cert: Path) -> str:
-    """SHA-256 of a certificate as browsers show it. Raises ValueError for a file that holds none."""
+    """SHA-256 of a file's first certificate as browsers and telephones show it. Raises ValueError for a file without one."""
     import hashlib
     import ssl
 
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     try:
-        der = ssl.PEM_cert_to_DER_cert(cert.read_text(encoding="ascii").strip())
+        text = cert.read_text(encoding="ascii")
+        der = ssl.PEM_cert_to_DER_cert(text[text.index(begin) : text.index(end) + len(end)])
     except ValueError as error:
         raise ValueError(f"{cert}: not a certificate in PEM form: {error}") from None
     digest = hashlib.sha256(der).hexdigest().upper()
@@ -62,49 +92,137 @@ def addresses() -> list[str]:
     return sorted(a for a in found if not ipaddress.ip_address(a).is_loopback)
 
 
-def _covers(pem: bytes, names: list[str]) -> bool:
+def _need_cryptography() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("cryptography") is None:
+        raise ValueError("--tls makes a certificate with the package cryptography: pip install 'gangpao[tls]'")
+
+
+def _load(path: Path) -> "x509.Certificate | None":
+    """A certificate that has some time left; None for any other, which is made again."""
     from cryptography import x509
 
     try:
-        cert = x509.load_pem_x509_certificate(pem)
-        found = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound):
-        return False
-    known = {str(n.value) for n in found}
+        cert = x509.load_pem_x509_certificate(path.read_bytes())
+    except (ValueError, OSError):
+        return None
     until = cert.not_valid_after_utc - datetime.timedelta(days=RENEW_DAYS)
-    return set(names) <= known and datetime.datetime.now(datetime.UTC) < until
+    return cert if datetime.datetime.now(datetime.UTC) < until else None
 
 
-def _make(names: list[str]) -> tuple[bytes, bytes]:
+def _permits(authority: Path, names: list[str]) -> bool:
+    """Whether the authority may sign for all of the names."""
+    from cryptography import x509
+
+    cert = _load(authority)
     try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-    except ModuleNotFoundError:
-        raise ValueError(
-            "--tls makes a certificate with the package cryptography: pip install 'gangpao[tls]'"
-        ) from None
+        found = cert and cert.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees
+    except x509.ExtensionNotFound:
+        return False
+    known = {str(n.value) for n in found or ()}
+    return all((_network(n) or n) in known for n in names)
+
+
+def _network(name: str) -> str | None:
+    """The network that an address is permitted with: a private one, else its own. None for a name."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return None
+    return next((n for n in PRIVATE if address in ipaddress.ip_network(n)), str(ipaddress.ip_network(address)))
+
+
+def _covers(path: Path, authority: Path, names: list[str]) -> bool:
+    """Whether a certificate is the authority's and for all of the names."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    cert, signer = _load(path), _load(authority)
+    if cert is None or signer is None:
+        return False
+    try:
+        cert.verify_directly_issued_by(signer)
+        found = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return False
+    return set(names) <= {str(n.value) for n in found}
+
+
+def _make_authority(names: list[str]) -> tuple[bytes, "ec.EllipticCurvePrivateKey"]:
+    from cryptography import x509
+
+    networks = [*PRIVATE, *(n for n in map(_network, names) if n and n not in PRIVATE)]
+    permitted: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_network(n)) for n in networks]
+    permitted += [x509.DNSName(n) for n in names if not _network(n)]
+    usage = dict.fromkeys(
+        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+         "encipher_only", "decipher_only"), False,
+    )  # fmt: skip
+    subject = f"gangpao on {socket.gethostname()}"[:64]
+    return _signed(
+        subject,
+        CA_DAYS,
+        (x509.BasicConstraints(ca=True, path_length=0), True),
+        (x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True),
+        (x509.NameConstraints(permitted, None), True),
+    )
+
+
+def _make(names: list[str], authority: Path, ca_key: Path) -> tuple[bytes, "ec.EllipticCurvePrivateKey"]:
+    """The server's certificate, its authority's behind it in the same file, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    pem = authority.read_bytes()
+    by = (x509.load_pem_x509_certificate(pem), serialization.load_pem_private_key(ca_key.read_bytes(), None))
+    cert, key = _signed(
+        "gangpao",
+        DAYS,
+        (x509.SubjectAlternativeName([_alternative(n) for n in names]), False),
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        by=by,
+    )
+    return cert + pem, key
+
+
+def _signed(
+    subject: str, days: int, *extensions: "tuple[x509.ExtensionType, bool]", by: tuple[Any, Any] | None = None
+) -> tuple[bytes, "ec.EllipticCurvePrivateKey"]:
+    """A certificate and its key, signed by (certificate, key), or by itself."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gangpao")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    issuer, signer = (name, key) if by is None else (by[0].subject, by[1])
     now = datetime.datetime.now(datetime.UTC)
-    cert = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(name)
+        .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=DAYS))
-        .add_extension(x509.SubjectAlternativeName([_alternative(n) for n in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(key, hashes.SHA256())
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
-    secret = key.private_bytes(
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical=critical)
+    return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), key
+
+
+def _pem(key: "ec.EllipticCurvePrivateKey") -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return cert.public_bytes(serialization.Encoding.PEM), secret
 
 
 def _alternative(name: str) -> "x509.GeneralName":

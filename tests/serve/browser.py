@@ -1,8 +1,10 @@
 """Debian's chromium through playwright, and skips that say what is missing."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +23,14 @@ def chromium() -> str:
 
 
 @contextmanager
-def browser(*arguments: str) -> Iterator[Any]:
-    """A headless browser; close it before anything else in this thread wants an event loop."""
+def browser(*arguments: str, home: Path | None = None) -> Iterator[Any]:
+    """A headless browser; close it before anything else in this thread wants an event loop. home: whose certificates it trusts."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = chromium()
     with playwright.sync_playwright() as started:
         # Nobody may be in a sandbox inside a container; the pages are ours.
-        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", *arguments])
+        env: dict[str, str | float | bool] = {**os.environ, **({"HOME": str(home)} if home else {})}
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", *arguments], env=env)
         yield opened
         opened.close()
 

@@ -170,20 +170,52 @@ def test_a_port_in_use_is_said(tiny_path):
 
 def test_the_certificate_made_here(tmp_path, monkeypatch, tiny_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    cert, key = tls.self_signed(["192.0.2.7"])
-    assert (cert, key) == tls.self_signed([])  # kept
-    assert key.stat().st_mode & 0o077 == 0
-    before = cert.read_bytes()
-    assert tls.self_signed(["192.0.2.8"])[0].read_bytes() != before
-    assert tls.fingerprint(cert).count(":") == 31
-    context = ssl.create_default_context(cafile=str(cert))
-    server = Server(Settings({"tiny": tiny_path}, port=0, threads=1, tls=True))
+    files = tls.local(["192.168.1.7", "box.local"])
+    cert, key = files.cert, files.key
+    assert files == tls.local([])  # kept
+    assert {p.stat().st_mode & 0o077 for p in key.parent.iterdir()} == {0}
+    before, trusted = cert.read_bytes(), files.authority.read_bytes()
+    assert tls.local(["192.168.1.8"]).cert.read_bytes() != before
+    assert files.authority.read_bytes() == trusted  # a new address in the home needs no new trust
+    assert tls.fingerprint(files.authority).count(":") == 31
+    context = ssl.create_default_context(cafile=str(files.authority))
+    server = Server(Settings({"tiny": tiny_path}, port=0, threads=1, tls=True, authority=files.authority))
     with running(server, ssl_certfile=str(cert), ssl_keyfile=str(key)) as url:
         assert url.startswith("https://")
         with httpx2.Client(verify=context, trust_env=False) as client:
             assert client.get(f"{url}/health").status_code == 200
             own = {"origin": url}
             assert client.get(f"{url}/v1/models", headers=own).status_code == 200
+
+
+def test_the_authority_is_served_and_signs_for_private_names_only(tmp_path, monkeypatch, tiny_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    files = tls.local(["192.168.1.7"])
+    server = Server(Settings({"tiny": tiny_path}, port=0, threads=1, api_keys=("k",), authority=files.authority))
+    with running(server) as url:
+        found = httpx2.get(f"{url}/ca.crt", trust_env=False)
+        assert found.status_code == 200
+        assert found.headers["content-type"] == "application/x-x509-ca-cert"
+        assert found.content == files.authority.read_bytes()
+    with running(Server(Settings({"tiny": tiny_path}, port=0, threads=1))) as url:
+        assert httpx2.get(f"{url}/ca.crt", trust_env=False).status_code == 404
+
+    cert, key = tls._make(["bank.example", "127.0.0.1"], files.authority, files.authority.with_name("ca-key.pem"))
+    (tmp_path / "cert.pem").write_bytes(cert)
+    (tmp_path / "key.pem").write_bytes(tls._pem(key))
+    context = ssl.create_default_context(cafile=str(files.authority))
+    stolen = {"ssl_certfile": str(tmp_path / "cert.pem"), "ssl_keyfile": str(tmp_path / "key.pem")}
+    with (
+        running(Server(Settings({"tiny": tiny_path}, port=0, threads=1, tls=True)), **stolen) as url,
+        pytest.raises(httpx2.ConnectError, match="permitted subtree violation"),
+    ):
+        httpx2.get(f"{url}/health", verify=context, trust_env=False)
+    before = files.authority.read_bytes()
+    assert tls.local(["8.8.8.8", "home.example"]).authority.read_bytes() != before  # it needs another one for these
+    known = files.authority.read_bytes()
+    files.cert.write_text("damaged")
+    assert tls.local(["8.8.8.8"]).authority.read_bytes() == known
+    assert tls._covers(files.cert, files.authority, ["8.8.8.8", "localhost"])
 
 
 def test_loopback():

@@ -24,6 +24,7 @@ class DevicePanel {
     this.loading = "";
     this.how = "";
     this.kept = true; // whether the page outlives the network
+    this.authority = false; // whether the server has a certificate to install
   }
 
   get backend() {
@@ -70,6 +71,7 @@ class DevicePanel {
       active.postMessage("refresh");
     } catch {
       this.kept = false;
+      this.authority = await fetch("/ca.crt", { method: "HEAD" }).then((found) => found.ok, () => false);
     }
     this.draw();
   }
@@ -190,14 +192,20 @@ class DevicePanel {
     this.app.composer?.setBlocked(loaded ? "" : t("deviceWait"));
     this.element.className = loaded ? "device ready" : "device";
     this.status.textContent = this.loading || (loaded ? t("deviceReady", { how: this.how }) : "");
-    if (loaded && !this.kept) this.status.textContent = t("deviceNoWorker");
     this.element.replaceChildren(...[
       loaded || this.trouble ? null : h("p", { className: "hint", textContent: t("deviceIntro") }),
       this.trouble ? h("p", { className: "error", role: "alert", textContent: this.trouble }) : null,
       this.status,
+      this.kept ? null : this.#notKept(),
       ...(loaded || this.loading ? [] : this.models.map((one) => this.#card(one, Boolean(working)))),
     ].filter(Boolean));
     if (this.app.messages && !Object.keys(this.app.conversation.nodes).length) this.app.show();
+  }
+
+  /** What is lost without a service worker, and what helps. */
+  #notKept() {
+    const link = h("a", { href: "/ca.crt", textContent: t("deviceAuthority") });
+    return h("p", { className: "note", role: "note" }, t("deviceNoWorker"), ...(this.authority ? [" ", link] : []));
   }
 
   #card({ model, have }, working) {
