@@ -34,7 +34,15 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and math.isfinite(value) and value.is_integer() else value
 
 
+def _few(value: Any) -> Any:
+    """The bound before a look at each entry: pydantic counts a dict only when all of it is checked."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
+        raise ValueError(f"{len(value)} entries are more than {MAX_LOGIT_BIAS}")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
+Bias = Annotated[dict[str, float], BeforeValidator(_few)]
 
 
 def _setting(name: str) -> Any:
@@ -72,7 +80,7 @@ class Sampling(Body):
     stop: str | list[str] | None = Field(
         None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
     )
-    logit_bias: dict[str, float] | None = Field(
+    logit_bias: Bias | None = Field(
         None, max_length=MAX_LOGIT_BIAS, description="Token id, written as a string -> -100 to 100, added to its logit."
     )
     speculate: bool | None = Field(None, description="Try drafts from the text so far; they never change the answer.")

@@ -17,8 +17,8 @@ def byte_pieces() -> list[str]:
     return [chr(b) if b in plain else chr(next(extra)) for b in range(256)]
 
 
-def write_tiny(path: Path, seed: int = 0) -> Path:
-    """Write the model and return its path. Weights are normal noise in F32, so every id can come."""
+def write_tiny(path: Path, seed: int = 0, template: str = "") -> Path:
+    """Write the model and return its path. Weights are normal noise in F32, so every id can come. template: jinja2, for chats."""
     rng = np.random.default_rng(seed)
     pieces = [*byte_pieces(), *SPECIAL]
     w = gguf.GGUFWriter(path, "llama")
@@ -39,6 +39,8 @@ def write_tiny(path: Path, seed: int = 0) -> Path:
     w.add_bos_token_id(256)
     w.add_eos_token_id(258)
     w.add_add_bos_token(False)
+    if template:
+        w.add_chat_template(template)
 
     def put(name: str, *shape: int) -> None:
         values = rng.standard_normal(shape) * (0.6 if len(shape) == 2 else 0.1) + (len(shape) == 1)

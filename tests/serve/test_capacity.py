@@ -1,10 +1,12 @@
-"""Ten times as many clients as there are places, against the same server with just as many (R7), on a real model.
+"""What a server still does under load, in milliseconds: ten times as many clients as there are places (R7) on a real model,
+templates that never end (S4), hostile bodies (S5).
 
 Slow: the server is a process of its own, each load runs for some seconds, twice and in turns. The clients write their requests
 by hand: forty of a library's take a quarter of the machine and would be measured with the server.
 """
 
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -14,6 +16,8 @@ import time
 import httpx2
 import pytest
 
+from tests.engine.tiny import write_tiny
+from tests.serve.test_bodies import HOSTILE, SLOW_TEMPLATE
 from tests.serve.test_serve_command import Process
 
 BATCH, QUEUE, SECONDS = 4, 8, 20
@@ -22,10 +26,16 @@ BATCH, QUEUE, SECONDS = 4, 8, 20
 class Connection:
     """HTTP/1.1 to one server, one request after the other."""
 
-    async def open(self, url):
+    def __init__(self, url):
         self.host = url.removeprefix("http://")
+
+    async def __aenter__(self):
         self.reader, self.writer = await asyncio.open_connection(*self.host.split(":"))
         return self
+
+    async def __aexit__(self, *_):
+        self.writer.close()
+        await self.writer.wait_closed()
 
     async def ask(self, line, body=b""):
         """(status, head, body, seconds)."""
@@ -39,30 +49,28 @@ class Connection:
 
 async def client(url, until, seen, number):
     """Ask again and again; obey Retry-After."""
-    connection = await Connection().open(url)
-    i = 0
-    while time.monotonic() < until:
-        i += 1
-        messages = [{"role": "user", "content": f"Tell me about {number}, {i}."}]
-        body = json.dumps({"messages": messages, "max_tokens": 32, "temperature": 0}).encode()
-        status, head, found, seconds = await connection.ask("POST /v1/chat/completions", body)
-        seen["statuses"].append(status)
-        if status == 200 and time.monotonic() < until:
-            seen["tokens"] += json.loads(found)["usage"]["completion_tokens"]
-        elif status == 429:
-            seen["refused"].append(seconds)
-            await asyncio.sleep(int(re.search(r"retry-after-ms: (\d+)", head)[1]) / 1000)
-    connection.writer.close()
+    async with Connection(url) as connection:
+        for i in itertools.count():
+            if time.monotonic() > until:
+                return
+            messages = [{"role": "user", "content": f"Tell me about {number}, {i}."}]
+            body = json.dumps({"messages": messages, "max_tokens": 32, "temperature": 0}).encode()
+            status, head, found, seconds = await connection.ask("POST /v1/chat/completions", body)
+            seen["statuses"].append(status)
+            if status == 200 and time.monotonic() < until:
+                seen["tokens"] += json.loads(found)["usage"]["completion_tokens"]
+            elif status == 429:
+                seen["refused"].append(seconds)
+                await asyncio.sleep(int(re.search(r"retry-after-ms: (\d+)", head)[1]) / 1000)
 
 
 async def health(url, until, seen):
-    connection = await Connection().open(url)
-    while time.monotonic() < until:
-        status, *_, seconds = await connection.ask("GET /health")
-        assert status == 200
-        seen["health"].append(seconds)
-        await asyncio.sleep(0.1)
-    connection.writer.close()
+    async with Connection(url) as connection:
+        while time.monotonic() < until:
+            status, *_, seconds = await connection.ask("GET /health")
+            assert status == 200
+            seen["health"].append(seconds)
+            await asyncio.sleep(0.1)
 
 
 def load(url, clients):
@@ -111,3 +119,51 @@ def test_ten_times_the_load_costs_no_throughput(model_path):
     assert after < before * 1.05
     assert p99(refused) < 0.1
     assert p99(checks) < 0.05
+
+
+@pytest.mark.slow
+def test_templates_that_never_end_keep_nobody_waiting(tmp_path):
+    server = Process("-m", str(write_tiny(tmp_path / "tiny.gguf", template=SLOW_TEMPLATE)))
+    checks, statuses = [], []
+
+    async def ask(begin, end):
+        async with Connection(server.url) as connection:
+            for i in range(begin, end):
+                body = json.dumps({"messages": [{"role": "user", "content": str(i)}]}).encode()
+                statuses.append((await connection.ask("POST /v1/chat/completions", body))[0])
+
+    async def all_of_them():
+        asking = asyncio.gather(ask(0, 25), ask(25, 50))
+        async with Connection(server.url) as connection:
+            while not asking.done():
+                checks.append((await connection.ask("GET /health"))[-1])
+                await asyncio.sleep(0.02)
+        await asking
+
+    try:
+        asyncio.run(all_of_them())
+    finally:
+        server.end(2)
+    print(f"{len(checks)} checks, p99 {p99(checks) * 1000:.0f} ms")
+    assert statuses == [400] * 50
+    assert p99(checks) < 0.05
+
+
+@pytest.mark.slow
+def test_hostile_bodies_are_refused_in_a_tenth_of_a_second(tiny_path):
+    server = Process("-m", str(tiny_path))
+
+    async def fastest(name):
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1} | HOSTILE[name]
+        raw = json.dumps(body).encode()
+        async with Connection(server.url) as connection:
+            found = [await connection.ask("POST /v1/chat/completions", raw) for _ in range(5)]
+        assert all(400 <= status < 500 or name == "depth" for status, *_ in found)
+        return min(seconds for *_, seconds in found)
+
+    try:
+        times = {name: asyncio.run(fastest(name)) for name in HOSTILE}
+    finally:
+        server.end(2)
+    print(", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in times.items()))
+    assert max(times.values()) < 0.1
