@@ -1,9 +1,11 @@
-"""The sandbox's proof on real text as a page: what configs/sandbox-nano.toml and configs/sandbox-prediction.toml came to.
+"""The sandbox's proof on real text as a page: what configs/sandbox-{nano,prediction,prose}.toml came to.
 
     for name in lr schedule batch; do gangpao sandbox $name configs/sandbox-nano.toml --out runs/sandbox-nano; done
     python benchmarks/sandbox.py nano runs/sandbox-nano --out
     gangpao sandbox scaling configs/sandbox-prediction.toml --out runs/prediction
     python benchmarks/sandbox.py prediction runs/prediction --out
+    for name in lr schedule batch; do gangpao sandbox $name configs/sandbox-prose.toml --out runs/prose; done
+    python benchmarks/sandbox.py prose runs/prose --out
 
 The experiments write their own tables and verdicts; this puts them together with the machine, the time stamp of the predictions and
 the goals, and says of each goal whether it was met. --out writes results/sandbox_<name>_<hardware>_<date>.md and copies the plots
@@ -65,7 +67,7 @@ def predictions(tests: list[dict]) -> list[tuple[str, str, bool | None]]:
 def main() -> None:
     """Report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("nano", "prediction"), help="of the configuration")
+    parser.add_argument("name", choices=("nano", "prediction", "prose"), help="of the configuration")
     parser.add_argument("box", type=Path)
     parser.add_argument("--out", action="store_true", help="write under results/ and docs/images/")
     arguments = parser.parse_args()
@@ -82,7 +84,7 @@ def main() -> None:
 def write(config: str, box: Path, found: dict[str, dict], table: list[str]) -> None:
     """The page and the pictures."""
     root, name = HERE.parent, f"sandbox_{config}_{report.hardware_slug()}_{date.today().isoformat()}.md"
-    pictures = "sandbox" if config == "nano" else "sandbox-prediction"
+    pictures = "sandbox" if config == "nano" else f"sandbox-{config}"
     hours = sum(o["busy"] for o in found.values())
     flops = sum(o["flops"] for o in found.values())
     lines = [

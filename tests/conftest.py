@@ -1,9 +1,20 @@
 """What all tests share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Beside others, a process of tests keeps to its share of the cores, and so does all that it starts: two with two threads
+    each on two cores wait for each other most of the time."""
+    name, number = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if name and number and hasattr(os, "sched_setaffinity"):
+        share = sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: int(number)]
+        if share:
+            os.sched_setaffinity(0, share)
 
 
 @pytest.fixture(scope="session")
