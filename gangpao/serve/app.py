@@ -78,6 +78,7 @@ def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> A
         any_address=settings.host in ("0.0.0.0", "::"),
         max_body=settings.max_body,
         tls=settings.tls,
+        log_requests=settings.log_requests,
     )
     return guard.Guard(app, rules, server.metrics)
 

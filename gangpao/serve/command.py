@@ -62,12 +62,22 @@ IdleUnload = Annotated[
 Grace = Annotated[
     float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
 ]
+LogRequests = Annotated[
+    bool, typer.Option("--log-requests", help="A line for each request: path, status, seconds; never what was asked.")
+]
 Phone = Annotated[bool, typer.Option("--phone", help="Print a QR code of the page that runs the model in a phone.")]
 EngineName = Annotated[Literal["native", "vllm"], typer.Option("--engine", help="vllm: hand over to vLLM on a GPU.")]
 Extra = Annotated[list[str] | None, typer.Argument(help="Options for vLLM, after --.", show_default=False)]
 
 
+# Options of our own engine; vLLM has its own, behind --.
+_OURS = frozenset({
+    "allow_image_host", "batch", "queue", "context", "kv", "threads", "memory", "idle_unload", "cost_profile", "phone",
+})  # fmt: skip
+
+
 def serve(
+    ctx: typer.Context,
     extra: Extra = None,
     model: Models = None,
     host: Host = "127.0.0.1",
@@ -89,6 +99,7 @@ def serve(
     idle_unload: IdleUnload = None,
     cost_profile: opt.CostProfile = None,
     grace: Grace = app.GRACE_S,
+    log_requests: LogRequests = False,
     phone: Phone = False,
     engine: EngineName = "native",
 ) -> None:
@@ -99,7 +110,8 @@ def serve(
     origins = tuple(o.rstrip("/") for o in allow_origin or ())
     if engine == "vllm":
         front = {"host": host, "port": port, "api_keys": keys, "allow_hosts": tuple(allow_host or ()), "grace_s": grace}
-        raise typer.Exit(_vllm(model, extra or [], cert, {**front, "allow_origins": origins}))
+        front |= {"allow_origins": origins, "log_requests": log_requests}
+        raise typer.Exit(_vllm(ctx, model, extra or [], cert, front))
     if extra:
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
     settings = Settings(
@@ -108,7 +120,7 @@ def serve(
         batch=batch, queue=queue, context=context, kv=kv, threads=threads,
         memory=None if memory is None else int(memory * 1e9),
         idle_unload_s=None if idle_unload is None else idle_unload * 60, cost_profile=cost_profile, tls=bool(cert),
-        authority=cert.authority if cert else None,
+        authority=cert.authority if cert else None, log_requests=log_requests,
     )  # fmt: skip
     _run(settings, cert, grace, phone)
 
@@ -156,9 +168,17 @@ def certificate(
     return tls.local([*tls.addresses(), *bound, *(name.strip("[]").lower() for name in allowed or ())])
 
 
-def _vllm(model: list[str] | None, extra: list[str], cert: tls.Files | None, front: dict[str, Any]) -> int:
+def _vllm(
+    ctx: typer.Context, model: list[str] | None, extra: list[str], cert: tls.Files | None, front: dict[str, Any]
+) -> int:
     from gangpao.serve import vllm
 
+    given = sorted(name for name in _OURS if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE")
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"{names}: for our own engine only; vLLM's options come behind --, for example: -- --max-model-len 4096"
+        )
     if not model or len(model) != 1:
         raise ValueError("--engine vllm serves one model: -m FOLDER, an exported Hugging Face folder")
     return vllm.run(model[0], extra=extra, tls_files=_ssl(cert), **front)

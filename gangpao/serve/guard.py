@@ -48,7 +48,8 @@ _EXPOSED = "x-request-id, retry-after, retry-after-ms, x-should-retry"
 @dataclass(frozen=True, slots=True)
 class Rules:
     """hosts: names that a Host header may have, in lower case and without a port. any_address: IP addresses too, for a
-    server that is bound to all of them. public: paths that need no key, exact, or prefixes that end in "/"."""
+    server that is bound to all of them. public: paths that need no key, exact, or prefixes that end in "/". log_requests: a
+    line in the log for each, without anything of what was asked or answered."""
 
     hosts: frozenset[str]
     keys: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Rules:
     any_address: bool = False
     max_body: int = 32_000_000
     tls: bool = False
+    log_requests: bool = False
 
 
 def is_loopback(host: str) -> bool:
@@ -101,6 +103,7 @@ class Guard:
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         origin = headers.get("origin")
         out = _Sender(send, request_id, origin if origin and self._allowed(origin) else None, self._metrics)
+        began = time.perf_counter()
         try:
             await self._serve(scope, headers, _Receiver(receive, self._rules.max_body), out)
         except ClientGone:
@@ -108,10 +111,14 @@ class Guard:
         except ApiError as error:
             await out.error(error, scope, receive)
         except Exception:
-            log.exception("%s %s failed (request %s)", scope["method"], scope["path"][:200], request_id)
+            log.exception("%s %s failed (request %s)", scope["method"], _path(scope), request_id)
             await out.error(
                 ApiError(500, f"the server failed at this request; its log says why ({request_id})"), scope, receive
             )
+        finally:
+            if self._rules.log_requests:
+                seconds = time.perf_counter() - began
+                log.info("%s %s %s, %.3f s (%s)", scope["method"], _path(scope), out.status or "-", seconds, request_id)
         return None
 
     async def _serve(self, scope: Scope, headers: Headers, receive: "_Receiver", send: "_Sender") -> None:
@@ -169,6 +176,11 @@ class Guard:
         )  # fmt: skip
 
 
+def _path(scope: Scope) -> str:
+    """A path as it was sent: one line of ASCII, whatever is in it."""
+    return str(scope.get("raw_path", b"").decode("latin-1")[:200])
+
+
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name.strip("[]"))
@@ -220,12 +232,12 @@ class _Sender:
         self._send = send
         self._origin = origin
         self._metrics = metrics
-        self._started = False
+        self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._started = True
-            self._metrics.status(message["status"])
+            self.status = message["status"]
+            self._metrics.status(self.status)
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
             for name, value in _SECURITY.items():
@@ -251,6 +263,6 @@ class _Sender:
 
     async def error(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """The error's body, unless the response has begun already: then the connection just ends."""
-        if not self._started:
+        if not self.status:
             response = Json(error.body, error.status, headers=error.headers)
             await response(scope, receive, self)

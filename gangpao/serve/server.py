@@ -31,6 +31,7 @@ class Settings(Limits):
     max_body: int = 32_000_000
     tls: bool = False
     authority: Path | None = None
+    log_requests: bool = False
     public: frozenset[str] = field(default=frozenset({"/health"}))
 
     @property

@@ -59,6 +59,7 @@ def run(
     allow_hosts: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
     grace_s: float = app.GRACE_S,
+    log_requests: bool = False,
     tls_files: Mapping[str, str] | None = None,
 ) -> int:
     """Serve the folder `model` until a signal, or until vLLM ends; the exit code.
@@ -78,6 +79,7 @@ def run(
         origins=frozenset(allow_origins),
         any_address=host in ("0.0.0.0", "::"),
         tls=bool(tls_files),
+        log_requests=log_requests,
     )
     guarded = guard.Guard(proxy.application(backend), rules, Metrics())
     runner = _Runner(app.uvicorn_config(guarded, grace_s=grace_s, **(tls_files or {})))

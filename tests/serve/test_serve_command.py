@@ -109,6 +109,24 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(capsys, args, words, ti
     assert words in capsys.readouterr().err
 
 
+def test_options_of_our_engine_mean_nothing_to_vllm(capsys):
+    assert cli.main(["serve", "--engine", "vllm", "-m", "x", "--kv", "int8", "--batch", "4", "--phone"]) == 2
+    assert "--batch, --kv, --phone: for our own engine only; vLLM's options come behind --" in capsys.readouterr().err
+
+
+def test_a_line_for_each_request_and_nothing_of_what_was_asked(tiny_path):
+    server = Process("-m", str(tiny_path), "--log-requests")
+    with httpx2.Client(trust_env=False, timeout=30) as client:
+        body = {"prompt": "secret", "max_tokens": 1}
+        client.post(f"{server.url}/v1/completions", json=body, headers={"x-request-id": "mine"}).raise_for_status()
+        client.get(f"{server.url}/nope%0aforged%1b[31m?q=secret")
+    code, err = server.end(signal.SIGTERM)
+    assert code == 0
+    assert re.search(r" INFO POST /v1/completions 200, \d+\.\d{3} s \(mine\)\n", err)
+    assert re.search(r" INFO GET /nope%0aforged%1b(\[|%5B)31m 404, 0\.\d{3} s", err)
+    assert "secret" not in err
+
+
 def test_two_files_of_one_name_are_refused(tiny_path, tmp_path, capsys):
     other = tmp_path / "tiny.gguf"
     other.write_bytes(tiny_path.read_bytes())
