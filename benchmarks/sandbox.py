@@ -4,7 +4,7 @@
     python benchmarks/sandbox.py nano runs/sandbox-nano --out
     gangpao sandbox scaling configs/sandbox-prediction.toml --out runs/prediction
     python benchmarks/sandbox.py prediction runs/prediction --out
-    for name in lr schedule batch; do gangpao sandbox $name configs/sandbox-prose.toml --out runs/prose; done
+    gangpao sandbox lr configs/sandbox-prose.toml --out runs/prose
     python benchmarks/sandbox.py prose runs/prose --out
 
 The experiments write their own tables and verdicts; this puts them together with the machine, the time stamp of the predictions and
