@@ -87,7 +87,8 @@ def document(others: Operations) -> dict[str, Any]:
 def _operation(path: str, text: str, error: dict[str, Any], *, stream: bool = False) -> dict[str, Any]:
     media: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if stream:
-        media |= {kind: {"schema": {"type": "string"}} for kind in ("text/event-stream", "application/x-ndjson")}
+        # No schema: OpenAPI 3.1 cannot say whether one is for the whole stream or for each of its events.
+        media |= {kind: {} for kind in ("text/event-stream", "application/x-ndjson")}
     responses: dict[str, Any] = {"200": {"description": "The answer.", "content": media}}
     if path == "/health":
         responses["503"] = {"description": _ERRORS["503"], "content": media}
