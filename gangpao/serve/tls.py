@@ -13,10 +13,12 @@ import datetime
 import ipaddress
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gangpao.atomic import Busy, locked
 from gangpao.config import config_dir
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 DAYS = 397  # the longest that browsers accept of a server
 CA_DAYS = 3650
 RENEW_DAYS = 14
+_POLL_SECONDS = 0.05
 PRIVATE = (
     "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
     "::1/128", "fc00::/7", "fe80::/10",
@@ -52,17 +55,27 @@ def local(hosts: list[str]) -> Files:
     ca_key = folder / "ca-key.pem"
     here = socket.gethostname()
     names = sorted({"localhost", "127.0.0.1", "::1", *([here] if here.isascii() else []), *hosts})
+    while True:
+        try:
+            with locked(config_dir()):
+                _make_missing(files, ca_key, names)
+            return files
+        except Busy:
+            time.sleep(_POLL_SECONDS)  # another server makes the same
+
+
+def _make_missing(files: Files, ca_key: Path, names: list[str]) -> None:
     assert files.authority is not None
-    if not (ca_key.is_file() and _permits(files.authority, names)):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made, key = _make_authority(names)
+    known, wanted = _permitted(files.authority, ca_key), {_network(n) or n for n in names}
+    if not wanted <= known:
+        ca_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made, key = _make_authority(sorted({*PRIVATE, *known, *wanted}))
         _write(ca_key, _pem(key))
         _write(files.authority, made)
-    if not (files.key.is_file() and _covers(files.cert, files.authority, names)):
+    if not _covers(files, names):
         made, key = _make(names, files.authority, ca_key)
         _write(files.key, _pem(key))
         _write(files.cert, made)
-    return files
 
 
 def fingerprint(cert: Path) -> str:
@@ -99,29 +112,30 @@ def _need_cryptography() -> None:
         raise ValueError("--tls makes a certificate with the package cryptography: pip install 'gangpao[tls]'")
 
 
-def _load(path: Path) -> "x509.Certificate | None":
-    """A certificate that has some time left; None for any other, which is made again."""
+def _load(path: Path, key: Path) -> "x509.Certificate | None":
+    """A certificate that has some time left and belongs to this key; None for any other, which is made again."""
     from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
 
     try:
         cert = x509.load_pem_x509_certificate(path.read_bytes())
-    except (ValueError, OSError):
+        own = serialization.load_pem_private_key(key.read_bytes(), None).public_key() == cert.public_key()
+    except (ValueError, TypeError, OSError):
         return None
     until = cert.not_valid_after_utc - datetime.timedelta(days=RENEW_DAYS)
-    return cert if datetime.datetime.now(datetime.UTC) < until else None
+    return cert if own and datetime.datetime.now(datetime.UTC) < until else None
 
 
-def _permits(authority: Path, names: list[str]) -> bool:
-    """Whether the authority may sign for all of the names."""
+def _permitted(authority: Path, ca_key: Path) -> set[str]:
+    """Networks and names that the authority may sign for; none where it has to be made."""
     from cryptography import x509
 
-    cert = _load(authority)
+    cert = _load(authority, ca_key)
     try:
         found = cert and cert.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees
     except x509.ExtensionNotFound:
-        return False
-    known = {str(n.value) for n in found or ()}
-    return all((_network(n) or n) in known for n in names)
+        return set()
+    return {str(n.value) for n in found or ()}
 
 
 def _network(name: str) -> str | None:
@@ -133,28 +147,28 @@ def _network(name: str) -> str | None:
     return next((n for n in PRIVATE if address in ipaddress.ip_network(n)), str(ipaddress.ip_network(address)))
 
 
-def _covers(path: Path, authority: Path, names: list[str]) -> bool:
-    """Whether a certificate is the authority's and for all of the names."""
+def _covers(files: Files, names: list[str]) -> bool:
+    """Whether the certificate is the authority's and for all of the names."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
 
-    cert, signer = _load(path), _load(authority)
-    if cert is None or signer is None:
+    assert files.authority is not None
+    cert = _load(files.cert, files.key)
+    if cert is None:
         return False
     try:
-        cert.verify_directly_issued_by(signer)
+        cert.verify_directly_issued_by(x509.load_pem_x509_certificate(files.authority.read_bytes()))
         found = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
     return set(names) <= {str(n.value) for n in found}
 
 
-def _make_authority(names: list[str]) -> tuple[bytes, "ec.EllipticCurvePrivateKey"]:
+def _make_authority(permitted: list[str]) -> tuple[bytes, "ec.EllipticCurvePrivateKey"]:
+    """permitted: networks, which have a slash, and names."""
     from cryptography import x509
 
-    networks = [*PRIVATE, *(n for n in map(_network, names) if n and n not in PRIVATE)]
-    permitted: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_network(n)) for n in networks]
-    permitted += [x509.DNSName(n) for n in names if not _network(n)]
+    trees = [x509.IPAddress(ipaddress.ip_network(n)) if "/" in n else x509.DNSName(n) for n in permitted]
     usage = dict.fromkeys(
         ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
          "encipher_only", "decipher_only"), False,
@@ -165,7 +179,7 @@ def _make_authority(names: list[str]) -> tuple[bytes, "ec.EllipticCurvePrivateKe
         CA_DAYS,
         (x509.BasicConstraints(ca=True, path_length=0), True),
         (x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True),
-        (x509.NameConstraints(permitted, None), True),
+        (x509.NameConstraints(trees, None), True),
     )
 
 

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -215,7 +216,44 @@ def test_the_authority_is_served_and_signs_for_private_names_only(tmp_path, monk
     known = files.authority.read_bytes()
     files.cert.write_text("damaged")
     assert tls.local(["8.8.8.8"]).authority.read_bytes() == known
-    assert tls._covers(files.cert, files.authority, ["8.8.8.8", "localhost"])
+    assert tls._covers(files, ["8.8.8.8", "localhost"])
+
+
+def trusted(files):
+    """A context that trusts the authority, and a server's that loads certificate and key: raises where these do not match."""
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.cert, files.key)
+    assert tls._covers(files, ["localhost"])
+    return files.authority.read_bytes()
+
+
+def test_half_written_and_mixed_up_certificates_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    files = tls.local([])
+    ca_key, other = files.authority.with_name("ca-key.pem"), tls._pem(tls._make_authority(["localhost"])[1])
+    before = trusted(files)
+    files.key.write_bytes(other)  # killed between the key and its certificate
+    assert trusted(tls.local([])) == before
+    ca_key.write_bytes(other)
+    assert trusted(tls.local([])) != before
+    ca_key.write_text("damaged")
+    trusted(tls.local([]))
+    ca_key.unlink()
+    trusted(tls.local([]))
+
+
+def test_an_authority_knows_the_names_of_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    tls.local(["a.example"])
+    both = trusted(tls.local(["b.example", "8.8.8.8"]))
+    assert trusted(tls.local(["a.example"])) == both
+    assert trusted(tls.local(["8.8.8.8", "b.example"])) == both
+
+
+def test_two_servers_that_start_together_have_one_authority(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: trusted(tls.local([])), range(8)))
+    assert len(set(found)) == 1
 
 
 def test_loopback():
