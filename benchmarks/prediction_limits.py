@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gangpao.sandbox.config import load_sandbox_config
 from gangpao.sandbox.coupled import CoupledFit, fit_coupled
 from gangpao.sandbox.laws import Point
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
 ROW = re.compile(r"\| (wsd|target, law coupled) \| \S+ \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) ")
-STUDY_FLOOR = (1.15, 0.15)
 
 
 def points_of(file: Path) -> tuple[list[Point], list[Point]]:
@@ -36,9 +36,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--file", type=Path, help="a result file; the newest of sandbox_prediction_* where not given")
     arguments = parser.parse_args()
-    fitted, targets = points_of(arguments.file or max(RESULTS.glob("sandbox_prediction_*.md")))
-    truth = fit_coupled([*fitted, *targets], floor=STUDY_FLOOR)
-    lines = {"the study": fit_coupled(fitted, floor=STUDY_FLOOR), "all points": truth}
+    fitted, targets = points_of(
+        arguments.file or max((ROOT / "benchmarks/results").glob("sandbox_prediction_*.md"), key=_date)
+    )
+    taken = load_sandbox_config(ROOT / "configs/sandbox-prediction.toml").scaling.floor
+    assert taken is not None
+    truth = fit_coupled([*fitted, *targets], floor=taken)
+    lines = {"the study": fit_coupled(fitted, floor=taken), "all points": truth}
     for name, fit in lines.items():
         errors = ", ".join(f"{100 * (fit.predict(t.N, t.D) / t.loss - 1):+.2f}" for t in targets)
         print(f"{name}: E {fit.best[0]:.2f}, p {fit.best[5]:.2f}, scatter {fit.sigma:.2%}; errors {errors} %")
@@ -46,7 +50,7 @@ def main() -> None:
     known = (float(truth.draws[:, 0].mean()), (high - low) / 4)
     rng = np.random.default_rng(0)
     out = {}
-    for name, floor in (("floor as the study took it", STUDY_FLOOR), ("floor known", known)):
+    for name, floor in (("floor as the study took it", taken), ("floor known", known)):
         errors = np.array([_errors(truth, fitted, targets, floor, rng) for _ in range(arguments.rounds)])
         mean, spread = errors.mean(0), errors.std(0)
         print(
@@ -55,6 +59,10 @@ def main() -> None:
         )
         out[name] = {"mean": mean.round(3).tolist(), "sd": spread.round(3).tolist(), "floor": floor}
     print(json.dumps(out))
+
+
+def _date(file: Path) -> str:
+    return file.stem.rpartition("_")[2]
 
 
 def _errors(

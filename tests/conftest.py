@@ -9,12 +9,20 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Ctrl-C is heard and cores are shared, however the tests were started."""
+    hear_ctrl_c()
+    keep_to_own_cores()
+
+
+def hear_ctrl_c() -> None:
+    """A shell starts what runs in its background without SIGINT, and whatever that starts would not hear it either."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def keep_to_own_cores() -> None:
     """Beside others, a process of tests keeps to its share of the cores, and so does all that it starts: two with two threads
     each on two cores wait for each other most of the time."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # started in the background by a shell: what we start would not hear Ctrl-C
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     name, number = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     if name and number and hasattr(os, "sched_setaffinity"):
         share = sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: int(number)]
