@@ -39,15 +39,17 @@ FIRST_REQUEST_S = 30.0
 CLOSE_S = 5.0  # for what the grace period left
 
 
-def make_app(server: Server, *, on_ready: Callable[[], None] | None = None) -> ASGIApp:
-    """The application of a server. on_ready is called when the first model is loaded."""
+def make_app(
+    server: Server, *, on_ready: Callable[[], None] | None = None, on_failed: Callable[[str], None] | None = None
+) -> ASGIApp:
+    """The application of a server. on_ready is called when the first model is loaded, on_failed with the reason if not."""
     settings = server.settings
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         # Threads wait here for a hostile chat template; there must be some left for the others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "prepare"))
-        tasks = [asyncio.create_task(server.hub.start(on_ready)), asyncio.create_task(server.hub.sweep())]
+        tasks = [asyncio.create_task(server.hub.start(on_ready, on_failed)), asyncio.create_task(server.hub.sweep())]
         try:
             yield
         finally:

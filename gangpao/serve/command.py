@@ -1,7 +1,8 @@
 """`gangpao serve`: models behind an HTTP API, until Ctrl-C.
 
-Everything that can be wrong is found before a model is loaded: the address, the keys, the certificate, the names. Models that are
-not installed are pulled first. SIGINT or SIGTERM stop accepting, let what was begun end (--grace seconds) and exit with 0; a second
+Everything that can be wrong is found before a model is loaded: the address, the keys, the certificate, the names, what the
+engine does not run. Models that are not installed are pulled first. Where the first model cannot be loaded after all, the
+command ends and says why. SIGINT or SIGTERM stop accepting, let what was begun end (--grace seconds) and exit with 0; a second
 signal ends at once.
 """
 
@@ -23,6 +24,8 @@ import uvicorn
 import gangpao
 from gangpao import catalog
 from gangpao.engine.batch import DEFAULT_BATCH, DEFAULT_QUEUE
+from gangpao.engine.config import ModelConfig
+from gangpao.engine.gguf import GGUF
 from gangpao.log import show_bytes
 from gangpao.serve import app, guard, loading, tls
 from gangpao.serve import options as opt
@@ -146,6 +149,7 @@ def find_models(names: list[str] | None) -> dict[str, Path]:
         name, path = loading.find_model(given)
         if found.setdefault(name, path) != path:
             raise ValueError(f"{given}: another model is called {name} already; rename one of the files")
+        ModelConfig.from_gguf(GGUF.open(path))  # what the engine does not run is told now, not to the first client
     if not names:
         known = catalog.load().models
         found |= {n: p for n, p in catalog.installed().items() if n not in found and n in known and known[n].engine}
@@ -213,12 +217,21 @@ def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) 
         from gangpao.serve import pages
 
         print(pages.phone_notice(url, server), flush=True)
-    config = app.uvicorn_config(app.make_app(server, on_ready=ready), grace_s=grace, **_ssl(cert))
-    runner = _Runner(config)
+
+    def failed(reason: str) -> None:
+        percent.clear()
+        failures.append(reason)
+        runner.should_exit = True
+
+    failures: list[str] = []
+    made = app.make_app(server, on_ready=ready, on_failed=failed)
+    runner = _Runner(app.uvicorn_config(made, grace_s=grace, **_ssl(cert)))
     try:
         asyncio.run(runner.serve(sockets=[bound]))
     finally:
         bound.close()
+    if failures:
+        raise ValueError(failures[0])
     print("stopped", file=sys.stderr, flush=True)
 
 

@@ -234,13 +234,18 @@ class Hub:
         gc.collect()  # an engine is a circle of references; its weights are to be free now
         log.info("%s is unloaded", model.name)
 
-    async def start(self, on_ready: Callable[[], None] | None = None) -> None:
-        """Load the default model; `state` says how that goes."""
+    async def start(
+        self, on_ready: Callable[[], None] | None = None, on_failed: Callable[[str], None] | None = None
+    ) -> None:
+        """Load the default model; `state` says how that goes, and on_failed is told why it did not."""
         try:
             await self.load(next(iter(self.models)))
         except ApiError as error:
             self.state = "failed"
-            log.error("%s", error.message)
+            if on_failed:
+                on_failed(str(error.__cause__ or "") or error.message)
+            else:
+                log.error("%s", error.message)
             return
         self.state = "ok"
         if on_ready:

@@ -50,7 +50,9 @@ def find_model(model: str | None) -> tuple[str, Path]:
         model, why = catalog.default_model(memory, disk, here)
         print(f"model: {why}", file=sys.stderr)
     if model not in here:
-        catalog.entry(model)  # an unknown name is told so before anything is said about pulling
+        found = catalog.entry(model)  # an unknown name is told so before anything is said about pulling
+        if not found.engine:
+            raise ValueError(f"{model}: our engine does not run this model, so it is not pulled for that. {found.note}")
         print(f"{model} is not on this machine yet, pulling it", file=sys.stderr)
         with Progress() as progress:
             return model, pull(model, progress=progress)

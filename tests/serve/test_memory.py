@@ -25,8 +25,8 @@ def anonymous(pid):
     ("name", "context", "kv"),
     [
         ("smollm2-135m", 512, "f16"), ("smollm2-135m", 2048, "f16"), ("smollm2-135m", 2048, "int8"),
-        ("smollm2-135m", 4096, "int8"), ("gemma3-270m", 1024, "f16"), ("gemma3-270m", 4096, "int8"),
-        ("qwen2.5-coder-0.5b", 512, "f16"), ("qwen2.5-coder-0.5b", 1024, "int8"), ("qwen2.5-coder-0.5b", 2048, "f16"),
+        ("smollm2-135m", 4096, "int8"), ("qwen2.5-coder-0.5b", 512, "f16"), ("qwen2.5-coder-0.5b", 1024, "int8"),
+        ("qwen2.5-coder-0.5b", 2048, "f16"), ("qwen2.5-coder-0.5b", 4096, "f16"), ("qwen2.5-coder-0.5b", 4096, "int8"),
         ("qwen2.5-coder-1.5b", 512, "f16"), ("qwen2.5-coder-1.5b", 1024, "f16"), ("qwen2.5-coder-1.5b", 1024, "int8"),
     ],
 )  # fmt: skip

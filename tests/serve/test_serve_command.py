@@ -109,6 +109,47 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(capsys, args, words, ti
     assert words in capsys.readouterr().err
 
 
+def test_a_model_that_the_engine_does_not_run_is_refused_before_the_start(tiny_path, tmp_path, capsys):
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny_path.read_bytes().replace(b"llama", b"gemma"))
+    assert cli.main(["serve", "-m", str(tiny_path), "-m", str(other)]) == 2
+    assert "other.gguf: architecture 'gemma' is not supported; this engine runs" in capsys.readouterr().err
+
+
+def test_a_catalog_model_that_the_engine_does_not_run_is_not_pulled(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GANGPAO_HOME", str(tmp_path))
+    assert cli.main(["serve", "-m", "gemma3-270m"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: gemma3-270m: our engine does not run this model")
+    assert not list(tmp_path.rglob("*.gguf*"))
+
+
+def ends(*args):
+    """The code and the errors of a command that ends by itself."""
+    line = [sys.executable, "-P", "-m", "gangpao.cli", "serve", "--port", "0", *args]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert "ready" not in done.stdout
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_the_command_ends_where_its_first_model_cannot_be_loaded(tiny_path, tmp_path):
+    path = tmp_path / "dumb.gguf"
+    path.write_bytes(tiny_path.read_bytes().replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.nekots"))
+    code, err = ends("-m", str(path))
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "tokenizer.ggml.tokens" in err.splitlines()[-1]
+
+
+def test_the_command_ends_where_memory_is_short(model_path):
+    code, err = ends("-m", str(model_path("smollm2-135m")), "--memory", "0.1")
+    assert code == 2
+    assert re.search(
+        r"\nerror: smollm2-135m needs \S+ MB of memory and 100 MB are free for it; take a smaller", "\n" + err
+    )
+
+
 def test_options_of_our_engine_mean_nothing_to_vllm(capsys):
     assert cli.main(["serve", "--engine", "vllm", "-m", "x", "--kv", "int8", "--batch", "4", "--phone"]) == 2
     assert "--batch, --kv, --phone: for our own engine only; vLLM's options come behind --" in capsys.readouterr().err
