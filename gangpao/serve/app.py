@@ -30,6 +30,7 @@ from gangpao.serve import anthropic, guard, ollama, openai, openapi, pages, resp
 from gangpao.serve.errors import ApiError
 from gangpao.serve.server import Server, Settings
 from gangpao.serve.stream import ClientGone, Json
+from gangpao.serve.tls import Files, addresses
 
 log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
@@ -129,12 +130,21 @@ def listen(settings: Settings) -> socket.socket:
     return bound
 
 
-def uvicorn_config(app: ASGIApp, *, grace_s: float = GRACE_S, **more: Any) -> uvicorn.Config:
+def url_of(host: str, bound: socket.socket, *, tls: bool) -> str:
+    """The URL to open for a socket bound to `host`; where that is all addresses, the one that others on the network use."""
+    host = host.strip("[]")
+    if host in ("0.0.0.0", "::"):
+        host = next(iter(addresses()), "127.0.0.1")
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+
+
+def uvicorn_config(app: ASGIApp, *, grace_s: float = GRACE_S, cert: Files | None = None) -> uvicorn.Config:
     """How uvicorn runs us: one process, asyncio and h11, our own log."""
+    pair: dict[str, Any] = {"ssl_certfile": str(cert.cert), "ssl_keyfile": str(cert.key)} if cert else {}
     return uvicorn.Config(
         app, http=Protocol, loop="asyncio", ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(grace_s)), **more,
+        timeout_graceful_shutdown=max(1, round(grace_s)), **pair,
     )  # fmt: skip
 
 
@@ -162,14 +172,14 @@ class _InThread(uvicorn.Server):
 
 @contextlib.contextmanager
 def running(
-    server: Server, *, ready: bool = True, wait_s: float = 60.0, grace_s: float = 5.0, **more: Any
+    server: Server, *, ready: bool = True, wait_s: float = 60.0, grace_s: float = 5.0, cert: Files | None = None
 ) -> Iterator[str]:
     """Run a server in a thread on its address and give its base URL; when `ready`, after its first model is loaded (or failed to).
 
-    more: options of uvicorn, for example the files of a certificate.
+    cert: what it speaks TLS with, where its settings say tls.
     """
     bound = listen(server.settings)
-    runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s, **more))
+    runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s, cert=cert))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[bound])), name="server")
     thread.start()
     try:
@@ -178,8 +188,7 @@ def running(
             if not thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError(f"the server did not start within {wait_s:.0f} s; the log says why")
             time.sleep(0.01)
-        host, port = bound.getsockname()[:2]
-        yield f"{'https' if server.settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+        yield url_of(server.settings.host, bound, tls=server.settings.tls)
     finally:
         runner.should_exit = True
         thread.join()

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,9 +72,10 @@ EngineName = Annotated[Literal["native", "vllm"], typer.Option("--engine", help=
 Extra = Annotated[list[str] | None, typer.Argument(help="Options for vLLM, after --.", show_default=False)]
 
 
-# Options of our own engine; vLLM has its own, behind --.
-_OURS = frozenset({
-    "allow_image_host", "batch", "queue", "context", "kv", "threads", "memory", "idle_unload", "cost_profile", "phone",
+# What also means something in front of vLLM, which has its own options for the rest, behind --.
+_BOTH = frozenset({
+    "extra", "model", "host", "port", "api_key", "api_key_file", "allow_host", "allow_origin", "use_tls", "tls_cert", "tls_key",
+    "grace", "log_requests", "engine",
 })  # fmt: skip
 
 
@@ -177,7 +177,8 @@ def _vllm(
 ) -> int:
     from gangpao.serve import vllm
 
-    given = sorted(name for name in _OURS if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE")
+    ours = sorted(set(ctx.params) - _BOTH)
+    given = [name for name in ours if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
@@ -185,11 +186,7 @@ def _vllm(
         )
     if not model or len(model) != 1:
         raise ValueError("--engine vllm serves one model: -m FOLDER, an exported Hugging Face folder")
-    return vllm.run(model[0], extra=extra, tls_files=_ssl(cert), **front)
-
-
-def _ssl(cert: tls.Files | None) -> dict[str, str]:
-    return {"ssl_certfile": str(cert.cert), "ssl_keyfile": str(cert.key)} if cert else {}
+    return vllm.run(model[0], extra=extra, cert=cert, **front)
 
 
 # --- running
@@ -211,7 +208,7 @@ def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) 
             flush=True,
         )
 
-    url = url_of(settings, bound)
+    url = app.url_of(settings.host, bound, tls=settings.tls)
     print(start_line(settings, url, cert), flush=True)
     if phone:
         from gangpao.serve import pages
@@ -225,7 +222,7 @@ def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) 
 
     failures: list[str] = []
     made = app.make_app(server, on_ready=ready, on_failed=failed)
-    runner = _Runner(app.uvicorn_config(made, grace_s=grace, **_ssl(cert)))
+    runner = _Runner(app.uvicorn_config(made, grace_s=grace, cert=cert))
     try:
         asyncio.run(runner.serve(sockets=[bound]))
     finally:
@@ -233,14 +230,6 @@ def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) 
     if failures:
         raise ValueError(failures[0])
     print("stopped", file=sys.stderr, flush=True)
-
-
-def url_of(settings: Settings, bound: socket.socket) -> str:
-    """The URL to open; for a server bound to all addresses, the one that others on the network use."""
-    host, port = settings.host.strip("[]"), bound.getsockname()[1]
-    if host in ("0.0.0.0", "::"):
-        host = next(iter(tls.addresses()), "127.0.0.1")
-    return f"{'https' if settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def start_line(settings: Settings, url: str, cert: tls.Files | None) -> str:
@@ -251,14 +240,7 @@ def start_line(settings: Settings, url: str, cert: tls.Files | None) -> str:
     line = f"gangpao {gangpao.__version__}: {url}  (API: {url}/v1)  models: {shown}; loading {names[0]}, {size}"
     if settings.api_keys:
         line += f"; {len(settings.api_keys)} API key{'s' if len(settings.api_keys) > 1 else ''}"
-    if cert:
-        line += f"\ncertificate {cert.cert}, SHA-256 {tls.fingerprint(cert.cert)}"
-    if cert and cert.authority:
-        line += (
-            f"\na device that installs {url}/ca.crt trusts this server without a warning; compare first: "
-            f"SHA-256 {tls.fingerprint(cert.authority)}"
-        )
-    return line
+    return "\n".join([line, *(tls.notice(cert, url) if cert else ())])
 
 
 def _start_log() -> None:

@@ -113,13 +113,6 @@ def routes(server: "Server") -> list[Route]:
         here = not parts.missing(fetcher.pages)
         return JSONResponse({"ready": here, "problem": "" if here else fetcher.problem}, headers=HEADERS)
 
-    ca = server.settings.authority and server.settings.authority.read_bytes()
-
-    async def authority(request: Request) -> Response:
-        if ca is None:
-            raise ApiError(404, "this server's certificate is not made by an authority of its own", code="not_found")
-        return Response(ca, headers=HEADERS, media_type="application/x-x509-ca-cert")
-
     async def shell(request: Request) -> Response:
         return JSONResponse(_shell(assets), headers=HEADERS)
 
@@ -130,13 +123,25 @@ def routes(server: "Server") -> list[Route]:
         Route("/web/{name:path}", web),
         Route("/parts/{name}", _part),
         Route("/licences", _licences),
-        Route("/ca.crt", authority),
+        authority_route(server.settings.authority),
         Route("/phone", page("phone.html", PHONE_HEADERS)),
         Route("/phone/app/shell.json", shell),
         Route("/phone/app/sw.js", page("sw.js", PHONE_HEADERS)),
         Route("/phone/app/manifest.webmanifest", page("phone.webmanifest", HEADERS)),
         *_model_routes(server),
     ]
+
+
+def authority_route(certificate: Path | None) -> Route:
+    """/ca.crt: the certificate of the authority that a device may install, where the server has one of its own."""
+    ca = certificate and certificate.read_bytes()
+
+    async def authority(request: Request) -> Response:
+        if ca is None:
+            raise ApiError(404, "this server's certificate is not made by an authority of its own", code="not_found")
+        return Response(ca, headers=HEADERS, media_type="application/x-x509-ca-cert")
+
+    return Route("/ca.crt", authority)
 
 
 def phone_notice(url: str, server: "Server") -> str:

@@ -82,8 +82,8 @@ class Backend:
         await self._http.aclose()
 
 
-def application(backend: Backend) -> Starlette:
-    """/health for everybody, and the paths of the API sent on to the server behind. To be put behind a Guard."""
+def application(backend: Backend, *own: Route) -> Starlette:
+    """/health and `own` routes, and the paths of the API sent on to the server behind. To be put behind a Guard."""
 
     async def health(request: Request) -> Response:
         if not backend.ready():
@@ -103,7 +103,7 @@ def application(backend: Backend) -> Starlette:
         assert isinstance(error, ApiError)
         return Json(error.body, error.status, headers=error.headers)
 
-    routes = [Route("/health", health), Mount("/", app=_sender(backend))]
+    routes = [Route("/health", health), *own, Mount("/", app=_sender(backend))]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={ApiError: failed})
 
 

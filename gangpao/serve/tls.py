@@ -44,6 +44,17 @@ class Files:
     authority: Path | None = None
 
 
+def notice(files: Files, url: str) -> list[str]:
+    """What a server at `url` prints about them: the lines by which its certificate can be known."""
+    lines = [f"certificate {files.cert}, SHA-256 {fingerprint(files.cert)}"]
+    if files.authority:
+        lines.append(
+            f"a device that installs {url}/ca.crt trusts this server without a warning; compare first: "
+            f"SHA-256 {fingerprint(files.authority)}"
+        )
+    return lines
+
+
 def local(hosts: list[str]) -> Files:
     """A certificate for these hosts and this machine, by this machine's authority; both are made where they are missing.
 

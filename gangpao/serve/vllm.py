@@ -20,13 +20,13 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from gangpao.serve import app, guard, proxy
+from gangpao.serve import app, guard, pages, proxy, tls
 from gangpao.serve.metrics import Metrics
 from gangpao.serve.server import Settings
 
@@ -60,11 +60,11 @@ def run(
     allow_origins: Sequence[str] = (),
     grace_s: float = app.GRACE_S,
     log_requests: bool = False,
-    tls_files: Mapping[str, str] | None = None,
+    cert: tls.Files | None = None,
 ) -> int:
     """Serve the folder `model` until a signal, or until vLLM ends; the exit code.
 
-    tls_files: uvicorn's ssl_certfile and ssl_keyfile. Raises ValueError saying what to do, before anything is started.
+    cert: what to speak TLS with. Raises ValueError saying what to do, before anything is started.
     """
     guard.check_binding(host, api_keys)
     folder = check_folder(model)
@@ -78,13 +78,18 @@ def run(
         keys=tuple(api_keys),
         origins=frozenset(allow_origins),
         any_address=host in ("0.0.0.0", "::"),
-        tls=bool(tls_files),
+        tls=bool(cert),
         log_requests=log_requests,
+        public=frozenset({"/health", "/ca.crt"}),
     )
-    guarded = guard.Guard(proxy.application(backend), rules, Metrics())
-    runner = _Runner(app.uvicorn_config(guarded, grace_s=grace_s, **(tls_files or {})))
-    where = f"{'https' if tls_files else 'http'}://{host}:{bound.getsockname()[1]}"
-    say(f"{where}/v1 answers from {folder.name} when vLLM has loaded it")
+    front = proxy.application(backend, pages.authority_route(cert.authority if cert else None))
+    runner = _Runner(app.uvicorn_config(guard.Guard(front, rules, Metrics()), grace_s=grace_s, cert=cert))
+    where = app.url_of(host, bound, tls=bool(cert))
+    for line in (
+        f"{where}/v1 answers from {folder.name} when vLLM has loaded it",
+        *(tls.notice(cert, where) if cert else ()),
+    ):
+        say(line)
     try:
         return asyncio.run(_serve(child, backend, runner, bound))
     finally:

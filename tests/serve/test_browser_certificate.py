@@ -25,7 +25,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tls.Files:
 @pytest.fixture
 def url(files: tls.Files, tiny_path: Path) -> Iterator[str]:
     settings = Settings({"tiny": tiny_path}, port=0, threads=1, tls=True, authority=files.authority)
-    with running(Server(settings), ssl_certfile=str(files.cert), ssl_keyfile=str(files.key)) as found:
+    with running(Server(settings), cert=files) as found:
         yield found
 
 

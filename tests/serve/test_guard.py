@@ -181,7 +181,7 @@ def test_the_certificate_made_here(tmp_path, monkeypatch, tiny_path):
     assert tls.fingerprint(files.authority).count(":") == 31
     context = ssl.create_default_context(cafile=str(files.authority))
     server = Server(Settings({"tiny": tiny_path}, port=0, threads=1, tls=True, authority=files.authority))
-    with running(server, ssl_certfile=str(cert), ssl_keyfile=str(key)) as url:
+    with running(server, cert=tls.Files(cert, key)) as url:
         assert url.startswith("https://")
         with httpx2.Client(verify=context, trust_env=False) as client:
             assert client.get(f"{url}/health").status_code == 200
@@ -205,9 +205,9 @@ def test_the_authority_is_served_and_signs_for_private_names_only(tmp_path, monk
     (tmp_path / "cert.pem").write_bytes(cert)
     (tmp_path / "key.pem").write_bytes(tls._pem(key))
     context = ssl.create_default_context(cafile=str(files.authority))
-    stolen = {"ssl_certfile": str(tmp_path / "cert.pem"), "ssl_keyfile": str(tmp_path / "key.pem")}
+    stolen = tls.Files(tmp_path / "cert.pem", tmp_path / "key.pem")
     with (
-        running(Server(Settings({"tiny": tiny_path}, port=0, threads=1, tls=True)), **stolen) as url,
+        running(Server(Settings({"tiny": tiny_path}, port=0, threads=1, tls=True)), cert=stolen) as url,
         pytest.raises(httpx2.ConnectError, match="permitted subtree violation"),
     ):
         httpx2.get(f"{url}/health", verify=context, trust_env=False)

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -27,8 +28,8 @@ import sys
 from gangpao import cli
 from gangpao.serve import vllm
 vllm.STOP_S = 1.0
-keys = [part for key in sys.argv[2].split(",") if key for part in ("--api-key", key)]
-command = ["serve", "--engine", "vllm", "-m", sys.argv[1], "--port", "0", "--allow-host", "front.example", *keys]
+own = sys.argv[2].split()
+command = ["serve", "--engine", "vllm", "-m", sys.argv[1], "--port", "0", "--allow-host", "front.example", *own]
 sys.exit(cli.main([*command, "--", *sys.argv[3:]]))
 """
 
@@ -49,7 +50,7 @@ def checkpoint(path, **config):
 class Served:
     """Our command over the stand-in: its URL, what the stand-in saw, and what was printed."""
 
-    def __init__(self, tmp_path, folder, *extra, mode="", keys=""):
+    def __init__(self, tmp_path, folder, *extra, mode="", keys=(), own=""):
         self.log = tmp_path / "seen.jsonl"
         program = tmp_path / "bin" / "vllm"
         program.parent.mkdir()
@@ -61,10 +62,20 @@ class Served:
         self.err = tmp_path / "err"
         with self.err.open("wb") as err:
             self.child = subprocess.Popen(
-                [sys.executable, "-c", RUN, str(folder), keys, *extra], stderr=err, env=env, start_new_session=True
+                [
+                    sys.executable,
+                    "-c",
+                    RUN,
+                    str(folder),
+                    " ".join([own, *(f"--api-key {key}" for key in keys)]),
+                    *extra,
+                ],
+                stderr=err,
+                env=env,
+                start_new_session=True,
             )
         self.url = self.until(r"https?://[\d.:]+(?=/v1)")
-        self.key = keys.partition(",")[0]
+        self.key = next(iter(keys), "")
 
     def printed(self):
         return self.err.read_text(errors="replace")
@@ -119,7 +130,7 @@ def start(tmp_path, folder):
 def served(tmp_path_factory, folder):
     """One that is ready, with two keys and options passed through, for the tests that only ask."""
     options = ["--tensor-parallel-size", "2", "-pp", "3", "--max-model-len=4096", "--gpu-memory-utilization", "0.8"]
-    one = Served(tmp_path_factory.mktemp("served"), folder, *options, keys="secret,other")
+    one = Served(tmp_path_factory.mktemp("served"), folder, *options, keys=("secret", "other"))
     one.until("vLLM is ready")
     yield one
     one.close()
@@ -238,6 +249,19 @@ def test_every_route_wants_a_key_but_health(served):
     assert served.get("/v1/models", Host="evil.example").status_code == 403
     assert served.get("/health", Host="evil.example").status_code == 403
     assert served.get("/health", Host="front.example").status_code == 200
+
+
+def test_tls_brings_its_authority_along(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    one = start(own="--tls", keys=("secret",))
+    assert one.url.startswith("https://")
+    one.until(rf"installs {one.url}/ca.crt trusts this server without a warning; compare first: SHA-256 [\dA-F:]+")
+    one.until("vLLM is ready")
+    # Before there is any trust, and without a key.
+    found = httpx2.get(f"{one.url}/ca.crt", verify=False, trust_env=False)
+    assert found.headers["content-type"] == "application/x-x509-ca-cert"
+    context = ssl.create_default_context(cadata=found.text)
+    assert httpx2.get(f"{one.url}/health", verify=context, trust_env=False).json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize(
