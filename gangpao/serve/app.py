@@ -158,6 +158,8 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._first.cancel()
         super().connection_lost(exc)
+        # uvicorn 0.54 forgets it where the client reset the connection, and keeps all of it in memory until the time is over.
+        self._unset_keepalive_if_required()
 
     def _give_up(self) -> None:
         if getattr(self, "cycle", None) is None:

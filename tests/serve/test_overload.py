@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
 import socket
@@ -10,7 +11,7 @@ import time
 import httpx2
 import pytest
 
-from gangpao.serve.app import running
+from gangpao.serve.app import Protocol, running
 from gangpao.serve.loading import rss_mb
 from gangpao.serve.server import Server, Settings
 
@@ -152,6 +153,23 @@ def test_clients_that_leave_change_nothing_and_leave_nothing_behind(tiny_server,
     assert model.scheduler.counters.failed == 0
     assert open_files(url) <= files + 2
     assert rss_mb() < memory + 30
+
+
+def test_nothing_is_kept_of_a_connection_that_was_reset(tiny_path):
+    def kept():
+        gc.collect()
+        return sum(isinstance(thing, Protocol) for thing in gc.get_objects())
+
+    before = kept()
+    with running(Server(Settings({"tiny": tiny_path}, port=0, threads=1))) as url:
+        for _ in range(20):
+            connection = send(url, {"prompt": ""})
+            assert connection.recv(1) == b"H"  # the rest is there and unread when it is closed, so the kernel resets
+            connection.close()
+        until = time.monotonic() + 10  # far less than a connection is kept alive for
+        while kept() > before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert kept() <= before
 
 
 def test_what_was_begun_ends_before_the_server_does(tiny_path):

@@ -36,7 +36,16 @@ class Load:
 
     def run(self, seed):
         rng = random.Random(seed)
-        kinds = [self.greedy, self.greedy, self.stream, self.leave, self.hostile, self.embed]
+        kinds = [
+            self.greedy,
+            self.greedy,
+            self.stream,
+            self.leave,
+            self.hostile,
+            self.embed,
+            self.constrained,
+            self.other_face,
+        ]
         with httpx2.Client(timeout=120, trust_env=False) as client:
             while not self.stop.is_set():
                 rng.choice(kinds)(client, rng)
@@ -85,6 +94,29 @@ class Load:
     def embed(self, client, rng):
         response = self.post(client, "/v1/embeddings", {"input": f"{rng.random()}"})
         assert response.status_code in (200, 429)
+
+    def constrained(self, client, rng):
+        """A schema that nobody has asked for before: what is kept of grammars must not grow."""
+        name = f"key{rng.randrange(10**9)}"
+        schema = {"type": "object", "properties": {name: {"enum": [1, True, None]}}, "required": [name]}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema | {"additionalProperties": False}}}
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 60, "response_format": form}
+        response = self.post(client, "/v1/chat/completions", body)
+        if response.status_code == 200:
+            answer = json.loads(response.json()["choices"][0]["message"]["content"])
+            assert list(answer) == [name]
+
+    def other_face(self, client, rng):
+        messages = [{"role": "user", "content": f"{rng.random()}"}]
+        stream = rng.random() < 0.5
+        path, body = rng.choice([
+            ("/v1/messages", {"messages": messages, "max_tokens": 10}),
+            ("/api/chat", {"messages": messages, "options": {"num_predict": 10}}),
+            ("/v1/responses", {"input": messages, "max_output_tokens": 10}),
+        ])  # fmt: skip
+        response = self.post(client, path, body | {"model": "tiny", "stream": stream})
+        assert response.status_code in (200, 429)
+        assert response.text
 
 
 def prompt(i):
