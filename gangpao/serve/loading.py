@@ -50,13 +50,22 @@ def find_model(model: str | None) -> tuple[str, Path]:
         model, why = catalog.default_model(memory, disk, here)
         print(f"model: {why}", file=sys.stderr)
     if model not in here:
-        found = catalog.entry(model)  # an unknown name is told so before anything is said about pulling
-        if not found.engine:
-            raise ValueError(f"{model}: our engine does not run this model, so it is not pulled for that. {found.note}")
+        _check_runs(model, catalog.entry(model))
         print(f"{model} is not on this machine yet, pulling it", file=sys.stderr)
         with Progress() as progress:
             return model, pull(model, progress=progress)
     return model, catalog.resolve(model)
+
+
+def _check_runs(name: str, entry: catalog.Entry) -> None:
+    """Raises ValueError, before gigabytes are pulled, where the engine would not run them."""
+    if entry.format == "safetensors":
+        raise ValueError(
+            f"{name}: a folder of weights for training, and the engine runs .gguf files: `gangpao pull {name}`, then "
+            f"`gangpao export FOLDER {name}.gguf` makes one"
+        )
+    if not entry.engine:
+        raise ValueError(f"{name}: our engine does not run this model, so it is not pulled for that. {entry.note}")
 
 
 class Answered(Protocol):

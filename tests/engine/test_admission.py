@@ -94,7 +94,7 @@ for line in open("/proc/self/status"):
         ("smollm2-135m", 512, "f16"),
         ("smollm2-135m", 2048, "f16"),
         ("smollm2-135m", 2048, "int8"),
-        ("smollm2-135m", 4096, "int8"),
+        pytest.param("smollm2-135m", 4096, "int8", marks=pytest.mark.slow),
         ("qwen2.5-coder-0.5b", 512, "f16"),
         ("qwen2.5-coder-0.5b", 1024, "int8"),
         pytest.param("smollm2-135m", 8192, "f16", marks=pytest.mark.slow),

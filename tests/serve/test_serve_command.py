@@ -116,11 +116,19 @@ def test_a_model_that_the_engine_does_not_run_is_refused_before_the_start(tiny_p
     assert "other.gguf: architecture 'gemma' is not supported; this engine runs" in capsys.readouterr().err
 
 
-def test_a_catalog_model_that_the_engine_does_not_run_is_not_pulled(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("command", ["serve", "chat"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("gemma3-270m", "our engine does not run this model"), ("minicpm-2b-sft-bf16", "`gangpao export ")],
+)
+def test_a_catalog_model_that_the_engine_does_not_run_is_not_pulled(
+    tmp_path, monkeypatch, capsys, command, name, words
+):
     monkeypatch.setenv("GANGPAO_HOME", str(tmp_path))
-    assert cli.main(["serve", "-m", "gemma3-270m"]) == 2
+    assert cli.main([command, "-m", name]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: gemma3-270m: our engine does not run this model")
+    assert err.startswith(f"error: {name}: ")
+    assert words in err
     assert not list(tmp_path.rglob("*.gguf*"))
 
 
