@@ -145,22 +145,22 @@ def _pruner(search: SearchConfig | None) -> optuna.pruners.BasePruner:
 
 def enqueue(study: Study, lab: Lab, specs: Sequence[Spec], *, revive: bool = True) -> int:
     """Put trials into the queue that are not in it; the number of new ones. revive: nobody else works on this study, so
-    trials that are marked as running belong to a process that was killed, and go back into the queue."""
-    waiting = set()
+    trials that are marked as running belong to a process that was killed, and go back into the queue; those that wait and
+    are not asked for any more, because somebody changed the configuration, leave it."""
+    asked = {key_of(lab, spec): spec for spec in specs}
+    known = set()
     for trial in study.get_trials(deepcopy=False):
         key = trial.user_attrs.get("key")
-        if trial.state == TrialState.RUNNING and revive:
+        if revive and trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
-        elif trial.state in (TrialState.WAITING, TrialState.RUNNING) or "result" in trial.user_attrs:
-            waiting.add(key)
-    new = 0
-    for spec in specs:
-        key = key_of(lab, spec)
-        if key not in waiting:
-            waiting.add(key)
-            study.enqueue_trial({}, user_attrs={"key": key, "spec": spec.model_dump(mode="json")})
-            new += 1
-    return new
+        elif revive and trial.state == TrialState.WAITING and "spec" in trial.user_attrs and key not in asked:
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # tell() takes running ones only
+        elif not trial.state.is_finished() or "result" in trial.user_attrs:
+            known.add(key)
+    new = [(key, spec) for key, spec in asked.items() if key not in known]
+    for key, spec in new:
+        study.enqueue_trial({}, user_attrs={"key": key, "spec": spec.model_dump(mode="json")})
+    return len(new)
 
 
 def results(study: Study) -> dict[str, Result]:

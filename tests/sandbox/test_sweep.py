@@ -132,6 +132,17 @@ def test_a_worker_that_dies_alone_leaves_its_trial_to_the_others(lab, tmp_path):
     assert work(lab, study) == 0
 
 
+def test_what_a_changed_configuration_does_not_ask_for_is_not_done(lab, tmp_path):
+    study = open_study(open_storage(f"sqlite:///{tmp_path / 'x.db'}"), "lr")
+    before, after = [lab.spec(), lab.spec(lr=0.02)], [lab.spec(lr=0.02), lab.spec(lr=0.03)]
+    assert enqueue(study, lab, before) == 2
+    assert enqueue(study, lab, after, revive=False) == 1  # somebody else may still want them
+    assert enqueue(study, lab, after) == 0
+    assert work(lab, study) == 2
+    assert set(results(study)) == {key_of(lab, s) for s in after}
+    assert enqueue(study, lab, before) == 1  # and what is asked for again comes back
+
+
 def test_no_two_workers_take_the_same_trial(tmp_path):
     """Four with connections of their own, which is what four processes have, at a queue that is soon empty."""
     url, number, taken = f"sqlite:///{tmp_path / 'x.db'}", 40, []
