@@ -24,9 +24,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gangpao.serve import anthropic, guard, ollama, openai, openapi, pages, responses
+from gangpao.serve.connection import Protocol
 from gangpao.serve.errors import ApiError
 from gangpao.serve.server import Server, Settings
 from gangpao.serve.stream import ClientGone, Json
@@ -36,7 +36,6 @@ log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
 GRACE_S = 30.0
 THREADS = 32
-FIRST_REQUEST_S = 30.0
 CLOSE_S = 5.0  # for what the grace period left
 
 
@@ -146,24 +145,6 @@ def uvicorn_config(app: ASGIApp, *, grace_s: float = GRACE_S, cert: Files | None
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(grace_s)), **pair,
     )  # fmt: skip
-
-
-class Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which has no patience for a connection on which no first request comes."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._first = self.loop.call_later(FIRST_REQUEST_S, self._give_up)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._first.cancel()
-        super().connection_lost(exc)
-        # uvicorn 0.54 forgets it where the client reset the connection, and keeps all of it in memory until the time is over.
-        self._unset_keepalive_if_required()
-
-    def _give_up(self) -> None:
-        if getattr(self, "cycle", None) is None:
-            self.transport.close()
 
 
 class _InThread(uvicorn.Server):

@@ -194,6 +194,7 @@ def _vllm(
 
 def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) -> None:
     _start_log()
+    _raise_files()
     server = Server(settings)
     bound = app.listen(settings)
     percent = loading.Percent(f"loading {next(iter(settings.models))}")
@@ -241,6 +242,16 @@ def start_line(settings: Settings, url: str, cert: tls.Files | None) -> str:
     if settings.api_keys:
         line += f"; {len(settings.api_keys)} API key{'s' if len(settings.api_keys) > 1 else ''}"
     return "\n".join([line, *(tls.notice(cert, url) if cert else ())])
+
+
+def _raise_files() -> None:
+    """Allow as many open files as the system lets us: each connection is one, and shells start programs with few."""
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with contextlib.suppress(ValueError, OSError):  # macOS says "unlimited" and means 10,240
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _start_log() -> None:

@@ -11,7 +11,8 @@ import time
 import httpx2
 import pytest
 
-from gangpao.serve.app import Protocol, running
+from gangpao.serve.app import running
+from gangpao.serve.connection import Protocol
 from gangpao.serve.loading import rss_mb
 from gangpao.serve.server import Server, Settings
 
