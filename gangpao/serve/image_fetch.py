@@ -5,14 +5,19 @@ second time gains nothing. TLS checks the certificate against the name. No redir
 are bounded. What it gives up: images behind a redirect.
 """
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
 from urllib.parse import urlsplit
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # for one read
+TOTAL_S = 20.0
+AT_ONCE = 8  # the threads that wait for other servers prepare prompts otherwise
+_places = threading.BoundedSemaphore(AT_ONCE)
 
 
 def fetch(url: str, hosts: Collection[str], limit: int) -> bytes:
@@ -33,7 +38,12 @@ def fetch(url: str, hosts: Collection[str], limit: int) -> bytes:
     if port not in (None, 443 if tls else 80):
         raise ValueError("images are fetched from the usual ports only")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return _get(host, public_address(host, 443 if tls else 80), tls, path, limit)
+    if not _places.acquire(blocking=False):
+        raise ValueError("the server is fetching as many images as it may: try again, or send it as a data: URL")
+    try:
+        return _get(host, public_address(host, 443 if tls else 80), tls, path, limit)
+    finally:
+        _places.release()
 
 
 def public_address(host: str, port: int) -> str:
@@ -52,18 +62,49 @@ def public_address(host: str, port: int) -> str:
 
 def _get(host: str, address: str, tls: bool, path: str, limit: int) -> bytes:
     connection = http.client.HTTPConnection(host, timeout=TIMEOUT_S)
+    late = threading.Event()
     try:
         raw = socket.create_connection((address, 443 if tls else 80), TIMEOUT_S)
-        connection.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=host) if tls else raw
-        connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "gangpao"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise ValueError(f"the image's host answered {response.status}")
-        data = response.read(limit + 1)
+        sock = _wrapped(raw, host) if tls else raw
+        connection.sock = sock
+        with _ended_after(TOTAL_S, sock, late):
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
+            connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "gangpao"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise ValueError(f"the image's host answered {response.status}")
+            data = response.read(limit + 1)
     except (OSError, http.client.HTTPException):
-        raise ValueError("the image could not be fetched") from None
+        if not late.is_set():
+            raise ValueError("the image could not be fetched") from None
     finally:
         connection.close()
+    if late.is_set():
+        raise ValueError(f"the image did not come within {TOTAL_S:.0f} s")
     if len(data) > limit:
         raise ValueError(f"the image is larger than the {limit:,} bytes that are allowed")
     return data
+
+
+def _wrapped(raw: socket.socket, host: str) -> ssl.SSLSocket:
+    context = ssl.create_default_context()
+    return context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float, sock: socket.socket, late: threading.Event) -> Iterator[None]:
+    """Shut a socket down from outside when the time is over: each read of it may wait for as long as one read may."""
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(OSError):  # it was closed by the other side
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -165,6 +165,47 @@ def test_no_way_of_writing_it_reaches_this_machine(canary, address, monkeypatch)
     assert hits == []
 
 
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 2"]
+)
+def test_a_host_that_drips_is_not_waited_for(monkeypatch, head):
+    monkeypatch.setattr(image_fetch, "TOTAL_S", 0.3)
+    real = socket.create_connection
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip():
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(head)
+                for _ in range(200):
+                    connection.sendall(b"x")
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        monkeypatch.setattr(image_fetch, "public_address", lambda host, port: "127.0.0.1")
+        monkeypatch.setattr(socket, "create_connection", lambda _, timeout: real(listener.getsockname(), timeout))
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="did not come within"):
+            image_fetch.fetch("http://good.example/x", {"good.example"}, 10**6)
+        assert time.monotonic() - began < 2
+        thread.join()
+
+
+def test_only_so_many_images_are_fetched_at_once(monkeypatch):
+    monkeypatch.setattr(image_fetch, "public_address", lambda host, port: "127.0.0.1")
+    monkeypatch.setattr(image_fetch, "_places", threading.BoundedSemaphore(1))
+
+    def second(*rest):
+        return image_fetch.fetch("http://good.example/y", {"good.example"}, 10)
+
+    monkeypatch.setattr(image_fetch, "_get", second)
+    with pytest.raises(ValueError, match="as many images as it may"):
+        image_fetch.fetch("http://good.example/x", {"good.example"}, 10)
+    monkeypatch.setattr(image_fetch, "_get", lambda *rest: b"x")
+    assert image_fetch.fetch("http://good.example/x", {"good.example"}, 10) == b"x"  # the place was given back
+
+
 def test_a_public_address_is_looked_up_once_and_pinned(monkeypatch):
     calls = []
 
