@@ -85,16 +85,18 @@ def stamp(seconds: float) -> str:
 
 
 def _listed(name: str, path: Path) -> Body:
+    """A model for a list; one whose file was deleted meanwhile has no size, and the others are listed all the same."""
     try:
         found = path.stat()
-    except OSError as error:
-        raise ApiError(503, f"the file of {name} is gone: {error.strerror}") from None
+        size, changed = found.st_size, found.st_mtime_ns
+    except OSError:
+        size, changed = 0, 0
     return {
         "name": name,
         "model": name,
-        "modified_at": stamp(found.st_mtime),
-        "size": found.st_size,
-        "digest": hashlib.sha256(f"{path.name} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest(),
+        "modified_at": stamp(changed / 1e9),
+        "size": size,
+        "digest": hashlib.sha256(f"{path.name} {size} {changed}".encode()).hexdigest(),
         "details": _details("", "", ""),
     }
 

@@ -6,7 +6,9 @@ import numpy as np
 import ollama
 import pytest
 
+from gangpao.serve.app import running
 from gangpao.serve.ollama_models import SPEAKS
+from gangpao.serve.server import Server, Settings
 
 ASK = [{"role": "user", "content": "Name three colours."}]
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": 10, "num_ctx": 4096}
@@ -127,6 +129,16 @@ def test_models(client, wire, live_server):
     assert (running.model, running.context_length) == ("smollm2-135m", 2048)
     version = wire.get(f"{live_server.base_url}/api/version").json()["version"]
     assert version == SPEAKS
+
+
+def test_a_model_whose_file_is_gone_does_not_hide_the_others(tiny_path, tmp_path):
+    gone = tmp_path / "gone.gguf"
+    gone.write_bytes(tiny_path.read_bytes())
+    with running(Server(Settings({"tiny": tiny_path, "gone": gone}, port=0, threads=1))) as url:
+        gone.unlink()
+        with ollama.Client(url, trust_env=False) as client:
+            sizes = {one.model: one.size for one in client.list().models}
+        assert sizes == {"tiny": tiny_path.stat().st_size, "gone": 0}
 
 
 def test_errors_have_ollamas_form(client, wire, live_server):
