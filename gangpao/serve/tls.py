@@ -13,6 +13,7 @@ import datetime
 import ipaddress
 import os
 import socket
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +262,7 @@ def _alternative(name: str) -> "x509.GeneralName":
 
 def _write(path: Path, data: bytes) -> None:
     """A new file that only its owner may read, put in place at once."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    number, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with open(number, "wb") as file:
         file.write(data)
-    part.replace(path)
+    os.replace(part, path)

@@ -128,7 +128,7 @@ def check_extra(extra: Sequence[str]) -> None:
         name = argument.partition("=")[0].replace("_", "-")
         for refused, why in REFUSED.items():
             # vLLM's parser takes every beginning of a name that is not ambiguous.
-            if name == refused or (len(name) > 4 and name.startswith("--") and refused.startswith(name)):
+            if name == refused or (len(name) > 2 and name.startswith("--") and refused.startswith(name)):
                 raise ValueError(f"{argument!r:.80} after --: {why}")
 
 

@@ -170,7 +170,7 @@ def test_other_things_than_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [*vllm.REFUSED, "--host=0.0.0.0", "--trust_remote_code", "--trust", "--api", "--conf"]
+    "option", [*vllm.REFUSED, "--host=0.0.0.0", "--trust_remote_code", "--trust", "--api", "--conf", "--ud", "--ho"]
 )
 def test_options_that_decide_who_comes_in_are_refused(option):
     with pytest.raises(ValueError, match="after --:"):
