@@ -172,8 +172,9 @@ class Scheduler:
             left = [*self._running, *self._queue]
             self._running, self._queue = [], Queue()
         for job in left:
-            self._release(job)
             job.fail(error)
+        for job in left:
+            self._release(job, keep=False)
 
     def _step(self) -> None:
         self._drop_cancelled()
@@ -191,7 +192,9 @@ class Scheduler:
         for (job, _), found in zip(plan, rows, strict=True):
             try:
                 job.hear(found)
-            except ValueError as error:
+            except (
+                Exception
+            ) as error:  # its sampler, its grammar or its listener: the others have nothing to do with it
                 self._end(job, error)
         self._account(plan, time.perf_counter() - start)
         for job, segment in plan:
@@ -292,7 +295,6 @@ class Scheduler:
         if job not in self._running:
             return
         self._running.remove(job)
-        self._release(job)
         stats, counters = job.stats, self.counters
         counters.completion_tokens += stats.completion_tokens
         counters.drafted += stats.drafted
@@ -300,14 +302,22 @@ class Scheduler:
         counters.running = len(self._running)
         if error is not None:
             counters.failed += 1
-            job.fail(error)
         elif job.done:
             counters.finished += 1
             self._seconds += 0.1 * (time.perf_counter() - job.began - self._seconds)
         else:
             counters.cancelled += 1
+        try:
+            self._release(job, keep=error is None)
+        finally:  # it is in no list any more: nobody else would tell it
+            if error is not None:
+                job.fail(error)
 
-    def _release(self, job: Job) -> None:
+    def _release(self, job: Job, *, keep: bool = True) -> None:
+        """Take the job's pages. keep: remember what they hold; after an error that may be wrong, or drafts that ids lacks."""
         if job.cache is not None:
-            self.pool.keep(job.cache, job.ids)
+            if keep:
+                self.pool.keep(job.cache, job.ids)
+            else:
+                self.pool.discard(job.cache)
             job.cache = None

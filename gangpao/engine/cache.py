@@ -203,6 +203,10 @@ class KVPool:
     def keep(self, cache: KVCache, ids: Sequence[int]) -> None:
         """End a sequence: what it computed of ids is remembered, the rest of its pages are free."""
         self.share(cache, ids)
+        self.discard(cache)
+
+    def discard(self, cache: KVCache) -> None:
+        """End a sequence of which nothing more is to be remembered."""
         self.free(cache.pages)
         cache.pages, cache.length = [], 0
 

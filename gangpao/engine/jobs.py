@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from gangpao.engine.sample import Logits, SamplingParams
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Segment
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 
 
@@ -148,6 +149,14 @@ class Job:
         """Tell whoever waits that nothing will come any more."""
         raise NotImplementedError
 
+    def _tell(self, listener: Callable[[T], None], event: T) -> None:
+        """Hand an event out; a consumer whose event loop is closed is a consumer that left."""
+        if not self.cancelled:
+            try:
+                listener(event)
+            except RuntimeError:
+                self.cancelled = True
+
 
 class AnswerJob(Job):
     """An answer that is being made."""
@@ -236,12 +245,7 @@ class AnswerJob(Job):
         return None if self.done else token
 
     def _send(self, event: Event) -> None:
-        """Hand an event out; a consumer whose event loop is closed is a consumer that left."""
-        if not self.cancelled:
-            try:
-                self._on_event(event)
-            except RuntimeError:
-                self.cancelled = True
+        self._tell(self._on_event, event)
 
 
 class EmbeddingJob(Job):
@@ -263,12 +267,10 @@ class EmbeddingJob(Job):
         self._sum = total if self._sum is None else self._sum + total
         if self.to_compute == 0:
             self.done = True
-            if not self.cancelled:
-                self._on_done((self._sum / len(self.ids)).astype(np.float32))
+            self._tell(self._on_done, (self._sum / len(self.ids)).astype(np.float32))
 
     def fail(self, error: Exception) -> None:
-        if not self.cancelled:
-            self._on_done(error)
+        self._tell(self._on_done, error)
 
 
 class Queue:

@@ -353,6 +353,60 @@ def test_a_bug_in_a_step_reaches_everybody_and_stops_nobody_else(engine, schedul
     assert running.counters.failed == 1
 
 
+def test_an_error_in_a_step_with_drafts_ends_only_its_own_answer(engine, scheduler, monkeypatch):
+    """The victim is told, nothing of it is remembered, and the scheduler lives on."""
+    running = scheduler(batch=3)
+    inner, spoilt = engine.model.step, []
+
+    def step(segments):
+        rows = inner(segments)
+        for segment, found in zip(segments, rows, strict=True):
+            if segment.logits > 1 and not spoilt:
+                spoilt.append(len(segment.ids))
+                found[:] = np.nan
+        return rows
+
+    monkeypatch.setattr(engine.model, "step", step)
+    other = ask(running, [70, 71, 72, 99, 5], SamplingParams(temperature=0, max_tokens=200), speculate=False)
+    ids = [*b"abc" * 30]
+    bad = ask(running, ids, SamplingParams(temperature=1.0, seed=1, max_tokens=100, logit_bias={97: 40.0}))
+    with pytest.raises(ValueError, match="not finite"):
+        bad.wait()
+    assert spoilt
+    assert other.wait() == alone(engine, [70, 71, 72, 99, 5], SamplingParams(temperature=0, max_tokens=200))[0]
+    again = ask(running, ids)
+    assert again.wait() == alone(engine, ids)[0]
+    assert again.handle.stats.cached_tokens == len(ids) // PAGE * PAGE  # what was shared before the error, no more
+    assert running.alive
+    running.close()
+    assert (running.counters.failed, running.counters.finished) == (1, 2)
+    assert running.pool.pages_used == running.pool.pages_kept
+
+
+def test_who_is_taken_out_is_told_even_when_its_pages_cannot_be_taken(engine, scheduler, monkeypatch):
+    running = scheduler(batch=2)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    monkeypatch.setattr(engine.model, "step", lambda s: 1 / 0)
+    monkeypatch.setattr(running.pool, "discard", lambda cache: [][0])
+    with pytest.raises(ZeroDivisionError):
+        ask(running, [1, 2, 3]).wait()
+    running._thread.join(30)
+    assert not running.alive
+
+
+def test_a_listener_that_is_gone_stops_nobody(engine, scheduler):
+    running = scheduler(batch=2)
+
+    def gone(event):
+        raise RuntimeError("Event loop is closed")
+
+    running.embed([1, 2, 3], gone)
+    running.submit(Request([1, 2, 3], GREEDY), gone)
+    assert ask(running, [4, 5, 6]).wait() == alone(engine, [4, 5, 6])[0]
+    running.close()
+    assert running.counters.failed == 0
+
+
 def test_closing_finishes_what_was_started(engine, scheduler):
     running = scheduler(batch=1)
     listeners = [ask(running, [1, 2, n]) for n in range(4)]
