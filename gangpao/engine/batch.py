@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gangpao.engine import admission
 from gangpao.engine.cache import PAGE, common
@@ -30,6 +31,9 @@ __all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
 # one without them, one of a single answer five times (docs/log.md): an answer slows down for the length of a prompt and never
 # stops.
 CHUNK_BESIDE = 32
+# Younger requests that may begin before one for which there are not enough pages. More use the memory better, and each makes
+# the large one wait for another answer to end.
+MAX_PASSED = 8
 DEFAULT_BATCH = 8
 DEFAULT_QUEUE = 64
 
@@ -210,32 +214,45 @@ class Scheduler:
             self.counters.cancelled += self._queue.drop_cancelled()
 
     def _admit(self) -> None:
-        """Let waiting jobs in while there is room; one whose beginning another is just computing waits for it."""
+        """Let waiting jobs in while there is room; one whose beginning another is just computing waits for it.
+
+        The first without room may be passed by smaller ones, a few times: then all wait until it is in.
+        """
         with self._wake:
             later: list[Job] = []
-            while len(self._running) < self._batch and (job := self._queue.take()) is not None:
-                if self._begin(job):
+            short: Job | None = None
+            while len(self._running) < self._batch and (short is None or short.passed < MAX_PASSED):
+                job = self._queue.take()
+                if job is None:
+                    break
+                came_to = self._begin(job)
+                if came_to == "began":
+                    if short is not None:
+                        short.passed += 1
                     continue
                 later.append(job)
-                if not self._awaits(job):
-                    break
+                if came_to == "no room":
+                    if short is not None:
+                        break
+                    short = job
             for job in reversed(later):
-                self._queue.put(job, first=True)
+                self._queue.put_back(job)
             self.counters.waiting, self.counters.running = len(self._queue), len(self._running)
 
-    def _awaits(self, job: Job, cached: int = 0) -> bool:
+    def _awaits(self, job: Job, cached: int) -> bool:
         """Whether a running job is computing more pages of this one's beginning than there are."""
         if job.fresh:
             return False
         computing = (j for j in self._running if not j.decoding and not j.fresh)
         return any(common(j.ids, job.ids[:-1]) // PAGE * PAGE > cached for j in computing)
 
-    def _begin(self, job: Job) -> bool:
+    def _begin(self, job: Job) -> Literal["began", "no room", "later"]:
+        """Take a job in, or say why not: no pages, or a beginning that is about to be there ("later")."""
         cache = self.pool.new() if job.fresh else self.pool.begin(job.ids)
-        room = self.pool.can_hold(len(job.ids) + 1 - cache.length)
-        if self._running and (not room or self._awaits(job, cache.length)):
-            self.pool.free(cache.pages)
-            return False
+        awaits = self._awaits(job, cache.length)
+        if self._running and (awaits or not self.pool.can_hold(len(job.ids) + 1 - cache.length)):
+            self.pool.discard(cache)
+            return "later" if awaits else "no room"
         job.cache = cache
         if not job.began:
             job.began = time.perf_counter()
@@ -243,7 +260,7 @@ class Scheduler:
             self.counters.prompt_tokens += job.stats.prompt_tokens
             self.counters.cached_tokens += cache.length
         self._running.append(job)
-        return True
+        return "began"
 
     def _plan(self) -> list[tuple[Job, Segment]]:
         """What the next step computes: a token (and drafts) of every answer, and a chunk of the first unfinished prompts."""
@@ -278,8 +295,9 @@ class Scheduler:
         self.counters.preempted += 1
         self._running.remove(job)
         self._release(job)
+        job.passed = MAX_PASSED  # whoever has begun is passed by nobody
         with self._wake:
-            self._queue.put(job, first=True)
+            self._queue.put_back(job)
 
     def _account(self, plan: list[tuple[Job, Segment]], seconds: float) -> None:
         total = sum(len(segment.ids) for _, segment in plan)

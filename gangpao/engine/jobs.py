@@ -5,6 +5,7 @@ token from a row, checks its drafts row by row, and hands pieces out; an embeddi
 what is the scheduler's business (batch.py).
 """
 
+import bisect
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +121,7 @@ class Job:
         self.cancelled = False
         self.submitted = time.perf_counter()
         self.began = 0.0
+        self.passed = 0  # by younger ones, while there was no room for it
         self.handle = Handle(self)
 
     @property
@@ -274,27 +276,37 @@ class EmbeddingJob(Job):
 
 
 class Queue:
-    """Waiting jobs, one line for each client, served in turns."""
+    """Waiting jobs: what had begun and gave way, then one line for each client, served in turns."""
 
     def __init__(self) -> None:
+        self._begun: list[Job] = []
         self._lines: dict[str, deque[Job]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
+        return len(self._begun) + sum(map(len, self._lines.values()))
 
     def __iter__(self) -> Iterator[Job]:
+        yield from self._begun
         for line in self._lines.values():
             yield from line
 
-    def put(self, job: Job, *, first: bool = False) -> None:
-        line = self._lines.setdefault(job.client, deque())
-        if first:
-            line.appendleft(job)
-        else:
-            line.append(job)
+    def put(self, job: Job) -> None:
+        """To the end of its client's line."""
+        self._lines.setdefault(job.client, deque()).append(job)
+
+    def put_back(self, job: Job) -> None:
+        """What was taken, before all others: it is its client's turn again. What had begun needs no turn."""
+        if job.began:
+            bisect.insort(self._begun, job, key=lambda j: j.began)
+            return
+        line = self._lines.pop(job.client, deque())
+        line.appendleft(job)
+        self._lines = {job.client: line, **self._lines}
 
     def take(self) -> Job | None:
-        """The first of the client whose turn it is, who then goes to the end of the round."""
+        """What began first, else the first of the client whose turn it is, who then goes to the end of the round."""
+        if self._begun:
+            return self._begun.pop(0)
         for client in list(self._lines):
             line = self._lines.pop(client)
             if not line:
@@ -308,6 +320,7 @@ class Queue:
     def drop_cancelled(self) -> int:
         """Take out what nobody waits for any more, and say how many that were."""
         before = len(self)
+        self._begun = [job for job in self._begun if not job.cancelled]
         lines = {client: deque(job for job in line if not job.cancelled) for client, line in self._lines.items()}
         self._lines = {client: line for client, line in lines.items() if line}
         return before - len(self)

@@ -13,6 +13,7 @@ from gangpao.engine.answer import Piece
 from gangpao.engine.batch import Busy, Request, Scheduler
 from gangpao.engine.cache import PAGE
 from gangpao.engine.generate import Engine
+from gangpao.engine.jobs import AnswerJob, Queue
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.speculate import Drafter
 from tests.engine.tiny import write_tiny
@@ -229,6 +230,63 @@ def test_clients_take_turns(engine, scheduler, monkeypatch):
     for _, listener in waiting:
         listener.wait()
     assert order == ["a", "a", "b", "a", "b", "a"] or order == ["a", "b", "a", "b", "a", "a"]
+
+
+@pytest.mark.parametrize("clients", ["B", "ACDE"])
+def test_a_large_prompt_is_passed_a_few_times_and_then_it_is_its_turn(engine, scheduler, clients):
+    """Small requests come without end, of its own client or of others, and the pool holds no more than one context."""
+    running = scheduler(batch=3, pool_tokens=512)
+    rng = random.Random(3)
+    params = SamplingParams(temperature=1.5, seed=1, max_tokens=40, logit_bias={256: -100, 258: -100})
+    ended, large = [0], Listener()
+    big = [rng.randrange(256) for _ in range(400)]
+
+    def small(client):
+        def listen(event):
+            if isinstance(event, Exception) or event.finish_reason is None:
+                return
+            ended[0] += 1
+            if not large.pieces and ended[0] < 100:
+                small(client)
+            if ended[0] == 4:
+                running.submit(Request(big, GREEDY, client="B"), large)
+
+        ids = [rng.randrange(256) for _ in range(60)]
+        running.submit(Request(ids, params, client=client, speculate=False), listen)
+
+    for client in clients * (4 // len(clients)):
+        small(client)
+    assert large.wait() == alone(engine, big)[0]
+    running.close()
+    assert (
+        ended[0] <= 4 + 3 + 4 + batch_module.MAX_PASSED + 3
+    )  # before it, running, before it in the round, passing, with it
+    assert running.counters.finished == ended[0] + 1
+
+
+def test_a_place_in_the_round_is_kept(engine):
+    def job(client):
+        return AnswerJob(engine, Request([1], client=client), print)
+
+    queue = Queue()
+    a1, a2, b1, c1, c2 = jobs = [job(client) for client in "aabcc"]
+    for one in jobs:
+        queue.put(one)
+    assert queue.take() is a1
+    taken = [queue.take() for _ in range(3)]
+    assert taken == [b1, c1, a2]
+    for one in reversed(taken):
+        queue.put_back(one)
+    assert list(queue) == [b1, c1, c2, a2]
+    b2, a1.began, b1.began = job("b"), 2.0, 1.0
+    assert queue.take() is b1
+    queue.put(b2)
+    for one in (a1, b1):  # both had begun, b1 first, and gave way
+        queue.put_back(one)
+    assert (len(queue), list(queue)) == (6, [b1, a1, c1, c2, a2, b2])
+    a1.handle.cancel()
+    assert queue.drop_cancelled() == 1
+    assert [queue.take() for _ in range(6)] == [b1, c1, a2, b2, c2, None]
 
 
 def test_the_queue_is_bounded_and_says_when_to_come_back(engine, scheduler, monkeypatch):
