@@ -262,6 +262,8 @@ class EmbeddingJob(Job):
 
     def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
         assert self.cache is not None
+        if self.cache.length == 0:  # also when it gave its pages back in the middle
+            self._sum = None
         return Segment(self.cache, ids, hidden=True)
 
     def hear(self, rows: Floats) -> None:

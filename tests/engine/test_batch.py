@@ -411,6 +411,22 @@ def test_a_bug_in_a_step_reaches_everybody_and_stops_nobody_else(engine, schedul
     assert running.counters.failed == 1
 
 
+def test_an_embedding_that_gave_way_begins_anew(engine, scheduler, monkeypatch):
+    running = scheduler(batch=2, pool_tokens=512)
+    ids = [i * 7 % 256 for i in range(400)]
+    found: list = []
+    running.embed(ids, found.append)
+    running.close()
+    short = scheduler(batch=2, pool_tokens=512)
+    monkeypatch.setattr(short.pool, "can_hold", lambda tokens: True)
+    talk = ask(short, list(range(130)), SamplingParams(temperature=1.0, seed=1, max_tokens=40, logit_bias={258: -100}))
+    short.embed(ids, found.append)
+    talk.wait()
+    short.close()
+    assert short.counters.preempted > 0
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_an_error_in_a_step_with_drafts_ends_only_its_own_answer(engine, scheduler, monkeypatch):
     """The victim is told, nothing of it is remembered, and the scheduler lives on."""
     running = scheduler(batch=3)
