@@ -33,6 +33,7 @@ class Piece:
 class Stats:
     """Counts and seconds of one answer. Time the consumer spends between pieces is not counted.
 
+    ttft_s goes from the request to the first token; the first queue_s of them it waited for its turn.
     drafted and accepted count the tokens that speculation proposed and those of them that were the answer. machine_s is set
     where answers share the machine: this one's part of it.
     """
@@ -40,6 +41,7 @@ class Stats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    queue_s: float = 0.0
     ttft_s: float = 0.0
     decode_steps: int = 0
     decode_s: float = 0.0
@@ -55,7 +57,8 @@ class Stats:
     @property
     def prefill_tps(self) -> float:
         """Prompt tokens computed (those not in the cache yet) a second; 0 before the first token."""
-        return (self.prompt_tokens - self.cached_tokens) / self.ttft_s if self.ttft_s else 0.0
+        seconds = self.ttft_s - self.queue_s
+        return (self.prompt_tokens - self.cached_tokens) / seconds if self.ttft_s and seconds > 0 else 0.0
 
     @property
     def decode_tps(self) -> float:

@@ -256,6 +256,7 @@ class Scheduler:
         job.cache = cache
         if not job.began:
             job.began = time.perf_counter()
+            job.stats.queue_s = job.began - job.submitted
             job.stats.cached_tokens = cache.length
             self.counters.prompt_tokens += job.stats.prompt_tokens
             self.counters.cached_tokens += cache.length

@@ -80,7 +80,7 @@ class Handle:
     @property
     def queue_s(self) -> float:
         """Seconds from submit to the first step; 0 before that."""
-        return max(0.0, self._job.began - self._job.submitted)
+        return self._job.stats.queue_s
 
     @property
     def seed(self) -> int:

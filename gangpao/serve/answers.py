@@ -22,6 +22,7 @@ from gangpao.engine.jobs import Event, Handle, Request
 from gangpao.engine.sample import SamplingParams, TokenLogprob
 from gangpao.serve.errors import NO_RETRY, ApiError, busy
 from gangpao.serve.hub import Loaded
+from gangpao.serve.metrics import Metrics
 from gangpao.serve.server import Server
 from gangpao.text.tokenizer import Tokenizer
 
@@ -84,11 +85,13 @@ def check_size(size: int) -> None:
 class Answers:
     """n requests on their way, as a context manager and an async iterator of (index, piece), which ends with the last.
 
+    What comes to its end is measured, whatever face it is for.
     Raises ApiError: 429 where the queue is full, 400 for a value the engine refuses, 500 where it failed.
     """
 
-    def __init__(self, loaded: Loaded, requests: Sequence[Request]) -> None:
+    def __init__(self, loaded: Loaded, requests: Sequence[Request], metrics: Metrics) -> None:
         self._scheduler = loaded.scheduler
+        self._metrics = metrics
         self._requests = requests
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._began = time.perf_counter()
@@ -131,7 +134,9 @@ class Answers:
             index, event = await self._events.get()
             if isinstance(event, Exception):
                 raise _failure(event)
-            left -= event.finish_reason is not None
+            if event.finish_reason is not None:
+                left -= 1
+                self._metrics.answered(self.handles[index].stats, self.seconds)
             yield index, event
 
 

@@ -34,11 +34,10 @@ async def complete(server: Server, body: dict[str, Any], client: str) -> dict[st
     asked = _parse(body)
     async with server.hub.use(asked.model) as loaded:
         requests = await _requests(server, loaded, asked, client)
-        with Answers(loaded, requests) as running:
+        with Answers(loaded, requests, server.metrics) as running:
             choices = [_Choice(loaded, asked) for _ in requests]
             async for i, piece in running:
                 choices[i].hear(piece)
-            _measure(server, running)
             return {
                 **_head("chat.completion", loaded),
                 "choices": [c.whole(i, _stop(requests[i], running.handles[i])) for i, c in enumerate(choices)],
@@ -53,7 +52,7 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
     async with contextlib.AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(server.hub.use(asked.model))
         requests = await _requests(server, loaded, asked, client)
-        running = stack.enter_context(Answers(loaded, requests))
+        running = stack.enter_context(Answers(loaded, requests, server.metrics))
         head = _head("chat.completion.chunk", loaded)
         empty = {"usage": None} if asked.usage_wanted else {}
 
@@ -74,7 +73,6 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
                     stop_reason=_stop(requests[i], running.handles[i]),
                 )  # fmt: skip
                 yield {**last, "timings": answers.timings(server, running.handles)}
-        _measure(server, running)
         if asked.usage_wanted:
             counts = answers.usage(running.handles, running.handles[:1])
             yield {**head, "choices": [], "usage": counts, "timings": answers.timings(server, running.handles)}
@@ -208,11 +206,6 @@ def _head(kind: str, loaded: Loaded) -> dict[str, Any]:
 def _stop(request: Request, handle: Handle) -> str | None:
     """Which of the request's own stop strings ended the answer (vLLM's stop_reason); a format's turn marks are none."""
     return handle.stopped_by if handle.stopped_by in request.params.stop else None
-
-
-def _measure(server: Server, running: Answers) -> None:
-    for handle in running.handles:
-        server.metrics.answered(handle.stats, running.seconds)
 
 
 def _parser(asked: ChatRequest) -> Any:

@@ -42,7 +42,7 @@ async def complete(server: Server, body: dict[str, Any], client: str) -> dict[st
     asked = _parse(body)
     async with server.hub.use(asked.model) as loaded:
         requests, heads = await _requests(server, loaded, asked, client)
-        with Answers(loaded, requests) as running:
+        with Answers(loaded, requests, server.metrics) as running:
             choices = [_Choice(loaded.engine.tokenizer, head, asked) for head in heads]
             async for i, piece in running:
                 choices[i].hear(piece)
@@ -60,7 +60,7 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
     async with contextlib.AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(server.hub.use(asked.model))
         requests, heads = await _requests(server, loaded, asked, client)
-        running = stack.enter_context(Answers(loaded, requests))
+        running = stack.enter_context(Answers(loaded, requests, server.metrics))
         head = _head(loaded)
         empty = {"usage": None} if asked.usage_wanted else {}
         choices = [_Choice(loaded.engine.tokenizer, text, asked) for text in heads]

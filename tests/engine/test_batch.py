@@ -289,6 +289,20 @@ def test_a_place_in_the_round_is_kept(engine):
     assert [queue.take() for _ in range(6)] == [b1, c1, a2, b2, c2, None]
 
 
+def test_the_speed_of_a_prompt_is_without_its_wait(engine, scheduler, monkeypatch):
+    running = scheduler(batch=1)
+    inner = running.engine.model.step
+    block = threading.Event()
+    monkeypatch.setattr(running.engine.model, "step", lambda s: (block.wait(30), inner(s))[1])
+    first, second = ask(running, [1, 2, 3]), ask(running, [9] * 100)
+    block.set()
+    first.wait()
+    second.wait()
+    stats = second.handle.stats
+    assert first.handle.stats.decode_s < stats.queue_s == second.handle.queue_s < stats.ttft_s
+    assert stats.prefill_tps == pytest.approx(100 / (stats.ttft_s - stats.queue_s))
+
+
 def test_the_queue_is_bounded_and_says_when_to_come_back(engine, scheduler, monkeypatch):
     running = scheduler(batch=1, queue=2)
     block = threading.Event()
