@@ -21,6 +21,7 @@ SIZES = (3, 2)  # tokens that have to be the same, longest first
 ROW_COST = 0.3
 FORGET = 0.2  # weight of the newest drafts in the share that was right
 RETRY = 24  # tokens without a draft after which one is tried again
+READ = 2048  # tokens that are looked through in one step at most, a millisecond or two: a long prompt must not hold up the others
 
 
 def verify(rows: Iterable[Logits], drafts: Sequence[int], say: Callable[[Logits], int | None]) -> int:
@@ -36,21 +37,25 @@ def verify(rows: Iterable[Logits], drafts: Sequence[int], say: Callable[[Logits]
 
 
 class Drafter:
-    """Proposals for one answer. Cheap: a dictionary lookup a token."""
+    """Proposals for one answer. Cheap: a dictionary lookup a token. ids are looked through only when a proposal is due."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._seen: dict[tuple[int, ...], int] = {}
-        self._indexed = 0
+        self._indexed = min(SIZES)
+        self._known = len(ids)  # when it was last asked
         self._right = 0.6
         self._silent = 0
-        self._index(ids)
 
     def propose(self, ids: Sequence[int], room: int, beside: int) -> list[int]:
         """At most `room` ids that may follow `ids`. beside: answers that share the step, this one included."""
-        at = self._find(ids)
-        self._index(ids)
         count = min(room, self._worth(beside))
-        drafts = list(ids[at : at + count]) if at is not None else []
+        drafts: list[int] = []
+        if count > 0:
+            # Not the newest ids: a place right before the end has little behind it that could be proposed.
+            self._index(ids, self._known)
+            at = self._find(ids)
+            drafts = list(ids[at : at + count]) if at is not None else []
+        self._known = len(ids)
         self._silent = 0 if drafts else self._silent + 1
         return drafts
 
@@ -76,10 +81,11 @@ class Drafter:
                 return at
         return None
 
-    def _index(self, ids: Sequence[int]) -> None:
-        """Note for every short run of tokens where it was last followed by something."""
-        for end in range(max(self._indexed, min(SIZES)), len(ids)):
+    def _index(self, ids: Sequence[int], until: int) -> None:
+        """Note for every short run of tokens before `until` where it was last followed by something; READ of them a time."""
+        stop = min(until, self._indexed + READ)
+        for end in range(self._indexed, stop):
             for size in SIZES:
                 if end >= size:
                     self._seen[tuple(ids[end - size : end])] = end
-        self._indexed = len(ids)
+        self._indexed = max(self._indexed, stop)
