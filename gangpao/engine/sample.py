@@ -27,6 +27,7 @@ Ids = npt.NDArray[np.int64]
 # The repetition penalty looks at this many last tokens of prompt and answer together: enough for a loop of several
 # sentences, and short enough that a long chat does not slowly forbid its own vocabulary.
 REPETITION_WINDOW = 256
+_LOWEST = np.finfo(np.float32).min
 MAX_STOP = 16
 MAX_STOP_CHARS = 256
 MAX_LOGIT_BIAS = 1024
@@ -177,7 +178,7 @@ def penalize(logits: Logits, window: Iterable[int], counts: Mapping[int, int], p
 
 
 def largest(logits: Logits, k: int) -> Ids:
-    """Ascending ids of the k largest logits; of equal ones the lower ids.
+    """Ascending ids of the k largest logits, without those of -inf (unless k is all); of equal ones the lower ids.
 
     The vector is folded into 64 rows and reduced to column maxima: the k-th largest maximum is a floor under the k-th
     largest logit, and one comparison leaves hardly more than k candidates (43 us for 151,936 entries and k = 40,
@@ -192,7 +193,8 @@ def largest(logits: Logits, k: int) -> Ids:
         floor = np.partition(maxima, columns - k)[columns - k]
     else:
         floor = np.partition(logits, size - k)[size - k]
-    ids = np.flatnonzero(logits >= floor)
+    # Where fewer than k may come (a grammar), the floor is -inf, and all that may not would be sorted with them.
+    ids = np.flatnonzero(logits >= max(floor, _LOWEST))
     if ids.size > k:
         ids = np.sort(ids[np.lexsort((ids, -logits[ids]))[:k]])
     return ids

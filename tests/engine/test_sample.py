@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gangpao.engine import sample
 from gangpao.engine.sample import (
     REPETITION_WINDOW,
     Sampler,
@@ -185,6 +186,56 @@ def test_a_forbidden_token_never_comes():
     logits[50:] = -np.inf
     sampler = Sampler(SamplingParams(**{**PLAIN, "temperature": 5.0}, seed=1), 200)
     assert max(sampler.sample(logits) for _ in range(300)) < 50
+
+
+def plain_largest(logits, k):
+    """A full sort."""
+    return np.sort(np.lexsort((np.arange(logits.size), -logits))[:k])
+
+
+def restricted(seed, size, allowed, ties=False):
+    """Logits of which a grammar allows that many."""
+    logits = np.full(size, -np.inf, np.float32)
+    ids = np.random.default_rng(seed).choice(size, allowed, replace=False)
+    logits[ids] = logits_of(seed, size, ties)[ids]
+    return logits
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 3000),
+    share=st.sampled_from([0.0, 0.01, 0.3]),
+    ties=st.booleans(),
+    top_k=st.sampled_from([0, 1, 20, 300]),
+    top_p=st.sampled_from([0.1, 0.8, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05]),
+)
+@settings(max_examples=150, deadline=None)
+def test_with_a_grammar_the_choices_of_a_full_sort(seed, size, share, ties, top_k, top_p, min_p):
+    logits = restricted(seed, size, max(1, int(size * share)), ties)
+    params = SamplingParams(temperature=1.3, seed=seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    said = []
+    for choose in (largest, plain_largest):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sample, "largest", choose)
+            sampler = Sampler(params, size)
+            said.append([sampler.sample(logits) for _ in range(10)])
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("allowed", [1, 5, 19, 25, 5000])
+def test_what_a_grammar_forbids_is_not_sorted(allowed, monkeypatch):
+    logits = restricted(allowed, 151_936, allowed)
+    sorted_sizes = []
+    real = np.lexsort
+    monkeypatch.setattr(np, "lexsort", lambda keys: (sorted_sizes.append(len(keys[0])), real(keys))[1])
+    params = SamplingParams(seed=1)
+    sampler = Sampler(params, logits.size, range(200))
+    said = [sampler.sample(logits) for _ in range(5)]
+    assert max(sorted_sizes, default=0) <= min(allowed, 64 * params.top_k)
+    monkeypatch.setattr(sample, "largest", plain_largest)
+    sampler = Sampler(params, logits.size, range(200))
+    assert said == [sampler.sample(logits) for _ in range(5)]
 
 
 def test_a_sample_from_a_real_vocabulary_costs_under_a_millisecond():
