@@ -44,7 +44,7 @@ class Block(schema.Body):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: "str | list[Block] | None" = None
+    content: "schema.TextOr[Block] | None" = None
     is_error: bool | None = None
 
 
@@ -52,7 +52,7 @@ class Turn(schema.Body):
     """A message of one side."""
 
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: schema.TextOr[Block]
 
 
 class Tool(schema.Body):
@@ -90,9 +90,9 @@ class CountRequest(schema.Body):
     """POST /v1/messages/count_tokens."""
 
     model: str | None = Field(None, max_length=512)
-    messages: list[Turn] = Field(min_length=1, max_length=schema.MAX_MESSAGES)
-    system: str | list[Block] | None = None
-    tools: list[Tool] | None = None
+    messages: schema.Many[Turn] = Field(min_length=1)
+    system: schema.TextOr[Block] | None = None
+    tools: schema.Many[Tool] | None = None
     tool_choice: Choice | None = None
 
 
@@ -100,7 +100,7 @@ class MessagesRequest(CountRequest):
     """POST /v1/messages."""
 
     max_tokens: Whole = Field(ge=1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: schema.Many[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Whole | None = None

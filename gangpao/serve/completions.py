@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from gangpao.engine.answer import Piece
 from gangpao.engine.generate import Engine
@@ -120,9 +120,9 @@ def inputs(
     """One text or one list of ids, or several, as a list. Raises ApiError (400) for none and for too many."""
     if isinstance(value, str):
         return [value]
-    if value and all(isinstance(x, int) for x in value):
-        return [[x for x in value if isinstance(x, int)]]
-    several = [x for x in value if not isinstance(x, int)]
+    if value and isinstance(value[0], int):
+        return [value]
+    several = cast(list[str | list[int]], value)
     if not 1 <= len(several) <= most:
         raise ApiError(400, f"{name}: 1 to {most} of them, not {len(several)}", param=name)
     return several
@@ -131,6 +131,7 @@ def inputs(
 async def to_ids(server: Server, loaded: Loaded, prompts: Sequence[str | list[int]], name: str) -> list[list[int]]:
     """Token ids of texts (special pieces count, BOS where the model expects it) or of ids. Raises ApiError (400)."""
     answers.check_text(loaded, max((len(p) for p in prompts if isinstance(p, str)), default=0))
+    answers.check_length(loaded, max((len(p) for p in prompts if not isinstance(p, str)), default=0))
 
     def work(engine: Engine) -> list[list[int]]:
         out = []

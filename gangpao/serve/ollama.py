@@ -48,8 +48,8 @@ class Turn(schema.Body):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
-    images: list[str] | None = None
-    tool_calls: list[Call] | None = None
+    images: schema.Many[str] | None = None
+    tool_calls: schema.Many[Call] | None = None
     tool_name: str | None = None
 
 
@@ -65,7 +65,7 @@ class Options(schema.Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: Whole | None = None
-    stop: str | list[str] | None = None
+    stop: schema.TextOr[str] | None = None
 
 
 class _Asked(schema.Body):
@@ -78,8 +78,8 @@ class _Asked(schema.Body):
 class ChatRequest(_Asked):
     """POST /api/chat."""
 
-    messages: list[Turn] | None = Field(None, max_length=schema.MAX_MESSAGES)
-    tools: list[dict[str, Any]] | None = None
+    messages: schema.Many[Turn] | None = None
+    tools: schema.Many[dict[str, Any]] | None = None
 
 
 class GenerateRequest(_Asked):
@@ -88,14 +88,14 @@ class GenerateRequest(_Asked):
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
-    images: list[str] | None = None
+    images: schema.Many[str] | None = None
 
 
 class EmbedRequest(schema.Body):
     """POST /api/embed, and /api/embeddings, which has a prompt and gives one vector."""
 
     model: str | None = Field(None, max_length=512)
-    input: str | list[str] | None = None
+    input: schema.TextOr[str] | None = None
     prompt: str | None = None
     dimensions: Whole | None = None
 

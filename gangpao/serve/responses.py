@@ -40,11 +40,11 @@ class Item(schema.Body):
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[Piece] | None = None
+    content: schema.TextOr[Piece] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[Piece] | None = None
+    output: schema.TextOr[Piece] | None = None
 
 
 class Tool(schema.Body):
@@ -67,9 +67,9 @@ class ResponsesRequest(schema.Body):
     """POST /v1/responses."""
 
     model: str | None = Field(None, max_length=512)
-    input: str | list[Item]
+    input: schema.TextOr[Item]
     instructions: str | None = None
-    tools: list[Tool] | None = None
+    tools: schema.Many[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: Text | None = None
@@ -77,7 +77,7 @@ class ResponsesRequest(schema.Body):
     temperature: float | None = None
     top_p: float | None = None
     stream: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: schema.Metadata | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     background: bool | None = None

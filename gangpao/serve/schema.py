@@ -3,22 +3,39 @@
 Whole numbers may be written 1 or 1.0, as in JSON; nothing else is converted, so "0.7" is no temperature. null is the same as
 not there. Fields of OpenAI's API that do nothing here are accepted by name (IGNORED); unknown ones are, too, and go to the log.
 The bounds of sampling values are the engine's own (SamplingParams).
+
+A check costs what it looks at, and it runs where everybody else waits: every list has a bound, ends at its first wrong entry, and
+where a field may be several things, a look at its type says which of them is checked. bounds.py has counted the body before.
 """
 
 import math
 from dataclasses import fields
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+)
 
 from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_CHARS, SamplingParams
+from gangpao.serve.bounds import MAX_NUMBERS
 from gangpao.serve.errors import ApiError
 
 T = TypeVar("T", bound=BaseModel)
+E = TypeVar("E")
 
 MAX_N = 16
-MAX_INPUTS = 256
+MAX_INPUTS = 2048
 MAX_MESSAGES = 4096
+MAX_METADATA = 256
 
 # Of OpenAI's chat and completion requests of 2026: known, and without effect here.
 IGNORED = frozenset({
@@ -34,15 +51,36 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and math.isfinite(value) and value.is_integer() else value
 
 
-def _few(value: Any) -> Any:
+def _few(most: int) -> BeforeValidator:
     """The bound before a look at each entry: pydantic counts a dict only when all of it is checked."""
-    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
-        raise ValueError(f"{len(value)} entries are more than {MAX_LOGIT_BIAS}")
-    return value
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise ValueError(f"{len(value)} entries are more than {most}")
+        return value
+
+    return BeforeValidator(check)
 
 
+def _kind(value: Any) -> str | None:
+    return _TEXT if isinstance(value, str) else _LIST if isinstance(value, list) else None
+
+
+class _AtFirst(FailFast):
+    """The first wrong entry is enough. With a hash, as parts of unions need one."""
+
+    __hash__ = object.__hash__
+
+
+_TEXT, _LIST = "<text>", "<list>"
 Whole = Annotated[int, BeforeValidator(_whole)]
-Bias = Annotated[dict[str, float], BeforeValidator(_few)]
+Bias = Annotated[dict[str, float], _few(MAX_LOGIT_BIAS)]
+Metadata = Annotated[dict[str, str], _few(MAX_METADATA)]
+Many = Annotated[list[E], _AtFirst(), Field(max_length=MAX_MESSAGES)]
+TextOr = Annotated[
+    Annotated[str, Tag(_TEXT)] | Annotated[list[E], Tag(_LIST), _AtFirst(), Field(max_length=MAX_MESSAGES)],
+    Discriminator(_kind, custom_error_type="text_or_list", custom_error_message="Input should be a text or a list"),
+]
 
 
 def _setting(name: str) -> Any:
@@ -77,7 +115,7 @@ class Sampling(Body):
     seed: Whole | None = _setting("seed")
     max_tokens: Whole | None = _setting("max_tokens")
     n: Whole | None = Field(None, ge=1, le=MAX_N, description="Answers to make; the i-th takes seed + i.")
-    stop: str | list[str] | None = Field(
+    stop: TextOr[str] | None = Field(
         None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
     )
     logit_bias: Bias | None = Field(
@@ -132,32 +170,67 @@ class ChatMessage(Body):
     """One turn. tool_calls and tool_call_id are what the model called, and which call a tool answers."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: TextOr[Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Many[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
 
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Many[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Whole | None = _setting("max_tokens")
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=20, description="Alternatives a token; needs logprobs.")
     response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = Field(None, max_length=256)
+    tools: Many[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
 
-Tokens = list[Whole]
+def _ids(value: list[Any]) -> list[int]:
+    if set(map(type, value)) <= {int}:
+        return value
+    if set(map(type, value)) <= {int, float} and (whole := list(map(int, value))) == value:
+        return whole
+    raise ValueError("token ids must be whole numbers")
+
+
+def _tokens(value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise ValueError("Input should be a list of token ids")
+    return _ids(value)
+
+
+def _inputs(value: Any) -> str | list[str] | list[int] | list[list[int]]:
+    if isinstance(value, str):
+        return value
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, int | float):
+        return _ids(value)
+    if isinstance(value, list):
+        if len(value) > MAX_INPUTS:
+            raise ValueError(f"{len(value)} texts are more than {MAX_INPUTS}")
+        kinds = set(map(type, value))
+        if kinds <= {str}:
+            return value
+        if kinds == {list}:
+            return [_ids(one) for one in value]
+    raise ValueError("Input should be a text, a list of texts, a list of token ids, or a list of such lists")
+
+
+Tokens = Annotated[list[int], PlainValidator(_tokens, json_schema_input_type=list[int])]
+Inputs = Annotated[
+    str | list[str] | list[int] | list[list[int]],
+    PlainValidator(_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions: text that goes on from a prompt, without a chat template; special tokens count as such."""
 
-    prompt: str | list[str] | Tokens | list[Tokens] = Field(description="A text, token ids, or a list of either.")
+    prompt: Inputs = Field(description="A text, token ids, or a list of either.")
     echo: bool | None = None
     suffix: str | None = None
     logprobs: Whole | None = Field(None, ge=0, le=20)
@@ -167,7 +240,7 @@ class EmbeddingRequest(Body):
     """POST /v1/embeddings: means of the last hidden states of a language model, of length 1. Not trained for search."""
 
     model: str | None = Field(None, max_length=512)
-    input: str | list[str] | Tokens | list[Tokens]
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Whole | None = Field(None, ge=1, description="Must be the model's own; nothing is cut off.")
 
@@ -178,7 +251,7 @@ class TokenizeRequest(Body):
     model: str | None = Field(None, max_length=512)
     prompt: str | None = None
     content: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    messages: Many[ChatMessage] | None = Field(None, min_length=1)
     add_special_tokens: bool | None = Field(
         None, description="Begin with BOS where the model expects it; true by default."
     )
@@ -190,7 +263,7 @@ class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     model: str | None = Field(None, max_length=512)
-    tokens: Tokens = Field(max_length=1_000_000)
+    tokens: Tokens = Field(description=f"Up to {MAX_NUMBERS}.")
 
 
 class Error(BaseModel):
@@ -217,10 +290,11 @@ def parse(kind: type[T], body: dict[str, Any]) -> T:
     path = [str(p) for p in first["loc"]]
     names = list(kind.model_fields)
     param = path[0] if path and path[0] in names else None
-    where = ".".join(p for p in path if len(p) <= 40)[:120]
-    raise ApiError(400, f"{where}: {first['msg']}"[:300], param=param)
+    where = ".".join(p for p in path if len(p) <= 40 and p not in (_TEXT, _LIST))[:120]
+    raise ApiError(400, f"{where}: {first['msg'].removeprefix('Value error, ')}"[:300], param=param)
 
 
 def unknown(body: dict[str, Any], kind: type[BaseModel]) -> list[str]:
     """Names of fields that mean nothing to us, shortened, for the log."""
-    return [repr(name[:40]) for name in body if name not in kind.model_fields and name not in IGNORED][:20]
+    strange = (name for name in body if name not in kind.model_fields and name not in IGNORED)
+    return [repr(name[:40]) for name in islice(strange, 20)]
