@@ -44,12 +44,14 @@ def place(loaded: Loaded) -> Iterator[None]:
 
 
 async def prepare(loaded: Loaded, work: Callable[..., T], *args: Any) -> T:
-    """work(*args) in a thread, within the queue's bounds. A ValueError of it becomes ApiError (400)."""
+    """work(*args) in a thread, within the queue's bounds. What is wrong with the request becomes ApiError (400)."""
     with place(loaded):
         try:
             return await asyncio.to_thread(work, *args)
         except ValueError as error:
             raise ApiError(400, str(error)[:500]) from None
+        except RecursionError:  # of a value that bounds.py let pass
+            raise ApiError(400, "what was sent is nested too deeply") from None
 
 
 def check_length(loaded: Loaded, count: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from gangpao.engine.answer import FinishReason, Piece
 from gangpao.engine.generate import Engine
 from gangpao.engine.jobs import Handle, Request
-from gangpao.serve import answers, constrain, images, tools
+from gangpao.serve import answers, bounds, constrain, images, tools
 from gangpao.serve.answers import Answers
 from gangpao.serve.constrain import GrammarConstraint
 from gangpao.serve.errors import ApiError
@@ -105,10 +105,10 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None, max_tokens=asked.max_completion_tokens
     )
     messages = await _messages(server, loaded, asked)
+    each = answers.choices_of(params, asked.n or 1)
+    rules = await _constraints(server, loaded, asked, len(each))  # first: it is over in milliseconds
     ids = await _encode(server, loaded, asked, messages)
     answers.check_length(loaded, len(ids))
-    each = answers.choices_of(params, asked.n or 1)
-    rules = await _constraints(server, loaded, asked, len(each))
     return [
         # Where a grammar says all of the answer it also says the end: a turn's mark in a JSON string is only text.
         Request(
@@ -138,8 +138,37 @@ async def _messages(server: Server, loaded: Loaded, asked: ChatRequest) -> list[
         if one["content"] is None and not message.tool_calls:
             raise ApiError(400, f"messages.{i}: content is missing", param="messages")
         out.append(one)
-    answers.check_text(loaded, sum(len(m["content"] or "") for m in out))
+    shown = asked.tools if asked.tool_choice != "none" else None
+    answers.check_text(loaded, _letters([[(m["content"], m.get("tool_calls")) for m in out], shown]))
+    for i, one in enumerate(out):
+        for j, call in enumerate(one.get("tool_calls", ())):
+            _check_arguments(call, f"messages.{i}.tool_calls.{j}: arguments")
     return out
+
+
+def _letters(value: Any) -> int:
+    """Characters of all the texts in something like JSON."""
+    count, left = 0, [value]
+    while left:
+        match left.pop():
+            case str(text):
+                count += len(text)
+            case dict(fields):
+                left += [*fields, *fields.values()]
+            case list(items) | tuple(items):
+                left += items
+    return count
+
+
+def _check_arguments(call: dict[str, Any], where: str) -> None:
+    """Arguments are JSON in a text, which is going to be parsed, too."""
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if isinstance(arguments, str):
+        try:
+            bounds.check(arguments.encode("utf-8", "surrogatepass"), where)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from None
 
 
 async def _text(server: Server, message: ChatMessage, where: str) -> str | None:

@@ -241,15 +241,20 @@ def _encode_parts(tokenizer: Tokenizer, typed_marks: Iterable[str], parts: Itera
     return run.finish()
 
 
-def _cut_marks(text: str, marks: SpecialFinder) -> Iterator[tuple[str, bool]]:
+def _cut_marks(text: str, marks: SpecialFinder) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it is a mark; where marks overlap the longer one is found."""
+    pieces = [(text, False)] if text else []
     for mark in marks.occurring(text):
-        before, found, after = text.partition(mark)
-        yield from _cut_marks(before, marks)
-        yield found, True
-        yield from _cut_marks(after, marks)
-        return
-    if text:
-        yield text, False
+        pieces = [cut for piece in pieces for cut in ([piece] if piece[1] else _around(piece[0], mark))]
+    return pieces
+
+
+def _around(text: str, mark: str) -> Iterator[tuple[str, bool]]:
+    for i, between in enumerate(text.split(mark)):
+        if i:
+            yield mark, True
+        if between:
+            yield between, False
 
 
 class _Disguise:

@@ -33,6 +33,17 @@ def body(before, items, after=b"}"):
     return before + items + after
 
 
+def called(arguments):
+    """A conversation with a call."""
+    function = {"name": "f", "arguments": arguments}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "x", "type": "function", "function": function}]}
+    return [{"role": "user", "content": "a"}, call, {"role": "tool", "tool_call_id": "x", "content": "r"}]
+
+
+def chat(messages, tools=None):
+    return json.dumps({"messages": messages, "tools": tools, "max_tokens": 2}).encode()
+
+
 BLOCKS = b'{"max_tokens":4,"messages":[{"role":"user","content":'
 HEAVY = {
     "a prompt of many ids": ("/v1/completions", body(b'{"prompt":', many(b"1", 1_900_000))),
@@ -65,6 +76,11 @@ HEAVY = {
     "digits": ("/v1/completions", body(b'{"prompt":"a","temperature":', b"0." + b"1" * 8_000_000)),
     "UTF-16": ("/v1/completions", utf16(900_000)),
     "levels": ("/v1/completions", body(b'{"prompt":', b"[" * 129 + b"]" * 129)),
+    "a description": ("/v1/chat/completions", chat([{"role": "user", "content": "a"}], [
+        {"type": "function", "function": {"name": "f", "description": "word " * 800_000}}])),
+    "an argument": ("/v1/chat/completions", chat(called("word " * 800_000))),
+    "a call's values": ("/v1/chat/completions", chat(called("[" + "1," * 900_000 + "1]"))),
+    "a call's levels": ("/v1/chat/completions", chat(called("[" * 129 + "]" * 129))),
 }  # fmt: skip
 
 
@@ -150,3 +166,27 @@ def test_what_counts_as_a_value():
     with pytest.raises(ValueError, match=r"^x has more than 100000 objects"):
         bounds.check(rb'["\\", ' + b"[]," * (bounds.MAX_VALUES + 1), "x")
     assert bounds.loads(b'\xef\xbb\xbf["\\ud800", 1.5]') == ["\ud800", 1.5]
+
+
+def test_levels_that_are_found_late_are_no_fault_of_ours(tiny_server, wire, monkeypatch):
+    def deep(*_):
+        raise RecursionError
+
+    monkeypatch.setattr("gangpao.serve.tools.encode", deep)
+    answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called("{}")))
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "what was sent is nested too deeply")
+
+
+def test_what_a_call_holds_is_bounded(tiny_server, wire):
+    for arguments in ("[" * 129 + "]" * 129, json.loads("[" * 128 + "]" * 128)):
+        answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called(arguments)))
+        assert answer.status_code == 400
+        assert "is nested more than 128 levels deep" in answer.json()["error"]["message"]
+
+
+def test_functions_are_checked_before_anything_is_encoded(tiny_server, wire, monkeypatch):
+    monkeypatch.setattr("gangpao.serve.tools.encode", lambda *_: 1 / 0)
+    bad = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "https://a.example"}}}
+    answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called("{}"), [bad]))
+    assert answer.status_code == 400
+    assert "leads elsewhere" in answer.text

@@ -173,6 +173,9 @@ def test_typed_marks_that_are_ordinary_text_keep_their_text_and_lose_their_token
     assert ids.count(tokenizer.id_of("<AI>")) == 1
     assert ids.count(tokenizer.id_of("<用户>")) == 1
     assert "a<AI>b<用户>c" in tokenizer.decode(ids).replace(" ", "")
+    many = template.encode(tokenizer, [user("<AI>b<用户>" * 2000)])
+    assert many.count(tokenizer.id_of("<AI>")) == 1
+    assert "<AI>b<用户>" * 2000 in tokenizer.decode(many).replace(" ", "")
 
 
 @BOTH
