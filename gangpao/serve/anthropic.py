@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gangpao.serve import chat_core, schema
-from gangpao.serve.errors import ApiError
-from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given, with_errors
+from gangpao.serve.errors import ApiError, anthropic_body
+from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
 from gangpao.serve.stream import Json, client_of, event_stream, read_json, sse, watched
@@ -129,8 +129,8 @@ def routes(server: Server) -> list[Route]:
         return Json({"input_tokens": await watched(request, chat_core.count_tokens(server, chat_of(asked)))})
 
     return [
-        Route("/v1/messages", with_errors(messages, error_body), methods=["POST"]),
-        Route("/v1/messages/count_tokens", with_errors(count_tokens, error_body), methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     ]
 
 
@@ -320,19 +320,5 @@ class _Writer:
             yield {"type": "content_block_stop", "index": self._index}
 
 
-# --- errors
-
-_KINDS = {
-    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
-    429: "rate_limit_error", 503: "overloaded_error",
-}  # fmt: skip
-
-
-def error_body(error: ApiError) -> Body:
-    """An error in Anthropic's form."""
-    kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
-
-
 def _error_event(error: ApiError) -> bytes:
-    return sse(error_body(error), "error")
+    return sse(anthropic_body(error), "error")

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 
 from gangpao.serve import anthropic, guard, ollama, openai, openapi, pages, responses
 from gangpao.serve.connection import Protocol
-from gangpao.serve.errors import ApiError
+from gangpao.serve.errors import ApiError, body_for
 from gangpao.serve.server import Server, Settings
 from gangpao.serve.stream import ClientGone, Json
 from gangpao.serve.tls import Files, addresses
@@ -87,7 +87,7 @@ def make_app(
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return Json(error.body, error.status, headers=error.headers)
+    return Json(body_for(request.scope["path"], error), error.status, headers=error.headers)
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
@@ -96,7 +96,7 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 async def _our_bug(request: Request, error: Exception) -> Response:
     found = ApiError(500, f"the server failed at this request; its log says why ({request.state.request_id})")
-    return Json(found.body, found.status)  # the guard writes the log
+    return Json(body_for(request.scope["path"], found), found.status)  # the guard writes the log
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -105,7 +105,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         found = openai.not_found(request.url.path)
     else:
         found = ApiError(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}")
-    return Json(found.body, error.status_code, headers=dict(error.headers or {}))
+    return Json(body_for(request.scope["path"], found), error.status_code, headers=dict(error.headers or {}))
 
 
 def listen(settings: Settings) -> socket.socket:

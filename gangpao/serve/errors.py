@@ -1,8 +1,8 @@
-"""What a client did wrong, or what we cannot do now, as the OpenAI error body.
+"""What a client did wrong, or what we cannot do now, and its error body.
 
-Raised anywhere under a route; the application turns it into {"error": {"message", "type", "param", "code"}}, and the faces of
-other APIs turn it into theirs. Nothing else of an error ever leaves the process: what is not an ApiError is a bug of ours,
-goes to the log with its traceback, and to the client as one sentence.
+Raised anywhere under a route or before it; the answer has the form of the API that the path belongs to (body_for), OpenAI's
+{"error": {"message", "type", "param", "code"}} where it is no other's. Nothing else of an error ever leaves the process: what
+is not an ApiError is a bug of ours, goes to the log with its traceback, and to the client as one sentence.
 """
 
 import math
@@ -41,6 +41,27 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The error as OpenAI's JSON."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
+
+
+def anthropic_body(error: ApiError) -> dict[str, Any]:
+    """The error as Anthropic's JSON."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def body_for(path: str, error: ApiError) -> dict[str, Any]:
+    """The error in the form of the API that a request's path belongs to."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return anthropic_body(error)
+    if path.startswith("/api/"):
+        return {"error": error.message}  # Ollama's
+    return error.body
 
 
 def busy(seconds: float) -> ApiError:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gangpao.serve.errors import ApiError
+from gangpao.serve.errors import ApiError, body_for
 from gangpao.serve.metrics import Metrics
 from gangpao.serve.stream import ClientGone, Json
 
@@ -264,5 +264,5 @@ class _Sender:
     async def error(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """The error's body, unless the response has begun already: then the connection just ends."""
         if not self.status:
-            response = Json(error.body, error.status, headers=error.headers)
+            response = Json(body_for(scope["path"], error), error.status, headers=error.headers)
             await response(scope, receive, self)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from gangpao.serve import completions, embeddings, ollama_models, schema
 from gangpao.serve.errors import ApiError
-from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given, with_errors
+from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given
 from gangpao.serve.ollama_models import error_body, model_name, stamp
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
@@ -140,7 +140,7 @@ def routes(server: Server) -> list[Route]:
         })  # fmt: skip
 
     handlers = [("chat", chat), ("generate", generate), ("embed", embed), ("embeddings", embed)]
-    ours = [Route(f"/api/{name}", with_errors(handler, error_body), methods=["POST"]) for name, handler in handlers]
+    ours = [Route(f"/api/{name}", handler, methods=["POST"]) for name, handler in handlers]
     return [*ours, *ollama_models.routes(server)]
 
 

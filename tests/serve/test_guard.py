@@ -5,8 +5,11 @@ import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 
+import anthropic
 import httpx2
+import ollama
 import pytest
+from anthropic import Anthropic
 from starlette.routing import Route
 
 from gangpao.serve import guard, pages, tls
@@ -28,6 +31,20 @@ def locked(tiny_path):
     server = Server(settings)
     with running(server) as url:
         yield url, server
+
+
+def message_of(path, response):
+    """What an error says, whose form must be that of the path's API."""
+    body = response.json()
+    if path.startswith("/api/"):
+        assert list(body) == ["error"]
+        return body["error"]
+    if path.startswith("/v1/messages"):
+        assert body["type"] == "error"
+        assert set(body["error"]) == {"type", "message"}
+    else:
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+    return body["error"]["message"]
 
 
 def raw(url, *lines, body=b""):
@@ -72,7 +89,7 @@ def test_every_route_but_health_needs_a_key(locked, wire):
             public = path == "/health" or path in pages.PUBLIC or path.startswith(STATIC)
             assert (response.status_code == 401) == (not public), path
             if not public:
-                assert response.json()["error"]["code"] == "invalid_api_key"
+                assert "a valid API key is needed" in message_of(path, response)
                 assert response.headers["www-authenticate"] == "Bearer"
     assert wire.get(f"{url}/nope").status_code == 401
     for headers in (
@@ -115,6 +132,46 @@ def test_bodies_are_bounded(locked, wire):
     chunks = (b"x" * 10_000 for _ in range(20))  # no length is declared
     response = wire.post(f"{url}/v1/completions", content=chunks, headers=key)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_refusals_have_the_form_of_each_api(locked, wire, monkeypatch):
+    url, server = locked
+    key = {"authorization": f"Bearer {KEYS[0]}"}
+    monkeypatch.setattr(server.hub, "name_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(server.hub, "use", lambda *_: 1 / 0)
+    asked = {"/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}, "/api/chat": {},
+             "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]}}  # fmt: skip
+    for path, good in asked.items():
+        for headers, more, status, why in [
+            ({}, {"json": good}, 401, "a valid API key"),
+            ({"host": "evil.example"}, {"json": good}, 403, "does not answer to the name"),
+            ({"origin": "https://evil.example"}, {"json": good}, 403, "origin is not allowed"),
+            (key, {"content": b"x" * 200_000}, 413, "larger than"),
+            (key, {"content": b"["}, 400, "not JSON"),
+            (key, {"json": good}, 500, "its log says why"),
+        ]:
+            found = wire.post(url + path, headers=headers, **more)
+            assert found.status_code == status, (path, why, found.text)
+            assert why in message_of(path, found)
+        assert "Method Not Allowed" in message_of(path, wire.delete(url + path, headers=key))
+        assert "there is no" in message_of(path, wire.get(f"{url}{path}/nope", headers=key))
+
+
+def test_clients_of_other_apis_see_the_reason(locked):
+    url, _ = locked
+    with Anthropic(base_url=url, api_key="wrong", max_retries=0) as client:
+        with pytest.raises(anthropic.AuthenticationError, match="a valid API key is needed") as error:
+            client.messages.create(model="tiny", max_tokens=1, messages=[{"role": "user", "content": "a"}])
+        assert error.value.body["error"]["type"] == "authentication_error"
+    with ollama.Client(host=url, trust_env=False) as client:
+        with pytest.raises(ollama.ResponseError, match=r"^a valid API key is needed") as refused:
+            client.chat(model="tiny", messages=[{"role": "user", "content": "a"}])
+        assert refused.value.status_code == 401
+    with ollama.Client(host=url, trust_env=False, headers={"x-api-key": KEYS[0]}) as client:
+        with pytest.raises(ollama.ResponseError, match=r"^there is no /api/pull here"):
+            client.pull("tiny")
+        with pytest.raises(ollama.ResponseError, match=r"^the body is larger than"):
+            client.generate(model="tiny", prompt="a" * 200_000)
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(tiny_path, monkeypatch):
