@@ -140,7 +140,7 @@ def test_diverged_trials_are_listed_and_missing_points_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizers": ("muon", "muon")}, "1 optimizers"), ({"tokens": (409_600,)}, "1 token counts"),
+        ({"optimizers": ("muon",)}, "1 optimizers"), ({"tokens": (409_600,)}, "1 token counts"),
         ({"rates": (0.01,)}, "1 rates"),
         ({"tokens": (409_600, 409_700)}, "the same whole steps"),
     ],
