@@ -228,11 +228,13 @@ _COLUMNS: dict[str, Text] = {
     "noise": {"en": "noise of a difference in bpb (95 %)", "zh": "bpb 差的噪声（95 %）"},
 }
 
+_FITTED: dict[bool, Text] = {True: {"en": "yes", "zh": "是"}, False: {"en": "no", "zh": "否"}}
+
 
 def _row(case: _Case, sweep: Sweep, law: _Law | None, error: float | None) -> dict[str, Any]:
     best, means = sweep.optimum, sweep.means
     return {
-        "size": str(case.size), "check": "no" if case.check else "yes", "D": case.tokens, "batch": best and best.best,
+        "size": str(case.size), "check": _FITTED[not case.check], "D": case.tokens, "batch": best and best.best,
         "interval": span(*sweep.bounds, ",.0f"), "bpb": best and best.loss,
         "grid": round(sweep.x[means.index(min(means))]) if best else None,
         "law": law.law.predict(best.loss) if law and best else None, "noise": error,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gangpao.atomic import write_json
+from gangpao.sandbox.chinese import chinese
 from gangpao.sandbox.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ Experiment = Callable[[Lab, Submit], "Outcome"]
 class Outcome:
     """What an experiment found.
 
-    columns: of the table, key -> heading; rows: key -> value (numbers stay numbers). verdict: a paragraph, or lines that
-    begin with "- ", with its uncertainty. facts: everything a program may want (fits, intervals), JSON. excluded: trials
-    that were left out, and why.
+    columns: of the table, key -> heading; rows: key -> value (numbers stay numbers, words are a Text). verdict: a paragraph, or
+    lines that begin with "- ", with its uncertainty. facts: everything a program may want (fits, intervals), JSON. excluded:
+    trials that were left out, and why; a plain string is English that gangpao.sandbox.chinese knows.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Outcome:
     verdict: Text
     draw: Callable[[Figure, Language], None]
     facts: dict[str, Any] = field(default_factory=dict)
-    excluded: list[tuple[str, str]] = field(default_factory=list)
+    excluded: Sequence[tuple[str | Text, str | Text]] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
 
 
@@ -103,17 +104,32 @@ def markdown(outcome: Outcome, language: Language) -> str:
     keys = list(outcome.columns)
     lines = [f"## {outcome.title[language]}", "", outcome.verdict[language], ""]
     lines += ["| " + " | ".join(outcome.columns[k][language] for k in keys) + " |", "|" + "-|" * len(keys)]
-    lines += ["| " + " | ".join(show(row.get(k)) for k in keys) + " |" for row in outcome.rows]
+    lines += ["| " + " | ".join(show(row.get(k), language) for k in keys) + " |" for row in outcome.rows]
     if outcome.excluded:
-        word = {"en": "Left out", "zh": "未计入"}[language]
-        lines += ["", f"{word}: " + "; ".join(f"{name} ({why})" for name, why in outcome.excluded)]
+        lines += ["", left_out(outcome.excluded, language)]
     return "\n".join(lines) + "\n"
 
 
-def show(value: Any) -> str:
-    """A cell: four significant digits for numbers with a fraction, thousands apart for whole ones."""
+def left_out(excluded: Sequence[Sequence[str | Text]], language: Language) -> str:
+    """The line of what was left out, and why."""
+    pairs = [(_said(name, language), _said(why, language)) for name, why in excluded]
+    if language == "zh":
+        return "未计入：" + "；".join(f"{name}（{why}）" for name, why in pairs)
+    return "Left out: " + "; ".join(f"{name} ({why})" for name, why in pairs)
+
+
+def _said(words: str | Text, language: Language) -> str:
+    if isinstance(words, dict):
+        return words[language]
+    return chinese(words) if language == "zh" else words
+
+
+def show(value: Any, language: Language = "en") -> str:
+    """A cell: four significant digits for numbers with a fraction, thousands apart for whole ones, words in the language."""
     if value is None:
         return ""
+    if isinstance(value, dict):
+        return show(value[language])
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, int):

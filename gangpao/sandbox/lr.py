@@ -289,7 +289,7 @@ def _outcome(
         name="lr",
         title={"en": "The best learning rate across sizes", "zh": "各尺寸的最佳学习率"},
         columns=_COLUMNS,
-        rows=rows,
+        rows=[row | {"axis": _AXES[row["axis"]]} for row in rows],
         verdict=join([*said, *(_rule_noise_said(known) if known else [noise_said(None, "lr")])]),
         draw=lambda figure, language: _draw(figure, language, series, sweeps),
         facts={
@@ -339,14 +339,14 @@ def _row(s: _Series, size: Size, sweeps: Mapping[tuple[str, Size], Sweep], error
     }  # fmt: skip
 
 
-_AXES: dict[str, tuple[str, str]] = {"width": ("across widths", "跨宽度"), "depth": ("across depths", "跨深度")}
+_AXES: dict[str, Text] = {"width": {"en": "width", "zh": "宽度"}, "depth": {"en": "depth", "zh": "深度"}}
 
 
 def _said(
     shift: Shift, s: _Series, sweeps: Mapping[tuple[str, Size], Sweep], error: float | None
 ) -> list[tuple[str, str]]:
     """What became of the promise of a rule along an axis."""
-    en, zh = (f"{s.rule} {_AXES[s.axis][0]}", f"{s.rule} {_AXES[s.axis][1]}")
+    en, zh = f"{s.rule} across {_AXES[s.axis]['en']}s", f"{s.rule} 跨{_AXES[s.axis]['zh']}"
     small, large = sweeps[s.rule, shift.small], sweeps[s.rule, shift.large]
     if small.optimum is None or large.optimum is None:
         en = f"{en}: a best rate cannot be told, too few trials ended well."

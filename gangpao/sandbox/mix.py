@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gangpao.sandbox import fit, plot
+from gangpao.sandbox.chinese import chinese
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.laws import student
 from gangpao.sandbox.lr import excluded, finite
@@ -218,9 +219,9 @@ def _outcome(
 ) -> Outcome:  # fmt: skip
     rows = [
         {
-            "mixture": _name(lab, c.mixture)["en"], "group": _GROUPS[c.group]["en"], "sources": c.sources, "bpb": c.loss,
+            "mixture": _name(lab, c.mixture), "group": _GROUPS[c.group], "sources": c.sources, "bpb": c.loss,
             "difference": c.change and c.change.value, "error": None if c.change is None else finite(c.change.error),
-            "verdict": c.change.verdict if c.change and math.isfinite(c.change.error) else None, "noise": c.noise,
+            "verdict": _CALLS[c.change.verdict] if c.change and math.isfinite(c.change.error) else None, "noise": c.noise,
         }
         for c in cells
     ]  # fmt: skip
@@ -254,14 +255,17 @@ def _change(c: _Cell) -> dict[str, Any]:
     return {"difference": c.change.value, "error": finite(c.change.error), "verdict": c.change.verdict}
 
 
-def _excluded(lab: Lab, mixtures: Mixtures, results: Sequence[Result]) -> list[tuple[str, str]]:
+def _excluded(lab: Lab, mixtures: Mixtures, results: Sequence[Result]) -> list[tuple[str | Text, str | Text]]:
     """Names of branches say their mixture."""
-    names = {tuple(sorted(weights.items())): _name(lab, name)["en"] for name, weights in mixtures.items()}
-    out = []
+    names = {tuple(sorted(weights.items())): _name(lab, name) for name, weights in mixtures.items()}
+    out: list[tuple[str | Text, str | Text]] = []
     for r in results:
         for name, why in excluded([r]):
             mixture = names.get(tuple(sorted(r.spec.mixture.items()))) if r.spec.mixture else None
-            out.append((f"{mixture}: {name}" if mixture else name, why))
+            both: Text = {"en": name, "zh": chinese(name)}
+            if mixture:
+                both = {"en": f"{mixture['en']}: {both['en']}", "zh": f"{mixture['zh']}：{both['zh']}"}
+            out.append((both, why))
     return out
 
 
@@ -281,7 +285,11 @@ _COLUMNS: dict[str, Text] = {
     "noise": {"en": "noise between seeds", "zh": "种子间噪声"},
 }
 _LISTS: tuple[tuple[Language, str], ...] = (("en", ", "), ("zh", "，"))
-_CHINESE = {"lower": "更低", "higher": "更高", "within noise": "在噪声之内"}
+_CALLS: dict[str, Text] = {
+    "lower": {"en": "lower", "zh": "更低"},
+    "higher": {"en": "higher", "zh": "更高"},
+    "within noise": {"en": "within noise", "zh": "在噪声之内"},
+}
 
 
 def _verdict(
@@ -311,8 +319,8 @@ def _compared(c: _Cell) -> tuple[str, str]:
     group, value = _GROUPS[c.group], f"{c.change.value:+.4f}"
     if not math.isfinite(c.change.error):
         return f"{group['en']} {value}", f"{group['zh']} {value}"
-    value, word = f"{value} ± {c.change.error:.4f}", c.change.verdict
-    return f"{group['en']} {value} ({word})", f"{group['zh']} {value}（{_CHINESE[word]}）"
+    value, word = f"{value} ± {c.change.error:.4f}", _CALLS[c.change.verdict]
+    return f"{group['en']} {value} ({word['en']})", f"{group['zh']} {value}（{word['zh']}）"
 
 
 def _caveats(cells: Sequence[_Cell], seeds: Sequence[int], left: Sequence[int]) -> list[tuple[str, str]]:

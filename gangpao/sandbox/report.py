@@ -15,16 +15,16 @@ from typing import Any
 
 from gangpao.atomic import read_json
 from gangpao.log import show_seconds
-from gangpao.sandbox.experiment import Language, show
+from gangpao.sandbox.experiment import Language, left_out, show
 
 _WORDS = {
     "en": {
         "title": "Model Sandbox", "cost": "What it cost", "name": "experiment", "trials": "trials", "time": "trial time",
-        "overhead": "start and evaluation", "left": "Left out",
+        "overhead": "start and evaluation", "yuan": "yuan",
     },
     "zh": {
         "title": "模型沙盒", "cost": "花费", "name": "实验", "trials": "试验数", "time": "试验时间",
-        "overhead": "启动与评估占比", "left": "未计入",
+        "overhead": "启动与评估占比", "yuan": "元",
     },
 }  # fmt: skip
 _ORDER = ("lr", "batch", "schedule", "scaling", "mix", "optim")
@@ -54,7 +54,7 @@ def write(folder: Path, language: Language) -> tuple[Path, Path]:
 
 def _costs(found: list[dict[str, Any]], language: Language) -> list[list[str]]:
     word = _WORDS[language]
-    rows = [[word["name"], word["trials"], "FLOPs", word["time"], word["overhead"], "yuan"]]
+    rows = [[word["name"], word["trials"], "FLOPs", word["time"], word["overhead"], word["yuan"]]]
     for o in found:
         share = 1 - o["busy"] / o["seconds"] if o["seconds"] else 0.0
         row = [o["title"][language], show(o["trials"]), f"{o['flops']:.3g}", show_seconds(o["seconds"]), f"{share:.1%}"]
@@ -79,12 +79,14 @@ def _page(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
         picture = base64.b64encode((folder / o["name"] / f"plot.{language}.png").read_bytes()).decode()
         title = html.escape(o["title"][language])
         keys = list(o["columns"])
-        rows = [[o["columns"][k][language] for k in keys], *([show(row.get(k)) for k in keys] for row in o["rows"])]
+        rows = [
+            [o["columns"][k][language] for k in keys],
+            *([show(row.get(k), language) for k in keys] for row in o["rows"]),
+        ]
         body += [f"<h2>{title}</h2>", _said(o["verdict"][language])]
         body += [f'<img alt="{title}" src="data:image/png;base64,{picture}">', _table(rows)]
         if o["excluded"]:
-            left = "; ".join(f"{name} ({why})" for name, why in o["excluded"])
-            body.append(f"<p>{word['left']}: {html.escape(left)}</p>")
+            body.append(f"<p>{html.escape(left_out(o['excluded'], language))}</p>")
     body += [f"<h2>{word['cost']}</h2>", _table(_costs(found, language))]
     return (
         f'<!doctype html>\n<html lang="{language}"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gangpao.sandbox import fit, plot
+from gangpao.sandbox.chinese import chinese
 from gangpao.sandbox.coupled import CoupledFit
 from gangpao.sandbox.experiment import Language, Text, listed
 from gangpao.sandbox.study import Fitted, Study, points_of, size_of
@@ -27,6 +28,13 @@ COLUMNS: dict[str, Text] = {
     "interval": {"en": "95 % interval", "zh": "95 % 区间"},
     "flops": {"en": "FLOPs", "zh": "FLOPs"},
 }
+# Trials, and laws by the trials that they come from.
+_SHORT: dict[str, Text] = {
+    "wsd": {"en": "wsd", "zh": "退火"},
+    "coupled": {"en": "coupled", "zh": "相互制约"},
+    "cosine": {"en": "cosine", "zh": "余弦"},
+    "equal": {"en": "equal", "zh": "同等开销余弦"},
+}
 
 
 def rows(study: Study, fits: dict[str, Fitted], tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -40,13 +48,15 @@ def _rows(kind: str, results: Sequence[Result], fitted: Fitted | None) -> list[d
     for r in sorted(results, key=lambda r: (r.N, r.D, r.spec.seed)):
         law = fitted.law.predict(r.N, r.D) if fitted and fitted.law else None
         error = 100 * (law / r.bpb - 1) if law is not None and r.bpb is not None else None
-        row = {"kind": kind, "size": size_of(r), "N": r.N, "D": r.D, "bpb": r.bpb}
+        row = {"kind": _SHORT[kind], "size": size_of(r), "N": r.N, "D": r.D, "bpb": r.bpb}
         rows.append({**row, "law": law, "error": error, "flops": r.flops})
     return rows
 
 
 def _target_row(t: dict[str, Any]) -> dict[str, Any]:
-    row = {"kind": f"target, law {t['law']}", "bpb": t["actual"], "law": t["predicted"]}
+    law = _SHORT[t["law"]]
+    kind: Text = {"en": f"target, law {law['en']}", "zh": f"目标（{law['zh']}规律）"}
+    row = {"kind": kind, "bpb": t["actual"], "law": t["predicted"]}
     interval = f"{t['low']:.4f} .. {t['high']:.4f}"
     return {**row, "interval": interval, **{key: t[key] for key in ("size", "N", "D", "error", "flops")}}
 
@@ -73,7 +83,7 @@ def _law_said(fits: dict[str, Fitted], noise: fit.Noise | None) -> list[tuple[st
     for name, f in fits.items():
         en, zh = _NAMES[name]
         if f.law is None:
-            said.append((f"{en} give no law: {f.why}.", f"{zh}得不到规律：{f.why}。"))
+            said.append((f"{en} give no law: {f.why}.", f"{zh}得不到规律：{chinese(f.why)}。"))
             continue
         if isinstance(f.law, CoupledFit):
             said.append(_coupled_said(f.law))
@@ -175,7 +185,7 @@ _WORDS: dict[str, Text] = {
 
 def draw(figure: Figure, language: Language, fits: dict[str, Fitted], tests: list[dict[str, Any]]) -> None:
     """Left: loss against D for each size with the law. Right: what the law says against what came."""
-    word = plot.words(_WORDS, language)
+    word = plot.words(_WORDS | _SHORT, language)
     left, right = figure.subplots(1, 2)
     law = fits["wsd"].additive
     assert law is not None
@@ -194,7 +204,7 @@ def draw(figure: Figure, language: Language, fits: dict[str, Fitted], tests: lis
             continue
         spread = [[t["predicted"] - t["low"] for t in done], [t["high"] - t["predicted"] for t in done]]
         x, y = [t["predicted"] for t in done], [t["actual"] for t in done]
-        right.errorbar(x, y, xerr=np.maximum(spread, 0), fmt=marker, label=name)
+        right.errorbar(x, y, xerr=np.maximum(spread, 0), fmt=marker, label=word[name])
         if name == "wsd":
             left.plot([t["D"] for t in done], y, "k*", markersize=10)
     low, high = right.get_xlim()

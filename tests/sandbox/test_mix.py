@@ -127,7 +127,7 @@ def test_a_seed_that_one_mixture_lost_is_left_out_of_all(tmp_path):
     )
     assert out.facts["seeds"] == 3
     assert len(out.excluded) == 1
-    assert out.excluded[0][0].startswith("with supervised data: ")
+    assert out.excluded[0][0]["en"].startswith("with supervised data: ")
     assert "left out of all of them: 2." in out.verdict["en"]
     assert abs(cell(out, "decay", "total")["difference"] + 0.004) <= cell(out, "decay", "total")["error"]
 
