@@ -115,7 +115,7 @@ def test_others_are_answered_beside_heavy_bodies(tiny_server, wire):
         assert wire.get(f"{tiny_server.base_url}/health").status_code == 200
         waits.append(time.perf_counter() - began)
     thread.join()
-    assert max(waits) < 1  # 0.1 s on a machine of one's own
+    assert max(waits) < 3  # 0.1 s on a machine of one's own, 4 to 20 s before there were bounds
     assert sum(waits) / len(waits) < 0.2
 
 
