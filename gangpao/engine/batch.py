@@ -3,7 +3,8 @@
     Scheduler.submit    request -> waiting, in turns between clients -> Handle; pieces come through a callback
     a step              one token of every running answer, drafts behind some of them, and a chunk of a waiting prompt, as
                         one pass over the weights; then every answer chooses its tokens from its own rows
-    out of pages        the youngest answer gives its pages back and waits; it goes on later where it was
+    out of pages        the youngest answer gives its pages back and waits; it goes on later where it was. A request for which
+                        there are too few is passed by some smaller ones, then by none until it is in
 
 A row's result depends on nothing beside it (transformer.py), so an answer is the same to the last bit alone or in any
 company, from a cold start or from a cached prefix, with drafts or without, interrupted or not. Prompts go through in
