@@ -197,9 +197,7 @@ class Scheduler:
         for (job, _), found in zip(plan, rows, strict=True):
             try:
                 job.hear(found)
-            except (
-                Exception
-            ) as error:  # its sampler, its grammar or its listener: the others have nothing to do with it
+            except Exception as error:  # of its sampler, grammar or listener: no concern of the others
                 self._end(job, error)
         self._account(plan, time.perf_counter() - start)
         for job, segment in plan:
