@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from gangpao.serve import chat_core, schema
 from gangpao.serve.errors import ApiError, anthropic_body
-from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given
+from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given, speaking
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
 from gangpao.serve.stream import Json, client_of, event_stream, read_json, sse, watched
@@ -112,6 +112,7 @@ OPERATIONS = {
     "/v1/messages": (MessagesRequest, "Anthropic's Messages API; a stream of its events with stream: true."),
     "/v1/messages/count_tokens": (CountRequest, "Tokens of the prompt that such a request has."),
 }
+_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
 
 
 def routes(server: Server) -> list[Route]:
@@ -122,7 +123,8 @@ def routes(server: Server) -> list[Route]:
         chat, client = chat_of(asked), client_of(request)
         if asked.stream:
             return await event_stream(request, _stream(server, chat, client), on_error=_error_event)
-        return Json(message_of(await watched(request, chat_core.complete(server, chat, client))))
+        with speaking(_NAMES):
+            return Json(message_of(await watched(request, chat_core.complete(server, chat, client))))
 
     async def count_tokens(request: Request) -> Response:
         asked = schema.parse(CountRequest, await read_json(request))
@@ -270,7 +272,7 @@ def _usage(usage: Body) -> Body:
 
 async def _stream(server: Server, chat: Body, client: str) -> AsyncGenerator[bytes, None]:
     writer = _Writer()
-    answer = events(server, chat, client)
+    answer = events(server, chat, client, _NAMES)
     try:
         async for event in answer:
             for data in writer.write(event):

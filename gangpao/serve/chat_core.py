@@ -102,7 +102,9 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
     engine = loaded.engine
     answers.check_count(server.settings.places, asked.n or 1)
     params = asked.params(
-        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None, max_tokens=asked.max_completion_tokens
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        max_tokens=asked.max_completion_tokens,
+        room=engine.context,
     )
     messages = await _messages(server, loaded, asked)
     each = answers.choices_of(params, asked.n or 1)

@@ -6,7 +6,9 @@ none of them looks into OpenAI's chunks.
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -59,11 +61,13 @@ class Ended(NamedTuple):
 Event = Started | Words | Called | Argument | Ended
 
 
-async def events(server: Server, chat: Body, client: str) -> AsyncGenerator[Event, None]:
-    """A chat request's answer. Raises ApiError as chat_core.stream does; closing it cancels the answer."""
+async def events(
+    server: Server, chat: Body, client: str, names: Mapping[str, str] = MappingProxyType({})
+) -> AsyncGenerator[Event, None]:
+    """A chat request's answer. names: as in `speaking`. Raises ApiError as chat_core.stream does; closing it cancels the answer."""
     asked = {**chat, "stream": True, "stream_options": {"include_usage": True}, "n": None}
     reason, stop = "stop", None
-    async with contextlib.aclosing(chat_core.stream(server, asked, client)) as chunks:
+    async with contextlib.aclosing(renaming(chat_core.stream(server, asked, client), names)) as chunks:
         started = False
         async for chunk in chunks:
             if not started:
@@ -77,6 +81,29 @@ async def events(server: Server, chat: Body, client: str) -> AsyncGenerator[Even
             stop = choice.get("stop_reason")
             for event in _said(choice["delta"]):
                 yield event
+
+
+async def renaming(chunks: AsyncGenerator[Body, None], names: Mapping[str, str]) -> AsyncGenerator[Body, None]:
+    """The chunks, with `speaking` around them."""
+    async with contextlib.aclosing(chunks):
+        with speaking(names):
+            async for chunk in chunks:
+                yield chunk
+
+
+@contextlib.contextmanager
+def speaking(names: Mapping[str, str]) -> Iterator[None]:
+    """ApiErrors that blame a field of a chat request name the face's own one instead: names says which that is."""
+    try:
+        yield
+    except ApiError as error:
+        found = re.match("[a-z_]+", error.message)
+        word = found[0] if found else ""
+        message = names.get(word, word) + error.message[len(word) :]
+        param = names.get(error.param or "", error.param)
+        raise ApiError(
+            error.status, message, type=error.type, param=param, code=error.code, headers=error.headers
+        ) from None
 
 
 def _said(delta: Body) -> list[Event]:

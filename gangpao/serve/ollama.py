@@ -20,14 +20,14 @@ from starlette.routing import Route
 
 from gangpao.serve import completions, embeddings, ollama_models, schema
 from gangpao.serve.errors import ApiError
-from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given
+from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given, renaming
 from gangpao.serve.ollama_models import error_body, model_name, stamp
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
 from gangpao.serve.stream import Json, client_of, event_stream, read_json, watched
 
 _NDJSON = "application/x-ndjson"
-_UNLIMITED = 1_000_000
+_NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"}
 
 
 class Function(schema.Body):
@@ -54,7 +54,8 @@ class Turn(schema.Body):
 
 
 class Options(schema.Body):
-    """The options that mean something here; a negative num_predict is as much as fits, a negative seed is any."""
+    """The options that mean something here; num_predict of 0 or less is as much as fits, as where it is not given, a seed below 0
+    is any, and a top_k of 0 or less keeps all."""
 
     num_predict: Whole | None = None
     temperature: float | None = None
@@ -129,7 +130,11 @@ def routes(server: Server) -> list[Route]:
         start = time.perf_counter()
         asked = schema.parse(EmbedRequest, await read_json(request))
         texts = asked.prompt if asked.input is None else asked.input
-        body = given(model=model_name(asked.model), input=texts or [], dimensions=asked.dimensions)
+        if not texts:  # none is asked for
+            name = await _loaded(server, request, asked.model)
+            old = asked.input is None and request.url.path.endswith("embeddings")
+            return Json({"embedding": []} if old else {"model": name, "embeddings": []})
+        body = given(model=model_name(asked.model), input=texts, dimensions=asked.dimensions)
         found = await watched(request, embeddings.embed(server, body, client_of(request)))
         vectors = [one["embedding"] for one in found["data"]]
         if asked.input is None:
@@ -187,38 +192,46 @@ def _format(form: str | Body | None) -> Body | None:
 
 def _settings(asked: _Asked) -> Body:
     options = asked.options or Options()
-    limit, seed = options.num_predict, options.seed
+    limit, seed, top_k = options.num_predict, options.seed, options.top_k
     return given(
         model=model_name(asked.model),
-        max_tokens=_UNLIMITED if limit is not None and limit < 0 else limit,
+        max_tokens=None if limit is not None and limit <= 0 else limit,
+        top_k=None if top_k is None else max(0, top_k),
         seed=None if seed is not None and seed < 0 else seed,
         repetition_penalty=options.repeat_penalty,
-        **options.model_dump(include={"temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "stop"}),
+        **options.model_dump(include={"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "stop"}),
     )  # fmt: skip
 
 
 # --- answers
 
 
-async def _load(server: Server, request: Request, asked: _Asked, empty: Body) -> Response:
+async def _loaded(server: Server, request: Request, model: str | None) -> str:
+    """The name of the model, which is in memory then."""
+
     async def use() -> str:
-        async with server.hub.use(model_name(asked.model)) as loaded:
+        async with server.hub.use(model_name(model)) as loaded:
             return loaded.name
 
-    name = await watched(request, use())
+    return await watched(request, use())
+
+
+async def _load(server: Server, request: Request, asked: _Asked, empty: Body) -> Response:
+    name = await _loaded(server, request, asked.model)
     return Json({"model": name, "created_at": stamp(time.time()), **empty, "done": True, "done_reason": "load"})
 
 
 async def _answer(server: Server, request: Request, asked: _Asked, chat: Body, writer: "_Writer") -> Response:
-    answer = events(server, chat, client_of(request))
+    answer = events(server, chat, client_of(request), _NAMES)
     return await _write(request, asked, answer, writer)
 
 
 async def _raw(server: Server, request: Request, asked: GenerateRequest) -> Response:
     if asked.format:
         raise ApiError(400, "format needs the chat template: leave out raw", param="format")
-    body = {"prompt": asked.prompt, "stream": True, "stream_options": {"include_usage": True}, **_settings(asked)}
-    chunks = completions.stream(server, body, client_of(request))
+    settings = {"max_tokens": schema.MAX_TOKENS, **_settings(asked)}
+    body = {"prompt": asked.prompt, "stream": True, "stream_options": {"include_usage": True}, **settings}
+    chunks = renaming(completions.stream(server, body, client_of(request)), _NAMES)
     return await _write(request, asked, _raw_events(chunks), _Writer("response"))
 
 

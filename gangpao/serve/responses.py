@@ -73,7 +73,7 @@ class ResponsesRequest(schema.Body):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: Text | None = None
-    max_output_tokens: Whole | None = Field(None, ge=1)
+    max_output_tokens: Whole | None = schema.setting("max_tokens", schema.UNLIMITED)
     temperature: float | None = None
     top_p: float | None = None
     stream: bool | None = None
@@ -84,6 +84,7 @@ class ResponsesRequest(schema.Body):
 
 
 OPERATIONS = {"/v1/responses": (ResponsesRequest, "OpenAI's Responses API, without memory; events with stream: true.")}
+_NAMES = {"max_tokens": "max_output_tokens", "response_format": "text.format"}
 _KEPT = ("previous_response_id", "conversation", "background")
 
 
@@ -92,7 +93,7 @@ def routes(server: Server) -> list[Route]:
 
     async def respond(request: Request) -> Response:
         asked = schema.parse(ResponsesRequest, await read_json(request))
-        answer, writer = events(server, chat_of(asked), client_of(request)), _Writer(asked)
+        answer, writer = events(server, chat_of(asked), client_of(request), _NAMES), _Writer(asked)
         if asked.stream:
             return await event_stream(request, _stream(answer, writer), on_error=writer.error)
         return Json(await watched(request, _whole(answer, writer)))

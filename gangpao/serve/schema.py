@@ -9,6 +9,7 @@ where a field may be several things, a look at its type says which of them is ch
 """
 
 import math
+import re
 from dataclasses import fields
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
@@ -45,6 +46,8 @@ IGNORED = frozenset({
 })  # fmt: skip
 
 _BOUNDS = {f.name: f.metadata for f in fields(SamplingParams) if f.metadata}
+MAX_TOKENS: int = _BOUNDS["max_tokens"]["high"]
+UNLIMITED = "Where it is not given, the answer goes on until the model ends it or the context is full."
 
 
 def _whole(value: Any) -> Any:
@@ -83,10 +86,11 @@ TextOr = Annotated[
 ]
 
 
-def _setting(name: str) -> Any:
-    """An optional field with the engine's bounds and help."""
+def setting(name: str, note: str = "", *, low: float | None = None) -> Any:
+    """An optional field with the engine's bounds and help. note: a sentence to add; low: another lower bound."""
     info = _BOUNDS[name]
-    return Field(None, ge=info["low"], le=info["high"], description=info["help"])
+    lowest = info["low"] if low is None else low
+    return Field(None, ge=lowest, le=info["high"], description=f"{info['help']} {note}".rstrip())
 
 
 class Body(BaseModel):
@@ -105,15 +109,15 @@ class Sampling(Body):
     """What all that generate text have in common."""
 
     model: str | None = Field(None, max_length=512, description="A name of GET /v1/models; the first where not given.")
-    temperature: float | None = _setting("temperature")
-    top_p: float | None = _setting("top_p")
-    top_k: Whole | None = _setting("top_k")
-    min_p: float | None = _setting("min_p")
-    repetition_penalty: float | None = _setting("repetition_penalty")
-    presence_penalty: float | None = _setting("presence_penalty")
-    frequency_penalty: float | None = _setting("frequency_penalty")
-    seed: Whole | None = _setting("seed")
-    max_tokens: Whole | None = _setting("max_tokens")
+    temperature: float | None = setting("temperature")
+    top_p: float | None = setting("top_p")
+    top_k: Whole | None = setting("top_k", "-1 keeps all, too.", low=-1)
+    min_p: float | None = setting("min_p")
+    repetition_penalty: float | None = setting("repetition_penalty")
+    presence_penalty: float | None = setting("presence_penalty")
+    frequency_penalty: float | None = setting("frequency_penalty")
+    seed: Whole | None = setting("seed", "-1 is random, too.", low=-1)
+    max_tokens: Whole | None = setting("max_tokens")
     n: Whole | None = Field(None, ge=1, le=MAX_N, description="Answers to make; the i-th takes seed + i.")
     stop: TextOr[str] | None = Field(
         None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
@@ -130,17 +134,29 @@ class Sampling(Body):
         """Whether a stream is to end with the counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def params(self, logprobs: int | None, max_tokens: int | None) -> SamplingParams:
-        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400)."""
+    def params(self, logprobs: int | None, max_tokens: int | None, room: int | None = None) -> SamplingParams:
+        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400).
+
+        max_tokens: instead of the request's own; room: the most tokens where neither says it.
+        """
         given = {name: value for name in _BOUNDS if (value := getattr(self, name, None)) is not None}
         given.pop("logprobs", None)
+        if given.get("seed") == -1:
+            del given["seed"]
+        if given.get("top_k") == -1:
+            given["top_k"] = 0
         if max_tokens is not None:
             given["max_tokens"] = max_tokens
+        if room is not None:
+            given.setdefault("max_tokens", min(room, MAX_TOKENS))
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         try:
             return SamplingParams(**given, logprobs=logprobs, stop=tuple(s for s in stop if s), logit_bias=self._bias())
         except ValueError as error:
-            raise ApiError(400, str(error), param=str(error).split(" ")[0].split("[")[0].rstrip(":")) from None
+            words = re.findall("[a-z_]+", str(error))
+            raise ApiError(
+                400, str(error), param=next((w for w in words if w in type(self).model_fields), None)
+            ) from None
 
     def _bias(self) -> dict[int, float]:
         out = {}
@@ -180,7 +196,8 @@ class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
     messages: Many[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: Whole | None = _setting("max_tokens")
+    max_tokens: Whole | None = setting("max_tokens", UNLIMITED)
+    max_completion_tokens: Whole | None = setting("max_tokens", UNLIMITED)
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=20, description="Alternatives a token; needs logprobs.")
     response_format: dict[str, Any] | None = None
@@ -231,6 +248,7 @@ class CompletionRequest(Sampling):
     """POST /v1/completions: text that goes on from a prompt, without a chat template; special tokens count as such."""
 
     prompt: Inputs = Field(description="A text, token ids, or a list of either.")
+    max_tokens: Whole | None = setting("max_tokens", f"{SamplingParams().max_tokens} where it is not given.")
     echo: bool | None = None
     suffix: str | None = None
     logprobs: Whole | None = Field(None, ge=0, le=20)

@@ -124,6 +124,11 @@ def test_errors_have_anthropics_form(client, wire, live_server):
         {"messages": ASK, "max_tokens": 1, "tools": [{"name": "a b"}]},
         {"messages": ASK, "max_tokens": 1, "tool_choice": {"type": "any"}},
         {"messages": ASK, "max_tokens": 1, "tools": [{"name": "a", "input_schema": {"$ref": "http://a/b"}}]},
+        {
+            "messages": ASK,
+            "max_tokens": 1,
+            "output_config": {"format": {"type": "json_schema", "schema": {"$ref": "http://a/b"}}},
+        },
         {"messages": ASK, "max_tokens": 1, "system": [{"type": "image"}]},
         {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 1},
         {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}], "max_tokens": 1},
@@ -135,3 +140,5 @@ def test_errors_have_anthropics_form(client, wire, live_server):
             assert answer.status_code == 400, (body, answer.text)
             assert answer.json()["error"]["type"] == "invalid_request_error", body
             assert answer.json()["error"]["message"], body
+            if "output_config" in body:
+                assert answer.json()["error"]["message"].startswith("output_config.format: ")

@@ -79,3 +79,62 @@ def test_damaged_bodies_are_answered_or_refused(live_server, wire, route, count)
             assert answer.json()["error"], body
     assert {200, 400} <= statuses
     assert wire.get(f"{live_server.base_url}/health").json()["status"] == "ok"
+
+
+def asked_of(server, monkeypatch):
+    """The settings of requests that reach the scheduler."""
+    scheduler, seen = server.hub.loaded()["tiny"].scheduler, []
+    submit = scheduler.submit
+
+    def spy(request, on_event):
+        seen.append(request.params)
+        return submit(request, on_event)
+
+    monkeypatch.setattr(scheduler, "submit", spy)
+    return seen
+
+
+def test_an_answer_without_a_limit_is_not_cut(tiny_server, wire, monkeypatch):
+    seen = asked_of(tiny_server.server, monkeypatch)
+    monkeypatch.setattr(tiny_server.engine, "context", 300)  # of which none is a default
+    quiet = {"stream": False}
+    for path, body, limit in [
+        ("/v1/chat/completions", {"messages": [HI]}, 300),
+        ("/v1/chat/completions", {"messages": [HI], "max_tokens": 7}, 7),
+        ("/v1/chat/completions", {"messages": [HI], "max_completion_tokens": 7}, 7),
+        ("/v1/responses", {"input": "hi"}, 300),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 7}, 7),
+        ("/api/chat", {"messages": [HI], **quiet}, 300),
+        *(("/api/chat", {"messages": [HI], "options": {"num_predict": n}, **quiet}, 300) for n in (0, -1, -2)),
+        ("/api/generate", {"prompt": "hi", **quiet}, 300),
+        ("/api/generate", {"prompt": "hi", "raw": True, **quiet}, 1_000_000),
+        ("/api/generate", {"prompt": "hi", "raw": True, "options": {"num_predict": 7}, **quiet}, 7),
+        ("/v1/completions", {"prompt": "hi"}, 1024),
+        ("/v1/messages", {"messages": [HI], "max_tokens": 7}, 7),
+    ]:
+        answer = wire.post(f"{tiny_server.base_url}{path}", json=body)
+        assert answer.status_code == 200, answer.text
+        assert seen.pop().max_tokens == limit, (path, body)
+        assert not seen
+    without_end = {"messages": [HI], "logit_bias": {"256": -100, "258": -100}}
+    answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", json=without_end).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    said = wire.get(f"{tiny_server.base_url}/openapi.json").json()["components"]["schemas"]
+    assert "1024 where it is not given" in said["CompletionRequest"]["properties"]["max_tokens"]["description"]
+    assert "until the model ends it" in said["ResponsesRequest"]["properties"]["max_output_tokens"]["description"]
+
+
+def test_a_seed_and_a_top_k_of_minus_one(tiny_server, wire, monkeypatch):
+    seen = asked_of(tiny_server.server, monkeypatch)
+    for path, body in [
+        ("/v1/chat/completions", {"messages": [HI], "max_tokens": 1, "seed": -1, "top_k": -1, "n": 2}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 1, "seed": -1.0, "top_k": -1}),
+        ("/api/chat", {"messages": [HI], "options": {"num_predict": 1, "seed": -5, "top_k": -7}, "stream": False}),
+    ]:
+        answer = wire.post(f"{tiny_server.base_url}{path}", json=body)
+        assert answer.status_code == 200, answer.text
+        assert {(p.seed, p.top_k) for p in seen} == {(None, 0)}
+        seen.clear()
+    for name in ("seed", "top_k"):
+        answer = wire.post(f"{tiny_server.base_url}/v1/completions", json={"prompt": "hi", name: -2})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)

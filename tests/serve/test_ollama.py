@@ -148,15 +148,16 @@ def test_errors_have_ollamas_form(client, wire, live_server):
     cases = [
         ("chat", {"messages": [{"role": "robot"}]}),
         ("chat", {"messages": ASK, "options": {"temperature": 99}}),
-        ("chat", {"messages": ASK, "options": {"num_predict": 0}}),
+        ("chat", {"messages": ASK, "options": {"num_predict": 10**7}}),
+        ("chat", {"messages": ASK, "options": {"repeat_penalty": 0}}),
         ("chat", {"messages": ASK, "options": 3}),
         ("chat", {"messages": ASK, "format": "xml"}),
         ("chat", {"messages": [{"role": "user", "content": "see", "images": ["AAAA"]}]}),
         ("chat", {"messages": [{"role": "tool", "content": "x"}]}),
         ("generate", {"prompt": "a", "raw": True, "format": "json"}),
         ("generate", {"prompt": 3}),
-        ("embed", {}),
-        ("embeddings", {"input": []}),
+        ("embed", {"input": 3}),
+        ("embed", {"input": [""]}),
         ("show", {"model": 3}),
     ]
     for path, body in cases:
@@ -164,3 +165,20 @@ def test_errors_have_ollamas_form(client, wire, live_server):
         assert answer.status_code == 400, (path, body, answer.text)
         assert list(answer.json()) == ["error"]
         assert answer.json()["error"], (path, body)
+        for name in body.get("options", {}) if isinstance(body.get("options"), dict) else ():
+            assert answer.json()["error"].startswith(f"{name}:")
+    raw = {"prompt": "a", "raw": True, "options": {"num_predict": 10**7}, "stream": False}
+    answer = wire.post(f"{live_server.base_url}/api/generate", json=raw)
+    assert answer.json()["error"].startswith("num_predict: ")
+
+
+def test_values_that_switch_something_off(client, wire, tiny_server):
+    off = {"num_predict": 2, "top_k": -1, "seed": -1}
+    for options in (off, off | {"top_k": 0}):
+        assert ask(client, options=options).eval_count <= 2
+    nothing = {"model": "tiny", "embeddings": []}
+    for body in ({"input": []}, {"input": ""}, {}):
+        assert wire.post(f"{tiny_server.base_url}/api/embed", json=body).json() == nothing
+    assert wire.post(f"{tiny_server.base_url}/api/embeddings", json={"prompt": ""}).json() == {"embedding": []}
+    assert client.embed(model="smollm2-135m", input=[]).embeddings == []
+    assert wire.post(f"{tiny_server.base_url}/api/embed", json={"input": [], "model": "no"}).status_code == 404

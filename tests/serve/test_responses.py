@@ -134,7 +134,8 @@ def test_a_function_is_called_whole_and_streamed_and_its_result_read(client):
         ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "must follow"),
         ({"input": ASK, "tools": [{"type": "web_search"}]}, "function"),
         ({"input": ASK, "max_output_tokens": 0}, "max_output_tokens"),
-        ({"input": ASK, "text": {"format": {"type": "xml"}}}, "response_format"),
+        ({"input": ASK, "max_output_tokens": 10**7}, "max_output_tokens"),
+        ({"input": ASK, "text": {"format": {"type": "xml"}}}, "text.format: type must be"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://a/b"}]}]}, ""),
     ],
 )
