@@ -8,11 +8,12 @@ import asyncio
 import base64
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from starlette.responses import Response, StreamingResponse
 
 from gangpao.engine.batch import Busy
 from gangpao.engine.jobs import Handle
@@ -22,8 +23,10 @@ from gangpao.serve.errors import ApiError, busy
 from gangpao.serve.hub import Loaded
 from gangpao.serve.schema import EmbeddingRequest, parse, unknown
 from gangpao.serve.server import Server
+from gangpao.serve.stream import Json
 
 log = logging.getLogger("gangpao.serve")
+AT_ONCE = 16
 Vector = npt.NDArray[np.float32]
 
 
@@ -39,15 +42,30 @@ async def embed(server: Server, body: dict[str, Any], client: str) -> dict[str, 
         ids = await to_ids(server, loaded, inputs(asked.input, "input"), "input")
         for one in ids:
             answers.check_length(loaded, len(one))
-        vectors = [_unit(await _vector(loaded, one, client)) for one in ids]
-    write: Callable[[Vector], Any] = _base64 if asked.encoding_format == "base64" else _floats
+        write: Callable[[Vector], Any] = _base64 if asked.encoding_format == "base64" else _floats
+        vectors = [write(_unit(await _vector(loaded, one, client))) for one in ids]
     total = sum(map(len, ids))
     return {
         "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": write(v)} for i, v in enumerate(vectors)],
+        "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)],
         "model": loaded.name,
         "usage": {"prompt_tokens": total, "total_tokens": total},
     }
+
+
+def answer_of(head: dict[str, Any], name: str, entries: Sequence[Any]) -> Response:
+    """The JSON of `head` with a list `name`, whose entries are written one by one: millions of numbers take seconds."""
+    if len(entries) <= AT_ONCE:
+        return Json({**head, name: entries})
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield bytes(Json(head).body)[:-1] + f',"{name}":['.encode()
+        for i, entry in enumerate(entries):
+            yield (b"," if i else b"") + bytes(Json(entry).body)
+            await asyncio.sleep(0)  # others have their turn
+        yield b"]}"
+
+    return StreamingResponse(pieces(), media_type="application/json")
 
 
 async def _vector(loaded: Loaded, ids: list[int], client: str) -> Vector:

@@ -139,10 +139,11 @@ def routes(server: Server) -> list[Route]:
         vectors = [one["embedding"] for one in found["data"]]
         if asked.input is None:
             return Json({"embedding": vectors[0]})
-        return Json({
-            "model": found["model"], "embeddings": vectors, "load_duration": 0,
-            "total_duration": _ns(time.perf_counter() - start), "prompt_eval_count": found["usage"]["prompt_tokens"],
-        })  # fmt: skip
+        head = {
+            "model": found["model"], "load_duration": 0, "total_duration": _ns(time.perf_counter() - start),
+            "prompt_eval_count": found["usage"]["prompt_tokens"],
+        }  # fmt: skip
+        return embeddings.answer_of(head, "embeddings", vectors)
 
     handlers = [("chat", chat), ("generate", generate), ("embed", embed), ("embeddings", embed)]
     ours = [Route(f"/api/{name}", handler, methods=["POST"]) for name, handler in handlers]

@@ -33,7 +33,8 @@ def routes(server: Server) -> list[Route]:
 
     async def embed(request: Request) -> Response:
         body = await read_json(request)
-        return Json(await watched(request, embeddings.embed(server, body, client_of(request))))
+        found = await watched(request, embeddings.embed(server, body, client_of(request)))
+        return embeddings.answer_of(found, "data", found.pop("data"))
 
     async def tokenize(request: Request) -> Response:
         return Json(await watched(request, completions.tokenize(server, await read_json(request))))

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 
+import openai
 import pytest
 
 from gangpao.serve import bounds, schema
@@ -190,3 +191,16 @@ def test_functions_are_checked_before_anything_is_encoded(tiny_server, wire, mon
     answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called("{}"), [bad]))
     assert answer.status_code == 400
     assert "leads elsewhere" in answer.text
+
+
+def test_as_many_inputs_as_openai_takes(tiny_server, wire):
+    with openai.OpenAI(base_url=f"{tiny_server.base_url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        found = client.embeddings.create(model="tiny", input=["a", "b"] * 1024, encoding_format="float")
+        few = client.embeddings.create(model="tiny", input=["a", "b"], encoding_format="float")
+        assert [one.index for one in found.data] == list(range(2048))
+        assert [one.embedding for one in found.data[-2:]] == [one.embedding for one in few.data]
+        assert found.usage.prompt_tokens == 1024 * few.usage.prompt_tokens
+        with pytest.raises(openai.BadRequestError, match="2049 texts are more than 2048"):
+            client.embeddings.create(model="tiny", input=["a"] * 2049)
+    many = wire.post(f"{tiny_server.base_url}/api/embed", json={"input": ["a"] * 40}).json()
+    assert many["embeddings"] == [few.data[0].embedding] * 40
