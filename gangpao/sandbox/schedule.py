@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER = (0.1, 0.025)  # the share that the paper finds enough, and the one that it does not
+MARGIN = 0.003  # of the loss: a share is enough that surely costs less than this against the best one
 
 
 class _Arm(NamedTuple):
@@ -119,7 +120,7 @@ def _cells(
 
 
 def _judge(lab: Lab, cells: list[_Cell], noise: fit.Noise | None) -> dict[str, Any]:
-    """For each horizon the best cosine, the best of each shape and the shares that are within noise of that one."""
+    """For each horizon the best cosine, the best of each shape, and the smallest share that is enough."""
     wide = noise and noise.between(len(lab.config.schedule.seeds))
     horizons = []
     for steps in sorted({cell.arm.steps for cell in cells}):
@@ -141,19 +142,37 @@ def _judge(lab: Lab, cells: list[_Cell], noise: fit.Noise | None) -> dict[str, A
                 "best": min(((s["bpb"], name) for name, s in shapes.items()), default=(None, None))[1],
             }
         )
-    enough = {shape: _enough(horizons, shape, wide) for shape in lab.config.schedule.shapes}
-    return {"wide": wide, "horizons": horizons, "enough": enough}
+    told = {shape: told_apart(horizons, shape, wide) for shape in lab.config.schedule.shapes}
+    enough = {shape: found.enough for shape, found in told.items()}
+    return {"wide": wide, "horizons": horizons, "enough": enough, "margin": MARGIN, "told": told}
 
 
-def _enough(horizons: list[dict[str, Any]], shape: str, wide: float | None) -> float | None:
-    """The smallest share that, in the mean over the horizons, is within noise of the best one; None where noise is not known."""
-    above = [h["shapes"][shape]["above_best"] for h in horizons if shape in h["shapes"]]
-    if wide is None or len(above) < len(horizons):
-        return None
+class Told(NamedTuple):
+    """The smallest share that is enough, else None. noise: of a difference of means over the horizons, of the loss; None where it
+    is not known, or trials are missing."""
+
+    enough: float | None
+    noise: float | None
+
+    @property
+    def noisy(self) -> bool:
+        """Is the noise alone more than the margin, so that no share can be told to be enough?"""
+        return self.noise is not None and self.noise >= MARGIN
+
+
+def told_apart(horizons: Sequence[dict[str, Any]], shape: str, wide: float | None) -> Told:
+    """From the horizons of an outcome, also as JSON has them: the smallest share whose difference to the best one, in the mean over
+    the horizons, is below MARGIN even at the upper end of its noise. What noise hides is not taken to be nothing."""
+    here = [h["shapes"][shape] for h in horizons if shape in h["shapes"]]
+    if wide is None or not here or len(here) < len(horizons):
+        return Told(None, None)
+    above = [{float(share): value for share, value in h["above_best"].items()} for h in here]
     shares = sorted(set.intersection(*(set(a) for a in above)))
     means = {share: sum(a[share] for a in above) / len(above) for share in shares}
     best = min(means.values(), default=0.0)
-    return next((share for share in shares if means[share] - best <= wide / math.sqrt(len(above))), None)
+    loss = sum(h["bpb"] for h in here) / len(here) + best
+    noise = wide / math.sqrt(len(here)) / loss
+    return Told(next((share for share in shares if (means[share] - best) / loss + noise < MARGIN), None), noise)
 
 
 def _outcome(
@@ -190,6 +209,7 @@ def _outcome(
             "seeds": len(lab.config.schedule.seeds),
             "horizons": judged["horizons"],
             "enough": judged["enough"],
+            "margin": judged["margin"],
             "cost": cost,
         },
         excluded=excluded,
@@ -326,13 +346,7 @@ def _shares(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
                 )
             )
         enough = judged["enough"][shape]
-        if enough is not None:
-            said.append(
-                (
-                    f"{shape}: the smallest share that is enough in the mean over the horizons is {enough:.1%}.",
-                    f"{shape}：对各长度取平均，足够的最小比例是 {enough:.1%}。",
-                )
-            )
+        said += _enough_said(shape, judged["told"][shape], len(lab.config.schedule.seeds))
         largest = max(lab.config.schedule.decays)
         if here and all(s["best_share"] == largest for s in here) and enough in (None, largest):
             said.append(
@@ -344,6 +358,25 @@ def _shares(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
                 )
             )
     return said
+
+
+def _enough_said(shape: str, told: Told, seeds: int) -> list[tuple[str, str]]:
+    if told.enough is not None:
+        en = f"{shape}: the smallest share that surely costs less than {MARGIN:.1%} of the loss, in the mean over the horizons, is"
+        zh = f"{shape}：对各长度取平均，可以确定损失增量小于 {MARGIN:.1%} 的最小比例是"
+        return [(f"{en} {told.enough:.1%}.", f"{zh} {told.enough:.1%}。")]
+    if told.noise is None or not told.noisy:
+        return []
+    more = math.ceil(seeds * (told.noise / MARGIN) ** 2) + 1
+    en = (
+        f"{shape}: the noise between seeds, {told.noise:.2%} of the loss, is too large to tell which share costs less than "
+        f"{MARGIN:.1%}, so none is called enough; more seeds would help, about {more}."
+    )
+    zh = (
+        f"{shape}：种子间的噪声为损失的 {told.noise:.2%}，太大，无法分辨哪个比例的代价小于 {MARGIN:.1%}，"
+        f"因此不判定任何比例足够；增加种子会有帮助，约需 {more} 个。"
+    )
+    return [(en, zh)]
 
 
 # --- the picture
