@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gangpao.sandbox import fit, plot
+from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.config import Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.lr import WIDE, Sweep, excluded, finite, noise_said, span, sweeps_of
@@ -70,7 +71,9 @@ class _Law:
 
     def json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"a": self.law.a, "b": self.law.b, "exponent": list(self.exponent), "scale": self.scale}
+        spread: list[list[float]] = np.cov(self.draws.T).tolist()
+        same = {"a": self.law.a, "b": self.law.b, "exponent": list(self.exponent), "scale": self.scale}
+        return same | {"covariance": spread}
 
 
 def run(lab: Lab, submit: Submit) -> Outcome:
@@ -204,6 +207,7 @@ def _outcome(
         verdict=join(said),
         draw=lambda figure, language: _draw(figure, language, cases, sweeps, by_loss),
         facts={
+            "conditions": conditions(lab),
             "noise": noise and noise.sigma,
             "law": {"a": by_loss.law.a, "b": by_loss.law.b} if by_loss and usable else None,
             "laws": {name: law.json() if law else None for name, law in laws.items()},

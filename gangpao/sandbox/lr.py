@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gangpao.sandbox import fit, plot
+from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.config import Rates, Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.trial import Lab, Result, Spec
@@ -293,6 +294,7 @@ def _outcome(
         verdict=join([*said, *(_rule_noise_said(known) if known else [noise_said(None, "lr")])]),
         draw=lambda figure, language: _draw(figure, language, series, sweeps),
         facts={
+            "conditions": conditions(lab),
             "noise": {rule: found.sigma for rule, found in known.items()},
             "optimum": {s.rule: _of_largest(s, sweeps) for s in reversed(series)},
             "shifts": [shift.json() for shift in shifts],

@@ -24,18 +24,23 @@ from pathlib import Path
 from typing import Any
 
 from gangpao import cost, machine
-from gangpao.atomic import read_json, sync
+from gangpao.atomic import sync
 from gangpao.config import merge
 from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import fit
-from gangpao.sandbox.coupled import CoupledFit
+from gangpao.sandbox.conditions import conditions, differing, told
 from gangpao.sandbox.experiment import Language
-from gangpao.sandbox.study import law_of
+from gangpao.sandbox.known import Laws, load_laws
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
+
+__all__ = [
+    "HERE", "MIN_STEPS", "UNSURE", "Choice", "Laws", "Machine", "Plan", "batch_tokens", "best", "conditions", "flops_of",
+    "load_laws", "machine_of", "make_plan", "need", "parse_budget", "recipe", "shapes", "to_toml", "write",
+]  # fmt: skip
 
 MIN_STEPS = 50  # fewer are no schedule
 UNSURE = 0.1  # past its data a law is believed while its 95 % interval is within this share of the loss
@@ -45,70 +50,6 @@ _BUDGET = re.compile(
     r"\s*([0-9]+(?:[.][0-9]*)?(?:e[+-]?[0-9]+)?)\s*(flops?|yuan|元|s|min|h|d|秒|分钟|小时|天)\s*(?:on\s+(\S.*?))?\s*",
     re.IGNORECASE,
 )
-
-
-# --- what the sandbox found
-
-
-@dataclass(frozen=True, slots=True)
-class Laws:
-    """What finished experiments say. aspects: width / layers of the fitted sizes. speed: FLOP/s of the machine the sandbox ran on.
-    tokens_there: of the data. lr: before the transfer rule's factors. batch: of the loss in bits per byte, none: the common
-    size. notes: where each of these comes from."""
-
-    scaling: fit.ScalingFit | CoupledFit
-    conditions: dict[str, Any]
-    aspects: tuple[float, float]
-    speed: float | None
-    tokens_there: int
-    lr: float
-    batch: fit.PowerLaw | None
-    decay: float
-    shape: str
-    notes: tuple[tuple[str, str], ...]
-
-
-def conditions(lab: Lab) -> dict[str, Any]:
-    """What a law holds for: it says nothing about other data, shapes or rules."""
-    c = lab.config
-    same = {key: getattr(c, key) for key in ("seq_len", "head_dim", "mlp_ratio")}
-    same |= {"rule": c.common.rule, "optimizer": c.common.optimizer}
-    return {"data": lab.built.fingerprint, "vocab_size": lab.built.vocab_size, **same}
-
-
-def load_laws(out: Path, lab: Lab) -> Laws:
-    """What lies in a sandbox's folder. Raises ValueError when there is no scaling law yet."""
-    path = out / "scaling" / "outcome.json"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: a plan needs the law of loss, run `gangpao sandbox scaling` first")
-    facts, common = read_json(path)["facts"], lab.config.common
-    lr, batch, schedule = (_facts(out, name) for name in ("lr", "batch", "schedule"))
-    rate = (lr or {}).get("optimum", {}).get(common.rule)
-    shape = common.schedule if common.schedule.startswith("wsd") else "wsd"
-    decay = ((schedule or {}).get("enough") or {}).get(shape)
-    law = (batch or {}).get("law")
-    said = (
-        _source("learning rate", "学习率", "lr", lr, rate),
-        _source("batch", "批大小", "batch", batch, law),
-        _source("decay share", "退火比例", "schedule", schedule, decay),
-    )
-    return Laws(
-        scaling=law_of(facts), conditions=facts["conditions"], aspects=(facts["aspects"][0], facts["aspects"][1]),
-        speed=facts["speed"], tokens_there=facts["train_tokens"], lr=rate or common.lr,
-        batch=fit.PowerLaw(**law) if law else None, decay=decay or common.decay, shape=shape, notes=said,
-    )  # fmt: skip
-
-
-def _facts(out: Path, name: str) -> dict[str, Any] | None:
-    path = out / name / "outcome.json"
-    return dict(read_json(path)["facts"]) if path.exists() else None
-
-
-def _source(en: str, zh: str, name: str, facts: dict[str, Any] | None, value: Any) -> tuple[str, str]:
-    if value is not None:
-        return f"The {en} comes from the experiment {name}.", f"{zh}来自实验 {name}。"
-    why = ("was not run", "没有做") if facts is None else ("has no answer", "没有结论")
-    return f"The {en} is the common one: the experiment {name} {why[0]}.", f"{zh}用公共值：实验 {name} {why[1]}。"
 
 
 # --- the budget
@@ -309,12 +250,11 @@ def make_plan(
 
 def _same(laws: Laws, lab: Lab) -> None:
     now = conditions(lab)
-    differ = [key for key, value in now.items() if laws.conditions.get(key) != value]
+    differ = differing("scaling", laws.conditions, now)
     if differ:
-        key = differ[0]
         raise ValueError(
-            f"the scaling law was measured with another {', '.join(differ)} ({key}: {laws.conditions.get(key)!r:.60} there, "
-            f"{now[key]!r:.60} in this configuration): run `gangpao sandbox scaling` with this one, or plan with that one"
+            f"the scaling law was measured with another {told(differ, laws.conditions, now)[0]}: run `gangpao sandbox scaling` "
+            "with this one, or plan with that one"
         )
 
 

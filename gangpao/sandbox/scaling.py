@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from gangpao.atomic import read_json, write_json
-from gangpao.sandbox import fit, plan, scaling_show
+from gangpao.sandbox import fit, scaling_show
+from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.config import Size
 from gangpao.sandbox.coupled import CoupledFit
 from gangpao.sandbox.experiment import Outcome, Submit
@@ -222,7 +223,7 @@ def outcome_of(
         "points": {name: [[r.N, r.N_total, r.D, r.bpb] for r in f.results] for name, f in fits.items()},
         "laws": {name: f.law.json() if f.law else {"why": f.why} for name, f in fits.items()},
         "flops": {name: f.flops for name, f in fits.items() if name != "total"} | {"separate": study.separate_flops},
-        "noise": noise and noise.sigma, "targets": tests, "predictions": record, "conditions": plan.conditions(lab),
+        "noise": noise and noise.sigma, "targets": tests, "predictions": record, "conditions": conditions(lab),
         "aspects": [min(ratios), max(ratios)], "speed": _speed(lab, study),
         "train_tokens": sum(shards.num_tokens for shards in lab.built.train.values()),
     }  # fmt: skip

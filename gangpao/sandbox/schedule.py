@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gangpao.sandbox import fit, plot
+from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.trial import Lab, Result, Spec
 
@@ -204,6 +205,7 @@ def _outcome(
         verdict=_verdict(lab, judged, cost),
         draw=lambda figure, language: _draw(figure, language, lab, cells, judged),
         facts={
+            "conditions": conditions(lab),
             "noise": noise and noise.sigma,
             "wide": judged["wide"],
             "seeds": len(lab.config.schedule.seeds),

@@ -1,0 +1,123 @@
+"""What a plan takes from finished experiments, and what it leaves out: other conditions, noisy seeds, older versions."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from gangpao.sandbox import batch, lr, plan, schedule
+from gangpao.sandbox.conditions import conditions
+from tests.sandbox.makers import Trials, make_lab, size_of
+from tests.sandbox.test_plan import here, horizons_of, kept, laws, ready, write_json_in
+
+__all__ = ["kept", "laws", "ready"]
+
+
+@pytest.fixture
+def out(ready, tmp_path):
+    folder = tmp_path / "known"
+    shutil.copytree(ready.out / "scaling", folder / "scaling")
+    return folder
+
+
+def changed(lab, **tables):
+    """The sandbox with other values: base={"width": 64}."""
+    config = lab.config
+    for table, values in tables.items():
+        old = getattr(config, table)
+        new = old.model_copy(update=values) if isinstance(values, dict) else values
+        config = config.model_copy(update={table: new})
+    return replace(lab, config=config)
+
+
+def said(laws, word):
+    return [en for en, _ in laws.notes if word in en]
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"base": {"width": 64}}, r"another base.width \(32 there, 64 in this configuration\)"),
+        ({"common": {"lr": 0.3}}, r"another common.lr \(0.01 there, 0.3"),
+        ({"common": {"weight_decay": 5.0, "warmup": 0.05}}, r"common.warmup \(0.02 there, 0.05 .*common.weight_decay \(0.1 there"),
+        ({"common": {"decay": 0.2}}, r"another common.decay \(0.1 there, 0.2"),
+        ({"precision": "bf16"}, r"another precision \(.fp32. there, .bf16."),
+    ],
+)  # fmt: skip
+def test_a_law_of_other_conditions_is_refused_with_what_differs(laws, ready, tables, message):
+    other = changed(ready, **tables)
+    with pytest.raises(ValueError, match=message):
+        plan.make_plan("3e11 flops", laws, other, here=here(laws, ready))
+
+
+def test_a_rate_of_other_conditions_is_left_out_and_said(ready, out):
+    there = conditions(ready)
+    assert json.loads(json.dumps(there)) == there
+    facts = {"optimum": {"minicpm": 0.02}, "conditions": there}
+    write_json_in(out / "lr" / "outcome.json", {"facts": facts})
+    assert plan.load_laws(out, ready).lr == 0.02
+    facts["conditions"] = there | {"rule": "standard", "common.lr": 0.3}  # an experiment that tries rates under rules
+    write_json_in(out / "lr" / "outcome.json", {"facts": facts})
+    assert plan.load_laws(out, ready).lr == 0.02
+    for key, value, text in (
+        ("data", "0123", "data ('0123' there"),
+        ("base.width", 512, "base.width (512 there, 32 in this configuration)"),
+        ("common.weight_decay", 5.0, "common.weight_decay (5.0 there, 0.1"),
+    ):
+        facts["conditions"] = there | {key: value}
+        write_json_in(out / "lr" / "outcome.json", {"facts": facts})
+        found = plan.load_laws(out, ready)
+        assert found.lr == ready.config.common.lr
+        [note] = said(found, "the experiment lr was run with another")
+        assert text in note
+    sweep = {"check": False, "x": [256.0, 512.0], "optimum": {"loss": 2.0}}
+    facts = {"law": {"a": 900.0, "b": -1.0}, "sweeps": [sweep], "conditions": there | {"seq_len": 64}}
+    write_json_in(out / "batch" / "outcome.json", {"facts": facts})
+    facts = horizons_of({0.1: 0.02, 0.2: 0.0}, 0.0005) | {"conditions": there | {"common.warmup": 0.5}}
+    write_json_in(out / "schedule" / "outcome.json", {"facts": facts})
+    found = plan.load_laws(out, ready)
+    assert (found.batch, found.measured, found.decay) == (None, None, 0.1)
+    assert len(said(found, "was run with another")) == 3
+
+
+def test_outcomes_of_an_older_version_are_used_and_named(ready, out):
+    old = {"data", "vocab_size", "seq_len", "head_dim", "mlp_ratio", "rule", "optimizer"}
+    known = json.loads((out / "scaling" / "outcome.json").read_text())
+    assert not said(plan.load_laws(out, ready), "older version")
+    known["facts"]["conditions"] = {key: known["facts"]["conditions"][key] for key in old}
+    write_json_in(out / "scaling" / "outcome.json", known)
+    write_json_in(out / "lr" / "outcome.json", {"facts": {"optimum": {"minicpm": 0.02}}})
+    found = plan.load_laws(out, ready)
+    assert found.lr == 0.02
+    [note] = said(found, "older version")
+    assert "(scaling, lr: data, " in note
+    assert "base.width" in note
+    assert plan.make_plan("3e11 flops", found, ready, here=here(found, ready)).choice.loss > 0
+
+
+def test_a_share_that_noise_hides_is_not_taken_and_another_share_is_said(ready, out):
+    facts = horizons_of({"0.025": 0.0, "0.1": 0.001, "0.2": 0.001}, 0.05) | {
+        "enough": {"wsd": 0.025}
+    }  # of an older version
+    write_json_in(out / "schedule" / "outcome.json", {"facts": facts})
+    found = plan.load_laws(out, ready)
+    assert found.decay == ready.config.common.decay
+    assert said(
+        found, "decay share is the common one: the experiment schedule cannot tell, the noise between its seeds"
+    )
+    assert not said(found, "predicted loss comes from runs with a decay")
+    write_json_in(out / "schedule" / "outcome.json", {"facts": horizons_of({"0.1": 0.1, "0.2": 0.0}, 0.001)})
+    found = plan.load_laws(out, ready)
+    assert found.decay == 0.2
+    assert said(found, "comes from runs with a decay of 0.1 of the steps; this plan takes 0.2.")
+
+
+@pytest.mark.parametrize("module", [lr, batch, schedule])
+def test_every_experiment_writes_what_its_outcome_holds_for(tmp_path, module):
+    lab = make_lab(
+        tmp_path, lr={"widths": (64, 128), "rules": ("minicpm",)}, batch={"batches": (4096, 8192, 16384)},
+        schedule={"seeds": (0, 1)}, common={"warmup": 0.01},
+    )  # fmt: skip
+    outcome = module.run(lab, Trials(lambda spec: 1 + size_of(spec) ** -0.3))
+    assert outcome.facts["conditions"] == conditions(lab)
