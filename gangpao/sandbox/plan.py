@@ -32,17 +32,18 @@ from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import fit
 from gangpao.sandbox.conditions import conditions, differing, told
 from gangpao.sandbox.experiment import Language
-from gangpao.sandbox.known import Laws, load_laws
+from gangpao.sandbox.known import Laws, Measured, load_laws
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
 
 __all__ = [
-    "HERE", "MIN_STEPS", "UNSURE", "Choice", "Laws", "Machine", "Plan", "batch_tokens", "best", "conditions", "flops_of",
-    "load_laws", "machine_of", "make_plan", "need", "parse_budget", "recipe", "shapes", "to_toml", "write",
+    "HERE", "MIN_STEPS", "UNSURE", "Choice", "Laws", "Machine", "Measured", "Plan", "batch_tokens", "best", "conditions",
+    "flops_of", "load_laws", "machine_of", "make_plan", "need", "parse_budget", "recipe", "shapes", "to_toml", "write",
 ]  # fmt: skip
 
 MIN_STEPS = 50  # fewer are no schedule
+BEYOND = 2.0  # a batch law is followed up to this many times past the batches that were tried
 UNSURE = 0.1  # past its data a law is believed while its 95 % interval is within this share of the loss
 HERE = "this machine"
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "秒": 1, "分钟": 60, "小时": 3600, "天": 86400}
@@ -196,10 +197,21 @@ def _afford(
 
 
 def batch_tokens(laws: Laws, lab: Lab, N: float, D: float) -> int:
-    """Of the batch law at the predicted loss, else the common one; whole rows."""
+    """Of the batch law at the predicted loss, within what was tried and with MIN_STEPS steps at least; else the common one; whole
+    rows."""
     seq_len = lab.config.seq_len
-    wanted = laws.batch.predict(laws.scaling.predict(N, D)) if laws.batch else lab.config.common.batch_tokens
-    return max(1, round(wanted / seq_len)) * seq_len
+    if not laws.batch:
+        return max(1, round(lab.config.common.batch_tokens / seq_len)) * seq_len
+    low, high = _batch_limits(laws, lab)
+    rows = max(round(laws.batch.predict(laws.scaling.predict(N, D)) / seq_len), math.ceil(low / seq_len))
+    return max(1, min(rows, int(high / seq_len), int(D / MIN_STEPS / seq_len))) * seq_len
+
+
+def _batch_limits(laws: Laws, lab: Lab) -> tuple[float, float]:
+    """BEYOND times past the batches that were tried, or past the common one where the outcome does not say which were."""
+    usual = float(lab.config.common.batch_tokens)
+    low, high = laws.measured.batches if laws.measured else (usual, usual)
+    return low / BEYOND, high * BEYOND
 
 
 def need(lab: Lab, shape: ModelConfig, *, rows: int, recompute: bool) -> int:
@@ -240,11 +252,12 @@ def make_plan(
     free = best(laws, lab, flops, memory=here.memory) if serve_tokens or capped else None
     config, spec, memory = recipe(laws, lab, choice, here)
     seconds = choice.flops / here.speed if here.speed else None
+    notes = (*laws.notes, *_batch_said(laws, lab, choice), *_remarks(laws, choice, factor, here))
     return Plan(
         budget=budget.strip(), budget_flops=flops, choice=choice, interval=interval,
         factor=factor, unlimited=free.loss if free else None, seconds=seconds,
         yuan=None if seconds is None else cost.yuan(cost.get_profile(here.profile)[1], seconds), profile=here.profile,
-        memory=memory, notes=(*laws.notes, *_remarks(laws, choice, factor, here)), spec=spec, config=config,
+        memory=memory, notes=notes, spec=spec, config=config,
     )  # fmt: skip
 
 
@@ -295,6 +308,29 @@ def _remarks(laws: Laws, choice: Choice, factor: float, here: Machine) -> list[t
          f"数据共 {there:,} token，将被重复 {epochs:.1f} 遍；规律不包含重复带来的损失。"),
     ]  # fmt: skip
     return [(en, zh) for holds, en, zh in said if holds]
+
+
+def _batch_said(laws: Laws, lab: Lab, c: Choice) -> list[tuple[str, str]]:
+    """What the batch law says there, how sure, and whether it was followed."""
+    if laws.batch is None:
+        return []
+    law, (low, high) = laws.batch.predict(c.loss), _batch_limits(laws, lab)
+    interval = laws.measured.interval(laws.batch, c.loss) if laws.measured else None
+    between = "" if interval is None else f" ({interval[0]:,.0f} .. {interval[1]:,.0f})"
+    en = f"At {c.loss:.4f} bits per byte the batch law says {law:,.0f} tokens{between}"
+    zh = f"在每字节 {c.loss:.4f} 比特处，批大小规律给出 {law:,.0f} token{between}"
+    if laws.measured:
+        (small, large), (best, worst) = laws.measured.batches, laws.measured.losses
+        at = f"{best:.4f} .. {worst:.4f}"
+        en += f"; it was fitted at {at}, with batches of {small:,.0f} .. {large:,.0f}"
+        zh += f"；该规律拟合于 {at}，所试批大小为 {small:,.0f} .. {large:,.0f}"
+    if not low <= law <= high:
+        en += f". It is not followed more than {BEYOND:g} times past what was tried: {c.batch_tokens:,} are taken"
+        zh += f"。最多外推到所试范围的 {BEYOND:g} 倍：取 {c.batch_tokens:,}"
+    if min(law, high) > c.D / MIN_STEPS + lab.config.seq_len:
+        en += f". So that there are {MIN_STEPS} steps, {c.batch_tokens:,} are taken"
+        zh += f"。为保证至少 {MIN_STEPS} 步，取 {c.batch_tokens:,}"
+    return [(f"{en}.", f"{zh}。")]
 
 
 # --- the recipe

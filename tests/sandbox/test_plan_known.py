@@ -1,12 +1,14 @@
 """What a plan takes from finished experiments, and what it leaves out: other conditions, noisy seeds, older versions."""
 
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 
-from gangpao.sandbox import batch, lr, plan, schedule
+from gangpao.sandbox import batch, fit, lr, plan, schedule
 from gangpao.sandbox.conditions import conditions
 from tests.sandbox.makers import Trials, make_lab, size_of
 from tests.sandbox.test_plan import here, horizons_of, kept, laws, ready, write_json_in
@@ -121,3 +123,55 @@ def test_every_experiment_writes_what_its_outcome_holds_for(tmp_path, module):
     )  # fmt: skip
     outcome = module.run(lab, Trials(lambda spec: 1 + size_of(spec) ** -0.3))
     assert outcome.facts["conditions"] == conditions(lab)
+
+
+def test_the_batch_law_is_not_followed_far_past_what_was_tried(laws, ready):
+    tried = plan.Measured((256.0, 1024.0), (1.5, 2.0), ((0.01, 0.0), (0.0, 0.0)))
+    usual = plan.make_plan("3e11 flops", laws, ready, here=here(laws, ready)).choice
+    for a, taken in ((1e9, 2048), (1.0, 128), (512.0, 512)):
+        found = replace(laws, batch=fit.PowerLaw(a, 0.0), measured=tried)
+        made = plan.make_plan("3e11 flops", found, ready, here=here(found, ready))
+        assert made.choice.batch_tokens == taken
+        [note] = [en for en, _ in made.notes if "the batch law says" in en]
+        assert f"{a:,.0f} tokens ({a * 0.822:,.0f} .. {a * 1.2165:,.0f})" in note or a != 512
+        assert "fitted at 1.5000 .. 2.0000, with batches of 256 .. 1,024" in note
+        assert (f"not followed more than 2 times past what was tried: {taken:,} are taken" in note) == (a != 512)
+        texts = [made.markdown(language) for language in ("en", "zh")]
+        numbers = [sorted(re.findall(r"\d[\d,.]*\d|\d", text)) for text in texts]
+        assert numbers[0] == numbers[1]
+    # Of an outcome that does not say what was tried: from the common batch.
+    unknown = replace(laws, batch=fit.PowerLaw(1e9, 0.0))
+    assert plan.batch_tokens(unknown, ready, usual.N, usual.D) == 512
+    # Never so large that few steps are left.
+    wide = replace(laws, batch=fit.PowerLaw(1e9, 0.0), measured=replace(tried, batches=(256.0, 1e8)))
+    made = plan.make_plan("3e11 flops", wide, ready, here=here(wide, ready))
+    assert plan.MIN_STEPS <= made.choice.steps < 2 * plan.MIN_STEPS
+    assert any("So that there are 50 steps" in en for en, _ in made.notes)
+
+
+def test_the_range_and_the_interval_of_a_batch_law_come_with_it(ready, out, tmp_path):
+    cases = {"sizes": ({"width": 64, "layers": 2}, {"width": 96, "layers": 3}, {"width": 128, "layers": 4})}
+    lab = make_lab(
+        tmp_path, batch={**cases, "batches": (1024, 2048, 4096, 8192, 16384), "seeds": (0, 1)}, common={"tokens": 2**22}
+    )
+
+    def loss(spec):
+        bottom = 1 + 30 * size_of(spec) ** -0.3
+        return bottom * (1 + 0.02 * math.log(spec.batch_tokens / (4e4 * bottom**-4)) ** 2)
+
+    outcome = batch.run(lab, Trials(loss, noise=0.001))
+    law = json.loads(json.dumps(outcome.facts))
+    write_json_in(out / "batch" / "outcome.json", {"facts": law | {"conditions": conditions(ready)}})
+    found = plan.load_laws(out, ready)
+    assert found.measured.batches == (1024, 16384)
+    losses = [s["optimum"]["loss"] for s in law["sweeps"]]
+    assert found.measured.losses == (min(losses), max(losses))
+    assert (found.batch.a, found.batch.b) == (law["law"]["a"], law["law"]["b"])
+    low, high = found.measured.interval(found.batch, losses[1])
+    assert low < found.batch.predict(losses[1]) < high < 3 * low
+    # Without the covariance, as older versions wrote it, there is no interval but still a range.
+    del law["laws"]["loss"]["covariance"], law["conditions"]
+    write_json_in(out / "batch" / "outcome.json", {"facts": law})
+    older = plan.load_laws(out, ready)
+    assert older.measured == replace(found.measured, covariance=None)
+    assert older.measured.interval(older.batch, 2.0) is None
