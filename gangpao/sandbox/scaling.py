@@ -19,6 +19,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from gangpao import cost, machine
 from gangpao.atomic import read_json, write_json
 from gangpao.sandbox import fit, scaling_show
 from gangpao.sandbox.conditions import conditions
@@ -241,9 +242,19 @@ def outcome_of(
 
 
 def _speed(lab: Lab, study: Study) -> float | None:
-    """FLOP/s of the machine: of the largest size's trials, times the trials that ran at a time."""
+    """FLOP/s of the machine: of the largest size's trials, times the trials that ran at a time when they did, never more than this
+    machine has cores."""
     timed = [r for r in (*study.stable, *study.branch) if r.busy > 0 and r.state == "done"]
     most = max((r.N for r in timed), default=0)
     largest = [r for r in timed if most == r.N]
-    busy = sum(r.busy for r in largest)
-    return sum(r.flops for r in largest) / busy * workers_of(lab.config) if busy else None
+    busy, cores = sum(r.busy for r in largest), machine.physical_cores()
+    return sum(r.flops * min(cores, _at_a_time(lab, r)) for r in largest) / busy if busy else None
+
+
+def _at_a_time(lab: Lab, r: Result) -> float:
+    """How many trials shared the machine. An older version wrote it only as the share of the price; else as many as would now."""
+    if r.workers:
+        return r.workers
+    share = cost.yuan(cost.get_profile(lab.config.cost_profile)[1], r.seconds) / r.yuan if r.yuan else 0.0
+    same_price = share >= 0.99 and abs(share - round(share)) < 0.01
+    return round(share) if same_price else workers_of(lab.config)

@@ -83,8 +83,8 @@ class Spec(Frozen):
 class Result(Frozen):
     """What came out. loss: held-out nats a token; bpb: held-out bits a byte of text. N: non-embedding, N_total: all parameters.
 
-    flops: of this run alone (a branch costs its decay). seconds: of the whole trial, busy: of its steps. curve: D -> bpb at
-    the ends of its stages.
+    flops: of this run alone (a branch costs its decay). seconds: of the whole trial, busy: of its steps. workers: trials at a time,
+    0 where an older version did not write it. curve: D -> bpb at the ends of its stages.
     """
 
     key: str
@@ -101,6 +101,7 @@ class Result(Frozen):
     curve: dict[int, float] = Field(default={})
     seconds: float = 0.0
     busy: float = 0.0
+    workers: float = 0.0
     yuan: float = 0.0
     why: str = ""
 
@@ -308,6 +309,7 @@ def _record(
         },
         seconds=seconds,
         busy=busy,
+        workers=_share(lab.config),
         yuan=cost.yuan(cost.get_profile(lab.config.cost_profile)[1], seconds) / _share(lab.config),
         why=why,
     )

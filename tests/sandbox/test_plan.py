@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gangpao import cost
+from gangpao import cost, machine
 from gangpao.atomic import write_json
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import experiment, fit, plan, scaling
@@ -29,8 +29,9 @@ def kept():
 
 
 @pytest.fixture
-def ready(lab, kept):
-    """A sandbox whose scaling study is finished; the tests only read it."""
+def ready(lab, kept, monkeypatch):
+    """A sandbox whose scaling study is finished, on a machine of two cores; the tests only read it."""
+    monkeypatch.setattr(machine, "physical_cores", lambda: 2)
     if not kept:
         lab = with_config(lab)
         experiment.write(scaling.run(lab, Fake(lab)), lab.out / "scaling")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gangpao import cost, machine
 from gangpao.atomic import write_json
 from gangpao.sandbox import experiment, scaling
 from gangpao.sandbox import study as studies
@@ -240,7 +241,32 @@ def test_impossible_studies_are_refused_before_anything_runs(lab, changes, messa
     assert submit.calls == []
 
 
-def test_everything_is_written_in_both_languages(lab, tmp_path):
+def test_the_speed_is_that_of_the_trials_whatever_workers_are_now(lab, monkeypatch):
+    """Each trial makes a billion a second."""
+    monkeypatch.setattr(machine, "physical_cores", lambda: 3)
+    price = cost.yuan_per_second(cost.get_profile()[1])
+
+    def speed(now, **recorded):
+        class Recorded(Fake):
+            def result(self, spec):
+                r = super().result(spec)
+                yuan = price * r.seconds / recorded["share"] if "share" in recorded else 0.0
+                return r.model_copy(update={"workers": recorded.get("workers", 0.0), "yuan": yuan})
+
+        there = with_config(lab)
+        there = replace(there, config=there.config.model_copy(update={"workers": now}))
+        return scaling.run(there, Recorded(there)).facts["speed"]
+
+    assert speed(4, workers=1.0) == pytest.approx(1e9)
+    assert speed(1, workers=2.0) == pytest.approx(2e9)
+    assert speed(1, workers=16.0) == pytest.approx(3e9)  # never more than there are cores
+    assert speed(4, share=1.0) == speed(None, share=1.0) == pytest.approx(1e9)  # of an older version
+    assert speed(2, share=1.37) == pytest.approx(2e9)  # at another price: as now
+    assert speed(8) == pytest.approx(3e9)
+
+
+def test_everything_is_written_in_both_languages(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "physical_cores", lambda: 2)
     lab = with_config(lab, cosine=True, targets=(TARGET,))
     out = scaling.run(lab, Fake(lab, noise=0.001))
     experiment.write(out, tmp_path / "scaling")
