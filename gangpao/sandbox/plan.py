@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gangpao import cost, machine
+from gangpao import cost
 from gangpao.atomic import sync
 from gangpao.config import merge
 from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import fit
+from gangpao.sandbox.budget import HERE, Machine, flops_of, machine_of, parse_budget
 from gangpao.sandbox.conditions import conditions, differing, told
 from gangpao.sandbox.experiment import Language
 from gangpao.sandbox.known import Laws, Measured, load_laws
@@ -45,74 +46,6 @@ __all__ = [
 MIN_STEPS = 50  # fewer are no schedule
 BEYOND = 2.0  # a batch law is followed up to this many times past the batches that were tried
 UNSURE = 0.1  # past its data a law is believed while its 95 % interval is within this share of the loss
-HERE = "this machine"
-_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "秒": 1, "分钟": 60, "小时": 3600, "天": 86400}
-_BUDGET = re.compile(
-    r"\s*([0-9]+(?:[.][0-9]*)?(?:e[+-]?[0-9]+)?)\s*(flops?|yuan|元|s|min|h|d|秒|分钟|小时|天)\s*(?:on\s+(\S.*?))?\s*",
-    re.IGNORECASE,
-)
-
-
-# --- the budget
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where the recipe will run. speed: FLOP/s over all its cores; memory: bytes for training."""
-
-    profile: str
-    speed: float | None
-    memory: int
-    how: tuple[str, str]
-
-
-def machine_of(budget: str, laws: Laws, lab: Lab, *, speed: float | None = None, memory: int | None = None) -> Machine:
-    """The machine that a budget names ("... on PROFILE"), else the one that the sandbox ran on, whose speed was measured."""
-    own, where = cost.get_profile(lab.config.cost_profile)[0], parse_budget(budget)[2]
-    name = cost.get_profile(where)[0] if where else own
-    if speed is not None:
-        if not (math.isfinite(speed) and speed > 0):
-            raise ValueError(f"speed {speed}: give FLOP/s above zero, for example 5e10")
-        how = ("the speed that was given", "给定的速度")
-    else:
-        speed = laws.speed if name == own else None
-        how = (
-            "the sandbox's largest trials, times the trials at a time: one run over all cores is taken to be as fast",
-            "沙盒最大的试验乘以同时运行的试验数：假定一次训练占用全部核心时同样快",
-        )
-    return Machine(name, speed, machine.available_memory() if memory is None else memory, how)
-
-
-def parse_budget(text: str) -> tuple[float, str, str | None]:
-    """Amount, unit (flops, s or yuan) and profile (None: this machine) of '8 h on this machine', '3e19 flops', '2000 yuan on
-    desktop-cpu'. Raises ValueError saying how to write it."""
-    found = _BUDGET.fullmatch(text)
-    if found is None:
-        raise ValueError(
-            f"budget {text!r:.60}: write it like '8 h on this machine', '3e19 flops' or '2000 yuan on desktop-cpu'"
-        )
-    amount, unit = float(found[1]), found[2].lower()
-    if not (math.isfinite(amount) and amount > 0):
-        raise ValueError(f"budget {text!r:.60}: {found[1]} is no amount above zero")
-    where = None if (found[3] or HERE).lower() == HERE else found[3]
-    if unit in _SECONDS:
-        return amount * _SECONDS[unit], "s", where
-    return amount, "flops" if unit.startswith("flop") else "yuan", where
-
-
-def flops_of(budget: str, here: Machine) -> float:
-    """What a budget buys on a machine. Raises ValueError where its speed is not known, or it costs nothing."""
-    amount, unit, _ = parse_budget(budget)
-    if unit == "flops":
-        return amount
-    if here.speed is None:
-        raise ValueError(
-            f"budget {budget!r:.60}: how fast {here.profile} trains is not known; give its speed in FLOP/s, or flops"
-        )
-    price = cost.yuan_per_second(cost.get_profile(here.profile)[1])
-    if unit == "yuan" and not price:
-        raise ValueError(f"budget {budget!r:.60}: {here.profile} costs nothing: give hours or flops")
-    return amount * here.speed / (price if unit == "yuan" else 1.0)
 
 
 # --- the choice
@@ -252,7 +185,11 @@ def make_plan(
     free = best(laws, lab, flops, memory=here.memory) if serve_tokens or capped else None
     config, spec, memory = recipe(laws, lab, choice, here)
     seconds = choice.flops / here.speed if here.speed else None
-    notes = (*laws.notes, *_batch_said(laws, lab, choice), *_remarks(laws, choice, factor, here))
+    more = best(laws, lab, flops, serve_tokens=serve_tokens, max_params=max_params)
+    notes = (
+        *laws.notes, *_batch_said(laws, lab, choice), *_remarks(laws, choice, factor, here),
+        *_memory_said(choice, more, config, memory, here),
+    )  # fmt: skip
     return Plan(
         budget=budget.strip(), budget_flops=flops, choice=choice, interval=interval,
         factor=factor, unlimited=free.loss if free else None, seconds=seconds,
@@ -331,6 +268,27 @@ def _batch_said(laws: Laws, lab: Lab, c: Choice) -> list[tuple[str, str]]:
         en += f". So that there are {MIN_STEPS} steps, {c.batch_tokens:,} are taken"
         zh += f"。为保证至少 {MIN_STEPS} 步，取 {c.batch_tokens:,}"
     return [(f"{en}.", f"{zh}。")]
+
+
+def _memory_said(
+    c: Choice, more: Choice | None, config: TrainConfig, memory: int, here: Machine
+) -> list[tuple[str, str]]:
+    """Where memory decided something, or was not known. more: the choice without its limit."""
+    said, have = [], show_bytes(here.memory)
+    if here.assumed:
+        en = f"The memory of {here.profile} is taken to be this machine's, {have}: give --memory."
+        said.append((en, f"假定 {here.profile} 的内存与本机相同，为 {have}：请给出 --memory。"))
+    if more is not None and (more.width, more.layers) != (c.width, c.layers):
+        en = f"{have} of memory limited the size: with more, {more.width}x{more.layers} would be best, at {more.loss:.4f}."
+        zh = f"{have} 内存限制了尺寸：内存更多时最优为 {more.width}x{more.layers}，预测 {more.loss:.4f}。"
+        said.append((en, zh))
+    elif config.recompute:
+        en = f"With {have} of memory activations are recomputed, which takes time that is not counted here."
+        said.append((en, f"内存只有 {have}，因此重算激活值，其耗时未计入。"))
+    if memory > here.memory:
+        en = f"Even so it takes {show_bytes(memory)}, more than there is."
+        said.append((en, f"即便如此仍需 {show_bytes(memory)}，超出现有内存。"))
+    return said
 
 
 # --- the recipe

@@ -152,6 +152,9 @@ def plan(
     speed: Annotated[
         float | None, typer.Option("--speed", help="FLOP/s of the machine; none: what the sandbox measured.")
     ] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", help="GB of the machine that trains; none: all that this one has.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go further than the data supports.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     overrides: Set = None,
@@ -167,7 +170,10 @@ def plan(
     language = _language(lang)
     lab = Lab.open(load_sandbox_config(config, tuple(overrides or ())), out)
     laws = planning.load_laws(out, lab)
-    here = planning.machine_of(budget, laws, lab, speed=speed)
+    if memory is not None and not (math.isfinite(memory) and memory > 0):
+        raise ValueError(f"--memory {memory}: GB above zero, for example 16")
+    given = None if memory is None else round(memory * 1e9)
+    here = planning.machine_of(budget, laws, lab, speed=speed, memory=given)
     limit = math.inf if max_params is None else max_params
     made = planning.make_plan(budget, laws, lab, here=here, serve_tokens=serve_tokens, max_params=limit, force=force)
     print(json.dumps(made.json(), ensure_ascii=False) if as_json else made.markdown(language))

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from gangpao import machine
 from gangpao.sandbox import batch, fit, lr, plan, schedule
 from gangpao.sandbox.conditions import conditions
+from gangpao.train import pretrain
 from tests.sandbox.makers import Trials, make_lab, size_of
 from tests.sandbox.test_plan import here, horizons_of, kept, laws, ready, write_json_in
 
@@ -175,3 +177,18 @@ def test_the_range_and_the_interval_of_a_batch_law_come_with_it(ready, out, tmp_
     older = plan.load_laws(out, ready)
     assert older.measured == replace(found.measured, covariance=None)
     assert older.measured.interval(older.batch, 2.0) is None
+
+
+def test_memory_that_decides_is_said(laws, ready, monkeypatch):
+    monkeypatch.setattr(machine, "available_memory", lambda: 1)  # what is free now decides nothing
+    monkeypatch.setattr(machine, "total_memory", lambda: 4 * 10**9)
+    free = plan.make_plan("3e11 flops", laws, ready)
+    assert not [en for en, _ in free.notes if "memory" in en]
+    least = plan.need(ready, pretrain.model_config(free.config, ready.built), rows=1, recompute=True)
+    for memory, text in ((free.memory - 1, "are recomputed"), (least - 1, "of memory limited the size: with more, ")):
+        made = plan.make_plan("3e11 flops", laws, ready, here=here(laws, ready, memory=memory), force=True)
+        assert [en for en, _ in made.notes if text in en]
+    there = plan.make_plan("3e11 flops on cloud-2-vcpu", laws, ready)
+    assert [en for en, _ in there.notes if "is taken to be this machine's, 4 GB: give --memory" in en]
+    with pytest.raises(ValueError, match="above zero"):
+        here(laws, ready, memory=0)
