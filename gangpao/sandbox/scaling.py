@@ -128,36 +128,25 @@ def target_specs(lab: Lab) -> list[Spec]:
 def predict(lab: Lab, fits: dict[str, Fitted], targets: Sequence[Spec]) -> dict[str, Any]:
     """What the laws say about the targets, on disk before a target is submitted.
 
-    A file for the same points and targets is kept as it is. For others it is moved aside, but not when all targets have
+    A file for the same points, floor and targets is kept as it is. For others it is moved aside, but not when all targets have
     run by then: what is said so late is no prediction, and is not written. With further targets for the same points, what was
-    said of the old ones stays. For each target, `stamps` says when that was and `before` whether its result was unknown.
+    said of the old ones stays; under another floor that of the laws without one stays. For each target, `stamps` says when that
+    was and `before` whether its result was unknown; `coupled` the same of the law with a floor, and under which.
     """
     path = lab.out / "scaling" / PREDICTIONS
     asked: list[dict[str, Any]] = []
     for q in targets:
         N, _, flops = cost_of(lab, q)
         asked.append({"size": f"{q.width}x{q.layers}", "N": N, "D": q.tokens, "seed": q.seed, "flops": flops})
-    digest = fingerprint({name: f.results for name, f in fits.items()})
+    floor = lab.config.scaling.floor
+    record = _said_now(fits, asked, [lab.result(spec) is None for spec in targets], floor)
+    late = not any(record["before"])
     old = read_json(path) if path.exists() else None
-    same = old is not None and old["points_sha256"] == digest
-    if old is not None and same and old["targets"] == asked:
-        return dict(old)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record: dict[str, Any] = {
-        "written": now,
-        "points_sha256": digest,
-        "targets": asked,
-        "stamps": [now for _ in asked],
-        "before": [lab.result(spec) is None for spec in targets],
-        "laws": {
-            name: [_predicted(f.law, t["N"], t["D"]) for t in asked]
-            for name, f in fits.items()
-            if f.law is not None and name != "total"
-        },
-    }
-    if old is not None and same:
+    if old is not None and old["points_sha256"] == record["points_sha256"]:
+        if old.get("digest", record["digest"]) == record["digest"] and old["targets"] == asked:
+            return dict(old)
         _keep(record, old)
-    if old is not None and not any(record["before"]):
+    if old is not None and late:
         return record
     if old is not None:
         path.rename(path.with_name(f"predictions-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.json"))
@@ -166,15 +155,46 @@ def predict(lab: Lab, fits: dict[str, Fitted], targets: Sequence[Spec]) -> dict[
     return record
 
 
+def _said_now(
+    fits: dict[str, Fitted], asked: list[dict[str, Any]], before: list[bool], floor: tuple[float, float] | None
+) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    points = fingerprint({name: f.results for name, f in fits.items()})
+    known = list(floor) if floor else None
+    own = {"stamps": [now for _ in asked], "before": list(before), "floors": [known for _ in asked]}
+    return {
+        "written": now,
+        "points_sha256": points,
+        "digest": hashlib.sha256(json.dumps([points, known]).encode()).hexdigest(),
+        "targets": asked,
+        "stamps": [now for _ in asked],
+        "before": before,
+        **({"coupled": own} if floor else {}),
+        "laws": {
+            name: [_predicted(f.law, t["N"], t["D"]) for t in asked]
+            for name, f in fits.items()
+            if f.law is not None and name != "total"
+        },
+    }
+
+
 def _keep(record: dict[str, Any], old: dict[str, Any]) -> None:
-    """What was said of a target from the same points stays as it was, with its time."""
+    """What was said of a target from the same points stays as it was, with its time; that of the law with a floor under the same
+    floor only, or under one that an older version did not write."""
     stamps = old.get("stamps", [old["written"] for _ in old["targets"]])
+    own = old.get("coupled", {"stamps": stamps, "before": old["before"], "floors": [None for _ in old["targets"]]})
     for i, asked in enumerate(record["targets"]):
-        if asked in old["targets"]:
-            j = old["targets"].index(asked)
-            record["stamps"][i], record["before"][i] = stamps[j], old["before"][j]
-            for name in record["laws"].keys() & old["laws"].keys():
-                record["laws"][name][i] = old["laws"][name][j]
+        if asked not in old["targets"]:
+            continue
+        j = old["targets"].index(asked)
+        record["stamps"][i], record["before"][i] = stamps[j], old["before"][j]
+        for name in record["laws"].keys() & old["laws"].keys() - {"coupled"}:
+            record["laws"][name][i] = old["laws"][name][j]
+        both = "coupled" in record["laws"] and "coupled" in old["laws"]
+        if both and own["floors"][j] in (None, record["coupled"]["floors"][i]):
+            record["laws"]["coupled"][i] = old["laws"]["coupled"][j]
+            for key in own:
+                record["coupled"][key][i] = own[key][j]
 
 
 def fingerprint(groups: dict[str, list[Result]]) -> str:
@@ -189,17 +209,20 @@ def _predicted(law: fit.ScalingFit | CoupledFit, N: float, D: float) -> dict[str
 
 
 def judged(record: dict[str, Any], fits: dict[str, Fitted], ran: Sequence[Result]) -> list[dict[str, Any]]:
-    """Predicted against actual, for each target and law; the actual loss is None where a target did not end well. study_share:
-    what the trials of the law cost, of the target's cost."""
+    """Predicted against actual, for each target and law; the actual loss is None where a target did not end well. said: when it
+    was predicted; floor: under which, None for laws without one or where it was not written. study_share: what the trials of the
+    law cost, of the target's cost."""
     out = []
     for i, (asked, result) in enumerate(zip(record["targets"], ran, strict=True)):
         for name, values in record["laws"].items():
             p, actual = values[i], result.bpb
+            own = record.get(name, record)  # the law with a floor may have been asked at another time
             out.append({
                 "law": name, **asked, "predicted": p["bpb"], "low": p["low"], "high": p["high"], "actual": actual,
                 "error": None if actual is None else 100 * (p["bpb"] / actual - 1),
                 "inside": None if actual is None else p["low"] <= actual <= p["high"],
-                "before": record["before"][i], "study_share": fits[name].flops / asked["flops"],
+                "before": own["before"][i], "said": own.get("stamps", [record["written"]] * (i + 1))[i],
+                "floor": own["floors"][i] if "floors" in own else None, "study_share": fits[name].flops / asked["flops"],
             })  # fmt: skip
     return out
 

@@ -161,6 +161,8 @@ def _tests_said(tests: list[dict[str, Any]], noise: fit.Noise | None) -> list[tu
         inside = ("inside", "之内") if t["inside"] else ("outside", "之外")
         late = ("", "") if t["before"] else (" Said after the run, it is no prediction.", "在训练之后给出，不算预测。")
         share, error = f"{t['study_share']:.1%}", f"{t['error']:+.2f} %"
+        under = _under(t)
+        en, zh = en + under[0], zh + under[1]
         en = f"Target {where}, {en}: predicted {numbers}, came {t['actual']:.4f}, error {error}, {inside[0]} the interval;"
         zh = f"目标 {where}，{zh}：预测 {numbers}，实际 {t['actual']:.4f}，误差 {error}，在区间{inside[1]}；"
         en = f"{en} the study cost {share} of this run.{late[0]}"
@@ -170,6 +172,16 @@ def _tests_said(tests: list[dict[str, Any]], noise: fit.Noise | None) -> list[tu
         en = f"A target is one run, so {two} of a difference may be its seed."
         said.append((en, f"每个目标只训练一次，{two} 的差异可能来自种子。"))
     return said
+
+
+def _under(t: dict[str, Any]) -> tuple[str, str]:
+    """When a prediction was made, and of the law with a floor under which."""
+    en, zh = f" (said {t['said']}", f"（{t['said']} 给出"
+    if t["law"] == "coupled":
+        known = t["floor"]
+        en += f" with E taken to be {known[0]:g} ± {known[1]:g}" if known else " under a floor that was not written"
+        zh += f"，事先假定 E 为 {known[0]:g} ± {known[1]:g}" if known else "，未写明当时的下限"
+    return f"{en})", f"{zh}）"
 
 
 # --- the picture

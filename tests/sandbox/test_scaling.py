@@ -185,6 +185,53 @@ def test_predictions_are_never_rewritten(lab):
     assert [p.read_bytes() for p in aside] == [kept[0]]
 
 
+def test_another_floor_is_another_prediction(lab):
+    def at(floor, sizes=(TARGET,)):
+        return with_config(lab, targets=sizes, target_tokens=(819_200,), floor=floor)
+
+    def said(out, law="coupled"):
+        return [(t["predicted"], t["before"], t["floor"]) for t in out.facts["targets"] if t["law"] == law]
+
+    path = lab.out / "scaling" / scaling.PREDICTIONS
+    first = scaling.run(at((0.6, 0.05)), Fake(lab))
+    kept = path.read_bytes()
+    [(low, _, _)] = said(first)
+    assert said(first) == [(low, True, [0.6, 0.05])]
+    assert said(first, "wsd")[0][1:] == (True, None)
+    assert re.search(r"\(said 20\d\d-[-\dT:+]* with E taken to be 0.6 ± 0.05\)", first.verdict["en"])
+    # The target has run: under another floor its law says something else, too late; that of the other law stays.
+    other = scaling.run(at((0.1, 0.01)), Fake(lab))
+    [(high, before, floor)] = said(other)
+    assert (before, floor) == (False, [0.1, 0.01])
+    assert abs(high / low - 1) > 1e-6
+    assert said(other, "wsd") == said(first, "wsd")
+    assert other.verdict["en"].count("no prediction") == 1
+    assert path.read_bytes() == kept
+    assert said(scaling.run(at((0.6, 0.05)), Fake(lab))) == said(first)
+    # A further target under another floor: each keeps what was said of it, and the old file stays beside the new one.
+    more = scaling.run(at((0.1, 0.01), (TARGET, Size(width=160, layers=6))), Fake(lab))
+    assert said(more)[0] == (high, False, [0.1, 0.01])
+    assert said(more)[1][1:] == (True, [0.1, 0.01])
+    assert said(more, "wsd")[0] == said(first, "wsd")[0]
+    assert [p.read_bytes() for p in path.parent.glob("predictions-*.json")] == [kept]
+    assert numbers(more.verdict["en"]) == numbers(more.verdict["zh"])
+
+
+def test_predictions_of_an_older_version_stay_and_say_that_their_floor_is_not_known(lab):
+    lab = with_config(lab, targets=(TARGET,), target_tokens=(819_200,), floor=(0.6, 0.05))
+    scaling.run(lab, Fake(lab))
+    path = lab.out / "scaling" / scaling.PREDICTIONS
+    old = json.loads(path.read_text())
+    for key in ("digest", "coupled"):
+        del old[key]
+    write_json(path, old)
+    kept = path.read_bytes()
+    again = scaling.run(lab, Fake(lab))
+    assert path.read_bytes() == kept
+    assert all(t["before"] for t in again.facts["targets"])
+    assert f"said {old['written']} under a floor that was not written)" in again.verdict["en"]
+
+
 def test_a_crash_between_prediction_and_target_changes_nothing(lab):
     lab = with_config(lab, targets=(TARGET,), target_tokens=(819_200,))
 
