@@ -44,7 +44,7 @@ __all__ = [
     "ScalingFit", "ScalingLaw", "fit_optimum", "fit_power", "fit_scaling", "held_out", "seed_noise",
 ]  # fmt: skip
 
-SUPPORT = 8.0  # a law is believed up to this many times the largest N or D it was fitted to
+SUPPORT = 8.0  # a law is believed up to this many times outside the N and D it was fitted to
 SKEW = 0.3  # of a sweep: its cubic term over its curvature, per unit of log x
 VAGUE = 30.0  # an exponent is not known whose 95 % interval is wider than this factor
 OUTLIER = 6.0  # times the robust scale of the residuals: farther points are left out

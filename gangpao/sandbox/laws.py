@@ -451,7 +451,21 @@ class Extent:
         """The largest N and D of the points."""
         return max(p.N for p in self.points), max(p.D for p in self.points)
 
-    def reach(self, N: float, D: float) -> float:
-        """How many times past the points this is, in N or in D; 1 within."""
+    @property
+    def starts(self) -> tuple[float, float]:
+        """The smallest N and D of the points."""
+        return min(p.N for p in self.points), min(p.D for p in self.points)
+
+    def above(self, N: float, D: float) -> float:
+        """How many times past the largest points this is, in N or in D; 1 where it is not."""
         n, d = self.ends
         return max(1.0, N / n, D / d)
+
+    def below(self, N: float, D: float) -> float:
+        """How many times below the smallest points this is, in N or in D; 1 where it is not."""
+        n, d = self.starts
+        return max(1.0, n / N, d / D)
+
+    def reach(self, N: float, D: float) -> float:
+        """How many times outside the points this is, in N or in D, above or below; 1 within."""
+        return max(self.above(N, D), self.below(N, D))

@@ -5,8 +5,8 @@ it (FLOPs counted exactly, because embedding and head are a large part of a smal
 predicted loss is taken. Tokens that the model will serve later may be paid from the same budget, and parameters capped:
 both lead to a smaller model that is trained for longer.
 
-A law is only believed up to `fit.SUPPORT` times past its data, and there while its interval is narrow enough (UNSURE). Else
-`make_plan` refuses and says what to run first.
+A law is only believed up to `fit.SUPPORT` times outside its data, above or below, and there while its interval is narrow
+enough (UNSURE). Else `make_plan` refuses and says what to run first.
 
 What it gives up: the law was measured at the sandbox's own batch size, and a better batch should only lower the loss; the
 time is that of the steps, without evaluation; interactions of the laws are not known.
@@ -40,12 +40,12 @@ from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, Trai
 
 __all__ = [
     "HERE", "MIN_STEPS", "UNSURE", "Choice", "Laws", "Machine", "Measured", "Plan", "batch_tokens", "best", "conditions",
-    "flops_of", "load_laws", "machine_of", "make_plan", "need", "parse_budget", "recipe", "shapes", "to_toml", "write",
+    "epochs", "flops_of", "load_laws", "machine_of", "make_plan", "need", "parse_budget", "recipe", "shapes", "to_toml", "write",
 ]  # fmt: skip
 
 MIN_STEPS = 50  # fewer are no schedule
 BEYOND = 2.0  # a batch law is followed up to this many times past the batches that were tried
-UNSURE = 0.1  # past its data a law is believed while its 95 % interval is within this share of the loss
+UNSURE = 0.1  # outside its data a law is believed while its 95 % interval is within this share of the loss
 
 
 # --- the choice
@@ -181,13 +181,14 @@ def make_plan(
         )
     factor, interval = laws.scaling.reach(choice.N, choice.D), laws.scaling.interval(choice.N, choice.D)
     if not force and (why := _unsupported(laws, choice, factor, interval)):
-        raise ValueError(f"budget {budget!r}: {why}, give a smaller budget, or force the plan")
+        other = "larger" if factor > laws.scaling.above(choice.N, choice.D) else "smaller"
+        raise ValueError(f"budget {budget!r}: {why}, give a {other} budget, or force the plan")
     free = best(laws, lab, flops, memory=here.memory) if serve_tokens or capped else None
     config, spec, memory = recipe(laws, lab, choice, here)
     seconds = choice.flops / here.speed if here.speed else None
     more = best(laws, lab, flops, serve_tokens=serve_tokens, max_params=max_params)
     notes = (
-        *laws.notes, *_batch_said(laws, lab, choice), *_remarks(laws, choice, factor, here),
+        *laws.notes, *_batch_said(laws, lab, choice), *_remarks(laws, lab, choice, config, here),
         *_memory_said(choice, more, config, memory, here),
     )  # fmt: skip
     return Plan(
@@ -210,18 +211,23 @@ def _same(laws: Laws, lab: Lab) -> None:
 
 def _unsupported(laws: Laws, c: Choice, factor: float, interval: tuple[float, float]) -> str | None:
     """Why a law is not believed there and what to run; None where it is."""
-    N, D = laws.scaling.ends
-    weak, (low, high) = laws.scaling.undetermined, interval
-    far = (
-        f"the best is {c.N:,} parameters ({c.width}x{c.layers}) on {c.D:,} tokens. The law was measured up to "
-        f"{N:,.0f} parameters and {D:,.0f} tokens: {factor:.3g} times past that, and "
+    (N, D), (n, d) = laws.scaling.ends, laws.scaling.starts
+    weak, (low, high), below = laws.scaling.undetermined, interval, factor > laws.scaling.above(c.N, c.D)
+    measured = (
+        f"from {n:,.0f} parameters and {d:,.0f} tokens on: {factor:.3g} times below that"
+        if below
+        else f"up to {N:,.0f} parameters and {D:,.0f} tokens: {factor:.3g} times past that"
     )
+    far = f"the best is {c.N:,} parameters ({c.width}x{c.layers}) on {c.D:,} tokens. The law was measured {measured}, and "
     if factor > 1 and weak:
         wanted = "three or more sizes and token counts, wider apart"
         return f"{far}its points do not tell {' and '.join(weak)}. Run `gangpao sandbox scaling` with {wanted}"
     if factor > fit.SUPPORT:
-        sizes, tokens = max(N, c.N / fit.SUPPORT), max(D, c.D / fit.SUPPORT)
-        wanted = f"sizes up to about {sizes:,.0f} parameters and tokens up to about {tokens:,.0f}"
+        if below:
+            sizes, tokens, way = min(n, c.N * fit.SUPPORT), min(d, c.D * fit.SUPPORT), "down"
+        else:
+            sizes, tokens, way = max(N, c.N / fit.SUPPORT), max(D, c.D / fit.SUPPORT), "up"
+        wanted = f"sizes {way} to about {sizes:,.0f} parameters and tokens {way} to about {tokens:,.0f}"
         return f"{far}it supports {fit.SUPPORT:g}. Run `gangpao sandbox scaling` with {wanted}"
     if factor > 1 and high - low > 2 * UNSURE * c.loss:
         wanted = "more sizes, token counts or seeds"
@@ -229,22 +235,42 @@ def _unsupported(laws: Laws, c: Choice, factor: float, interval: tuple[float, fl
     return None
 
 
-def _remarks(laws: Laws, choice: Choice, factor: float, here: Machine) -> list[tuple[str, str]]:
+def _remarks(laws: Laws, lab: Lab, c: Choice, config: TrainConfig, here: Machine) -> list[tuple[str, str]]:
     """What a reader has to know before believing the plan."""
-    exact, speed = choice.flops / (6 * choice.N * choice.D), here.speed or 0.0
-    there = laws.tokens_there
-    epochs = choice.D / there if there else 0.0
+    exact, speed = c.flops / (6 * c.N * c.D), here.speed or 0.0
+    above, below = laws.scaling.above(c.N, c.D), laws.scaling.below(c.N, c.D)
+    seen = epochs(lab, config)
+    most = max(seen, key=lambda name: seen[name], default="")
     said = [
         (True, f"FLOPs are counted exactly: {exact:.2f} times 6ND, because of embedding, head and attention.",
          f"FLOPs 为精确计数，是 6ND 的 {exact:.2f} 倍，因为计入了词嵌入、输出层和注意力。"),
         (here.speed is not None, f"Time from {here.how[0]}: {speed:.3g} FLOP/s.",
          f"时间依据{here.how[1]}：{speed:.3g} FLOP/s。"),
-        (factor > 1, f"This is {factor:.3g} times past the largest runs that the law was fitted to.",
-         f"这超出规律所拟合的最大训练 {factor:.3g} 倍。"),
-        (epochs > 1, f"The data has {there:,} tokens and is seen {epochs:.1f} times; the law does not know what that costs.",
-         f"数据共 {there:,} token，将被重复 {epochs:.1f} 遍；规律不包含重复带来的损失。"),
+        (above > 1, f"This is {above:.3g} times past the largest runs that the law was fitted to.",
+         f"这超出规律所拟合的最大训练 {above:.3g} 倍。"),
+        (below > 1, f"This is {below:.3g} times below the smallest runs that the law was fitted to.",
+         f"这比规律所拟合的最小训练还小 {below:.3g} 倍。"),
     ]  # fmt: skip
+    if most and seen[most] > 1:
+        there, times = lab.built.train[most].num_tokens, seen[most]
+        repeated = sum(value > 1 for value in seen.values())
+        en = f"Of {len(seen)} sources {repeated} are seen more than once, {most} ({there:,} tokens) most: {times:.1f} times"
+        zh = f"{len(seen)} 个来源中有 {repeated} 个会被重复，其中 {most}（{there:,} token）最多：{times:.1f} 遍"
+        said.append((True, f"{en}; the law does not know what that costs.", f"{zh}；规律不包含重复带来的损失。"))
     return [(en, zh) for holds, en, zh in said if holds]
+
+
+def epochs(lab: Lab, config: TrainConfig) -> dict[str, float]:
+    """How many times a run sees each source: by its weight in every stage, of the tokens it has; infinite for one without any."""
+    sizes = {name: float(shards.num_tokens) for name, shards in lab.built.train.items()}
+    seen: dict[str, float] = {}
+    for stage, steps in zip(config.stages, config.stage_steps(), strict=True):
+        mixture = stage.mixture or sizes
+        whole = sum(mixture.values())
+        for name, weight in mixture.items():
+            tokens = steps * config.batch_tokens * weight / whole
+            seen[name] = seen.get(name, 0.0) + (tokens and (tokens / sizes[name] if sizes[name] else math.inf))
+    return {name: value for name, value in seen.items() if value}
 
 
 def _batch_said(laws: Laws, lab: Lab, c: Choice) -> list[tuple[str, str]]:
@@ -296,7 +322,7 @@ def _memory_said(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A recipe with what it should give. interval: 95 %, of the predicted bits per byte. factor: how far past the law's data it
+    """A recipe with what it should give. interval: 95 %, of the predicted bits per byte. factor: how far outside the law's data it
     goes, 1 within. unlimited: loss of the best shape for all of the budget, when serving or a cap cost some. spec: the trial that
     the run is, config: the run."""
 

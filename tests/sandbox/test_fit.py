@@ -239,7 +239,8 @@ def test_a_size_or_a_token_count_that_does_not_matter():
 def test_reach_and_what_is_held_out():
     found = fit_scaling(points(0.001), resamples=20)
     assert found.ends == (2.5e6, 4e7)
-    assert found.reach(1e5, 1e5) == 1.0
+    assert (found.starts, found.reach(*found.starts)) == ((2e5, 5e6), 1.0)
+    assert [found.reach(2e5, 1e6), found.reach(1e5, 4e8)] == pytest.approx([found.below(2e5, 1e6), 10]) == [5, 10]
     assert found.reach(5e6, 4e7) == pytest.approx(2)
     assert found.reach(5e6, 4e8) == pytest.approx(10)
     assert fit.SUPPORT >= 4

@@ -192,3 +192,38 @@ def test_memory_that_decides_is_said(laws, ready, monkeypatch):
     assert [en for en, _ in there.notes if "is taken to be this machine's, 4 GB: give --memory" in en]
     with pytest.raises(ValueError, match="above zero"):
         here(laws, ready, memory=0)
+
+
+def test_a_plan_far_below_the_data_is_refused_as_well(laws, ready):
+    points = [replace(p, N=100 * p.N, D=20 * p.D) for p in laws.scaling.points]
+    far = replace(laws, scaling=fit.fit_scaling(points))
+    with pytest.raises(ValueError, match=r"times below that, and it supports 8\. Run .* give a larger budget") as error:
+        plan.make_plan("3e11 flops", far, ready, here=here(far, ready))
+    n, d = far.scaling.starts
+    assert f"measured from {n:,.0f} parameters and {d:,.0f} tokens on" in str(error.value)
+    sizes, tokens = (int(v.replace(",", "")) for v in re.findall(r"down to about ([\d,]+)", str(error.value)))
+    forced = plan.make_plan("3e11 flops", far, ready, here=here(far, ready), force=True)
+    assert forced.factor == max(n / forced.choice.N, d / forced.choice.D) > fit.SUPPORT
+    assert any(f"This is {forced.factor:.3g} times below the smallest runs" in en for en, _ in forced.notes)
+    loss = far.scaling.predict(sizes - 1, tokens - 1)
+    with_them = [*points, replace(points[0], N=sizes - 1, D=tokens - 1, loss=loss)]
+    assert fit.fit_scaling(with_them).reach(forced.choice.N, forced.choice.D) <= fit.SUPPORT
+
+
+def test_the_source_that_is_repeated_most_is_named(laws, ready):
+    """Weights by stage and the tokens of each source, not all tokens in one heap."""
+    made = plan.make_plan("3e11 flops", laws, ready, here=here(laws, ready))
+    steps, batch_size = made.config.stage_steps(), made.config.batch_tokens
+    shards = ready.built.train
+    stages = list(zip(steps, (ready.stable, ready.decay), strict=True))
+    seen = {
+        name: sum(n * batch_size * m.get(name, 0.0) / sum(m.values()) for n, m in stages) / shards[name].num_tokens
+        for name in shards
+    }
+    assert plan.epochs(ready, made.config) == pytest.approx({name: value for name, value in seen.items() if value})
+    most = max(seen, key=seen.get)
+    [note] = [en for en, _ in made.notes if "seen more than once" in en]
+    assert f"{most} ({shards[most].num_tokens:,} tokens) most: {seen[most]:.1f} times" in note
+    skewed = replace(ready, stable={"stories": 1e-6, "sums": 1.0})
+    others = plan.epochs(skewed, plan.recipe(laws, skewed, made.choice, here(laws, ready))[0])
+    assert max(others, key=others.get) == "sums"
