@@ -5,12 +5,14 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from gangpao import machine
-from gangpao.sandbox import batch, fit, lr, plan, schedule
+from gangpao.sandbox import batch, fit, lr, plan, schedule, show
 from gangpao.sandbox.conditions import conditions
+from gangpao.sandbox.trial import Lab
 from gangpao.train import pretrain
 from tests.sandbox.makers import Trials, make_lab, size_of
 from tests.sandbox.test_plan import here, horizons_of, kept, laws, ready, write_json_in
@@ -227,3 +229,17 @@ def test_the_source_that_is_repeated_most_is_named(laws, ready):
     skewed = replace(ready, stable={"stories": 1e-6, "sums": 1.0})
     others = plan.epochs(skewed, plan.recipe(laws, skewed, made.choice, here(laws, ready))[0])
     assert max(others, key=others.get) == "sums"
+
+
+def test_the_command_takes_memory_in_gb(laws, ready, monkeypatch, capsys):
+    monkeypatch.setattr("gangpao.sandbox.config.load_sandbox_config", lambda *_: ready.config)
+    monkeypatch.setattr(Lab, "open", lambda *_: ready)
+    monkeypatch.setattr(machine, "total_memory", lambda: 4 * 10**9)
+    options = {"toml": None, "serve_tokens": 0, "max_params": None, "speed": None, "force": True, "as_json": False}
+    little = plan.make_plan("3e11 flops", laws, ready).memory - 1000
+    for memory, limited in ((None, False), (little / 1e9, True)):
+        show.plan(Path("x.toml"), ready.out, "3e11 flops", **options, memory=memory)
+        assert ("of memory activations are recomputed" in capsys.readouterr().out) == limited
+    for wrong in (0.0, math.nan):
+        with pytest.raises(ValueError, match=r"--memory .* GB above zero"):
+            show.plan(Path("x.toml"), ready.out, "3e11 flops", **options, memory=wrong)
