@@ -55,12 +55,17 @@ def anthropic_body(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
+def ollama_body(error: ApiError) -> dict[str, Any]:
+    """The error as Ollama's JSON."""
+    return {"error": error.message}
+
+
 def body_for(path: str, error: ApiError) -> dict[str, Any]:
     """The error in the form of the API that a request's path belongs to."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return anthropic_body(error)
     if path.startswith("/api/"):
-        return {"error": error.message}  # Ollama's
+        return ollama_body(error)
     return error.body
 
 

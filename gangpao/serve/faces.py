@@ -1,26 +1,20 @@
-"""What the faces of other APIs have in common: a chat's chunks as plain events, and errors in their own form.
+"""What the faces of other APIs have in common: a chat's chunks as plain events, and errors that name their fields.
 
 An answer is Started, then Words, Called and Argument in the order they come, then Ended. A face turns each into its own events;
 none of them looks into OpenAI's chunks.
 """
 
 import contextlib
-import functools
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
-
-from starlette.requests import Request
-from starlette.responses import Response
 
 from gangpao.serve import chat_core
 from gangpao.serve.errors import ApiError
 from gangpao.serve.server import Server
-from gangpao.serve.stream import Json
 
 Body = dict[str, Any]
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Started(NamedTuple):
@@ -115,19 +109,6 @@ def _said(delta: Body) -> list[Event]:
         if function["arguments"]:
             out.append(Argument(function["arguments"]))
     return out
-
-
-def with_errors(handler: Handler, body_of: Callable[[ApiError], Body]) -> Handler:
-    """A route whose ApiErrors are answered in the form that `body_of` gives them."""
-
-    @functools.wraps(handler)
-    async def route(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return Json(body_of(error), error.status, headers=error.headers)
-
-    return route
 
 
 def given(**fields: Any) -> Body:

@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gangpao.serve import completions, embeddings, ollama_models, schema
-from gangpao.serve.errors import ApiError
+from gangpao.serve.errors import ApiError, ollama_body
 from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given, renaming
-from gangpao.serve.ollama_models import error_body, model_name, stamp
+from gangpao.serve.ollama_models import model_name, stamp
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
 from gangpao.serve.stream import Json, client_of, event_stream, read_json, watched
@@ -283,7 +283,7 @@ def _line(data: Body) -> bytes:
 
 
 def _error_line(error: ApiError) -> bytes:
-    return _line(error_body(error))
+    return _line(ollama_body(error))
 
 
 def _ns(seconds: float) -> int:

@@ -21,7 +21,7 @@ import gangpao
 from gangpao.engine.gguf import GGUF
 from gangpao.serve import schema
 from gangpao.serve.errors import ApiError
-from gangpao.serve.faces import Body, with_errors
+from gangpao.serve.faces import Body
 from gangpao.serve.server import Server
 from gangpao.serve.stream import Json, read_json
 
@@ -64,14 +64,9 @@ def routes(server: Server) -> list[Route]:
 
     plain = [("version", version), ("tags", tags), ("ps", running)]
     return [
-        *(Route(f"/api/{path}", with_errors(handler, error_body), methods=["GET"]) for path, handler in plain),
-        Route("/api/show", with_errors(show, error_body), methods=["POST"]),
+        *(Route(f"/api/{path}", handler, methods=["GET"]) for path, handler in plain),
+        Route("/api/show", show, methods=["POST"]),
     ]
-
-
-def error_body(error: ApiError) -> Body:
-    """An error in Ollama's form."""
-    return {"error": error.message}
 
 
 def model_name(name: str | None) -> str | None:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gangpao.serve.errors import ApiError, retry_headers
+from gangpao.serve.errors import ApiError, body_for, retry_headers
 from gangpao.serve.stream import ClientGone, Json, error_event, watched
 
 PASSED = re.compile(r"/v[12]/[A-Za-z0-9._/-]+|/(?:tokenize|detokenize|version|metrics|pooling|classify|score|rerank)")
@@ -101,7 +101,7 @@ def application(backend: Backend, *own: Route) -> Starlette:
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return Json(error.body, error.status, headers=error.headers)
+        return Json(body_for(request.scope["path"], error), error.status, headers=error.headers)
 
     routes = [Route("/health", health), *own, Mount("/", app=_sender(backend))]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={ApiError: failed})
