@@ -146,16 +146,19 @@ def _pruner(search: SearchConfig | None) -> optuna.pruners.BasePruner:
 def enqueue(study: Study, lab: Lab, specs: Sequence[Spec], *, revive: bool = True) -> int:
     """Put trials into the queue that are not in it; the number of new ones. revive: nobody else works on this study, so
     trials that are marked as running belong to a process that was killed, and go back into the queue; those that wait and
-    are not asked for any more, because somebody changed the configuration, leave it."""
+    are not asked for any more, because somebody changed the configuration, leave it. Without it only those of another
+    configuration leave, and only while no trial runs. Raises ValueError when one does: two configurations share a study."""
     asked = {key_of(lab, spec): spec for spec in specs}
     known = set()
+    if not revive:
+        _drop_others(study, lab)
     for trial in study.get_trials(deepcopy=False):
-        key = trial.user_attrs.get("key")
+        key, queued = trial.user_attrs.get("key"), "spec" in trial.user_attrs
         if revive and trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
-        elif revive and trial.state == TrialState.WAITING and "spec" in trial.user_attrs and key not in asked:
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # tell() takes running ones only
-        elif not trial.state.is_finished() or "result" in trial.user_attrs:
+        elif revive and _waits(trial) and (key not in asked or _key_here(lab, trial) != key):
+            _drop(study, trial)
+        elif not trial.state.is_finished() or (queued and _result_of(trial) is not None):
             known.add(key)
     new = [(key, spec) for key, spec in asked.items() if key not in known]
     for key, spec in new:
@@ -163,12 +166,58 @@ def enqueue(study: Study, lab: Lab, specs: Sequence[Spec], *, revive: bool = Tru
     return len(new)
 
 
+def _waits(trial: FrozenTrial) -> bool:
+    """Is it a given trial that nobody has taken?"""
+    return trial.state == TrialState.WAITING and "spec" in trial.user_attrs
+
+
+def _drop(study: Study, trial: FrozenTrial) -> None:
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # tell() takes running ones only
+
+
+def _drop_others(study: Study, lab: Lab) -> None:
+    """Trials of another configuration that wait in a shared study would stop every worker of ours."""
+
+    def others() -> list[FrozenTrial]:
+        return [t for t in study.get_trials(deepcopy=False) if _waits(t) and _key_here(lab, t) != t.user_attrs["key"]]
+
+    if not others():
+        return
+    with _quiet():
+        optuna.storages.fail_stale_trials(study)
+    left = others()
+    if any(t.state == TrialState.RUNNING for t in study.get_trials(deepcopy=False)):
+        raise ValueError(
+            f"study {study.study_name}: {len(left)} trials wait there that were asked for with another configuration, and somebody "
+            f"works on them; wait until they are done, or use a database of your own"
+        )
+    for trial in left:
+        _drop(study, trial)
+
+
+def _key_here(lab: Lab, trial: FrozenTrial | Trial) -> str | None:
+    """The key of a queued trial under this configuration; None where it cannot be one."""
+    try:
+        return key_of(lab, Spec.model_validate(trial.user_attrs["spec"]))
+    except (
+        ValueError
+    ):  # a width that its heads do not divide, a batch that rows do not: the caller says what that means
+        return None
+
+
+def _result_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    """What came out of a trial, where it counts: under the configuration that asked for it, and of a queued one that was trained
+    to its end (what a search has pruned was once taken for that)."""
+    found: dict[str, Any] | None = trial.user_attrs.get("result")
+    if found is None or found["key"] != trial.user_attrs.get("key"):
+        return None
+    return None if "spec" in trial.user_attrs and found["state"] == "pruned" else found
+
+
 def results(study: Study) -> dict[str, Result]:
     """Key -> result of every trial that ended."""
-    trials = study.get_trials(deepcopy=False)
-    return {
-        t.user_attrs["key"]: Result.model_validate(t.user_attrs["result"]) for t in trials if "result" in t.user_attrs
-    }
+    found = [_result_of(t) for t in study.get_trials(deepcopy=False)]
+    return {r["key"]: Result.model_validate(r) for r in found if r is not None}
 
 
 # --- a worker
@@ -225,9 +274,8 @@ def _number(search: SearchConfig) -> int:
 
 
 def _objective(lab: Lab, trial: Trial, search: SearchConfig | None) -> float:
-    given = trial.user_attrs.get("spec")
-    if given is not None:
-        result = ensure(lab, Spec.model_validate(given))
+    if "spec" in trial.user_attrs:
+        result = ensure(lab, _asked_for(lab, trial))
         trial.set_user_attr("result", result.model_dump(mode="json"))
         if result.bpb is None:
             raise optuna.TrialPruned(result.why)
@@ -244,6 +292,20 @@ def _objective(lab: Lab, trial: Trial, search: SearchConfig | None) -> float:
         if found[-1].bpb is None:
             raise optuna.TrialPruned(found[-1].why)
     return sum(r.bpb or 0.0 for r in found) / len(found)
+
+
+def _asked_for(lab: Lab, trial: Trial) -> Spec:
+    """The spec of a queued trial. Raises ValueError where it is another run under this configuration than under that of who asked:
+    then it goes back into the queue, for a worker that has the right one."""
+    attributes = trial.user_attrs
+    if _key_here(lab, trial) == attributes["key"]:
+        return Spec.model_validate(attributes["spec"])
+    trial.study.enqueue_trial({}, user_attrs={"key": attributes["key"], "spec": attributes["spec"]})
+    raise ValueError(
+        f"study {trial.study.study_name}, trial {attributes['key']}: it was asked for with another configuration (data, seq_len, "
+        "head_dim, base ...) than this worker's; give the worker the TOML and the --set of the one who asked. "
+        "The trial is back in the queue"
+    )
 
 
 def _suggest(trial: Trial, name: str, r: Range) -> Any:
@@ -307,7 +369,7 @@ class Watch:
         """What the study says now."""
         trials = self.study.get_trials(deepcopy=False)
         never = datetime.datetime.max
-        ended = sorted((t for t in trials if "result" in t.user_attrs), key=lambda t: t.datetime_complete or never)
+        ended = sorted((t for t in trials if _result_of(t) is not None), key=lambda t: t.datetime_complete or never)
         found = [self._result(t) for t in ended]
         left = [t for t in trials if t.state in (TrialState.WAITING, TrialState.RUNNING)]
         return Standing(

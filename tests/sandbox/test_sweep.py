@@ -17,7 +17,7 @@ from gangpao.sandbox import sweep
 from gangpao.sandbox.config import Range, SandboxConfig, SearchConfig
 from gangpao.sandbox.drive import Driver
 from gangpao.sandbox.sweep import enqueue, grid_of, open_storage, open_study, results, work, write_config
-from gangpao.sandbox.trial import RESULT, Lab, ensure, key_of
+from gangpao.sandbox.trial import RESULT, ensure, key_of
 from gangpao.train.loop import read_metrics
 
 
@@ -186,9 +186,11 @@ def test_a_worker_whose_trial_was_given_to_another_goes_on(lab, tmp_path, monkey
 
 def test_an_error_of_a_trial_is_not_taken_for_that(lab, tmp_path):
     study = open_study(open_storage(f"sqlite:///{tmp_path / 'x.db'}"), "lr")
-    enqueue(study, lab, [lab.spec(width=48)])
-    with pytest.raises(ValueError, match="head_dim"):
-        work(Lab(lab.config.model_copy(update={"head_dim": 40}), lab.out, lab.built, lab.stable, lab.decay), study)
+    enqueue(study, lab, [lab.spec()])
+    lab.folder(lab.spec()).mkdir(parents=True)
+    (lab.folder(lab.spec()) / RESULT).write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        work(lab, study)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])

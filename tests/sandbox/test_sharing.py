@@ -1,0 +1,69 @@
+"""A study that several configurations, drivers and workers meet in: nobody gets another one's results, and nothing is lost."""
+
+import pytest
+
+from gangpao.sandbox.sweep import enqueue, open_storage, open_study, results, work
+from gangpao.sandbox.trial import Lab, ensure, key_of
+
+
+def with_config(lab, **changes):
+    """The same sandbox under another configuration."""
+    return Lab(lab.config.model_copy(update=changes), lab.out, lab.built, lab.stable, lab.decay)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return open_study(open_storage(f"sqlite:///{tmp_path / 'x.db'}"), "lr")
+
+
+def states(study):
+    return [t.state.name for t in study.get_trials(deepcopy=False)]
+
+
+@pytest.mark.parametrize("change", [{"heldout_tokens": 1000}, {"seq_len": 64}, {"head_dim": 40}])
+def test_a_worker_with_another_configuration_leaves_the_trial_to_the_right_one(lab, study, change):
+    spec = lab.spec()
+    enqueue(study, lab, [spec])
+    with pytest.raises(ValueError, match=r"another configuration \(data, seq_len.*back in the queue"):
+        work(with_config(lab, **change), study)
+    assert not (lab.out / "trials").exists()
+    assert states(study) == ["FAIL", "WAITING"]
+    assert enqueue(study, lab, [spec]) == 0
+    assert work(lab, study) == 1
+    assert results(study)[key_of(lab, spec)].key == key_of(lab, spec)
+
+
+def test_a_result_of_another_configuration_is_not_believed(lab, study):
+    """Older versions stored such."""
+    spec, other = lab.spec(), with_config(lab, heldout_tokens=1000)
+    enqueue(study, lab, [spec])
+    trial = study.get_trials()[0]
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        taken = study.ask()
+    taken.set_user_attr("result", ensure(other, spec).model_dump(mode="json"))
+    study.tell(taken, 1.0)
+    assert results(study) == {}
+    assert enqueue(study, lab, [spec]) == 1
+    assert trial.user_attrs["key"] == study.get_trials()[1].user_attrs["key"]
+
+
+def test_a_waiting_spec_that_is_another_run_here_is_asked_for_anew(lab, study):
+    """Two specs of two configurations may be the same run, and have one key."""
+    spec = lab.spec()
+    study.enqueue_trial({}, user_attrs={"key": key_of(lab, spec), "spec": lab.spec(lr=0.02).model_dump(mode="json")})
+    assert enqueue(study, lab, [spec]) == 1
+    assert states(study) == ["FAIL", "WAITING"]
+    assert study.get_trials()[1].user_attrs["spec"]["lr"] == spec.lr
+
+
+def test_what_waits_under_another_configuration_leaves_a_shared_study_unless_somebody_works_on_it(lab, study):
+    other = with_config(lab, heldout_tokens=1000)
+    enqueue(study, lab, [lab.spec(), lab.spec(lr=0.02)], revive=False)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        taken = study.ask()
+    with pytest.raises(ValueError, match="1 trials wait there that were asked for with another configuration"):
+        enqueue(study, other, [other.spec()], revive=False)
+    assert states(study) == ["RUNNING", "WAITING"]
+    study.tell(taken, 1.0)
+    assert enqueue(study, other, [other.spec()], revive=False) == 1
+    assert states(study) == ["COMPLETE", "FAIL", "WAITING"]
