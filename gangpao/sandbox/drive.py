@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 from gangpao.atomic import locked
 from gangpao.log import LINE_SECONDS, show_seconds
 from gangpao.sandbox.config import SandboxConfig, SearchConfig
+from gangpao.sandbox.space import SEARCH, fitted, search_name
 from gangpao.sandbox.sweep import (
     Standing,
     Watch,
@@ -30,6 +32,7 @@ from gangpao.sandbox.sweep import (
     open_storage,
     open_study,
     results,
+    searched,
     start_worker,
     workers_of,
     write_config,
@@ -73,11 +76,10 @@ class Driver:
     def submit(self, name: str, specs: Sequence[Spec]) -> list[Result]:
         """Results in the order of the specs, from the study of that name."""
         study = open_study(self.storage, name)
-        enqueue(study, self.lab, specs, revive=not self.shared)
         keys = [key_of(self.lab, spec) for spec in specs]
         known = results(study)
         if not all(key in known for key in keys):
-            self._until_done(study, name)
+            self._until_done(study, name, specs)
             known = results(study)
         missing = [key for key in keys if key not in known]
         if missing:
@@ -89,47 +91,46 @@ class Driver:
 
     def search(self, search: SearchConfig) -> Study:
         """Let a sampler choose trials until there are enough; the study."""
-        study = open_study(self.storage, "search", search)
-        enqueue(study, self.lab, [], revive=not self.shared)
-        self._until_done(study, "search")
+        wanted = fitted(search, self.config)
+        study = open_study(self.storage, search_name(self.lab, search), wanted)
+        if not searched(study, wanted):
+            self._until_done(study, SEARCH, [], wanted)
         return study
 
-    def _until_done(self, study: Study, name: str) -> None:
+    def _until_done(self, study: Study, name: str, specs: Sequence[Spec], search: SearchConfig | None = None) -> None:
+        """Whoever does not get the lock must leave the trials of the one who has it alone, so that nothing is queued before."""
         busy = "another experiment is running here; wait for it or choose another folder"
-        with _terminable(), locked(self.out, busy), self._workers(name) as children, self._live() as live:
-            watch, looked = Watch(self.lab, study), -math.inf
-            over = False
-            while not over:
-                over = bool(children) and all(child.poll() is not None for child in children)
-                if over or time.monotonic() - looked > _LOOK_SECONDS:
-                    now, looked = watch.look(), time.monotonic()
-                    over = over or (not children and not _open(now))
-                    self._show(name, now, live, last=over)
-                if not over:
-                    time.sleep(_POLL_SECONDS)
-        for i, child in enumerate(children):
-            if child.returncode:
-                tail = (self.out / "logs" / f"{name}-{i}.log").read_text(errors="replace")[-2000:]
-                raise ValueError(f"a worker of {name} ended with code {child.returncode}:\n{tail.strip()}")
+        with _terminable(), locked(self.out, busy):
+            enqueue(study, self.lab, specs, revive=not self.shared)
+            with self._workers(name) as children, self._live() as live:
+                watch, looked = Watch(self.lab, study, search), -math.inf
+                over = False
+                while not over:
+                    over = bool(children) and all(child.process.poll() is not None for child in children)
+                    if over or time.monotonic() - looked > _LOOK_SECONDS:
+                        now, looked = watch.look(), time.monotonic()
+                        over = over or (not children and not _open(now))
+                        self._show(name, now, live, last=over)
+                    if not over:
+                        time.sleep(_POLL_SECONDS)
+        for child in children:
+            child.check(name)
 
     @contextmanager
-    def _workers(self, name: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    def _workers(self, name: str) -> Iterator[list[_Child]]:
         logs = self.out / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         file, threads = write_config(self.config, self.out), self.config.threads
         number = workers_of(self.config) if self.local else 0
-        children = [
-            start_worker(file, self.out, self.url, name, threads, i * threads, logs / f"{name}-{i}.log")
-            for i in range(number)
-        ]
+        children = [_Child.start(self, file, name, i * threads, logs / f"{name}-{i}.log") for i in range(number)]
         try:
             yield children
         finally:
             for child in children:
-                if child.poll() is None:
-                    child.send_signal(signal.SIGTERM)
+                if child.process.poll() is None:
+                    child.process.send_signal(signal.SIGTERM)
             for child in children:
-                child.wait()
+                child.process.wait()
 
     @contextmanager
     def _live(self) -> Iterator[Live | None]:
@@ -148,6 +149,31 @@ class Driver:
         elif self.stream is not None and (last or time.monotonic() - self._shown > LINE_SECONDS):
             self._shown = time.monotonic()
             print(line(name, s, workers_of(self.config)), file=self.stream, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A worker; what it says is in its log from `begin` on."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    begin: int
+
+    @classmethod
+    def start(cls, driver: Driver, config: Path, name: str, core: int, log: Path) -> _Child:
+        begin = log.stat().st_size if log.exists() else 0
+        threads = driver.config.threads
+        return cls(start_worker(config, driver.out, driver.url, name, threads, core, log), log, begin)
+
+    def check(self, name: str) -> None:
+        """Raises ValueError with what it said last when it did not end well."""
+        code = self.process.returncode
+        if not code:
+            return
+        said = self.log.read_bytes()[self.begin :].decode(errors="replace").strip().splitlines()
+        last = said[-1].removeprefix("error: ") if said else "it said nothing"
+        how = f"ended with code {code}" if code > 0 else f"was killed by signal {-code}"
+        raise ValueError(f"a worker of {name} {how}: {last} (all it said: {self.log})")
 
 
 @contextmanager

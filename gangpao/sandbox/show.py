@@ -82,7 +82,7 @@ def search(config: Config, out: Out, overrides: Set = None, storage: Storage = N
     """Search, and print the best values as JSON."""
     from gangpao.sandbox.config import load_sandbox_config
     from gangpao.sandbox.drive import Driver
-    from gangpao.sandbox.sweep import results
+    from gangpao.sandbox.sweep import best_values, results
     from gangpao.train.report import stderr
 
     loaded = load_sandbox_config(config, tuple(overrides or ()))
@@ -90,7 +90,7 @@ def search(config: Config, out: Out, overrides: Set = None, storage: Storage = N
     study = driver.search(loaded.search)
     pruned = sum(r.state == "pruned" for r in results(study).values())
     print(
-        json.dumps({"best": study.best_params, "bpb": study.best_value, "trials": len(study.trials), "pruned": pruned})
+        json.dumps({"best": best_values(study), "bpb": study.best_value, "trials": len(study.trials), "pruned": pruned})
     )
 
 
@@ -209,7 +209,7 @@ def worker(
 ) -> None:
     """Work."""
     from gangpao.sandbox.config import SandboxConfig, load_sandbox_config
-    from gangpao.sandbox.sweep import open_storage, open_study, pin, work
+    from gangpao.sandbox.sweep import join_study, open_storage, pin, work
     from gangpao.sandbox.trial import Lab
 
     if config.suffix == ".json":
@@ -218,5 +218,5 @@ def worker(
         loaded = load_sandbox_config(config, tuple(overrides or ()))
     if core is not None:
         pin(core, loaded.threads)
-    wanted = loaded.search if study == "search" else None
-    print(f"{work(Lab.open(loaded, out), open_study(open_storage(storage), study, wanted), wanted)} trials")
+    lab = Lab.open(loaded, out)
+    print(f"{work(lab, *join_study(open_storage(storage), lab, study))} trials")

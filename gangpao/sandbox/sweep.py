@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import sqlalchemy
 from optuna.study import Study
@@ -33,6 +34,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from gangpao import machine
 from gangpao.sandbox.config import Range, SandboxConfig, SearchConfig
+from gangpao.sandbox.space import SEARCH, fitted, grid_of, number_of, search_name, step_of
 from gangpao.sandbox.trial import Lab, Pruned, Result, Spec, cost_of, ensure, key_of
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 40
@@ -110,26 +112,32 @@ def open_study(storage: optuna.storages.RDBStorage, name: str, search: SearchCon
     )
 
 
-def _sampler(search: SearchConfig | None) -> optuna.samplers.BaseSampler:
-    if search is None or search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=search.sampler_seed if search else 0)
-    if search.sampler == "grid":
-        return optuna.samplers.GridSampler(
-            {n: grid_of(n, r) for n, r in search.space.items()}, seed=search.sampler_seed
+def join_study(storage: optuna.storages.RDBStorage, lab: Lab, name: str) -> tuple[Study, SearchConfig | None]:
+    """The study that a worker takes trials from, and its search. name: of an experiment, or "search" for that of the worker's
+    configuration. Raises ValueError where there is no such study."""
+    search = None
+    if name == SEARCH or name.startswith(f"{SEARCH}-"):
+        search, name = fitted(lab.config.search, lab.config), search_name(lab, lab.config.search, name)
+    there = sorted(optuna.get_all_study_names(storage))
+    if name not in there:
+        hint = "; the name of a search follows from its configuration: give the driver's" if search else ""
+        raise ValueError(
+            f"storage {_safe(storage.url)}: there is no study {name!r:.80}; there are {', '.join(there) or 'none'}{hint}"
         )
-    return optuna.samplers.TPESampler(seed=search.sampler_seed, n_startup_trials=max(4, min(10, search.trials // 3)))
+    return open_study(storage, name, search), search
 
 
-def grid_of(name: str, r: Range) -> list[Any]:
-    """The points of a range. Raises ValueError for an interval without a number of points."""
-    if r.choices:
-        return list(r.choices)
-    if r.points < 2:
-        raise ValueError(f"search.space.{name}: a grid needs points = 2 or more between low and high")
-    assert r.low is not None
-    assert r.high is not None
-    steps = [i / (r.points - 1) for i in range(r.points)]
-    return [r.low * (r.high / r.low) ** s if r.log else r.low + (r.high - r.low) * s for s in steps]
+def _sampler(search: SearchConfig | None, trial: int = 0) -> optuna.samplers.BaseSampler:
+    """trial: its number, which goes into the seed: two workers, or one that starts again, would draw the same values twice."""
+    if search is None:
+        return optuna.samplers.RandomSampler(seed=0)
+    if search.sampler == "grid":
+        space = {n: grid_of(n, r) for n, r in search.space.items()}
+        return optuna.samplers.GridSampler(space, seed=search.sampler_seed)
+    seed = int(np.random.SeedSequence([search.sampler_seed, trial]).generate_state(1)[0])
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, min(10, search.trials // 3)))
 
 
 def _pruner(search: SearchConfig | None) -> optuna.pruners.BasePruner:
@@ -155,6 +163,8 @@ def enqueue(study: Study, lab: Lab, specs: Sequence[Spec], *, revive: bool = Tru
     for trial in study.get_trials(deepcopy=False):
         key, queued = trial.user_attrs.get("key"), "spec" in trial.user_attrs
         if revive and trial.state == TrialState.RUNNING:
+            if not queued:  # chosen by a search: the next worker goes on with its run
+                study.add_trial(_again(trial))
             study.tell(trial.number, state=TrialState.FAIL)
         elif revive and _waits(trial) and (key not in asked or _key_here(lab, trial) != key):
             _drop(study, trial)
@@ -164,6 +174,17 @@ def enqueue(study: Study, lab: Lab, specs: Sequence[Spec], *, revive: bool = Tru
     for key, spec in new:
         study.enqueue_trial({}, user_attrs={"key": key, "spec": spec.model_dump(mode="json")})
     return len(new)
+
+
+def _again(trial: FrozenTrial) -> FrozenTrial:
+    """A trial with the values that were chosen for this one."""
+    return optuna.trial.create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+    )
 
 
 def _waits(trial: FrozenTrial) -> bool:
@@ -232,9 +253,7 @@ def work(lab: Lab, study: Study, search: SearchConfig | None = None) -> int:
         trials = study.get_trials(deepcopy=False)
         open_ = [t for t in trials if t.state in (TrialState.WAITING, TrialState.RUNNING)]
         waiting = any(t.state == TrialState.WAITING for t in open_)
-        counted = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
-        wanted = search is not None and counted + len(open_) < _number(search)
-        if waiting or wanted:
+        if waiting or (search is not None and unasked(trials, search)):
             done += _one(lab, study, search)
         elif open_:
             time.sleep(0.3)  # its worker may die, and then it is ours
@@ -264,13 +283,16 @@ def _one(lab: Lab, study: Study, search: SearchConfig | None) -> bool:
     return True
 
 
-def _number(search: SearchConfig) -> int:
-    if search.sampler != "grid":
-        return search.trials
-    number = 1
-    for name, r in search.space.items():
-        number *= len(grid_of(name, r))
-    return number
+def unasked(trials: Sequence[FrozenTrial], search: SearchConfig) -> int:
+    """Trials that a search has still to choose."""
+    failed = sum(t.state == TrialState.FAIL for t in trials)
+    return max(0, number_of(search) - (len(trials) - failed))
+
+
+def searched(study: Study, search: SearchConfig) -> bool:
+    """Has a search had all its trials?"""
+    states = [t.state for t in study.get_trials(deepcopy=False)]
+    return states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED) >= number_of(search)
 
 
 def _objective(lab: Lab, trial: Trial, search: SearchConfig | None) -> float:
@@ -282,7 +304,10 @@ def _objective(lab: Lab, trial: Trial, search: SearchConfig | None) -> float:
         return result.bpb
     if search is None:  # another worker took the last one in the queue, and Optuna made a new one for us
         raise optuna.TrialPruned("nothing left")
-    changes = {name: _suggest(trial, name, r) for name, r in search.space.items()}
+    if search.sampler != "grid":  # whose points are chosen by now
+        trial.study.sampler = _sampler(search, trial.number)
+    changes = {name: _suggest(trial, name, r, step_of(name, lab.config)) for name, r in search.space.items()}
+    trial.set_user_attr("values", changes)
     specs = [lab.spec(**changes, seed=seed) for seed in search.seeds]
     trial.set_user_attr("key", key_of(lab, specs[0]))
     found = []
@@ -308,17 +333,27 @@ def _asked_for(lab: Lab, trial: Trial) -> Spec:
     )
 
 
-def _suggest(trial: Trial, name: str, r: Range) -> Any:
+def _suggest(trial: Trial, name: str, r: Range, step: int | None) -> Any:
     if r.choices:
         return trial.suggest_categorical(name, list(r.choices))
     assert r.low is not None
     assert r.high is not None
-    if isinstance(r.low, float) and r.low.is_integer() and r.high.is_integer() and name in _WHOLE:
-        return trial.suggest_int(name, int(r.low), int(r.high), log=r.log)
-    return trial.suggest_float(name, r.low, r.high, log=r.log)
+    if step is None:
+        return trial.suggest_float(name, r.low, r.high, log=r.log)
+    low, high = int(r.low), int(r.high)
+    if not r.log or step == 1:
+        return trial.suggest_int(name, low, high, step=step, log=r.log)
+    return step * trial.suggest_int(
+        f"{name} / {step}", low // step, high // step, log=True
+    )  # Optuna has no steps in logs
 
 
-_WHOLE = {"width", "layers", "batch_tokens", "tokens", "seed"}
+def best_values(study: Study) -> dict[str, Any]:
+    """The fields of the best trial of a search. Raises ValueError where none was trained to its end."""
+    if not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
+        raise ValueError(f"study {study.study_name}: no trial has ended well, all diverged or were pruned")
+    best: dict[str, Any] = study.best_trial.user_attrs["values"]
+    return best
 
 
 def _watch(trial: Trial, spec: Spec) -> Any:
@@ -344,7 +379,8 @@ def _watch(trial: Trial, spec: Spec) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a study is: numbers of trials by state, FLOPs that are left, seconds, yuan, and the newest results."""
+    """Where a study is: numbers of trials by state (waiting: also those that a search has still to choose), FLOPs that are left,
+    seconds, yuan, and the newest results."""
 
     done: int
     bad: int
@@ -360,8 +396,8 @@ class Standing:
 class Watch:
     """Looks at a study again and again, and works out what it knows of a trial once."""
 
-    def __init__(self, lab: Lab, study: Study) -> None:
-        self.lab, self.study = lab, study
+    def __init__(self, lab: Lab, study: Study, search: SearchConfig | None = None) -> None:
+        self.lab, self.study, self.search = lab, study, search
         self._results: dict[int, Result] = {}
         self._flops: dict[int, float] = {}
 
@@ -372,12 +408,14 @@ class Watch:
         ended = sorted((t for t in trials if _result_of(t) is not None), key=lambda t: t.datetime_complete or never)
         found = [self._result(t) for t in ended]
         left = [t for t in trials if t.state in (TrialState.WAITING, TrialState.RUNNING)]
+        given, more = [t for t in left if "spec" in t.user_attrs], unasked(trials, self.search) if self.search else 0
+        usual = sum(r.flops for r in found) / len(found) * len(self.search.seeds) if found and self.search else 0.0
         return Standing(
             done=sum(r.state == "done" for r in found),
             bad=sum(r.state != "done" for r in found),
             running=sum(t.state == TrialState.RUNNING for t in left),
-            waiting=sum(t.state == TrialState.WAITING for t in left),
-            flops_left=sum(self._flops_of(t) for t in left),
+            waiting=sum(t.state == TrialState.WAITING for t in left) + more,
+            flops_left=sum(self._flops_of(t) for t in given) + usual * (len(left) - len(given) + more),
             busy=sum(r.seconds for r in found),
             flops_done=sum(r.flops for r in found),
             yuan=sum(r.yuan for r in found),
@@ -390,10 +428,9 @@ class Watch:
         return self._results[trial.number]
 
     def _flops_of(self, trial: FrozenTrial) -> float:
-        given = trial.user_attrs.get("spec")
-        if given and trial.number not in self._flops:
-            self._flops[trial.number] = cost_of(self.lab, Spec.model_validate(given))[2]
-        return self._flops.get(trial.number, 0.0)
+        if trial.number not in self._flops:
+            self._flops[trial.number] = cost_of(self.lab, Spec.model_validate(trial.user_attrs["spec"]))[2]
+        return self._flops[trial.number]
 
 
 def workers_of(config: SandboxConfig) -> int:

@@ -1,8 +1,11 @@
 """A sandbox that trains for a second: the made-up corpus, one thread."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from gangpao.sandbox.config import SandboxConfig
+from gangpao.sandbox.sweep import join_study, open_storage, work
 from gangpao.sandbox.trial import Lab
 from tests.train.conftest import CONFIGS, SMALL, data_dir
 
@@ -29,3 +32,15 @@ def config(data_dir):
 @pytest.fixture
 def lab(config, tmp_path):
     return Lab.open(config, tmp_path / "sandbox")
+
+
+@pytest.fixture
+def workers_here(monkeypatch):
+    """A driver's workers are no processes but done before it looks."""
+
+    def start(config_file, out, storage, name, threads, core, log):
+        lab = Lab.open(SandboxConfig.model_validate_json(config_file.read_text()), out)
+        work(lab, *join_study(open_storage(storage), lab, name))
+        return SimpleNamespace(poll=lambda: 0, wait=lambda: 0, returncode=0)
+
+    monkeypatch.setattr("gangpao.sandbox.drive.start_worker", start)

@@ -2,6 +2,10 @@
 
 import pytest
 
+from gangpao.atomic import Busy, locked
+from gangpao.sandbox.config import Range, SearchConfig
+from gangpao.sandbox.drive import Driver
+from gangpao.sandbox.space import search_name
 from gangpao.sandbox.sweep import enqueue, open_storage, open_study, results, work
 from gangpao.sandbox.trial import Lab, ensure, key_of
 
@@ -67,3 +71,38 @@ def test_what_waits_under_another_configuration_leaves_a_shared_study_unless_som
     study.tell(taken, 1.0)
     assert enqueue(study, other, [other.spec()], revive=False) == 1
     assert states(study) == ["COMPLETE", "FAIL", "WAITING"]
+
+
+@pytest.fixture
+def driver(config, tmp_path):
+    search = SearchConfig(space={"lr": Range(low=0.005, high=0.02)}, trials=1, pruner="none")
+    made = Driver(config.model_copy(update={"workers": 1, "search": search}), tmp_path / "sandbox")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["lr", "search"])
+def test_a_second_driver_leaves_the_trials_of_the_first_alone(driver, name):
+    first = Driver(driver.config, driver.out)
+    study = open_study(first.storage, search_name(first.lab, first.config.search) if name == "search" else name)
+    spec, waits = first.lab.spec(), first.lab.spec(lr=0.02)
+    enqueue(study, first.lab, [spec, waits] if name == "lr" else [])
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        taken = study.ask()
+    before = states(study)
+    with locked(first.out), pytest.raises(Busy, match="another experiment is running here"):
+        driver.submit(name, [spec]) if name == "lr" else driver.search(driver.config.search)
+    assert states(study) == before
+    study.tell(taken, 1.0)  # the first one's worker can still say what came out
+    first.close()
+
+
+def test_what_is_known_is_shown_while_another_experiment_runs(driver, workers_here):
+    spec, waits = driver.lab.spec(), driver.lab.spec(lr=0.02)
+    found, searched = driver.submit("lr", [spec]), driver.search(driver.config.search)
+    study = open_study(driver.storage, "lr")
+    enqueue(study, driver.lab, [spec, waits])
+    with locked(driver.out):
+        assert driver.submit("lr", [spec]) == found
+        assert driver.search(driver.config.search).trials == searched.trials
+    assert states(study) == ["COMPLETE", "WAITING"]
