@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from gangpao import cost, machine
 from gangpao.atomic import Busy, read_json, write_json
@@ -157,9 +157,17 @@ class Lab:
         return self.out / "trials" / key_of(self, spec)
 
     def result(self, spec: Spec) -> Result | None:
-        """What is known of a trial."""
+        """What is known of a trial. Raises ValueError that says what to delete when the file is damaged."""
         path = self.folder(spec) / RESULT
-        return Result.model_validate(read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        advice = "delete this file, and the same command trains the trial again"
+        try:
+            return Result.model_validate(read_json(path))
+        except ValidationError as error:
+            raise ValueError(f"{path}: not a result of a trial ({error.errors()[0]['msg']}); {advice}") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; {advice}") from error
 
 
 def train_config(lab: Lab, spec: Spec) -> TrainConfig:
@@ -249,20 +257,37 @@ def cost_of(lab: Lab, spec: Spec) -> tuple[int, int, float]:
 def ensure(lab: Lab, spec: Spec, watch: Callable[[dict[str, Any]], None] | None = None) -> Result:
     """The result of a trial: known, waited for, or trained now.
 
-    watch is called with every line of the run's metrics and may raise Pruned.
+    watch is called with every line of the run's metrics and may raise Pruned. Without it, what a search has pruned is trained to
+    its end.
     """
     while True:
         known = lab.result(spec)
-        if known is not None:
+        if known is not None and (known.state != "pruned" or watch is not None):
             return known
         if spec.parent is not None and (parent := ensure(lab, spec.parent)).state != "done":
             return _record(
                 lab, spec, "diverged", why=f"its parent {parent.key} is {parent.state}", begin=time.monotonic()
             )
         try:
+            if spec.parent is not None and not state.checkpoints(lab.folder(spec) / "checkpoints"):
+                _branch_point(lab, spec.parent, spec.parent_step)
             return _train(lab, spec, watch)
         except Busy:
             time.sleep(_POLL_SECONDS)  # another process has it
+
+
+def _branch_point(lab: Lab, parent: Spec, step: int) -> None:
+    """Train a finished run again when somebody deleted the checkpoint that a branch is to begin at."""
+    folder = lab.folder(parent) / "checkpoints"
+    wanted = folder / state.name_of(step)
+    if wanted.is_dir():
+        return
+    if later := [p for p in state.checkpoints(folder) if state.step_of(p) > step]:
+        raise ValueError(
+            f"{wanted}: a branch is to begin at this checkpoint, which was deleted, and {later[0].name} is still there; "
+            f"delete {folder}, and the same command trains the run again"
+        )
+    _train(lab, parent, None)
 
 
 def _train(lab: Lab, spec: Spec, watch: Callable[[dict[str, Any]], None] | None) -> Result:

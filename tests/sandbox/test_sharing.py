@@ -37,18 +37,20 @@ def test_a_worker_with_another_configuration_leaves_the_trial_to_the_right_one(l
     assert results(study)[key_of(lab, spec)].key == key_of(lab, spec)
 
 
-def test_a_result_of_another_configuration_is_not_believed(lab, study):
-    """Older versions stored such."""
-    spec, other = lab.spec(), with_config(lab, heldout_tokens=1000)
+@pytest.mark.parametrize("wrong", ["another configuration", "pruned by a search"])
+def test_what_older_versions_took_for_the_result_is_not_believed(lab, study, wrong):
+    spec = lab.spec()
     enqueue(study, lab, [spec])
-    trial = study.get_trials()[0]
+    found = ensure(with_config(lab, heldout_tokens=1000) if wrong == "another configuration" else lab, spec)
+    if wrong == "pruned by a search":
+        found = found.model_copy(update={"state": "pruned", "bpb": None})
     with pytest.warns(UserWarning, match="Heartbeat"):
         taken = study.ask()
-    taken.set_user_attr("result", ensure(other, spec).model_dump(mode="json"))
+    taken.set_user_attr("result", found.model_dump(mode="json"))
     study.tell(taken, 1.0)
     assert results(study) == {}
     assert enqueue(study, lab, [spec]) == 1
-    assert trial.user_attrs["key"] == study.get_trials()[1].user_attrs["key"]
+    assert study.get_trials()[0].user_attrs["key"] == study.get_trials()[1].user_attrs["key"]
 
 
 def test_a_waiting_spec_that_is_another_run_here_is_asked_for_anew(lab, study):

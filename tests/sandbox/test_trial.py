@@ -1,6 +1,7 @@
 """A trial is named by what it is, trained once, and goes on where it was interrupted."""
 
 import math
+import shutil
 
 import pytest
 
@@ -94,13 +95,63 @@ def test_what_diverges_is_recorded_and_so_are_its_branches(lab):
     assert "parent" in branch.why
 
 
-def test_a_pruned_trial_stays_pruned(lab):
-    def watch(line):
-        if line.get("step") == 5:
-            raise Pruned("hopeless")
+def prune(line):
+    if line.get("step") == 5:
+        raise Pruned("hopeless")
 
-    assert ensure(lab, lab.spec(), watch).state == "pruned"
-    assert ensure(lab, lab.spec()).why == "hopeless"
+
+def test_a_pruned_trial_stays_pruned_for_a_search_and_is_trained_to_its_end_for_others(lab, tmp_path):
+    spec = lab.spec()
+    assert ensure(lab, spec, prune).state == "pruned"
+    assert ensure(lab, spec, lambda line: None).why == "hopeless"
+    with pytest.raises(KeyboardInterrupt):
+        train_until(lab, spec, 17)
+    assert lab.result(spec).state == "pruned"
+    result = ensure(lab, spec)
+    assert [m["step"] for m in read_metrics(lab.folder(spec)) if "loss" in m] == list(range(1, 21))
+    fresh = ensure(Lab(lab.config, tmp_path / "fresh", lab.built, lab.stable, lab.decay), spec)
+    assert (result.state, result.bpb, result.why) == ("done", fresh.bpb, "")
+    assert ensure(lab, spec, prune) == ensure(lab, spec) == result
+
+
+def train_until(lab, spec, step):
+    """What is left of a process that was interrupted there."""
+    pretrain.run_config(train_config(lab, spec), lab.folder(spec), watch=stop_at(step), built=lab.built)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "damaged, not JSON"), ("{", "damaged, not JSON"), ("[]", "not a result")]
+)
+def test_a_damaged_result_says_what_to_delete(lab, text, message):
+    spec = lab.spec()
+    before = ensure(lab, spec)
+    path = lab.folder(spec) / trial.RESULT
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        ensure(lab, spec)
+    assert str(path) in str(error.value)
+    assert "delete this file" in str(error.value)
+    path.unlink()
+    assert ensure(lab, spec).bpb == before.bpb
+
+
+def test_a_branch_whose_parent_lost_its_checkpoints_trains_it_again(lab):
+    stable = lab.spec(decay=0.0, steps=12, marks=(8,))
+    late, early = (lab.spec(parent=stable, parent_step=start, steps=4) for start in (12, 8))
+    ensure(lab, stable)
+    checkpoints = lab.folder(stable) / "checkpoints"
+    shutil.rmtree(checkpoints / "step-00000008")
+    with pytest.raises(
+        ValueError, match=r"step-00000012 is still there; delete .*checkpoints, and the same command"
+    ) as error:
+        ensure(lab, early)
+    assert str(checkpoints) in str(error.value)
+    assert ensure(lab, late).state == "done"  # which does not need the one that is gone
+    shutil.rmtree(checkpoints)
+    found = ensure(lab, early)
+    assert found.state == "done"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000008", "step-00000012"]
+    assert lab.result(stable).bpb is not None
 
 
 def _ensure_in_child(config, out, spec):
