@@ -22,6 +22,8 @@ _NOT_OF_A_SEARCH = {
     "lr", "batch", "schedule", "scaling", "mix", "optim",
 }  # fmt: skip
 
+_FIELDS = ("tokens", *(name for name in Spec.model_fields if name not in ("seed", "marks", "parent", "parent_step")))
+
 
 def search_name(lab: Lab, search: SearchConfig, given: str = SEARCH) -> str:
     """The study of a search, named by all that decides its answer, so that a changed one begins anew; the number of its trials may
@@ -68,11 +70,8 @@ def step_of(name: str, config: SandboxConfig) -> int | None:
 
 def _fitted(name: str, r: Range, step: int | None, search: SearchConfig) -> Range:
     where = f"search.space.{name}"
-    if name not in {*Spec.model_fields, "tokens"} - {"seed"}:
-        there = ", ".join(["tokens", *Spec.model_fields])
-        raise ValueError(
-            f"{where}: " + ("give search.seeds" if name == "seed" else f"no field of a trial; there are {there}")
-        )
+    if name not in _FIELDS:
+        raise ValueError(f"{where}: " + ("give search.seeds" if name == "seed" else f"there are {', '.join(_FIELDS)}"))
     unit = {"width": "head_dim ", "batch_tokens": "seq_len "}.get(name, "") + str(step)
     if r.choices:
         bad = [v for v in r.choices if step and (not isinstance(v, int | float) or v % step)]
