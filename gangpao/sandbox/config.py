@@ -321,8 +321,17 @@ class SandboxConfig(Table):
         """Of a search; experiments find out before they start a worker."""
         for name, whole in (("width", "head_dim"), ("batch_tokens", "seq_len")):
             r, unit = self.search.space.get(name), getattr(self, whole)
-            if r is not None and (not r.choices or any(value % unit for value in r.choices)):
+            if r is not None and any(value % unit for value in r.choices):
                 raise ValueError(f"search.space.{name}: give choices that are multiples of {whole} {unit}")
+            if (
+                r is not None
+                and r.low is not None
+                and r.high is not None
+                and r.high // unit < max(1, -(-r.low // unit))
+            ):
+                raise ValueError(
+                    f"search.space.{name}: no multiple of {whole} {unit} is between {r.low:g} and {r.high:g}"
+                )
         return self
 
 

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from gangpao.sandbox.config import Range, SandboxConfig, SearchConfig
-from gangpao.sandbox.trial import Lab, Spec
+from gangpao.sandbox.trial import Lab
 
 SEARCH = "search"
 # What a search does not depend on. Whatever is new in a configuration counts until it is named here.
@@ -21,8 +21,6 @@ _NOT_OF_A_SEARCH = {
     "data", "data_dir", "data_set", "common", "search", "micro_tokens", "workers", "threads", "cost_profile",
     "lr", "batch", "schedule", "scaling", "mix", "optim",
 }  # fmt: skip
-
-_FIELDS = ("tokens", *(name for name in Spec.model_fields if name not in ("seed", "marks", "parent", "parent_step")))
 
 
 def search_name(lab: Lab, search: SearchConfig, given: str = SEARCH) -> str:
@@ -57,7 +55,7 @@ def grid_of(name: str, r: Range) -> list[Any]:
 
 def fitted(search: SearchConfig, config: SandboxConfig) -> SearchConfig:
     """A search whose ranges hold only what a trial can be: whole numbers, batches of whole rows, widths of whole heads; a grid's
-    points are choices. Raises ValueError for a field that is none, and where nothing is inside."""
+    points are choices."""
     space = {name: _fitted(name, r, step_of(name, config), search) for name, r in search.space.items()}
     return search.model_copy(update={"space": space})
 
@@ -69,21 +67,12 @@ def step_of(name: str, config: SandboxConfig) -> int | None:
 
 
 def _fitted(name: str, r: Range, step: int | None, search: SearchConfig) -> Range:
-    where = f"search.space.{name}"
-    if name not in _FIELDS:
-        raise ValueError(f"{where}: " + ("give search.seeds" if name == "seed" else f"there are {', '.join(_FIELDS)}"))
-    unit = {"width": "head_dim ", "batch_tokens": "seq_len "}.get(name, "") + str(step)
     if r.choices:
-        bad = [v for v in r.choices if step and (not isinstance(v, int | float) or v % step)]
-        if bad:
-            raise ValueError(f"{where}: {bad[0]!r:.40} is not a multiple of {unit}")
         return r
     assert r.low is not None
     assert r.high is not None
-    if step:
+    if step:  # there is a multiple inside: the configuration was checked
         low, high = max(1, math.ceil(r.low / step)) * step, math.floor(r.high / step) * step
-        if low > high:
-            raise ValueError(f"{where}: no multiple of {unit} is between {r.low:g} and {r.high:g}")
         r = r.model_copy(update={"low": float(low), "high": float(high)})
     if search.sampler != "grid":
         return r

@@ -97,7 +97,7 @@ def test_a_size_again_with_other_tokens_is_another_run():
         ("{rule = {choices = ['minicp']}}", "there are minicpm"), ("{decay = {low = 0.1, high = 2.0}}", "decay: 2 cannot be"),
         ("{layers = {low = 1.5, high = 3}}", "layers: 1.5 cannot be"), ("{width = {choices = ['16']}}", "width: '16' cannot be"),
         ("{width = {choices = [16, 20]}}", "search.space.width: give choices that are multiples of head_dim 16"),
-        ("{batch_tokens = {low = 64, high = 256}}", "search.space.batch_tokens: .*multiples of seq_len 64"),
+        ("{batch_tokens = {low = 65, high = 127}}", "search.space.batch_tokens: no multiple of seq_len 64 is between 65 and 127"),
         ("{lr = {low = 0.1}}", "give low and high, or choices"), ("{lr = {low = 0.1, choices = [0.1]}}", "high, or choices"),
         ("{lr = {choices = [0.1, 0.1]}}", "search.space.lr.choices: .*there twice"),
     ],
