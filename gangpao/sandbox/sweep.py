@@ -220,9 +220,7 @@ def _key_here(lab: Lab, trial: FrozenTrial | Trial) -> str | None:
     """The key of a queued trial under this configuration; None where it cannot be one."""
     try:
         return key_of(lab, Spec.model_validate(trial.user_attrs["spec"]))
-    except (
-        ValueError
-    ):  # a width that its heads do not divide, a batch that rows do not: the caller says what that means
+    except ValueError:  # a width of no whole heads, a batch of no whole rows
         return None
 
 
@@ -343,9 +341,8 @@ def _suggest(trial: Trial, name: str, r: Range, step: int | None) -> Any:
     low, high = int(r.low), int(r.high)
     if not r.log or step == 1:
         return trial.suggest_int(name, low, high, step=step, log=r.log)
-    return step * trial.suggest_int(
-        f"{name} / {step}", low // step, high // step, log=True
-    )  # Optuna has no steps in logs
+    # Optuna has no steps in logs.
+    return step * trial.suggest_int(f"{name} / {step}", low // step, high // step, log=True)
 
 
 def best_values(study: Study) -> dict[str, Any]:
