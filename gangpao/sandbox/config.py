@@ -3,8 +3,7 @@
 The shared part says what every trial is unless an experiment varies it: data, shape, rule of transfer, tokens, schedule. An
 experiment's table lists the values that it tries. Paths are relative to the file.
 
-A list that makes no sense is refused here, with the name of its field, before anything runs: one without values, or with a value
-twice. A seed twice is the same trial twice, and would pass for a noise of zero.
+What makes no sense is refused here, with the name of its field, before anything runs (values.py has the kinds of values).
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -24,49 +22,19 @@ from pydantic import (
     model_validator,
 )
 
-from gangpao.config import Frozen, load_toml
+from gangpao.config import load_toml
+from gangpao.sandbox.transfer import get_rule
+from gangpao.sandbox.values import Base, Layers, Once, Positive, Seed, Share, Some, Table, Tokens, Width, filled
 from gangpao.train.schedule import Kind
 
 
-def _once(values: Sequence[Any]) -> Sequence[Any]:
-    again = [value for i, value in enumerate(values) if value in values[:i]]
-    if again:
-        raise ValueError(f"{again[0]} is there twice; the same again tells nothing new: give every value once")
-    return values
-
-
-def _some(values: Sequence[Any]) -> Sequence[Any]:
-    if not values:
-        raise ValueError("it is empty; give one value or more, or leave it out for the usual ones")
-    return values
-
-
 def _known_rule(name: str) -> str:
-    from gangpao.sandbox.transfer import get_rule  # which imports this module
-
     get_rule(name)
     return name
 
 
-_T = TypeVar("_T")
-Once = Annotated[tuple[_T, ...], AfterValidator(_once)]  # may be empty, where that means something
-Some = Annotated[Once[_T], AfterValidator(_some)]
-
 Optimizer = Literal["adamw", "muon"]
-Tokens = Annotated[int, Field(ge=2)]
-Width = Annotated[int, Field(ge=8)]
-Layers = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 Rule = Annotated[str, AfterValidator(_known_rule)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Rates = tuple[float, ...]
-
-
-class Table(Frozen):
-    """Base of all tables: no number is infinite."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class Size(Table):
@@ -83,14 +51,6 @@ class Ladder(Size):
     """A size of the law, with token counts of its own where small models are to be followed further than large ones."""
 
     tokens: Once[Tokens] = Field(default=(), description="Where its decays end; empty: at those of all sizes.")
-
-
-class Base(Table):
-    """Where a transfer rule's factors are all one."""
-
-    width: Width = 256
-    layers: Layers = 4
-    batch_tokens: Tokens = 4096
 
 
 class Common(Table):
@@ -145,7 +105,7 @@ def _pairs_once(name: str, sizes: Sequence[Size], tokens: Sequence[int]) -> None
 class BatchConfig(Table):
     """Loss against batch size at equal tokens, several sizes."""
 
-    sizes: Annotated[tuple[Size, ...], AfterValidator(_some)] = (
+    sizes: Annotated[tuple[Size, ...], AfterValidator(filled)] = (
         Size(width=64, layers=4),
         Size(width=96, layers=4),
         Size(width=128, layers=4),

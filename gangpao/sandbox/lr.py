@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from gangpao.sandbox import fit, plot
 from gangpao.sandbox.conditions import conditions
-from gangpao.sandbox.config import Rates, Size
+from gangpao.sandbox.config import Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.trial import Lab, Result, Spec
+from gangpao.sandbox.values import Rates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from gangpao.config import Frozen
 from gangpao.model.init import KindRule, ParameterKind
-from gangpao.sandbox.config import Base
+from gangpao.sandbox.values import Base
 
 __all__ = [
     "KINDS",
