@@ -21,7 +21,7 @@ def box(tmp_path_factory, data_dir):
     out = tmp_path_factory.mktemp("quick") / "sandbox"
     settings = [
         f'data_dir="{data_dir}"', f"data_set={json.dumps(SMALL)}", "heldout_tokens=2000", "common.tokens=8000",
-        "lr.widths=[32, 48]",
+        "lr.widths=[32, 48]", "scaling.seeds=[0]",
         "lr.rates=[0.005, 0.01, 0.02]", 'lr.rules=["minicpm"]', "common.batch_tokens=256", "seq_len=32",
         "scaling.sizes=[{width=16, layers=1}, {width=32, layers=1}, {width=48, layers=2}]", "scaling.tokens=[4096, 8192, 16384]",
     ]  # fmt: skip
