@@ -39,6 +39,8 @@ class LlamaOracle:
         self._server = x.Server(p)
         address = urlsplit(self._server.listening_address)
         self._http = http.client.HTTPConnection(address.hostname, address.port, timeout=120)
+        # A server that is closed before its loop has begun is waited for without end; an answer shows that it has.
+        self._post("/completion", {"prompt": [0], "n_predict": 1})
 
     def __enter__(self) -> "LlamaOracle":
         return self
@@ -94,11 +96,10 @@ class LlamaOracle:
         assert len(found) == vocab_size
         return np.array([found[i] for i in range(vocab_size)])
 
-    def tokenize(self, text: str, parse_special: bool = False) -> list[int]:
-        """Ids of a text, without BOS."""
-        return self._post("/tokenize", {"content": text, "add_special": False, "parse_special": parse_special})[
-            "tokens"
-        ]
+    def tokenize(self, text: str, parse_special: bool = False, add_special: bool = False) -> list[int]:
+        """Ids of a text. add_special: with BOS, where the model has it so."""
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        return self._post("/tokenize", body)["tokens"]
 
 
 class _Opaque(ctypes.Structure):

@@ -1,14 +1,11 @@
 """Ids, ends of generation and pieces equal llama.cpp's, on thousands of odd lines for each catalog model."""
 
-import http.client
-import json
-import urllib.parse
-
 import pytest
 
 from gangpao.engine.gguf import GGUF
 from gangpao.text.pretokenizers import RULES
 from gangpao.text.tokenizer import Tokenizer
+from tests.llama_oracle import LlamaOracle
 from tests.text.corpus import lines
 
 LINES = 2_000
@@ -18,42 +15,14 @@ NARROW = ("deepseek-llm", "deepseek-coder")
 WIDE_SPACES = dict.fromkeys(map(ord, "\u1680\u2003\u2028\u2029\u3000\xa0\x85"))
 
 
-class Oracle:
-    """llama.cpp's own tokenizer for a GGUF file, over the server that xllamacpp starts."""
-
-    def __init__(self, path):
-        import xllamacpp
-
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx = 64
-        params.n_parallel = 1
-        params.warmup = False
-        self.server = xllamacpp.Server(params)
-        address = urllib.parse.urlparse(self.server.listening_address)
-        self.connection = http.client.HTTPConnection(address.hostname, address.port)
-
-    def tokenize(self, text, *, parse_special, add_special=False):
-        body = {"content": text, "parse_special": parse_special, "add_special": add_special}
-        self.connection.request("POST", "/tokenize", json.dumps(body), {"Content-Type": "application/json"})
-        return json.loads(self.connection.getresponse().read())["tokens"]
-
-    def close(self):
-        self.connection.close()
-        del self.server
-
-
 def compare(tokenizer, path, texts, parse_special=(False, True)):
-    oracle = Oracle(path)
-    try:
+    with LlamaOracle(path, n_ctx=64) as oracle:
         for parse in parse_special:
             for text in texts:
                 assert tokenizer.encode(text, parse_special=parse) == oracle.tokenize(text, parse_special=parse), text
         for text in texts[:20]:
             ids = tokenizer.encode(text, add_bos=tokenizer.adds_bos)
-            assert ids == oracle.tokenize(text, parse_special=False, add_special=True)
-    finally:
-        oracle.close()
+            assert ids == oracle.tokenize(text, add_special=True)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m"])
