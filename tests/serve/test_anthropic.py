@@ -77,12 +77,13 @@ def test_a_stream_has_the_events_in_their_order(client, reference):
 
 
 def test_a_function_is_called_whole_and_streamed(client):
-    message = ask(client, max_tokens=80, tools=[TOOL], tool_choice=ANY)
+    message = ask(client, max_tokens=80, tools=[TOOL], tool_choice=ANY, **GREEDY)
     assert (message.stop_reason, [b.type for b in message.content]) == ("tool_use", ["tool_use"])
     assert message.content[0].name == "get_weather"
     assert list(message.content[0].input) == ["city"]
     with client.messages.stream(
-        model="smollm2-135m", messages=ASK, max_tokens=80, tools=[TOOL], tool_choice={"type": "tool", "name": "get_weather"}
+        model="smollm2-135m", messages=ASK, max_tokens=80, tools=[TOOL], tool_choice={"type": "tool", "name": "get_weather"},
+        **GREEDY,
     ) as stream:  # fmt: skip
         kinds = [event.type for event in stream]
         final = stream.get_final_message()
