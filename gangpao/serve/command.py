@@ -111,6 +111,7 @@ def serve(
     guard.check_binding(host, keys)
     cert = certificate(host, allow_host, use_tls, tls_cert, tls_key)
     origins = tuple(o.rstrip("/") for o in allow_origin or ())
+    _raise_files()
     if engine == "vllm":
         front = {"host": host, "port": port, "api_keys": keys, "allow_hosts": tuple(allow_host or ()), "grace_s": grace}
         front |= {"allow_origins": origins, "log_requests": log_requests}
@@ -194,7 +195,6 @@ def _vllm(
 
 def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) -> None:
     _start_log()
-    _raise_files()
     server = Server(settings)
     bound = app.listen(settings)
     percent = loading.Percent(f"loading {next(iter(settings.models))}")

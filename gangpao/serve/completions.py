@@ -99,8 +99,6 @@ async def _requests(
         raise ApiError(400, f"{len(prompts)} prompts times n = {n} are more than {MAX_N} answers", param="n")
     answers.check_count(server.settings.places, len(prompts) * n)
     ids = await to_ids(server, loaded, prompts, "prompt")
-    for one in ids:
-        answers.check_length(loaded, len(one))
     requests = [
         Request(one, p, client=client, continues=True, speculate=asked.speculate is not False)
         for one in ids
@@ -129,7 +127,8 @@ def inputs(
 
 
 async def to_ids(server: Server, loaded: Loaded, prompts: Sequence[str | list[int]], name: str) -> list[list[int]]:
-    """Token ids of texts (special pieces count, BOS where the model expects it) or of ids. Raises ApiError (400)."""
+    """Token ids of texts (special pieces count, BOS where the model expects it) or of ids, each with room for an answer behind it.
+    Raises ApiError (400)."""
     answers.check_text(loaded, max((len(p) for p in prompts if isinstance(p, str)), default=0))
     answers.check_length(loaded, max((len(p) for p in prompts if not isinstance(p, str)), default=0))
 
@@ -143,7 +142,9 @@ async def to_ids(server: Server, loaded: Loaded, prompts: Sequence[str | list[in
             out.append(ids)
         return out
 
-    return await answers.prepare(loaded, work, loaded.engine)
+    found = await answers.prepare(loaded, work, loaded.engine)
+    answers.check_length(loaded, max(map(len, found)))
+    return found
 
 
 def check_ids(engine: Engine, ids: Sequence[int], name: str) -> None:

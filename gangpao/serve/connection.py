@@ -105,5 +105,6 @@ class Protocol(H11Protocol):
             self.transport.abort()  # closing would wait for him
 
     def _too_many(self) -> bool:
-        alike = sum(isinstance(c, Protocol) and c.peer == self.peer for c in self.connections)
-        return alike > PEER_CONNECTIONS and not is_loopback(self.peer)
+        if len(self.connections) <= PEER_CONNECTIONS or is_loopback(self.peer):
+            return False
+        return len([c for c in self.connections if isinstance(c, Protocol) and c.peer == self.peer]) > PEER_CONNECTIONS

@@ -7,7 +7,6 @@ none of them looks into OpenAI's chunks.
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gangpao.serve import chat_core
@@ -55,9 +54,7 @@ class Ended(NamedTuple):
 Event = Started | Words | Called | Argument | Ended
 
 
-async def events(
-    server: Server, chat: Body, client: str, names: Mapping[str, str] = MappingProxyType({})
-) -> AsyncGenerator[Event, None]:
+async def events(server: Server, chat: Body, client: str, names: Mapping[str, str]) -> AsyncGenerator[Event, None]:
     """A chat request's answer. names: as in `speaking`. Raises ApiError as chat_core.stream does; closing it cancels the answer."""
     asked = {**chat, "stream": True, "stream_options": {"include_usage": True}, "n": None}
     reason, stop = "stop", None

@@ -24,7 +24,7 @@ from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, W
 from gangpao.serve.ollama_models import model_name, stamp
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
-from gangpao.serve.stream import Json, client_of, event_stream, read_json, watched
+from gangpao.serve.stream import Json, client_of, encoded, event_stream, read_json, watched
 
 _NDJSON = "application/x-ndjson"
 _NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"}
@@ -279,7 +279,7 @@ async def _joined(answer: AsyncGenerator[Event, None], writer: "_Writer") -> Bod
 
 
 def _line(data: Body) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
+    return encoded(data) + b"\n"
 
 
 def _error_line(error: ApiError) -> bytes:

@@ -28,21 +28,24 @@ class ClientGone(Exception):
     """The client closed the connection before it was answered."""
 
 
+def encoded(content: Any) -> bytes:
+    """JSON in UTF-8. A half of a surrogate pair, which a client may have sent, goes back as the escape it came as."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
 class Json(JSONResponse):
-    """A JSON body. A half of a surrogate pair, which a client may have sent, goes back as the escape it came as."""
+    """A JSON body."""
 
     def render(self, content: Any) -> bytes:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "backslashreplace")
+        return encoded(content)
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
     """One server-sent event; anything but a string is written as JSON."""
-    text = (
-        data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    )
+    text = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else encoded(data)
     head = f"event: {event}\n" if event else ""
-    return f"{head}data: {text}\n\n".encode("utf-8", "backslashreplace")
+    return b"%bdata: %b\n\n" % (head.encode(), text)
 
 
 def error_event(error: ApiError) -> bytes:
