@@ -30,18 +30,13 @@ from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox import fit
-from gangpao.sandbox.budget import HERE, Machine, flops_of, machine_of, parse_budget
+from gangpao.sandbox.budget import Machine, flops_of, machine_of
 from gangpao.sandbox.conditions import conditions, differing, told
 from gangpao.sandbox.experiment import Language
-from gangpao.sandbox.known import Laws, Measured, load_laws
+from gangpao.sandbox.known import Laws
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
-
-__all__ = [
-    "HERE", "MIN_STEPS", "UNSURE", "Choice", "Laws", "Machine", "Measured", "Plan", "batch_tokens", "best", "conditions",
-    "epochs", "flops_of", "load_laws", "machine_of", "make_plan", "need", "parse_budget", "recipe", "shapes", "to_toml", "write",
-]  # fmt: skip
 
 MIN_STEPS = 50  # fewer are no schedule
 BEYOND = 2.0  # a batch law is followed up to this many times past the batches that were tried

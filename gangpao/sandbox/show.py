@@ -164,16 +164,18 @@ def plan(
     import math
 
     from gangpao.sandbox import plan as planning
+    from gangpao.sandbox.budget import machine_of
     from gangpao.sandbox.config import load_sandbox_config
+    from gangpao.sandbox.known import load_laws
     from gangpao.sandbox.trial import Lab
 
     language = _language(lang)
     lab = Lab.open(load_sandbox_config(config, tuple(overrides or ())), out)
-    laws = planning.load_laws(out, lab)
+    laws = load_laws(out, lab)
     if memory is not None and not (math.isfinite(memory) and memory > 0):
         raise ValueError(f"--memory {memory}: GB above zero, for example 16")
     given = None if memory is None else round(memory * 1e9)
-    here = planning.machine_of(budget, laws, lab, speed=speed, memory=given)
+    here = machine_of(budget, laws, lab, speed=speed, memory=given)
     limit = math.inf if max_params is None else max_params
     made = planning.make_plan(budget, laws, lab, here=here, serve_tokens=serve_tokens, max_params=limit, force=force)
     print(json.dumps(made.json(), ensure_ascii=False) if as_json else made.markdown(language))

@@ -13,8 +13,10 @@ import pytest
 from gangpao import cost, machine
 from gangpao.atomic import write_json
 from gangpao.model.count import flops_per_token, parameters
+from gangpao.sandbox import budget as budgets
 from gangpao.sandbox import experiment, fit, plan, scaling
 from gangpao.sandbox.coupled import CoupledFit
+from gangpao.sandbox.known import load_laws
 from gangpao.sandbox.trial import cost_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import load_train_config
@@ -35,7 +37,7 @@ def ready(lab, kept, monkeypatch):
     if not kept:
         lab = with_config(lab)
         experiment.write(scaling.run(lab, Fake(lab)), lab.out / "scaling")
-        kept.update(lab=lab, laws=plan.load_laws(lab.out, lab))
+        kept.update(lab=lab, laws=load_laws(lab.out, lab))
     return kept["lab"]
 
 
@@ -45,11 +47,11 @@ def laws(ready, kept):
 
 
 def here(laws, lab, budget="1 s", **changes):
-    return plan.machine_of(budget, laws, lab, **{"memory": MEMORY} | changes)
+    return budgets.machine_of(budget, laws, lab, **{"memory": MEMORY} | changes)
 
 
 def flops(text, laws, lab, **changes):
-    return plan.flops_of(text, here(laws, lab, text, **changes))
+    return budgets.flops_of(text, here(laws, lab, text, **changes))
 
 
 def brute(laws, lab, C, *, serve=0.0, cap=math.inf):
@@ -202,7 +204,7 @@ def test_laws_of_another_sandbox_are_refused(laws, ready):
 
 def test_without_a_scaling_law_there_is_no_plan(lab):
     with pytest.raises(ValueError, match="run `gangpao sandbox scaling` first"):
-        plan.load_laws(lab.out, lab)
+        load_laws(lab.out, lab)
 
 
 def test_the_toml_is_the_run_that_was_planned(laws, ready, tmp_path):
@@ -262,7 +264,7 @@ def test_other_experiments_are_used_when_they_are_there(laws, ready, tmp_path):
         ("schedule", horizons_of({0.1: 0.02, 0.2: 0.0}, wide=0.0005)),
     ):
         write_json_in(out / name / "outcome.json", {"facts": facts})
-    found = plan.load_laws(out, ready)
+    found = load_laws(out, ready)
     assert (found.lr, found.decay) == (0.02, 0.2)
     made = plan.make_plan("3e11 flops", found, ready, here=here(found, ready))
     usual = plan.make_plan("3e11 flops", plain, ready, here=here(plain, ready))
@@ -281,7 +283,7 @@ def test_with_a_floor_the_plan_is_made_by_the_law_of_coupled_terms(laws, ready, 
     known = json.loads((out / "scaling" / "outcome.json").read_text())
     known["facts"]["laws"]["coupled"] = {"floor": [0.6, 0.05]}
     write_json_in(out / "scaling" / "outcome.json", known)
-    found = plan.load_laws(out, ready)
+    found = load_laws(out, ready)
     assert isinstance(found.scaling, CoupledFit)
     made = plan.make_plan("3e11 flops", found, ready, here=here(found, ready))
     assert made.interval[0] < made.choice.loss < made.interval[1]

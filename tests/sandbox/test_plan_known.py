@@ -12,6 +12,7 @@ import pytest
 from gangpao import machine
 from gangpao.sandbox import batch, fit, lr, plan, schedule, show
 from gangpao.sandbox.conditions import conditions
+from gangpao.sandbox.known import Measured, load_laws
 from gangpao.sandbox.trial import Lab
 from gangpao.train import pretrain
 from tests.sandbox.makers import Trials, make_lab, size_of
@@ -62,10 +63,10 @@ def test_a_rate_of_other_conditions_is_left_out_and_said(ready, out):
     assert json.loads(json.dumps(there)) == there
     facts = {"optimum": {"minicpm": 0.02}, "conditions": there}
     write_json_in(out / "lr" / "outcome.json", {"facts": facts})
-    assert plan.load_laws(out, ready).lr == 0.02
+    assert load_laws(out, ready).lr == 0.02
     facts["conditions"] = there | {"rule": "standard", "common.lr": 0.3}  # an experiment that tries rates under rules
     write_json_in(out / "lr" / "outcome.json", {"facts": facts})
-    assert plan.load_laws(out, ready).lr == 0.02
+    assert load_laws(out, ready).lr == 0.02
     for key, value, text in (
         ("data", "0123", "data ('0123' there"),
         ("base.width", 512, "base.width (512 there, 32 in this configuration)"),
@@ -73,7 +74,7 @@ def test_a_rate_of_other_conditions_is_left_out_and_said(ready, out):
     ):
         facts["conditions"] = there | {key: value}
         write_json_in(out / "lr" / "outcome.json", {"facts": facts})
-        found = plan.load_laws(out, ready)
+        found = load_laws(out, ready)
         assert found.lr == ready.config.common.lr
         [note] = said(found, "the experiment lr was run with another")
         assert text in note
@@ -82,7 +83,7 @@ def test_a_rate_of_other_conditions_is_left_out_and_said(ready, out):
     write_json_in(out / "batch" / "outcome.json", {"facts": facts})
     facts = horizons_of({0.1: 0.02, 0.2: 0.0}, 0.0005) | {"conditions": there | {"common.warmup": 0.5}}
     write_json_in(out / "schedule" / "outcome.json", {"facts": facts})
-    found = plan.load_laws(out, ready)
+    found = load_laws(out, ready)
     assert (found.batch, found.measured, found.decay) == (None, None, 0.1)
     assert len(said(found, "was run with another")) == 3
 
@@ -90,11 +91,11 @@ def test_a_rate_of_other_conditions_is_left_out_and_said(ready, out):
 def test_outcomes_of_an_older_version_are_used_and_named(ready, out):
     old = {"data", "vocab_size", "seq_len", "head_dim", "mlp_ratio", "rule", "optimizer"}
     known = json.loads((out / "scaling" / "outcome.json").read_text())
-    assert not said(plan.load_laws(out, ready), "older version")
+    assert not said(load_laws(out, ready), "older version")
     known["facts"]["conditions"] = {key: known["facts"]["conditions"][key] for key in old}
     write_json_in(out / "scaling" / "outcome.json", known)
     write_json_in(out / "lr" / "outcome.json", {"facts": {"optimum": {"minicpm": 0.02}}})
-    found = plan.load_laws(out, ready)
+    found = load_laws(out, ready)
     assert found.lr == 0.02
     [note] = said(found, "older version")
     assert "(scaling, lr: data, " in note
@@ -107,14 +108,14 @@ def test_a_share_that_noise_hides_is_not_taken_and_another_share_is_said(ready, 
         "enough": {"wsd": 0.025}
     }  # of an older version
     write_json_in(out / "schedule" / "outcome.json", {"facts": facts})
-    found = plan.load_laws(out, ready)
+    found = load_laws(out, ready)
     assert found.decay == ready.config.common.decay
     assert said(
         found, "decay share is the common one: the experiment schedule cannot tell, the noise between its seeds"
     )
     assert not said(found, "predicted loss comes from runs with a decay")
     write_json_in(out / "schedule" / "outcome.json", {"facts": horizons_of({"0.1": 0.1, "0.2": 0.0}, 0.001)})
-    found = plan.load_laws(out, ready)
+    found = load_laws(out, ready)
     assert found.decay == 0.2
     assert said(found, "comes from runs with a decay of 0.1 of the steps; this plan takes 0.2.")
 
@@ -130,7 +131,7 @@ def test_every_experiment_writes_what_its_outcome_holds_for(tmp_path, module):
 
 
 def test_the_batch_law_is_not_followed_far_past_what_was_tried(laws, ready):
-    tried = plan.Measured((256.0, 1024.0), (1.5, 2.0), ((0.01, 0.0), (0.0, 0.0)))
+    tried = Measured((256.0, 1024.0), (1.5, 2.0), ((0.01, 0.0), (0.0, 0.0)))
     usual = plan.make_plan("3e11 flops", laws, ready, here=here(laws, ready)).choice
     for a, taken in ((1e9, 2048), (1.0, 128), (512.0, 512)):
         found = replace(laws, batch=fit.PowerLaw(a, 0.0), measured=tried)
@@ -166,7 +167,7 @@ def test_the_range_and_the_interval_of_a_batch_law_come_with_it(ready, out, tmp_
     outcome = batch.run(lab, Trials(loss, noise=0.001))
     law = json.loads(json.dumps(outcome.facts))
     write_json_in(out / "batch" / "outcome.json", {"facts": law | {"conditions": conditions(ready)}})
-    found = plan.load_laws(out, ready)
+    found = load_laws(out, ready)
     assert found.measured.batches == (1024, 16384)
     losses = [s["optimum"]["loss"] for s in law["sweeps"]]
     assert found.measured.losses == (min(losses), max(losses))
@@ -176,7 +177,7 @@ def test_the_range_and_the_interval_of_a_batch_law_come_with_it(ready, out, tmp_
     # Without the covariance, as older versions wrote it, there is no interval but still a range.
     del law["laws"]["loss"]["covariance"], law["conditions"]
     write_json_in(out / "batch" / "outcome.json", {"facts": law})
-    older = plan.load_laws(out, ready)
+    older = load_laws(out, ready)
     assert older.measured == replace(found.measured, covariance=None)
     assert older.measured.interval(older.batch, 2.0) is None
 
