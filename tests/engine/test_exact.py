@@ -36,8 +36,8 @@ SHAPE = {
     "intermediate_size": 512,
     "num_layers": 3,
 }
-# Of the logits of the models `mixed` below, the same on every machine: AMD and Intel, with and without AVX-512 and AMX, ARM. A change
-# here is a change of what is computed; say why in the commit.
+# Of the logits of the models `mixed` below, the same on every machine: AMD and Intel, with and without AVX-512 and AMX, ARM.
+# A change here is a change of what is computed; say why in the commit.
 DIGESTS = {
     ("llama", "f16"): "7aedf951d9968d8b", ("llama", "int8"): "6cafc9c03721236e", ("qwen3", "f16"): "c2b6bf0cfb29e687",
     ("qwen3", "int8"): "9aa53c76f7934987", ("qwen2", "f16"): "d5282c4e34fed600", ("qwen2", "int8"): "ef9dc4e4eb0a92d7",
