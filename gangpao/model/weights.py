@@ -70,23 +70,43 @@ def load(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, de
     Raises ValueError naming the file and the tensors when something is missing, left over or has another shape.
     """
     path = Path(folder)
-    config = ModelConfig.from_file(path / "config.json")
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(configuration(path))
     fill(model, tensors(path), dtype=dtype, device=device, where=str(path))
     return model
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All (name, tensor) of a folder, file by file."""
+def configuration(folder: Path) -> ModelConfig:
+    """What config.json says, but untied where the weights hold a head that is not the embedding.
+
+    Merging an adapter that trained the head leaves such folders; transformers keeps both matrices too.
+    """
+    config = ModelConfig.from_file(folder / "config.json")
+    if not config.tie_word_embeddings:
+        return config
+    found = {hf_name(name): tensor for name, tensor in tensors(folder, ("lm_head", "embed"))}
+    head, embedding = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
+    if head is None or embedding is None or torch.equal(head, embedding):
+        return config
+    return config.model_copy(update={"tie_word_embeddings": False})
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor is a buffer that old checkpoints carry and that is computed here."""
+    return _DERIVED.search(name) is not None
+
+
+def tensors(folder: Path, having: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:
+    """All (name, tensor) of a folder, or those whose name has one of these parts, file by file."""
     for path in weight_files(folder):
         if path.suffix == ".bin":
-            yield from torch_file.load(path).items()
+            yield from (pair for pair in torch_file.load(path).items() if any(part in pair[0] for part in having))
             continue
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118, it is not a mapping
-                    yield name, file.get_tensor(name)
+                    if any(part in name for part in having):
+                        yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path}: cannot be read ({error}); the file is incomplete or damaged, get it again"
@@ -125,10 +145,14 @@ def fill(
     """Put tensors into a model on the meta device, tensor by tensor, so that nothing is in memory twice."""
     wanted = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
     tied = model.config.tie_word_embeddings
+    head: Tensor | None = None
     left = []
     for foreign, tensor in source:
         name = hf_name(foreign)
-        if _DERIVED.search(name) or (tied and name == "lm_head.weight"):
+        if is_derived(name):
+            continue
+        if tied and name == "lm_head.weight":
+            head = tensor
             continue
         if name not in wanted:
             left.append(name)
@@ -147,6 +171,11 @@ def fill(
             raise ValueError(
                 f"{where}: {len(names)} tensors are {what} ({some}): weights and config.json do not belong together"
             )
+    embedding = model.model.embed_tokens.weight
+    if head is not None and not torch.equal(head.to(embedding), embedding):
+        raise ValueError(
+            f"{where}: a head of its own (lm_head.weight), and the model is tied: take `configuration` for it"
+        )
 
 
 def state(model: Transformer) -> dict[str, Tensor]:

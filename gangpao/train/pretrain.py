@@ -299,7 +299,7 @@ def evaluator(
 def model_config(config: TrainConfig, built: Built) -> ModelConfig:
     """The shape: of init_from, of the run that is branched from, else the preset with its changes and the data's vocabulary."""
     if config.init_from:
-        shape = ModelConfig.from_file(Path(config.init_from) / "config.json")
+        shape = weights.configuration(Path(config.init_from))
         if shape.vocab_size < built.vocab_size:
             raise ValueError(
                 f"{config.init_from} has {shape.vocab_size} tokens and the data {built.vocab_size}: "

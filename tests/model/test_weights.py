@@ -95,9 +95,28 @@ def test_a_wrong_set_of_tensors_is_named(damage, says, tmp_path):
 
 def test_stored_buffers_and_a_stored_tied_head_are_passed_over(tmp_path):
     model, folder = stored(tmp_path)
-    extra = {"lm_head.weight": torch.zeros(320, 64), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
+    head = model.lm_head.weight.detach().clone()
+    extra = {"lm_head.weight": head, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
     save_file(weights.state(model) | extra, folder / "model.safetensors")
-    assert torch.equal(weights.load(folder).lm_head.weight, model.lm_head.weight)
+    again = weights.load(folder)
+    assert again.config.tie_word_embeddings
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_a_trained_head_is_kept_whatever_the_configuration_says(tmp_path):
+    """As transformers does with what merging an adapter of the head leaves."""
+    model, folder = stored(tmp_path)
+    head = torch.randn(320, 64, generator=torch.Generator().manual_seed(6)) * 0.1
+    save_file(weights.state(model) | {"lm_head.weight": head}, folder / "model.safetensors")
+    again = weights.load(folder)
+    assert not again.config.tie_word_embeddings
+    assert weights.configuration(folder) == again.config
+    assert torch.equal(again.lm_head.weight, head)
+    assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    with torch.device("meta"):
+        tied = Transformer(model.config)
+    with pytest.raises(ValueError, match="a head of its own"):
+        weights.fill(tied, weights.tensors(folder), dtype=None, device="cpu", where="here")
 
 
 def test_damaged_files_are_named(tmp_path):
