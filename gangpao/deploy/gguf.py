@@ -165,7 +165,8 @@ def _padded(tokenizer: Mapping[str, object], vocab_size: int) -> dict[str, objec
 
 def _rope_keys(c: ModelConfig) -> dict[str, object]:
     s, a = c.rope_scaling, c.model_type
-    if s is None or s.rope_type == "llama3":  # llama3's rule goes over as divisors, a tensor
+    # llama3's rule goes over as divisors, a tensor; dynamic is no scaling up to the context_length of the header
+    if s is None or s.rope_type in ("llama3", "dynamic"):
         return {}
     original = s.original_max_position_embeddings or c.max_position_embeddings
     out: dict[str, object] = {
