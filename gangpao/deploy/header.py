@@ -91,8 +91,12 @@ def rope_as_divisors(c: ModelConfig) -> bool:
 
 
 def differences(config: ModelConfig) -> list[str]:
-    """In which ways llama.cpp will compute differently from this file; tried in tests/deploy/test_gguf.py."""
+    """In which ways the file, or llama.cpp with it, differs from the checkpoint; tried in tests/deploy/test_gguf.py."""
     out = []
+    if config.rope_scaling and config.rope_scaling.rope_type == "dynamic":
+        out.append(
+            f"dynamic rope scaling has no GGUF form: the file is the checkpoint up to {config.max_position_embeddings:,} positions"
+        )
     if architecture(config) == "qwen3" and _needs_divisors(config):
         divisors = rope_as_divisors(config)
         does = "does not load a qwen3 with rotary divisors (llama3)" if divisors else "takes 32 and 1 as YaRN's borders"
@@ -102,7 +106,7 @@ def differences(config: ModelConfig) -> list[str]:
 
 def _rope_keys(c: ModelConfig, a: str) -> dict[str, object]:
     s = c.rope_scaling
-    if s is None:
+    if s is None or s.rope_type == "dynamic":  # no scaling up to the context_length of the header
         return {}
     if s.rope_type not in _ROPE_TYPES:
         raise ValueError(f"rope_type {s.rope_type!r} has no GGUF form; there are {', '.join(_ROPE_TYPES)}")

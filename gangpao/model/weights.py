@@ -67,28 +67,15 @@ def hf_name(name: str) -> str:
 def load(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: str = "cpu") -> Transformer:
     """The model of a folder. dtype: of the weights in memory, else that of the file.
 
+    A head of its own beside `tie_word_embeddings: true` (a merged adapter's) is kept, and the configuration says so.
     Raises ValueError naming the file and the tensors when something is missing, left over or has another shape.
     """
     path = Path(folder)
+    config = ModelConfig.from_file(path / "config.json")
     with torch.device("meta"):
-        model = Transformer(configuration(path))
+        model = Transformer(config)
     fill(model, tensors(path), dtype=dtype, device=device, where=str(path))
     return model
-
-
-def configuration(folder: Path) -> ModelConfig:
-    """What config.json says, but untied where the weights hold a head that is not the embedding.
-
-    Merging an adapter that trained the head leaves such folders; transformers keeps both matrices too.
-    """
-    config = ModelConfig.from_file(folder / "config.json")
-    if not config.tie_word_embeddings:
-        return config
-    found = {hf_name(name): tensor for name, tensor in tensors(folder, ("lm_head", "embed"))}
-    head, embedding = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
-    if head is None or embedding is None or torch.equal(head, embedding):
-        return config
-    return config.model_copy(update={"tie_word_embeddings": False})
 
 
 def is_derived(name: str) -> bool:
@@ -96,17 +83,23 @@ def is_derived(name: str) -> bool:
     return _DERIVED.search(name) is not None
 
 
-def tensors(folder: Path, having: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Tensor]]:
-    """All (name, tensor) of a folder, or those whose name has one of these parts, file by file."""
+def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """All (name, tensor) of a folder, file by file; of a model that sees, those of its language model."""
+    prefix = ModelConfig.from_file(folder / "config.json", say=False).tensor_prefix or ""
+    for name, tensor in _stored(folder):
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), tensor
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in weight_files(folder):
         if path.suffix == ".bin":
-            yield from (pair for pair in torch_file.load(path).items() if any(part in pair[0] for part in having))
+            yield from torch_file.load(path).items()
             continue
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118, it is not a mapping
-                    if any(part in name for part in having):
-                        yield name, file.get_tensor(name)
+                    yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path}: cannot be read ({error}); the file is incomplete or damaged, get it again"
@@ -142,17 +135,16 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
 def fill(
     model: Transformer, source: Iterator[tuple[str, Tensor]], *, dtype: torch.dtype | None, device: str, where: str
 ) -> None:
-    """Put tensors into a model on the meta device, tensor by tensor, so that nothing is in memory twice."""
+    """Put tensors into a model on the meta device, tensor by tensor, so that nothing is in memory twice.
+
+    A tied model is untied where the source has a head that differs from the embedding.
+    """
     wanted = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
     tied = model.config.tie_word_embeddings
-    head: Tensor | None = None
     left = []
     for foreign, tensor in source:
         name = hf_name(foreign)
         if is_derived(name):
-            continue
-        if tied and name == "lm_head.weight":
-            head = tensor
             continue
         if name not in wanted:
             left.append(name)
@@ -163,19 +155,17 @@ def fill(
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device=device, dtype=dtype or tensor.dtype)))
     if tied:
-        wanted.pop("lm_head.weight", None)
-        model.tie()
+        if "lm_head.weight" in wanted or torch.equal(model.lm_head.weight, model.model.embed_tokens.weight):
+            wanted.pop("lm_head.weight", None)
+            model.tie()
+        else:
+            model.config = model.config.model_copy(update={"tie_word_embeddings": False})
     for names, what in ((list(wanted), "missing"), (left, "left over")):
         if names:
             some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             raise ValueError(
                 f"{where}: {len(names)} tensors are {what} ({some}): weights and config.json do not belong together"
             )
-    embedding = model.model.embed_tokens.weight
-    if head is not None and not torch.equal(head.to(embedding), embedding):
-        raise ValueError(
-            f"{where}: a head of its own (lm_head.weight), and the model is tied: take `configuration` for it"
-        )
 
 
 def state(model: Transformer) -> dict[str, Tensor]:

@@ -131,6 +131,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
     shape = ModelConfig.model_validate(r.known["model"]) if r.known else model_config(config, r.built)
     admit(shape, config, world)
     model = _model(shape, config, fresh)
+    shape = model.config  # untied where the weights of init_from have a head of their own
     model = model if config.offload else model.to(world.device)
     if config.parallel == "shard" and (world.size > 1 or config.offload):
         parallel.shard(model, model.model.layers, world, ranks=config.shard_ranks, offload=config.offload)
@@ -299,7 +300,7 @@ def evaluator(
 def model_config(config: TrainConfig, built: Built) -> ModelConfig:
     """The shape: of init_from, of the run that is branched from, else the preset with its changes and the data's vocabulary."""
     if config.init_from:
-        shape = weights.configuration(Path(config.init_from))
+        shape = ModelConfig.from_file(Path(config.init_from) / "config.json")
         if shape.vocab_size < built.vocab_size:
             raise ValueError(
                 f"{config.init_from} has {shape.vocab_size} tokens and the data {built.vocab_size}: "
