@@ -204,3 +204,6 @@ def test_sparse_attention_is_kept_said_and_computed_densely(tmp_path, caplog):
     assert "past 4,096 positions" in caplog.text
     sparse = build("minicpm", sparse_config=config.sparse_config)
     assert logits(sparse, IDS).equal(logits(build("minicpm"), IDS))
+    folded, _ = weights.fold_to_llama(sparse.config, weights.state(sparse))
+    assert from_hf(to_hf(folded)) == folded
+    assert tiny("llama", sparse_config=config.sparse_config).model_type == "minicpm"
