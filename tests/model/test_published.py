@@ -58,7 +58,7 @@ def test_its_preset_has_its_shape(name):
     assert config.model_dump(exclude=changed) == preset.model_dump(exclude=changed)
 
 
-@pytest.mark.parametrize("page", ["models.md", "models.zh.md"])
+@pytest.mark.parametrize("page", ["checkpoints.md", "checkpoints.zh.md"])
 def test_the_docs_say_the_same(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     rows = [
