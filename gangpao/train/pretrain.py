@@ -132,6 +132,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
     shape = ModelConfig.model_validate(r.known["model"]) if r.known else model_config(config, r.built)
     admit(shape, config, world)
     model = _model(shape, config, fresh)
+    shape = model.config  # untied where the weights of init_from have a head of their own
     model = model if config.offload else model.to(world.device)
     if config.parallel == "shard" and (world.size > 1 or config.offload):
         parallel.shard(model, model.model.layers, world, ranks=config.shard_ranks, offload=config.offload)
