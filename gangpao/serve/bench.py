@@ -20,7 +20,6 @@ from gangpao.engine.generate import Engine
 from gangpao.serve import loading
 from gangpao.serve import options as opt
 
-ModelName = Annotated[str, typer.Argument(help="A catalog name or the path of a .gguf file.")]
 PromptTokens = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1_000_000, help="Tokens to prefill.")]
 DecodeTokens = Annotated[int, typer.Option("--decode-tokens", min=1, max=100_000, help="Tokens to decode after them.")]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, max=100, help="Runs to take the median of.")]
@@ -39,7 +38,7 @@ class Result:
 
 
 def bench(
-    model: ModelName,
+    model: opt.ModelName,
     prompt_tokens: PromptTokens = 512,
     decode_tokens: DecodeTokens = 64,
     repeat: Repeat = 3,

@@ -16,6 +16,7 @@ from typing import Any
 import gangpao
 from gangpao import catalog, cost, kernels, machine
 from gangpao.log import show_bytes
+from gangpao.serve import find
 from gangpao.serve import options as opt
 from gangpao.serve.models import table
 
@@ -95,7 +96,7 @@ def _model(name: str, entry: catalog.Entry, memory: int, bandwidth: float) -> di
 
 def _next(memory: int, store: Path) -> str:
     try:
-        name, why = catalog.default_model(memory, machine.free_disk(store), catalog.installed())
+        name, why = catalog.default_model(memory, machine.free_disk(store), find.usable())
     except ValueError as error:
         return str(error)
     if name in catalog.installed():

@@ -34,7 +34,7 @@ def store(tmp_path, monkeypatch):
 def test_pull_list_rm(store, capsys):
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^ d  tiny +368 kB +none +Tiny$", out, re.MULTILINE)
+    assert re.search(r"^ d  tiny +368 kB +untested +none +Tiny$", out, re.MULTILINE)
     assert cli.main(["pull", "tiny"]) == 0
     path = capsys.readouterr().out.strip()
     assert path == str(store / "tiny" / "tiny.gguf")
@@ -49,15 +49,14 @@ def test_pull_list_rm(store, capsys):
 
 
 def test_run_takes_and_pulls_the_default_and_says_so(store, capsys):
-    assert cli.main(["run", "--json", "--max-tokens", "4", "--seed", "1", "hello"]) == 0
+    assert cli.main(["run", "--yes", "--json", "--max-tokens", "4", "--seed", "1", "hello"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["model"] == "tiny"
-    assert "model: tiny, the best default model" in err
-    assert "pulling" in err
+    assert "no model here yet. On offer: tiny, the best default model" in err
     assert cli.main(["run", "--json", "--max-tokens", "4", "--seed", "1", "hello"]) == 0
     again, err = capsys.readouterr()
     assert json.loads(again)["text"] == json.loads(out)["text"]
-    assert "pulling" not in err
+    assert err.startswith("model: tiny, the best of the installed models")
 
 
 def test_same_seed_same_text_through_threads_and_kv(store, capsys):
