@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -436,6 +437,50 @@ def test_cores(tmp_path, monkeypatch):
     assert machine.cpu_quota(root) == 0.5
     assert machine.physical_cores(root) == 1
     assert machine.physical_cores(tmp_path / "nothing") == 4
+
+
+def stat(*cpus):
+    return "cpu 1 2 3 4 5 6 7 8\n" + "".join(f"cpu{i} {' '.join(map(str, cpu))} 0 0\n" for i, cpu in enumerate(cpus))
+
+
+@pytest.mark.parametrize(
+    ("after", "others", "steal", "words"),
+    [
+        # user nice system idle iowait irq softirq steal, in ticks; 100 of them passed on each of two processors
+        ([(0, 0, 0, 100, 0, 0, 0, 0)] * 2, 0.0, 0.0, "quiet"),
+        (
+            [(60, 10, 20, 0, 0, 5, 5, 0), (0, 0, 0, 90, 10, 0, 0, 0)],
+            1.0,
+            0.0,
+            "BUSY: other processes used 1.0 of 2 CPUs",
+        ),
+        ([(0, 0, 0, 80, 0, 0, 0, 20)] * 2, 0.0, 0.2, "BUSY.*steal 20%"),
+    ],
+)
+def test_what_others_do_is_seen(tmp_path, monkeypatch, after, others, steal, words):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    clock = iter([100.0, 101.0])
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
+    root = fake_root(tmp_path, {"proc/stat": stat((0,) * 8, (0,) * 8, (0,) * 8)})
+    monkeypatch.setattr(os, "times", lambda: os.times_result((5.0, 5.0, 0, 0, 0)))
+    watch = machine.Watch(root)
+    fake_root(tmp_path, {"proc/stat": stat(*after, (900, 0, 0, 0, 0, 0, 0, 0))})  # cpu2 is not ours
+    busy = watch.read()
+    assert (busy.others, busy.steal) == (pytest.approx(others), pytest.approx(steal))
+    assert re.search(words, str(busy))
+
+
+def test_our_own_work_is_not_others(tmp_path, monkeypatch):
+    watch = machine.Watch()
+    monkeypatch.setattr(
+        watch,
+        "_now",
+        lambda: (watch._start[0] + 1, watch._start[1] + 2.0, watch._start[2] + 200, 0, watch._start[4] + 200),
+    )
+    watch._cpus = [0, 1]
+    assert watch.read().others == pytest.approx(0)
+    nothing = machine.Watch(tmp_path)
+    assert nothing.read().others is None
 
 
 def test_this_machine():

@@ -95,7 +95,7 @@ def test_the_preferred_or_the_asked_file_is_taken(ref, files):
 def test_what_is_missing_or_open_is_said_with_what_there_is():
     with pytest.raises(SourceError, match=r"has no Q5_0; it has F16, IQ2_M, Q4_0, Q4_K_M, Q8_0"):
         choose(Ref("o/r", BOTH, "Q5_0"), FILES)
-    with pytest.raises(SourceError, match="holds no .gguf model; look for a repository whose name ends in -GGUF"):
+    with pytest.raises(SourceError, match=r"holds no \.gguf model; look for a repository whose name ends in -GGUF"):
         choose(Ref("o/r", BOTH), ["model.safetensors", "mmproj-x.gguf"])
     two = ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"]
     with pytest.raises(

@@ -83,10 +83,12 @@ def test_bench(store, capsys):
     assert cli.main(["bench", "tiny", "--prompt-tokens", "40", "--decode-tokens", "5", "--repeat", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
-    assert set(result) == {"prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s"}
-    assert all(v > 0 for v in result.values())
+    assert set(result) == {
+        "prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s", "others_cpus", "steal", "load_1m",
+    }  # fmt: skip
+    assert all(result[name] > 0 for name in ("prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s"))
     assert [line.split()[0] for line in lines[:-1]] == [
-        "model", "kernels", "prefill", "decode", "weights", "memory", "load",
+        "model", "kernels", "prefill", "decode", "weights", "memory", "load", "machine",
     ]  # fmt: skip
 
 
@@ -104,7 +106,17 @@ def test_doctor(store, capsys, monkeypatch):
     assert "gemma3-270m" not in by_name  # not run by our engine
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for word in ("processor", "kernels", "bandwidth", "20.0 GB/s", "qwen2.5-coder-1.5b", "largest that fits", "next:"):
+    assert facts["quiet"] is facts["machine"].startswith("quiet")
+    for word in (
+        "processor",
+        "machine ",
+        "kernels",
+        "bandwidth",
+        "20.0 GB/s",
+        "qwen2.5-coder-1.5b",
+        "largest that fits",
+        "next:",
+    ):
         assert word in text
 
 
