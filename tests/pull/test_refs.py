@@ -233,7 +233,7 @@ def test_offline_asks_nothing(repo, hub, name, monkeypatch):
     from gangpao.pull import pull
 
     for call in (lambda: pull_ref(parse("o/r"), limits=QUICK), lambda: pull("tiny", limits=QUICK)):
-        with pytest.raises(PullError, match="GANGPAO_OFFLINE is set"):
+        with pytest.raises(PullError, match=r"GANGPAO_OFFLINE or HF_HUB_OFFLINE is set"):
             call()
     assert hub.log == []
     monkeypatch.setenv(name, "0")
