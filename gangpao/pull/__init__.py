@@ -69,8 +69,13 @@ def can_be_had(name: str) -> bool:
 def _answers(source: catalog.HuggingFace | catalog.ModelScope, model: catalog.Entry) -> bool:
     try:
         with Web(_PROBE) as web:
-            remotes = hubs.find(web, source, model)
-            web.ask("HEAD", remotes[0].url, remotes[0].headers)
+            remote = hubs.find(web, source, model)[0]
+
+            def first_byte() -> None:  # not HEAD, which not every hub answers
+                with web.open("GET", remote.url, {**remote.headers, "Range": "bytes=0-0"}):
+                    pass
+
+            retrying(_PROBE, first_byte)
     except SourceError:  # the next one may
         return False
     return True

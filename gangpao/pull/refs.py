@@ -30,7 +30,7 @@ PREFERENCE = (
 _ALIASES = {"FP16": "F16", "FP32": "F32"}
 
 _HOSTS: dict[str, Kind] = {
-    "hf.co": "huggingface", "huggingface.co": "huggingface", "www.huggingface.co": "huggingface", "hf-mirror.com": "huggingface",
+    "hf.co": "huggingface", "huggingface.co": "huggingface", "www.huggingface.co": "huggingface",
     "modelscope.cn": "modelscope", "www.modelscope.cn": "modelscope",
 }  # fmt: skip
 _QUANT = re.compile(
@@ -60,25 +60,27 @@ class Ref:
 def parse(text: str) -> Ref | None:
     """The address that a text is, or None for a name or a path. Raises ValueError for half of one."""
     bare = re.sub(r"^(?:https?://|hf://)", "", text.strip().partition("?")[0])
-    host, slash, rest = bare.partition("/")
-    kind = _HOSTS.get(host.lower())
-    if kind is None:
-        if bare != text.strip() or bare.count("/") != 1 or bare.lower().endswith(".gguf"):
-            if "://" in text and not text.startswith("hf://"):
-                raise ValueError(
-                    f"{text[:100]}: models come from hf.co and modelscope.cn; pull a file yourself and give its path"
-                )
-            if not text.startswith("hf://"):
-                return None
-        kinds: tuple[Kind, ...] = ("huggingface",) if text.startswith("hf://") else ("huggingface", "modelscope")
-        rest = bare
+    host, _, rest = bare.partition("/")
+    kinds: tuple[Kind, ...]
+    if host.lower() in _HOSTS:
+        kinds = (_HOSTS[host.lower()],)
+    elif text.startswith("hf://"):
+        kinds, rest = ("huggingface",), bare
+    elif host.lower() == "hf-mirror.com":
+        raise ValueError(
+            f"{text[:100]}: set HF_ENDPOINT=https://hf-mirror.com, and write hf.co/ instead of hf-mirror.com/"
+        )
+    elif "://" in text:
+        raise ValueError(
+            f"{text[:100]}: models come from hf.co and modelscope.cn; pull a file yourself and give its path"
+        )
+    elif bare == text.strip() and bare.count("/") == 1 and not bare.lower().endswith(".gguf"):
+        kinds, rest = ("huggingface", "modelscope"), bare
     else:
-        kinds = (kind,)
+        return None
     parts = [part for part in rest.split("/") if part]
     if parts[:1] == ["models"] and kinds == ("modelscope",):
         del parts[0]
-    if kind is None and not slash:
-        return None
     return _ref(text, kinds, parts)
 
 

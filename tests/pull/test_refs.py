@@ -52,7 +52,17 @@ def test_addresses(text, ref):
 
 
 @pytest.mark.parametrize(
-    "text", ["hf.co/o", "hf.co/o/r:", "hf.co/o/r:a b", "https://example.com/o/r", "hf.co/o/r/README.md", "hf.co/o/../r"]
+    "text",
+    [
+        "hf.co/o",
+        "hf.co/o/r:",
+        "hf.co/o/r:a b",
+        "https://example.com/o/r",
+        "hf.co/o/r/README.md",
+        "hf.co/o/../r",
+        "https://hf-mirror.com/o/r",
+        "hf.co",
+    ],
 )
 def test_half_an_address_is_an_error_that_shows_a_whole_one(text):
     with pytest.raises(ValueError, match=r"hf\.co|not a \.gguf file"):
