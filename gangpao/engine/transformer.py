@@ -165,7 +165,7 @@ class Transformer:
         if not cache.reserve(len(tokens)):
             raise ValueError(
                 f"{cache.length} cached and {len(tokens)} new tokens do not fit into a context of {cache.capacity}; "
-                "shorten the prompt or load the model with a larger context"
+                "shorten the prompt, or load the model with a larger one (--context)"
             )
         return tokens
 
