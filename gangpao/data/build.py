@@ -14,6 +14,7 @@ What it gives up: two builds in one folder at the same time, and the text's seco
 saves time when settings change).
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -21,6 +22,7 @@ import multiprocessing
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -261,7 +263,8 @@ class _Build:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_quietly) as pool:
             # The largest first, so that no process works alone at the end.
             order = sorted(jobs, key=lambda job: -sizes[job.name])
-            waiting = {pool.submit(prepare, job): job for job in order}
+            with _no_main():
+                waiting = {pool.submit(prepare, job): job for job in order}
             try:
                 for future in as_completed(waiting):
                     future.result()
@@ -373,6 +376,21 @@ class _Build:
         for path in (*self.work.glob("*"), *self.out.glob("tokenizer-*"), *(self.out / "shards").glob("*")):
             if path.is_dir() and path not in used and _STEP.fullmatch(path.name):
                 shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """While workers are started: they need nothing of the main module, and some installers write a `gangpao` script that runs
+    the command whenever it is imported, so a worker that imported it would begin the build once more."""
+    main = sys.modules["__main__"]
+    hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        for name in hidden:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
 
 
 def _die_quietly() -> None:

@@ -3,8 +3,9 @@
 A unit is a word (letters, digits and marks, in lower case) or one Han or Kana character; spaces, punctuation and markup are
 nothing, so that a text and its reformatted copy have the same units. Where signs count, a unit is a word together with the
 signs that follow it: in code operators and brackets (quotes, commas and semicolons, which formatters change, stay nothing),
-in prose emoji and the signs of numbers (-7, 3 + 4). There are as many units either way, and what differs without signs differs with them. A unit's hash is a
-polynomial of its characters, a run's hash a polynomial of its units, both modulo 2^64 in numpy with no loop over characters.
+in prose emoji and the signs of numbers (-7, 3 + 4). There are as many units either way, and what differs without signs
+differs with them. A unit's hash is a polynomial of its characters, a run's hash a polynomial of its units, both modulo 2^64
+in numpy with no loop over characters.
 
 What it gives up: languages written without spaces other than Chinese and Japanese become long words; and two different
 runs share a hash about once in 10^19 pairs.

