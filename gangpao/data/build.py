@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from gangpao import machine
 from gangpao.atomic import locked, new_folder, read_json, write_json
 from gangpao.config import Frozen
-from gangpao.data import bpe, duplicates
+from gangpao.data import bpe, duplicates, public
 from gangpao.data.config import DataConfig, Source, load_data_config
 from gangpao.data.decontaminate import Index
 from gangpao.data.encode import Encoder
@@ -96,6 +96,8 @@ def build(config: DataConfig, out: Path | str, *, progress: Progress | None = No
     Raises ValueError for a source that cannot be read, or when another process is building there.
     """
     progress = progress or Silent()
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"{out}: is a file; name a folder for the data")
     with locked(Path(out)):
         try:
             return _Build(config, Path(out), progress).run()
@@ -154,6 +156,7 @@ class _Build:
 
     def run(self) -> Built:
         config = self.config
+        public.require([source.path for source in config.sources.values() if source.format == "public"])
         found = {name: self._resolved(name, source) for name, source in config.sources.items()}
         sources = {name: one.source for name, one in found.items()}
         files = {name: one.files for name, one in found.items()}

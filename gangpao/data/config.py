@@ -7,6 +7,7 @@ What it gives up: sources that need a program to be read; write their documents 
 """
 
 import codecs
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -233,4 +234,4 @@ def load_data_config(path: Path | str, overrides: Iterable[str] = ()) -> DataCon
 
 
 def _based(path: str, folder: Path) -> str:
-    return str((folder / Path(path).expanduser()).absolute())
+    return os.path.abspath(folder / Path(path).expanduser())

@@ -81,11 +81,17 @@ def folder_of(name: str) -> Path:
 
 def path_of(name: str) -> Path:
     """The file of a text that is there. Raises ValueError with the command that brings it."""
-    path = folder_of(name) / FILE
-    if not path.is_file():
-        size = show_bytes(known()[name].bytes)
-        raise ValueError(f"the text {name} is not here yet; get it ({size}) with: gangpao data fetch {name}")
-    return path
+    require([name])
+    return folder_of(name) / FILE
+
+
+def require(names: Sequence[str]) -> None:
+    """Raise ValueError with the command that brings those of these texts that are not here, if any."""
+    missing = [name for name in dict.fromkeys(names) if not (folder_of(name) / FILE).is_file()]
+    if missing:
+        size, what = show_bytes(sum(known()[name].bytes for name in missing)), " ".join(missing)
+        said = f"the text {what} is" if len(missing) == 1 else f"the texts {', '.join(missing)} are"
+        raise ValueError(f"{said} not here yet; get {size} with: gangpao data fetch {what}")
 
 
 def listing(names: Sequence[str] = ()) -> list[dict[str, Any]]:

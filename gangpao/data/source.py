@@ -148,7 +148,7 @@ def _from_hub(source: Source) -> list[Path]:
         )
     except Exception as error:  # the client's own errors have no common base and change with its version
         raise ValueError(
-            f"the data set {source.path} could not be fetched: {error}. It needs a network that reaches the hub; "
-            "$HF_ENDPOINT names a mirror of it. Text that comes in packages: gangpao data fetch"
+            f"the data set {source.path} could not be fetched: {str(error).strip().rstrip('.')}. It needs a network that "
+            "reaches the hub; $HF_ENDPOINT names a mirror of it. Text that comes in packages: gangpao data fetch"
         ) from error
     return matching(Path(folder), source.files)
