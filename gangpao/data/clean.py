@@ -40,9 +40,13 @@ def normalise(text: str, kind: TextKind = "auto") -> str:
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     text = text.replace("\0", "").lstrip("\ufeff")
     if is_code(text, kind):
-        breaks = text.count("\n")
-        return text.replace("\r\n", "\n") if breaks and text.count("\r\n") == breaks else text
+        windows = "\r\r\n" not in text and text.count("\r\n") == text.count("\n")
+        return text.replace("\r\n", "\n") if windows else text
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "```" in (bare := _visible(text)) or "~~~" in bare:
+        # A fence is one with what a reader does not see taken away.
+        lines = [(line, _visible(line)) for line in text.split("\n")]
+        text = "\n".join([seen if seen.startswith(("```", "~~~")) else line for line, seen in lines])
     out, at = [], 0
     for fenced in _FENCED.finditer(text):
         out += [_tidy_prose(text[at : fenced.start()]), fenced.group()]
@@ -50,9 +54,12 @@ def normalise(text: str, kind: TextKind = "auto") -> str:
     return "".join([*out, _tidy_prose(text[at:])]).strip("\n")
 
 
+def _visible(text: str) -> str:
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+
+
 def _tidy_prose(text: str) -> str:
-    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
-    text = "\n".join([line.rstrip() for line in text.split("\n")])
+    text = "\n".join([line.rstrip() for line in _visible(text).split("\n")])
     return _BLANK_LINES.sub("\n\n\n", text)
 
 

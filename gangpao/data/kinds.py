@@ -4,8 +4,8 @@ In prose a sign is punctuation, and two spaces at a line's end are nothing. In c
 not `a - b`, 7 degrees are not -7, and a patch whose lines lost a space does not apply. So duplicates and tidying ask first.
 
 The idea: a line with a good share of signs that prose hardly has (operators, brackets, underscores) and digits is a line of
-code. Where such lines hold a third of the text it is code: that is so for 90 % of a collection of Python programs and for
-none of 700 books and stories; manuals lie between. Signs cost little where they do not matter, and a program costs much where
+code. Where such lines hold a third of the text it is code: that is so for nine of ten of a collection of Python programs and
+for none of 478 books and stories; manuals lie between. Signs cost little where they do not matter, and a program costs much where
 they are not seen. A patch is known by its marks. A document is of one kind; a source may name it (`text_kind`).
 
 What it gives up: one program quoted in a long article is prose like the article.

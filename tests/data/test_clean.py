@@ -21,7 +21,13 @@ CHINESE = (
 )
 
 
-@given(st.text(st.characters(codec=None), max_size=60))
+_PIECES = [
+    "`", "```", "~~~", "\n", "\n\n\n\n", "  ", "\r\n", "\r", "a", "+", "\u212a", "\u200b", "\ufeff", "\0", "\x0c", "e\u0301",
+    "x = 1;", "@@ -1 +1 @@", "words here ",
+]  # fmt: skip
+
+
+@given(st.text(st.characters(codec=None), max_size=60) | st.lists(st.sampled_from(_PIECES), max_size=25).map("".join))
 @settings(max_examples=300, deadline=None)
 def test_tidying_twice_is_tidying_once(text):
     for kind in ("auto", "prose", "code"):

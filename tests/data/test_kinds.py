@@ -70,7 +70,7 @@ def test_prose_and_formatted_copies_are_found_as_before(tmp_path):
 
 
 def test_a_source_may_name_its_kind(tmp_path):
-    assert left(tmp_path, SETS["programs"], text_kind="prose") == 50
+    assert left(tmp_path, SETS["programs"][:60], text_kind="prose") == 10
     prose = [PROSE, PROSE.replace("three towns", "(three) towns")]
     assert left(tmp_path, prose) == 1
     assert left(tmp_path, prose, text_kind="code") == 2
