@@ -29,6 +29,7 @@ _HALF_SIGNS = "()-/"  # prose has some of them too
 _HAN_WEIGHT = 2.5  # a Han character says as much as two or three letters
 _DIGIT_WEIGHT = 0.25  # dates and prices are in every newspaper
 _MARKERS = re.compile(r"^[ \t]*(?:#{1,6}|[-*+>])(?= )", re.M)  # of headings, lists and quotations
+_SPACES = re.compile(r"\s")
 _PATCH = re.compile(r"^(?:diff --git |@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@|--- \S.*\n\+\+\+ \S)", re.M)
 
 
@@ -36,7 +37,10 @@ def is_code(text: str, kind: TextKind = "auto") -> bool:
     """Whether signs and spaces are content. kind: "prose" or "code" where a source knows, else "auto"."""
     if kind != "auto":
         return kind == "code"
-    return code_share(text) >= SHARE or _PATCH.search(text) is not None
+    sample = text[:SAMPLE_CHARS]
+    # Most prose has too few signs for any share of lines, and counting them is quick.
+    few = len(_candidates().findall(sample)) < LINE_THRESHOLD * SHARE * (len(sample) - len(_SPACES.findall(sample)))
+    return (not few and code_share(text) >= SHARE) or _PATCH.search(text) is not None
 
 
 def code_share(text: str) -> float:
@@ -61,6 +65,12 @@ def _weights(code: npt.NDArray[np.uint32], word: npt.NDArray[np.bool_]) -> npt.N
     first = np.maximum.accumulate(np.where(begins, np.arange(len(code)), 0))
     weights[word & (weights[first] == 0)] = 0.0
     return weights
+
+
+@functools.cache
+def _candidates() -> re.Pattern[str]:
+    """A character that has a weight."""
+    return re.compile(rf"[\d{re.escape(''.join(chr(c) for c in np.flatnonzero(_table() == 1)) + _HALF_SIGNS)}]")
 
 
 @functools.cache

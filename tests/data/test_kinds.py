@@ -3,10 +3,12 @@
 import itertools
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gangpao.data.build import DataConfig, build
 from gangpao.data.dedup import jaccard
-from gangpao.data.kinds import is_code
+from gangpao.data.kinds import SHARE, code_share, is_code
 from gangpao.data.ngrams import shingles, units
 from tests.data import makers
 from tests.data.test_clean import CHINESE, PATCH, PROSE
@@ -101,6 +103,12 @@ def test_code_is_code(text):
 def test_prose_is_prose(text):
     assert not is_code(text)
     assert is_code(text, "code")
+
+
+@given(st.text(st.sampled_from("ab c\n\n12-+=()[]字→∑# *"), max_size=80))
+@settings(max_examples=300, deadline=None)
+def test_the_quick_look_never_overlooks_code(text):
+    assert is_code(text) == (code_share(text) >= SHARE)
 
 
 @pytest.mark.parametrize("signs", ["none", "few", "all"])
