@@ -9,6 +9,7 @@ What it gives up: no includes, no interpolation, no environment variables inside
 
 import difflib
 import os
+import re
 import tomllib
 import types
 import typing
@@ -27,6 +28,12 @@ class Frozen(BaseModel):
 
 
 T = TypeVar("T", bound=BaseModel)
+_MOST_ERRORS = 5
+_TYPES = ("int", "float", "str", "bool")
+_WORDS = (
+    ("^Value error, ", ""), ("^Input should be", "must be"), ("a valid dictionary", "a table"),
+    (r" or instance of \w+|, unable to parse string as an? \w+", ""),
+)  # fmt: skip
 
 
 def config_dir() -> Path:
@@ -87,24 +94,50 @@ def load_toml(path: Path, model_cls: type[T], overrides: Iterable[str] = (), *, 
     try:
         return model_cls.model_validate(data)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(e, model_cls, layers) for e in error.errors()[:5])) from error
+        # By place and value: a field that may be of two types has an error for each.
+        told: dict[tuple[str, str], list[str]] = {}
+        for e in error.errors()[:_MOST_ERRORS]:
+            place, what, value = _explain(e, model_cls, layers)
+            before = told.setdefault((place, value), [])
+            before.append(what.removeprefix("must be ") if before else what)
+        lines = [f"{place}: {' or '.join(what)}{value}" for (place, value), what in told.items()]
+        raise ValueError("; ".join(lines)) from error
 
 
-def _explain(error: ErrorDetails, model_cls: type[BaseModel], layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """One pydantic error in our words, with the last layer that holds the key it is about."""
+def shown(value: Any) -> str:
+    """A value of a configuration in a few words, for a message: what is long is named by its kind and its keys."""
+    if isinstance(value, dict):
+        keys = [str(key)[:20] for key in value]
+        return f"a table with {', '.join(keys[:5])}{' ...' * (len(keys) > 5)}" if keys else "an empty table"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return text if len(text) <= 60 else f"{text[:56]}...{text[0] if isinstance(value, str) else ''}"
+
+
+def _explain(
+    error: ErrorDetails, model_cls: type[BaseModel], layers: Sequence[tuple[str, dict[str, Any]]]
+) -> tuple[str, str, str]:
+    """One pydantic error in our words: the last layer that holds the key it is about with that key, what is wrong, the value."""
     loc = _without_tags(error["loc"], layers)
     where = next((name for name, data in reversed(layers) if _holds(data, loc)), layers[0][0])
     key = ".".join(str(part) for part in loc)
     if error["type"] != "extra_forbidden":
-        return f"{where}: {key or 'the file'}: {error['msg']}"
+        said = error["msg"]
+        for theirs, ours in _WORDS:
+            said = re.sub(theirs, ours, said)
+        value = "" if error["type"] in ("missing", "value_error") else f", not {shown(error['input'])}"
+        return f"{where}: {key or 'the file'}", said, value
     known = _fields_at(model_cls, error["loc"][:-1])
     near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.0)
     hint = f"; did you mean {near[0]}? (known: {', '.join(known)})" if near else ""
-    return f"{where}: {key}: unknown key{hint}"
+    return f"{where}: {key}", f"unknown key{hint}", ""
 
 
 def _without_tags(loc: tuple[int | str, ...], layers: Sequence[tuple[str, dict[str, Any]]]) -> tuple[int | str, ...]:
     """The location as the file spells it: pydantic puts the tag of a tagged union between its parts."""
+    if len(loc) > 1 and loc[-1] in _TYPES:  # a value of none of the types that it might have had
+        loc = loc[:-1]
     for _, data in reversed(layers):
         node: Any = data
         out: list[int | str] = []
