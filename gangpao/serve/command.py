@@ -32,7 +32,11 @@ from gangpao.serve.server import Server, Settings
 
 Models = Annotated[
     list[str] | None,
-    typer.Option("-m", "--model", help="A catalog name or .gguf path; repeatable, the first is loaded at start."),
+    typer.Option(
+        "-m",
+        "--model",
+        help="A catalog name, .gguf file, run or Hugging Face folder; repeatable, the first is loaded at start.",
+    ),
 ]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need an API key.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]

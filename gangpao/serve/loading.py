@@ -1,7 +1,8 @@
 """What the commands share around an engine: finding and loading a model, notes on stderr, money, memory.
 
-A model is a catalog name, a path to a .gguf file, or nothing, which means the best catalog model that this machine can
-hold. A name that is not installed is pulled. Everything here speaks on stderr, so that stdout belongs to the answer.
+A model is a catalog name, a path to a .gguf file or a folder (checkpoint.py), or nothing, which means the best catalog model
+that this machine can hold. A name that is not installed is pulled. Everything here speaks on stderr, so that stdout belongs
+to the answer.
 """
 
 import math
@@ -16,6 +17,7 @@ from gangpao.engine.cache import KVType
 from gangpao.engine.generate import Engine
 from gangpao.log import Progress
 from gangpao.pull import pull
+from gangpao.serve import checkpoint
 
 
 def load_engine(
@@ -42,9 +44,12 @@ def find_model(model: str | None) -> tuple[str, Path]:
     Without a name, the best default model is taken, and which and why goes to stderr.
     """
     if model is not None and catalog.is_path(model):
-        path = catalog.resolve(model)
+        path = _file_of(catalog.resolve(model))
         return path.stem, path
     here = catalog.installed()
+    if model is not None and model not in here and checkpoint.is_model_folder(model):
+        path = _file_of(Path(model))
+        return path.stem, path
     if model is None:
         memory, disk = machine.available_memory(), machine.free_disk(catalog.models_dir())
         model, why = catalog.default_model(memory, disk, here)
@@ -54,15 +59,24 @@ def find_model(model: str | None) -> tuple[str, Path]:
         print(f"{model} is not on this machine yet, pulling it", file=sys.stderr)
         with Progress() as progress:
             return model, pull(model, progress=progress)
-    return model, catalog.resolve(model)
+    return model, _file_of(catalog.resolve(model))
+
+
+def _file_of(path: Path) -> Path:
+    """The .gguf file of a path, exported first where it is a folder."""
+    percent = Percent(f"exporting {path}")
+    try:
+        return checkpoint.gguf_of(path, percent)
+    finally:
+        percent.clear()
 
 
 def _check_runs(name: str, entry: catalog.Entry) -> None:
     """Raises ValueError, before gigabytes are pulled, where the engine would not run them."""
     if entry.format == "safetensors":
         raise ValueError(
-            f"{name}: a folder of weights for training, and the engine runs .gguf files: `gangpao pull {name}`, then "
-            f"`gangpao export FOLDER {name}.gguf` makes one"
+            f"{name}: a folder of weights for training, and the engine runs .gguf files: `gangpao pull {name}` first, then "
+            f"`-m {name}` exports it on first use"
         )
     if not entry.engine:
         raise ValueError(f"{name}: our engine does not run this model, so it is not pulled for that. {entry.note}")

@@ -36,7 +36,11 @@ LogitBias = Annotated[
 System = Annotated[str, typer.Option("--system", help="The system message: who the model is to be.")]
 Model = Annotated[
     str | None,
-    typer.Option("-m", "--model", help="A catalog name or the path of a .gguf file; the best that fits if not given."),
+    typer.Option(
+        "-m",
+        "--model",
+        help="A catalog name, a .gguf file, a run of `gangpao train` or a Hugging Face folder; the best that fits if not given.",
+    ),
 ]
 Threads = Annotated[
     int | None,
