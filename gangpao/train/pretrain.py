@@ -11,8 +11,8 @@ Running it again goes on where it stopped. `branch_from` begins a new folder at 
 read: decays of several lengths from one stable run cost no more than the decays. `init_from` begins with the weights of any
 checkpoint and a new optimizer.
 
-A source that two stages share goes on in the second where the first left it. What it gives up: the exact order of one loader
-across stages; each stage counts its shares from zero.
+A source that two stages share goes on in the second where the first left it. Between two stages of one mixture there is no border:
+the second sees the rows, in their order, that the first would have seen. A stage of another mixture counts its shares from zero.
 """
 
 from __future__ import annotations
@@ -415,7 +415,6 @@ def resolved_precision(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"precision": "bf16" if cuda or any(known) else "fp32"})
 
 
-@functools.cache
 @functools.cache
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of one square matrix product, the best of a few: what mfu is a share of."""

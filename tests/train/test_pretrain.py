@@ -25,7 +25,7 @@ from gangpao.train.loss import NextToken
 from gangpao.train.parallel import World
 from gangpao.train.upcycle import upcycle, upcycled
 from tests.train.conftest import CONFIGS
-from tests.train.tiny import losses, shape
+from tests.train.tiny import losses, same_end, shape
 
 
 def run(out, overrides, **options):
@@ -85,16 +85,12 @@ def test_a_run_from_before_an_option_existed_goes_on(parent, configured, tmp_pat
 
 
 def test_a_lost_tail_is_trained_again_to_the_same_bits(parent, configured, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(parent, copy)
     for path in state.checkpoints(copy / "checkpoints")[-1:]:
         shutil.rmtree(path)
     run(copy, configured())
-    assert losses(copy) == losses(parent)
-    newest = [state.checkpoints(folder / "checkpoints")[-1] / "model.safetensors" for folder in (copy, parent)]
-    assert newest[0].read_bytes() == newest[1].read_bytes()
+    assert same_end(copy, parent)
 
 
 def test_sources_in_any_order_resume(configured, tmp_path):
@@ -107,14 +103,15 @@ def test_sources_in_any_order_resume(configured, tmp_path):
     for folder in sorted((stopped / "checkpoints").iterdir())[1:]:
         shutil.rmtree(folder)
     assert run(stopped, configured(stages), resume=True).step == 9
-    assert losses(stopped) == losses(whole)
+    assert same_end(stopped, whole)
 
 
 def test_a_branch_from_the_run_is_its_decay_and_only_reads_it(parent, configured, tmp_path):
     before = tree(parent)
     outcome = run(tmp_path / "branch", configured(f'branch_from="{parent}"', branch=True))
     assert outcome.step == 12
-    assert losses(tmp_path / "branch") == {s: v for s, v in losses(parent).items() if s > 8}
+    assert min(losses(tmp_path / "branch")) == 9
+    assert same_end(tmp_path / "branch", parent)
     assert tree(parent) == before
     again = run(tmp_path / "branch", configured(f'branch_from="{parent}"', branch=True))
     assert again.step == 12
