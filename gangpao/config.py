@@ -166,13 +166,21 @@ def load_toml(path: Path, model_cls: type[T], overrides: Iterable[str] = (), *, 
     try:
         return model_cls.model_validate(data)
     except ValidationError as error:
-        found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a typo explains what is missing
-        more = [f"and {len(found) - _MOST_ERRORS} more"] if len(found) > _MOST_ERRORS else []
-        said = [_explain(e, model_cls, layers) for e in found[:_MOST_ERRORS]]
-        raise ValueError("; ".join([*said, *more])) from error
+        raise ValueError(_explained(error, model_cls, layers)) from error
 
 
 _MOST_ERRORS = 5
+
+
+def explained(error: ValidationError, model_cls: type[BaseModel], data: dict[str, Any], name: str) -> str:
+    """What pydantic found wrong with `data`, in our words; `name` is where that is from."""
+    return _explained(error, model_cls, [_Layer(name, data)])
+
+
+def _explained(error: ValidationError, model_cls: type[BaseModel], layers: Sequence[_Layer]) -> str:
+    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a typo explains what is missing
+    more = [f"and {len(found) - _MOST_ERRORS} more"] if len(found) > _MOST_ERRORS else []
+    return "; ".join([*(_explain(e, model_cls, layers) for e in found[:_MOST_ERRORS]), *more])
 
 
 def _text(path: Path) -> str:

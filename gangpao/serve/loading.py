@@ -5,13 +5,13 @@ that this machine can hold. A name that is not installed is pulled. Everything h
 to the answer.
 """
 
-import math
 import os
 import sys
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from gangpao import catalog, cost, machine
+from gangpao.cost import show_yuan as show_yuan
 from gangpao.engine.answer import Stats
 from gangpao.engine.cache import KVType
 from gangpao.engine.generate import Engine
@@ -109,14 +109,6 @@ def figures(stats: Stats, yuan: float | None) -> str:
     """The line under an answer; yuan is None where nobody says what the machine costs."""
     line = f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after {stats.ttft_s:.2f} s"
     return line if yuan is None else f"{line} · {show_yuan(yuan)}"
-
-
-def show_yuan(amount: float) -> str:
-    """Two significant digits and no exponent: an answer costs far less than a fen."""
-    if amount <= 0:
-        return "0 yuan"
-    digits = max(2, 1 - math.floor(math.log10(amount)))
-    return f"{amount:.{digits}f} yuan"
 
 
 def colors(stream: TextIO) -> bool:

@@ -96,16 +96,20 @@ class SaveConfig(Frozen):
     every_steps: int = Field(default=1000, ge=1)
     every_minutes: float = Field(default=30.0, gt=0, description="Also after so much time, whichever comes first.")
     keep_last: int = Field(default=2, ge=1)
-    keep_best: bool = Field(default=True, description="Also the one with the lowest held-out loss.")
+    keep_best: bool = Field(
+        default=True,
+        description="Also the one with the lowest held-out loss, of those saved at a step that was evaluated: take for "
+        "save.every_steps a multiple of evaluation.every_steps.",
+    )
 
 
 class EvaluationConfig(Frozen):
-    """Held-out loss during the run."""
+    """Held-out loss during the run: at these steps and no others, and at the last one."""
 
     every_steps: int = Field(default=500, ge=1)
     limit_tokens: int | None = Field(default=100_000, ge=1, description="Of every source; none: all of it.")
     rows: int = Field(default=8, ge=1, description="Rows in one forward pass.")
-    stages: Literal["all", "last"] = Field(default="all", description="At whose end there is one in any case.")
+    stages: Literal["all", "last"] = Field(default="all", description="all: also at the end of every stage.")
 
 
 class TrainConfig(Frozen):
