@@ -50,12 +50,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top: tables are merged, every other value is replaced. Neither is changed."""
+    """`base` with `over` on top: tables are merged, every other value is replaced. A table of numbers over a list
+    (`stages.0.steps=5`) changes the items of these numbers. Neither is changed in place."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
-        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, list) and isinstance(value, dict) and _are_places(value, old):
+            items = merge({str(i): item for i, item in enumerate(old)}, value)
+            out[key] = [items[str(i)] for i in range(len(old))]
+        else:
+            out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return out
+
+
+def _are_places(table: dict[str, Any], items: list[Any]) -> bool:
+    return bool(table) and all(key in map(str, range(len(items))) for key in table)
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -170,6 +179,7 @@ def load_toml(path: Path, model_cls: type[T], overrides: Iterable[str] = (), *, 
 
 
 _MOST_ERRORS = 5
+_FEW = 12
 
 
 def explained(error: ValidationError, model_cls: type[BaseModel], data: dict[str, Any], name: str) -> str:
@@ -178,7 +188,10 @@ def explained(error: ValidationError, model_cls: type[BaseModel], data: dict[str
 
 
 def _explained(error: ValidationError, model_cls: type[BaseModel], layers: Sequence[_Layer]) -> str:
-    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a typo explains what is missing
+    # What is wrong inside of a thing explains what is wrong with it, and a typo explains what is missing.
+    places = [e["loc"] for e in error.errors()]
+    inner = [e for e in error.errors() if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)]
+    found = sorted(inner, key=lambda e: e["type"] != "extra_forbidden")
     more = [f"and {len(found) - _MOST_ERRORS} more"] if len(found) > _MOST_ERRORS else []
     return "; ".join([*(_explain(e, model_cls, layers) for e in found[:_MOST_ERRORS]), *more])
 
@@ -232,7 +245,8 @@ def said(error: ErrorDetails) -> str:
         return _WORDS[error["type"]]
     if error["type"] == "value_error":
         return str(context["error"])
-    return re.sub(r"^(Input|String|Value) should (be )?", lambda m: "must be " if m[2] else "must ", error["msg"])
+    words = re.sub(r"^\w+ should (be )?", lambda m: "must be " if m[1] else "must ", error["msg"])
+    return words.replace(" after validation", "").partition(", not ")[0]
 
 
 def _allowed(error: ErrorDetails) -> str:
@@ -245,8 +259,9 @@ def _known(model_cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """A hint at the key that was meant: the same name in another table, else the nearest one here."""
     name, known = str(loc[-1]), _fields_at(model_cls, loc[:-1])
     inside = list(_fields_named(model_cls, name)) if len(loc) == 1 else []
-    near = inside or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"; did you mean {' or '.join(near)}? (known: {', '.join(known)})" if near else ""
+    near = inside or difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{hint} (known: {', '.join(known)})" if known and (not near or len(known) <= _FEW) else hint
 
 
 def _fields_named(model_cls: type[BaseModel], name: str) -> Iterator[str]:
@@ -313,7 +328,9 @@ def _child(node: Any, part: int | str) -> Any:
     """What lies one step down in parsed TOML, or _NOTHING."""
     if isinstance(node, list):
         return node[part] if isinstance(part, int) and part < len(node) else _NOTHING
-    return node.get(part, _NOTHING) if isinstance(node, dict) else _NOTHING
+    return (
+        node.get(part, node.get(str(part), _NOTHING)) if isinstance(node, dict) else _NOTHING
+    )  # "0": of stages.0.steps
 
 
 def _holds(data: Any, loc: Sequence[int | str]) -> bool:

@@ -142,6 +142,18 @@ def test_errors_have_the_line_and_the_value_in_the_words_of_the_file(write, text
     assert len(str(error.value).partition("line")[2]) < 160
 
 
+def test_a_set_reaches_into_a_list_by_number(write):
+    base = write('owner = "a"\n[[carts.x.parts]]\nkind = "wheel"\n[[carts.x.parts]]\nkind = "sledge"\nrunners = 3')
+    parts = config.load_toml(base, Yard, ["carts.x.parts.0.spokes=8"]).carts["x"].parts
+    assert (parts[0].spokes, parts[1].runners) == (8, 3)
+    with pytest.raises(
+        ValueError, match=r"^--set carts\.x\.parts\.1\.runners=x: carts\.x\.parts\.1\.runners: must be an integer"
+    ):
+        config.load_toml(base, Yard, ["carts.x.parts.1.runners=x"])
+    with pytest.raises(ValueError, match=r"carts\.x\.parts: must be a list"):
+        config.load_toml(base, Yard, ["carts.x.parts.2.spokes=8"])
+
+
 def test_what_is_not_toml_in_a_set_is_said_to_be_taken_as_text(write):
     with pytest.raises(ValueError, match=r"--set lock=\{keys=2: lock: must be a table, not .* \(it is not TOML"):
         config.load_toml(write('owner = "a"'), Yard, ["lock={keys=2"])

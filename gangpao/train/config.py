@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from gangpao.config import Frozen, PathText, anchored_overrides, load_toml
+from gangpao.config import Frozen, PathText, anchored_overrides, load_toml, read_toml
 from gangpao.data.config import DataConfig
 from gangpao.model.init import KindRule, ParameterKind
 from gangpao.train.schedule import Kind, Schedule, half_life_to
@@ -123,7 +123,9 @@ class TrainConfig(Frozen):
         default={},
         description="First values and learning rates by kind of parameter, in place of the model's own rules.",
     )
-    init_from: PathText | None = Field(default=None, description="Folder of a checkpoint whose weights to begin with.")
+    init_from: PathText | None = Field(
+        default=None, description="Run, or Hugging Face folder, whose weights to begin with."
+    )
     branch_from: PathText | None = Field(
         default=None, description="Run, or checkpoint of one, to go on from; it is only read."
     )
@@ -230,6 +232,11 @@ class TrainConfig(Frozen):
 
 def load_train_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     """A run's TOML with `a.b=c` over it, its paths absolute. Raises ValueError naming file, line and key."""
+    if "sources" in read_toml(path):
+        raise ValueError(
+            f"{path}: this describes data (it has [sources]): `gangpao data build {path} --out FOLDER` builds it, and a run's TOML "
+            "names it as data"
+        )
     config = load_toml(path, TrainConfig, overrides)
     data_set = anchored_overrides(config.data_set, DataConfig, path, "data_set", overrides)
     return config.model_copy(update={"data_set": data_set})

@@ -112,6 +112,8 @@ def run_config(
         raise ValueError(f"--out {out}: a file is in the way; give the folder of the run, which may not exist yet")
     if resume and not (out / RUN).exists():
         raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
+    if config.init_from:
+        config = config.model_copy(update={"init_from": str(_folder_with_weights(Path(config.init_from)))})
     # A start that failed before its first checkpoint leaves nothing that another one would have to go on with.
     known = read_run(out) if state.checkpoints(out / "checkpoints") else None
     precision_by = "known" if known else "auto" if config.precision == "auto" else "configured"
@@ -365,6 +367,16 @@ def special_ids(folder: Path) -> dict[str, int]:
         if text in ids:
             out[f"{key}_id"] = ids[text]
     return out
+
+
+def _folder_with_weights(path: Path) -> Path:
+    """The Hugging Face folder that init_from means: itself, or the export of a run. Raises ValueError where there is none."""
+    for folder in (path, path / "export"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"init_from {path}: no config.json here: give a Hugging Face folder, or a run that has its export/"
+    )
 
 
 def _model(shape: ModelConfig, config: TrainConfig, fresh: bool) -> Transformer:

@@ -4,11 +4,15 @@
 with everything saved; with 130 after Ctrl-C, saved as well. What became of the run goes to stdout, progress to stderr.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -44,13 +48,11 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Train, with progress on stderr; what became of the run on stdout at the end, of rank 0 under torchrun."""
-    try:
+    with _ctrl_c_later():
         from gangpao.train import pretrain, report, summary
-
+    try:
         outcome = pretrain.run(config, out, overrides or (), resume=resume, stream=report.stderr())
     except KeyboardInterrupt:
-        from gangpao.train import summary
-
         _say(summary.interrupted(out))
         _leave(130)
         return
@@ -63,6 +65,29 @@ def train(
         elif outcome.signal is None:
             print(summary.text(found, out))
     _leave(130 if outcome.signal == signal.SIGINT else 0)
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Let Ctrl-C wait for what is inside, which is the import of torch: half imported it crashes. A second one does not wait."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(130)
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        _say("stopped before anything began")
+        raise typer.Exit(130)
 
 
 def _say(text: str) -> None:
