@@ -64,10 +64,20 @@ def ways_out(config: TrainConfig, ranks: int = 1) -> str:
         *([] if config.recompute else ["--set recompute=true"]),
         *([f"--set micro_batch_size={fewer}"] if fewer else []),
         *(["--set optimizer.kind=muon"] if config.optimizer.kind == "adamw" and config.recompute else []),
-        "a smaller model (--set model.preset=NAME, `gangpao model show` lists them)",
+        *_smaller(config),
         *([] if fewer else [f"shorter rows (--set seq_len={config.seq_len // 2})"]),
     ]
     return ", ".join(ways)
+
+
+def _smaller(config: TrainConfig) -> list[str]:
+    """A smaller model, where the run has the choice."""
+    if config.init_from or config.branch_from:
+        return []
+    layers = config.model.change.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > 1:
+        return [f"a smaller model (--set model.change.num_hidden_layers={layers // 2})"]
+    return ["a smaller model (--set model.preset=NAME, `gangpao model show` lists them)"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
