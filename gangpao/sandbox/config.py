@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from gangpao.config import PathText, anchored_overrides, load_toml
+from gangpao.config import PathText, anchored_overrides, load_toml, said
 from gangpao.data.config import DataConfig
 from gangpao.sandbox.transfer import get_rule
 from gangpao.sandbox.values import Base, Layers, Once, Positive, Seed, Share, Some, Table, Tokens, Width, filled
@@ -246,7 +246,7 @@ def _possible(name: str, value: Any) -> None:
     try:
         Common.model_validate({name: value}, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{name}: {value!r:.40} cannot be: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{name}: {value!r:.40} cannot be: it {said(error.errors()[0])}") from error
 
 
 class SandboxConfig(Table):
