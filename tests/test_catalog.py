@@ -87,7 +87,9 @@ def test_user_catalog_is_merged_over(store, tmp_path):
     assert catalog.load().defaults == ("smollm2-135m",)
     (folder / "catalog.toml").write_text('[models.extra]\ntitel = "x"\n')
     os.utime(folder / "catalog.toml", ns=(1, 1))
-    with pytest.raises(ValueError, match=r"catalog\.toml: models\.extra\.titel: unknown key; did you mean title"):
+    with pytest.raises(
+        ValueError, match=r"catalog\.toml, line 2: models\.extra\.titel: unknown key; did you mean title"
+    ):
         catalog.load()
 
 

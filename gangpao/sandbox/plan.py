@@ -35,7 +35,7 @@ from gangpao.sandbox.conditions import conditions, differing, told
 from gangpao.sandbox.experiment import Language
 from gangpao.sandbox.known import Laws
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
-from gangpao.train import pretrain
+from gangpao.train import memory, pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
 
 MIN_STEPS = 50  # fewer are no schedule
@@ -145,7 +145,7 @@ def _batch_limits(laws: Laws, lab: Lab) -> tuple[float, float]:
 def need(lab: Lab, shape: ModelConfig, *, rows: int, recompute: bool) -> int:
     """Bytes that training takes, as `gangpao train` estimates them before it begins (float32, the safe side)."""
     kind = lab.config.common.optimizer
-    return sum(pretrain.training_bytes(shape, rows * lab.config.seq_len, optimizer=kind, recompute=recompute))
+    return sum(memory.training_bytes(shape, rows * lab.config.seq_len, optimizer=kind, recompute=recompute))
 
 
 # --- the plan

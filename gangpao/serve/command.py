@@ -28,6 +28,7 @@ from gangpao.engine.gguf import GGUF
 from gangpao.log import show_bytes
 from gangpao.serve import app, find, guard, loading, tls
 from gangpao.serve import options as opt
+from gangpao.serve.percent import Percent
 from gangpao.serve.server import Server, Settings
 
 Models = Annotated[
@@ -208,7 +209,7 @@ def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) 
     _start_log()
     server = Server(settings)
     bound = app.listen(settings)
-    percent = loading.Percent(f"loading {next(iter(settings.models))}")
+    percent = Percent(f"loading {next(iter(settings.models))}")
     server.hub.on_progress = percent
 
     def ready() -> None:

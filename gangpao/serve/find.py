@@ -17,6 +17,8 @@ from gangpao.engine.config import ARCHITECTURES, ModelConfig
 from gangpao.engine.gguf import GGUF
 from gangpao.log import Progress, show_bytes
 from gangpao.pull import Offer, can_be_had, pull, pull_ref, refs
+from gangpao.serve import checkpoint
+from gangpao.serve.percent import Percent
 
 
 def find_model(model: str | None, *, yes: bool = False) -> tuple[str, Path]:
@@ -28,11 +30,9 @@ def find_model(model: str | None, *, yes: bool = False) -> tuple[str, Path]:
         return _best(yes)
     path = Path(model).expanduser()
     if catalog.is_path(model) and path.exists():
-        if path.is_dir():
-            raise ValueError(
-                f"{model}: a folder; the engine runs .gguf files: `gangpao export {model} FILE.gguf` makes one of weights"
-            )
-        return catalog.stem_of(path), path
+        return _of_path(path)
+    if model not in catalog.load().models and checkpoint.is_model_folder(model):
+        return _of_path(path)
     ref = refs.parse(model)
     if ref is not None:
         return _of_hub(ref)
@@ -43,7 +43,17 @@ def find_model(model: str | None, *, yes: bool = False) -> tuple[str, Path]:
         say(f"{model} is not on this machine yet, pulling it{size} ({entry.licence or 'licence unknown'})")
         with Progress() as progress:
             return model, pull(model, progress=progress)
-    return model, catalog.resolve(model)
+    return model, _of_path(catalog.resolve(model))[1]
+
+
+def _of_path(path: Path) -> tuple[str, Path]:
+    """The name and the file of a path; a run or a Hugging Face folder is exported first."""
+    percent = Percent(f"exporting {path}")
+    try:
+        file = checkpoint.gguf_of(path, percent)
+    finally:
+        percent.clear()
+    return catalog.stem_of(file), file
 
 
 def installed_name(model: str) -> str:
@@ -119,8 +129,8 @@ def check_runs(name: str, entry: catalog.Entry) -> None:
     """Raises ValueError, before gigabytes are pulled, where the engine would not run them."""
     if entry.format == "safetensors":
         raise ValueError(
-            f"{name}: a folder of weights for training, and the engine runs .gguf files: `gangpao pull {name}`, then "
-            f"`gangpao export FOLDER {name}.gguf` makes one"
+            f"{name}: a folder of weights for training, and the engine runs .gguf files: `gangpao pull {name}` first, then "
+            f"`-m {name}` exports it on first use"
         )
     if not entry.engine:
         raise ValueError(f"{name}: our engine does not run this model, so it is not pulled for that. {entry.note}")

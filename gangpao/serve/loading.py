@@ -3,17 +3,18 @@
 find.py says which model is meant. Everything here speaks on stderr, so that stdout belongs to the answer.
 """
 
-import math
 import os
 import sys
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from gangpao import cost
+from gangpao.cost import show_yuan as show_yuan
 from gangpao.engine.answer import Stats
 from gangpao.engine.cache import KVType
 from gangpao.engine.generate import Engine
 from gangpao.serve.find import find_model
+from gangpao.serve.percent import Percent
 
 
 def load_engine(
@@ -64,14 +65,6 @@ def figures(stats: Stats, yuan: float | None) -> str:
     return line if yuan is None else f"{line} · {show_yuan(yuan)}"
 
 
-def show_yuan(amount: float) -> str:
-    """Two significant digits and no exponent: an answer costs far less than a fen."""
-    if amount <= 0:
-        return "0 yuan"
-    digits = max(2, 1 - math.floor(math.log10(amount)))
-    return f"{amount:.{digits}f} yuan"
-
-
 def colors(stream: TextIO) -> bool:
     """Whether to send escape codes to a stream."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -101,24 +94,6 @@ def note(text: str) -> None:
     """A line for the person at the terminal; nothing when stderr is a file or a pipe."""
     if sys.stderr.isatty():
         print(f"\x1b[2m{text}\x1b[0m" if colors(sys.stderr) else text, file=sys.stderr, flush=True)
-
-
-class Percent:
-    """A progress callback that keeps one line on a terminal up to date, and is silent elsewhere."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._shown = -1
-
-    def __call__(self, done: int, total: int) -> None:
-        percent = done * 100 // max(total, 1)
-        if percent != self._shown and sys.stderr.isatty():
-            self._shown = percent
-            print(f"\r{self._label} {percent} %", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._shown >= 0:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def kernels_line() -> str:

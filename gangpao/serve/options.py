@@ -34,7 +34,7 @@ LogitBias = Annotated[
     list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable.")
 ]
 System = Annotated[str, typer.Option("--system", help="The system message: who the model is to be.")]
-MODEL = "a catalog name, the path of a .gguf file, or hf.co/owner/repo[:Q4_K_M]"
+MODEL = "a catalog name, a .gguf file, a run or Hugging Face folder, or hf.co/owner/repo[:Q4_K_M]"
 Model = Annotated[
     str | None,
     typer.Option("-m", "--model", help=f"{MODEL.capitalize()}; the best that is installed if not given."),

@@ -124,8 +124,13 @@ def split_rows(batch: Any, count: int) -> list[Any]:
     ]
 
 
+def lane_count(threads: int, micro_rows: int, gradient_bytes: int) -> int:
+    """Lanes of a model whose rows do not depend on one another."""
+    return min(threads, micro_rows) if gradient_bytes <= MOST_BYTES else 1
+
+
 def lanes_for(threads: int, micro_rows: int, gradient_bytes: int, *, separable: bool) -> Lanes:
     """How `threads` threads are best used. gradient_bytes: of one copy of all gradients. separable: rows do not depend on one
     another, and the model may be called from several threads at once."""
-    count = min(threads, micro_rows) if separable and gradient_bytes <= MOST_BYTES else 1
+    count = lane_count(threads, micro_rows, gradient_bytes) if separable else 1
     return Lanes(count, max(1, threads // count))
