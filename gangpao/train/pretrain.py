@@ -447,12 +447,13 @@ def heading(r: _Run, shape: ModelConfig) -> list[str]:
         "configured": "as configured", "known": "as when the run began",
         "auto": "the hardware multiplies it" if config.precision == "bf16" else "no instructions for bf16 here",
     }[r.precision_by]  # fmt: skip
-    threads = torch.get_num_threads()
+    n = torch.get_num_threads()
+    threads = f"{n} thread{'s' if n > 1 else ''} (--set threads=N changes it)"
     place = f"{torch.cuda.get_device_name(r.world.device)}" if r.world.device.type == "cuda" else machine.cpu_name()
     ranks = f"{r.world.size} ranks, each with " if r.world.size > 1 else ""
     lines = [
         f"{r.out}: {count.total:,} parameters, {sum(steps):,} steps of {config.batch_tokens:,} tokens ({stages})",
-        f"{ranks}{threads} thread{'s' if threads > 1 else ''} (--set threads=N changes it), {config.precision} ({precision}), {place}",
+        f"{ranks}{threads}, {config.precision} ({precision}), {place}",
     ]
     if r.known is None and (r.out / RUN).exists():
         lines.append("an earlier start in this folder saved nothing: this one begins anew")
