@@ -27,7 +27,10 @@ from gangpao.engine.sample import Logits, SamplingParams
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
 from gangpao.text.chat import ChatTemplate
+from gangpao.text.thoughts import Splitter
 from gangpao.text.tokenizer import Tokenizer
+
+_MARK_TOKENS = 32  # more than any opening mark and the white space behind it
 
 
 @dataclass(slots=True)
@@ -72,6 +75,14 @@ class Engine:
     def session(self) -> "Session":
         """A new conversation with an empty cache."""
         return Session(self)
+
+    def splitter(self, prompt_ids: Sequence[int]) -> Splitter:
+        """What tells thought and answer apart in the text that follows this prompt, whose end may have opened a thought."""
+        marks = self.template.thoughts
+        if marks is None:
+            return Splitter(None)
+        end = self.tokenizer.decode(prompt_ids[-_MARK_TOKENS:], keep_special=True)
+        return Splitter(marks, opened=end.rstrip().endswith(marks.begin))
 
     def generate(
         self,
@@ -237,7 +248,7 @@ def check_prompt(prompt_ids: Sequence[int], engine: Engine) -> None:
         raise ValueError("the prompt is empty: give at least one token")
     if len(prompt_ids) >= engine.context:
         limit = engine.model.config.max_position_embeddings
-        more = f" or load the model with a wider context (up to {limit})" if limit > engine.context else ""
+        more = f", or start with a larger --context (up to {limit})" if limit > engine.context else ""
         raise ValueError(
             f"the prompt has {len(prompt_ids)} tokens and the context holds {engine.context}, answer included: "
             f"shorten the prompt{more}"
