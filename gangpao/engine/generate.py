@@ -170,6 +170,7 @@ class Generation:
             stop=stop, continues=continues, capacity=session.cache.capacity,
         )  # fmt: skip
         self._on_prefill = on_prefill
+        self._continues = continues
         self._drafter = Drafter(prompt_ids) if speculate else None
         self._pieces = self._run()
 
@@ -182,6 +183,14 @@ class Generation:
     def text(self) -> str:
         """Everything handed out so far."""
         return self._answer.text
+
+    def splitter(self) -> Splitter:
+        """What tells thought and answer apart in this answer's text; a text that only goes on has no thought."""
+        return (
+            Splitter(None)
+            if self._continues
+            else self._session.engine.splitter(self._prompt[: self.stats.prompt_tokens])
+        )
 
     @property
     def finish_reason(self) -> FinishReason | None:

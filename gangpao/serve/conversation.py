@@ -190,8 +190,8 @@ class Transcript:
 class Reply(Transcript):
     """An answer of an engine here."""
 
-    def __init__(self, generation: Generation, splitter: Splitter) -> None:
-        super().__init__(splitter)
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation.splitter())
         self._generation = generation
 
     @property
@@ -242,12 +242,11 @@ class Conversation(Turns):
         params = self.params
         if params.seed is not None:
             params = replace(params, seed=(params.seed + attempt) % 2**63)
-        splitter = self.engine.splitter(ids)
         run = self.engine.generate(
             ids, params, session=self._session, stop=self.engine.template.stop, on_prefill=on_prefill
         )
         self.asked(text, dropped)
-        return Reply(run, splitter)
+        return Reply(run)
 
     def use(self, load: Callable[[], Engine]) -> None:
         """Go on with another engine, which reads everything anew, also what the one before had no room for. The one before is let

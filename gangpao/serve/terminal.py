@@ -121,11 +121,12 @@ def chat(
         converse(Local(load(model), params, meter=meter, load=load, source=model, system=system), history)
 
 
-def converse(talk: Talk, history: History) -> None:
-    """Answer what is typed, or without a terminal one built-in question."""
+def converse(talk: Talk, history: History | None = None) -> None:
+    """Answer what is typed, or without a terminal one built-in question. history: where what is typed is kept; the usual file if
+    not given."""
     session = Chat(talk)
     if sys.stdin.isatty():
-        session.loop(history)
+        session.loop(history or History(history_path()))
         return
     print("stdin is not a terminal, so here is one built-in question (`gangpao run -` answers a piped one).")
     print(f"> {DEMO}")

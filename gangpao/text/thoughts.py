@@ -151,8 +151,7 @@ def _may_be(text: str, mark: str) -> int:
     return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
 
 
-def split(text: str, marks: Marks | None, *, opened: bool = False) -> tuple[str, str]:
-    """Thought and answer of a whole text."""
-    splitter = Splitter(marks, opened=opened)
+def split(text: str, splitter: Splitter) -> tuple[str, str]:
+    """Thought and answer of a whole text, by a splitter that has seen nothing yet."""
     said = [*splitter.push(text), *splitter.finish()]
     return "".join(s.text for s in said if s.thought), "".join(s.text for s in said if not s.thought)

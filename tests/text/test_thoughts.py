@@ -38,7 +38,7 @@ CASES = [
 @pytest.mark.parametrize(("text", "opened", "thought", "answer"), CASES)
 def test_a_text_is_split_wherever_it_is_cut(text: str, opened: bool, thought: str, answer: str | None) -> None:
     expected = (thought, text if answer is None else answer)
-    assert split(text, THINK, opened=opened) == expected
+    assert split(text, Splitter(THINK, opened=opened)) == expected
     for seed in range(20):
         cuts, splitter, said = random.Random(seed), Splitter(THINK, opened=opened), []
         rest = text
@@ -55,8 +55,8 @@ def test_a_text_is_split_wherever_it_is_cut(text: str, opened: bool, thought: st
 @pytest.mark.parametrize("marks", KNOWN)
 def test_every_pair_of_marks(marks: Marks) -> None:
     text = f"{marks.begin}\nhm\n{marks.end}\nyes"
-    assert split(text, marks) == ("hm", "yes")
-    assert split(text, None) == ("", text)
+    assert split(text, Splitter(marks)) == ("hm", "yes")
+    assert split(text, Splitter(None)) == ("", text)
 
 
 def test_words_go_out_at_once() -> None:
