@@ -6,6 +6,8 @@ import pytest
 
 from gangpao.text.chat import ChatTemplate
 from gangpao.text.thoughts import KNOWN, Marks, Said, Splitter, marks_of, split
+from gangpao.text.tokenizer import Tokenizer
+from tests.text import tiny
 
 THINK = KNOWN[0]
 CASES = [
@@ -81,6 +83,21 @@ def test_marks_are_read_off_template_and_vocabulary() -> None:
     assert marks_of(None, {"<think>": 5, "</think>": 6}.get) == THINK
     assert marks_of("'</think>'", {"<think>": 5}.get) == THINK
     assert marks_of(None, {"[THINK]": 5, "[/THINK]": 6}.get) == Marks("[THINK]", "[/THINK]")
+
+
+@pytest.mark.parametrize("kind", [3, 4])  # control, user-defined
+def test_marks_stay_in_the_text_whatever_a_file_calls_them(kind: int) -> None:
+    metadata = tiny.byte_level()
+    tokens, types = list(metadata["tokenizer.ggml.tokens"]), list(metadata["tokenizer.ggml.token_type"])
+    more = {"tokenizer.ggml.tokens": [*tokens, *THINK], "tokenizer.ggml.token_type": [*types, kind, kind]}
+    tokenizer = Tokenizer.from_gguf({**metadata, **more})
+    template = ChatTemplate.for_model(None, tokenizer=tokenizer)
+    assert template.thoughts == THINK
+    ids = [tokenizer.id_of("<think>"), *tokenizer.encode("hello"), tokenizer.id_of("</think>")]
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) == "<think>hello</think>"
+    asked = template.encode(tokenizer, [{"role": "user", "content": "<think>hello</think>"}])
+    assert not tokenizer.control_ids & set(asked[1:-1]) & {ids[0], ids[-1]}
 
 
 def test_a_family_by_name_has_no_thoughts() -> None:

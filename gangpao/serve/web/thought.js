@@ -16,7 +16,7 @@ export class Thought {
     this.element.hidden = !thought;
     if (this.text.textContent !== thought) this.text.textContent = thought;
     const seconds = stats?.thought;
-    const done = seconds > 0 ? t("thoughtFor", { n: seconds.toFixed(seconds < 10 ? 1 : 0) }) : t("thought");
+    const done = seconds >= 0.05 ? t("thoughtFor", { n: seconds.toFixed(seconds < 10 ? 1 : 0) }) : t("thought");
     this.summary.textContent = running && !content ? t("thinking") : done;
   }
 }
