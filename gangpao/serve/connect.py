@@ -184,11 +184,16 @@ class RemoteRun(Transcript):
     def __init__(self, response: httpx2.Response, start: float) -> None:
         super().__init__(Splitter(KNOWN[0]))
         self.stats = Stats()
-        self.finish_reason: str | None = None
+        self._reason: str | None = None
         self.yuan: float | None = None
         self._response = response
         self._start = start
         self._pieces = self._run()
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, as the server says it."""
+        return self._reason
 
     def __iter__(self) -> Iterator[Said]:
         return self._pieces
@@ -216,7 +221,7 @@ class RemoteRun(Transcript):
                 yield from self._end()
                 return
             yield from self._take(parse(data))
-        if self.finish_reason is None:
+        if self._reason is None:
             raise RemoteError("the answer broke off: the server closed the connection before its end")
         yield from self._end()
 
@@ -231,7 +236,7 @@ class RemoteRun(Transcript):
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             return
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self._reason = choice.get("finish_reason") or self._reason
         said = choice.get("delta") or choice.get("message")
         if not isinstance(said, dict):
             return

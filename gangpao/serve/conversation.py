@@ -61,6 +61,10 @@ class Run(Protocol):
     def stats(self) -> Stats:
         """Counts and seconds so far."""
 
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended (length: cut off); None before it has."""
+
     def __iter__(self) -> Iterator[Said]:
         """The pieces still to come. Raises ValueError when the answer breaks off."""
 

@@ -277,11 +277,18 @@ class Chat:
         note(self.conversation.figures(run) + (" · stopped" if stopped else ""))
         if failure:
             complain(failure)
-        elif run.thoughts and not run.text and not stopped:
-            note(
-                "The answer ended inside its thought, so the question is not kept; /set max_tokens gives it more room."
-            )
+        elif run.finish_reason == "length":
+            note(self._cut_off(run))
         return failure is None
+
+    def _cut_off(self, run: Run) -> str:
+        """Why an answer was cut off, and what helps."""
+        limit = self.conversation.setting("max_tokens")
+        spent = isinstance(limit, int) and run.stats.completion_tokens >= limit
+        full = "the context is full, a larger --context holds more"
+        why = f"max_tokens is {limit}, /set max_tokens changes it" if spent else full
+        lost = "; nothing but a thought came, so the question is not kept" if run.thoughts and not run.text else ""
+        return f"(cut off: {why}{lost})"
 
     def _show(self, run: Run) -> tuple[bool, ValueError | None]:
         """The answer on the screen, and remembered; whether it was stopped, and how it failed."""

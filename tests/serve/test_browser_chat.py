@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +9,8 @@ import pytest
 
 from gangpao.serve import parts
 from tests.serve.attacks import ALLOWED, ATTACKS
-from tests.serve.browser import Reader, browser, context_of, need_parts
-from tests.serve.web_fake import Endpoint, serving
-
-TEXT_FILES = ".composer input[accept*='.txt']"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with serving(tmp_path_factory.mktemp("pages")) as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
-    with browser("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as opened:
-        yield opened
-
-
-@pytest.fixture
-def endpoint(running: Endpoint) -> Endpoint:
-    running.reset()
-    return running
-
-
-@pytest.fixture(scope="module")
-def profile(chrome: Any) -> Any:
-    return context_of(chrome)
-
-
-@pytest.fixture
-def visitor(profile: Any, endpoint: Endpoint) -> Iterator[Reader]:
-    """Somebody who has not opened the page yet, in a browser that has forgotten everything."""
-    made = Reader(profile, endpoint.url)
-    yield made
-    clear = {"origin": endpoint.url, "storageTypes": "all"}
-    profile.new_cdp_session(made.page).send("Storage.clearDataForOrigin", clear)
-    made.page.close()
-    assert made.complaints == []
-
-
-@pytest.fixture
-def reader(visitor: Reader) -> Reader:
-    return visitor.open()
+from tests.serve.browser import TEXT_FILES, Reader, context_of, need_parts
+from tests.serve.web_fake import Endpoint
 
 
 def test_a_question_is_answered_with_its_speed_and_price(reader: Reader, endpoint: Endpoint) -> None:

@@ -3,50 +3,13 @@ whether anything of it is kept."""
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gangpao.serve import parts
-from tests.serve.browser import Reader, browser, context_of, need_parts
-from tests.serve.test_browser_chat import TEXT_FILES
-from tests.serve.web_fake import Endpoint, serving
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with serving(tmp_path_factory.mktemp("pages")) as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
-    with browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def profile(chrome: Any) -> Any:
-    return context_of(chrome)
-
-
-@pytest.fixture
-def visitor(profile: Any, running: Endpoint) -> Iterator[Reader]:
-    """Somebody who has not opened the page yet, in a browser that has forgotten everything."""
-    running.reset()
-    made = Reader(profile, running.url)
-    yield made
-    clear = {"origin": running.url, "storageTypes": "all"}
-    profile.new_cdp_session(made.page).send("Storage.clearDataForOrigin", clear)
-    made.page.close()
-    assert made.complaints == []
-
-
-@pytest.fixture
-def reader(visitor: Reader) -> Reader:
-    return visitor.open()
+from tests.serve.browser import TEXT_FILES, Reader, need_parts
+from tests.serve.web_fake import Endpoint
 
 
 def say(endpoint: Endpoint, text: str, size: int = 7) -> None:
@@ -79,9 +42,9 @@ NO_FORMULAS = [
 ]
 
 
-def test_formulas_are_drawn_and_money_is_not(reader: Reader, running: Endpoint) -> None:
+def test_formulas_are_drawn_and_money_is_not(reader: Reader, endpoint: Endpoint) -> None:
     need_parts("chat")
-    say(running, FORMULAS + "\n\n" + "\n\n".join(NO_FORMULAS) + "\n\n```tex\n$$x$$ \\(y\\)\n```\n\nend")
+    say(endpoint, FORMULAS + "\n\n" + "\n\n".join(NO_FORMULAS) + "\n\n```tex\n$$x$$ \\(y\\)\n```\n\nend")
     reader.ask("formulas").answered()
     page = reader.page
     drawn = page.evaluate("[...document.querySelectorAll('.katex annotation')].map(e => e.textContent.trim())")
@@ -110,11 +73,11 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-def test_a_formula_runs_and_fetches_nothing(reader: Reader, running: Endpoint) -> None:
+def test_a_formula_runs_and_fetches_nothing(reader: Reader, endpoint: Endpoint) -> None:
     need_parts("chat")
     foreign: list[str] = []
-    reader.page.on("request", lambda r: None if r.url.startswith((running.url, "blob:")) else foreign.append(r.url))
-    say(running, "\n\n".join([*ATTACKS, "end"]), size=500)
+    reader.page.on("request", lambda r: None if r.url.startswith((endpoint.url, "blob:")) else foreign.append(r.url))
+    say(endpoint, "\n\n".join([*ATTACKS, "end"]), size=500)
     assert reader.ask("attack").answered()[0].endswith("end")
     page = reader.page
     bad = page.evaluate(
@@ -133,23 +96,23 @@ def test_a_formula_runs_and_fetches_nothing(reader: Reader, running: Endpoint) -
 
 
 def test_without_katex_formulas_are_their_source_and_the_rest_is_formatted(
-    visitor: Reader, running: Endpoint, monkeypatch: pytest.MonkeyPatch
+    visitor: Reader, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_parts("chat")
     monkeypatch.setattr(parts, "present", lambda part, real=parts.present: part.package != "katex" and real(part))
     monkeypatch.setattr(parts, "find", lambda name, real=parts.find: None if "katex" in name.lower() else real(name))
     monkeypatch.setattr(parts, "fetch", lambda pages: (_ for _ in ()).throw(ValueError("no registry")))
     reader = visitor.open()
-    say(running, "A **bold** \\(x^2\\) and\n\n$$y$$\n")
+    say(endpoint, "A **bold** \\(x^2\\) and\n\n$$y$$\n")
     reader.ask("formula").answered()
     assert reader.page.inner_text(".assistant strong") == "bold"
     assert reader.page.locator(".assistant .source").all_inner_texts() == ["\\(x^2\\)", "$$y$$"]
     assert "plain text" not in reader.page.inner_text(".fine")
 
 
-def test_task_lists_are_boxes(reader: Reader, running: Endpoint) -> None:
+def test_task_lists_are_boxes(reader: Reader, endpoint: Endpoint) -> None:
     need_parts("chat")
-    say(running, "To do:\n\n- [x] wash **up**\n- [ ] cook\n\n  with salt\n1. [X] first\n2. second\n")
+    say(endpoint, "To do:\n\n- [x] wash **up**\n- [ ] cook\n\n  with salt\n1. [X] first\n2. second\n")
     reader.ask("tasks").answered()
     boxes = reader.page.locator(".assistant input[type=checkbox]")
     assert [(box.is_checked(), box.is_disabled()) for box in boxes.all()] == [(True, True), (False, True), (True, True)]
@@ -164,8 +127,8 @@ def test_task_lists_are_boxes(reader: Reader, running: Endpoint) -> None:
     assert names[0] == "wash up"
 
 
-def test_a_thought_is_a_block_to_open(reader: Reader, running: Endpoint) -> None:
-    running.thoughts, running.pieces = ["Two and two", ", so\nfour."], ["Fo", "ur."]
+def test_a_thought_is_a_block_to_open(reader: Reader, endpoint: Endpoint) -> None:
+    endpoint.thoughts, endpoint.pieces = ["Two and two", ", so\nfour."], ["Fo", "ur."]
     reader.ask("2 + 2?")
     assert reader.answered() == ["Four."]
     page = reader.page
@@ -174,15 +137,15 @@ def test_a_thought_is_a_block_to_open(reader: Reader, running: Endpoint) -> None
     assert not page.is_visible("text=so four")
     summary.click()
     assert page.inner_text(".thought .plain") == "Two and two, so\nfour."
-    running.reset()
-    running.thoughts, running.hold, running.pieces = ["hm"], True, []
+    endpoint.reset()
+    endpoint.thoughts, endpoint.hold, endpoint.pieces = ["hm"], True, []
     reader.ask("and now?")
     page.wait_for_function(
         "() => document.querySelector('article:last-child .thought summary')?.textContent === 'Thinking …'"
     )
     page.keyboard.press("Escape")
     reader.answered(2)
-    assert [m["content"] for m in running.requests[0]["messages"]] == ["2 + 2?", "Four.", "and now?"]
+    assert [m["content"] for m in endpoint.requests[0]["messages"]] == ["2 + 2?", "Four.", "and now?"]
     page.reload()
     page.wait_for_selector("body[data-ready]")
     assert page.locator(".thought .plain").first.text_content() == "Two and two, so\nfour."
@@ -191,7 +154,7 @@ def test_a_thought_is_a_block_to_open(reader: Reader, running: Endpoint) -> None
 PROGRAM = "def f():\n    return '```'\n"
 
 
-def test_text_files_go_with_a_question(reader: Reader, running: Endpoint, tmp_path: Path) -> None:
+def test_text_files_go_with_a_question(reader: Reader, endpoint: Endpoint, tmp_path: Path) -> None:
     page = reader.page
     (tmp_path / "f.PY").write_bytes(PROGRAM.replace("\n", "\r\n").encode())
     (tmp_path / "说明.txt").write_bytes("泰山很高。".encode("gb18030"))
@@ -215,7 +178,7 @@ def test_text_files_go_with_a_question(reader: Reader, running: Endpoint, tmp_pa
     while page.locator(".thumbs .file").count() > 2:
         page.click(".thumbs .file:last-child button")
     reader.ask("what is it?").answered()
-    content = running.requests[0]["messages"][0]["content"]
+    content = endpoint.requests[0]["messages"][0]["content"]
     assert content == f"f.PY:\n````py\n{PROGRAM}````\n\n说明.txt:\n```txt\n泰山很高。\n```\n\nwhat is it?"
     assert page.locator(".user details.file summary .name").all_inner_texts() == ["f.PY", "说明.txt"]
     assert page.locator(".thumbs > *").count() == 0
@@ -227,7 +190,7 @@ def test_text_files_go_with_a_question(reader: Reader, running: Endpoint, tmp_pa
     page.fill("textarea[aria-label='Edit the question']", "why?")
     page.press("textarea[aria-label='Edit the question']", "Enter")
     reader.answered()
-    assert running.requests[1]["messages"][0]["content"] == content.replace("what is it?", "why?")
+    assert endpoint.requests[1]["messages"][0]["content"] == content.replace("what is it?", "why?")
     page.click("text=Settings")
     with page.expect_download() as saved:
         page.click("text=Export all")
@@ -238,7 +201,7 @@ def test_text_files_go_with_a_question(reader: Reader, running: Endpoint, tmp_pa
     assert [f["name"] for node in nodes if node["role"] == "user" for f in node["files"]] == ["f.PY", "说明.txt"] * 2
 
 
-def test_a_file_alone_is_a_question_and_can_be_dropped(reader: Reader, running: Endpoint) -> None:
+def test_a_file_alone_is_a_question_and_can_be_dropped(reader: Reader, endpoint: Endpoint) -> None:
     page = reader.page
     transfer = page.evaluate_handle(
         """() => {
@@ -254,7 +217,7 @@ def test_a_file_alone_is_a_question_and_can_be_dropped(reader: Reader, running: 
     assert "dropping" not in (page.get_attribute("main", "class") or "")
     page.click("button[aria-label=Send]")
     reader.answered()
-    assert running.requests[0]["messages"] == [{"role": "user", "content": "notes.md:\n```md\nsome notes\n```"}]
+    assert endpoint.requests[0]["messages"] == [{"role": "user", "content": "notes.md:\n```md\nsome notes\n```"}]
     assert page.title() == "notes.md · gangpao"
 
 
@@ -268,9 +231,9 @@ KEPT = """async () => {
 }"""
 
 
-def test_what_is_not_to_be_kept_is_not(visitor: Reader, running: Endpoint) -> None:
-    running.key, reader, page = "sesame", visitor, visitor.page
-    page.goto(running.url)
+def test_what_is_not_to_be_kept_is_not(visitor: Reader, endpoint: Endpoint) -> None:
+    endpoint.key, reader, page = "sesame", visitor, visitor.page
+    page.goto(endpoint.url)
     page.fill("dialog input[type=password]", "sesame")
     page.press("dialog input[type=password]", "Enter")
     page.wait_for_selector("body[data-ready]")

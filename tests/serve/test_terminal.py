@@ -453,13 +453,22 @@ def test_another_model_goes_on_with_the_conversation(capsys, monkeypatch, tmp_pa
     assert [m["content"] for m in chat.conversation.turns[1::2]] == ["from a", "from a", "from c"]
 
 
+def test_an_answer_that_was_cut_off_says_by_what(capsys):
+    chat = chat_of("x" * 100, context=60, max_tokens=10)
+    chat.answer("q")
+    assert "(cut off: max_tokens is 10, /set max_tokens changes it)" in capsys.readouterr().out
+    chat.command("/set max_tokens 1000")
+    chat.answer("q")
+    assert "(cut off: the context is full, a larger --context holds more)" in capsys.readouterr().out
+
+
 def test_a_thought_without_an_answer_says_so(capsys):
     chat = chat_of("<think>" + "hm " * 40, max_tokens=30)
     chat.conversation.engine.template.thoughts = KNOWN[0]
     chat.answer("q")
     out = capsys.readouterr().out
     assert "thought for" in out
-    assert "ended inside its thought" in out
+    assert "(cut off: max_tokens is 30, /set max_tokens changes it; nothing but a thought came" in out
     assert chat.conversation.turns == []
 
 
