@@ -256,15 +256,18 @@ class Loader:
                     f"source {name}: saved with weight {position.weight} and whole {position.whole}, this run has "
                     f"{part.weight} and {part.whole}; use the same mixture to go on"
                 )
-        for name, position in found.parts.items():
-            there[name].tokens = position.tokens
         self._streams = {name: there[name] for name in self._streams}
-        self._rows = found.rows
+        self._count_on(found)
 
     def adopt(self, state: dict[str, Any]) -> list[str]:
         """For a new stage: sources that also were in the stage before start where that one left them, so that what was
-        not seen yet comes first (with another seq_len or window: what lies behind the windows that were begun). Counts start
-        at zero. Returns their names; raises ValueError as `restore` does."""
+        not seen yet comes first (with another seq_len or window: what lies behind the windows that were begun).
+
+        Counts start at zero, and with them the order of sources, unless the stage before had this very mixture: then this
+        loader goes on as if there were no border, and a run cut into stages sees the rows of the uncut one.
+
+        Returns their names; raises ValueError as `restore` does.
+        """
         found = _read_state(state)
         if found.seed != self.seed:
             raise ValueError(f"the stage before had seed {found.seed}, this one {self.seed}: the orders differ")
@@ -275,7 +278,18 @@ class Loader:
                 self._streams[name] = stream
             else:
                 self._streams[name].move(*stream.next_window())
+        if same and self._mixture() == {name: (p.weight, p.whole) for name, p in found.parts.items()}:
+            self._count_on(found)
         return list(shared)
+
+    def _mixture(self) -> dict[str, tuple[float, bool]]:
+        return {name: (stream.part.weight, stream.part.whole) for name, stream in self._streams.items()}
+
+    def _count_on(self, found: _State) -> None:
+        """Take over what decides which source comes next."""
+        for name, position in found.parts.items():
+            self._streams[name].tokens = position.tokens
+        self._rows = found.rows
 
     def _at(self, name: str, found: _State) -> _Stream:
         """A source's stream at a saved position, as the loader that saved it had it. Raises ValueError where there is none."""

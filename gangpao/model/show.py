@@ -42,9 +42,9 @@ def find(name: str) -> ModelConfig:
         return PRESETS[name]
     path = Path(name).expanduser()
     if path.is_dir():
-        return ModelConfig.from_file(path / "config.json")
+        return ModelConfig.from_file(path / "config.json", say=False)
     if path.is_file():
-        return ModelConfig.from_file(path)
+        return ModelConfig.from_file(path, say=False)
     raise ValueError(f"{name!r:.80} is neither a preset ({', '.join(PRESETS)}) nor a folder with a config.json")
 
 
@@ -60,6 +60,7 @@ def examine(config: ModelConfig, context: int, tokens: int) -> dict[str, Any]:
         "kv_bytes_per_token": kv_bytes_per_token(config),
         "tokens": tokens,
         "memory_bytes": memory(config, context=context, tokens=tokens),
+        "remarks": list(config.remarks),
     }
 
 
@@ -90,6 +91,7 @@ def report(name: str, facts: dict[str, Any]) -> str:
         f"memory (serving {context:,} positions; training with {tokens:,} tokens a step and recomputation)",
     ]
     lines += [f"  {_USES[use]:24} {show_bytes(size):>12}" for use, size in facts["memory_bytes"].items()]
+    lines += ["", *(f"note: {remark}" for remark in facts["remarks"])] if facts["remarks"] else []
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -29,6 +30,7 @@ from gangpao.engine.sample import SamplingParams
 from gangpao.serve import loading, wrap
 from gangpao.serve import options as opt
 from gangpao.serve.conversation import Conversation, Run, Talk
+from gangpao.serve.find import one_of
 from gangpao.serve.history import History, history_path
 
 DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
@@ -71,13 +73,15 @@ NoHistory = Annotated[
     bool, typer.Option("--no-history", help="Do not read or keep the file of questions typed before.")
 ]
 # Options that belong to a model in this process, and those that belong to a server.
-LOCAL_ONLY = ("threads", "context", "kv", "cost_profile")
+LOCAL_ONLY = ("threads", "context", "kv", "cost_profile", "yes")
 REMOTE_ONLY = ("api_key", "ca", "insecure")
 
 
 def chat(
     ctx: typer.Context,
+    named: opt.Named = None,
     model: opt.Model = None,
+    yes: opt.Yes = False,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
     temperature: opt.Temperature = opt.DEFAULT.temperature,
@@ -100,6 +104,7 @@ def chat(
     given = _given(ctx)
     check_sides(given)
     history = History(None if no_history else history_path())
+    model = one_of(named, model)
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         seed=seed, max_tokens=max_tokens,
@@ -111,26 +116,27 @@ def chat(
         with closing(
             remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
         ) as talk:
-            converse(talk, history)
+            converse(talk, history=history)
     else:
         meter = loading.Meter(cost_profile)
+        load = partial(loading.load_engine, context=context, kv_dtype=kv, num_threads=threads, yes=yes)
+        # Nobody else holds the engine, so that another one finds its memory free.
+        here = Local(load(model), params, meter=meter, load=load, source=model, system=system)
+        known = catalog.load().models.get(here.model_name)
+        converse(here, known.question if known else "", history)
 
-        def load(name: str | None) -> Engine:
-            return loading.load_engine(name, context=context, kv_dtype=kv, num_threads=threads)
 
-        converse(Local(load(model), params, meter=meter, load=load, source=model, system=system), history)
-
-
-def converse(talk: Talk, history: History | None = None) -> None:
-    """Answer what is typed, or without a terminal one built-in question. history: where what is typed is kept; the usual file if
-    not given."""
+def converse(talk: Talk, question: str = "", history: History | None = None) -> None:
+    """Answer what is typed, or without a terminal one question: this one, else the built-in one. history: where what is typed is
+    kept; the usual file if not given."""
+    question = question or DEMO
     session = Chat(talk)
     if sys.stdin.isatty():
         session.loop(history or History(history_path()))
         return
     print("stdin is not a terminal, so here is one built-in question (`gangpao run -` answers a piped one).")
-    print(f"> {DEMO}")
-    if not session.answer(DEMO):
+    print(f"> {question}")
+    if not session.answer(question):
         raise typer.Exit(2)
 
 

@@ -11,8 +11,8 @@ Running it again goes on where it stopped. `branch_from` begins a new folder at 
 read: decays of several lengths from one stable run cost no more than the decays. `init_from` begins with the weights of any
 checkpoint and a new optimizer.
 
-A source that two stages share goes on in the second where the first left it. What it gives up: the exact order of one loader
-across stages; each stage counts its shares from zero.
+A source that two stages share goes on in the second where the first left it. Between two stages of one mixture there is no border:
+the second sees the rows, in their order, that the first would have seen. A stage of another mixture counts its shares from zero.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from gangpao.atomic import locked, publish
 from gangpao.config import merge
 from gangpao.data.build import Built, build, open_built
 from gangpao.data.config import DataConfig, load_data_config
-from gangpao.data.pack import Loader, Part, evaluation_batches
+from gangpao.data.pack import Batch, Loader, Part, evaluation_batches
 from gangpao.log import show_bytes
 from gangpao.model import weights
 from gangpao.model.config import PRESETS, ModelConfig
@@ -47,6 +47,7 @@ from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
 from gangpao.train import parallel, state
 from gangpao.train.config import StageConfig, TrainConfig, load_train_config
+from gangpao.train.lanes import Lanes, lanes_for, split_rows
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights
 from gangpao.train.loss import NextToken, logits_bytes
 from gangpao.train.optim import Average, Optimizer
@@ -110,10 +111,10 @@ def run_config(
     if known is not None:
         config = same_run(config, known, out)
     else:
-        config = resolved_precision(config)
+        config = resolved_threads(resolved_precision(config))
         if config.branch_from:
             config = config.model_copy(update={"branch_from": str(stable_checkpoint(Path(config.branch_from)))})
-    torch.set_num_threads(config.threads or machine.physical_cores())
+    torch.set_num_threads(config.threads or 1)
     rank = int(os.environ.get("RANK", "0"))
     with locked(out, BUSY) if rank == 0 else contextlib.nullcontext():
         wanted = load_data_config(Path(config.data), config.data_set)
@@ -131,6 +132,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
     shape = ModelConfig.model_validate(r.known["model"]) if r.known else model_config(config, r.built)
     admit(shape, config, world)
     model = _model(shape, config, fresh)
+    shape = model.config  # untied where the weights of init_from have a head of their own
     model = model if config.offload else model.to(world.device)
     if config.parallel == "shard" and (world.size > 1 or config.offload):
         parallel.shard(model, model.model.layers, world, ranks=config.shard_ranks, offload=config.offload)
@@ -151,6 +153,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
         outcome = training.fit()
     finally:
         job.report.close()
+        job.lanes.close()
     if outcome.signal is None and config.export:
         values = job.average.values if job.average else dict(model.named_parameters())
         finished = {name: parallel.whole(t.detach()) for name, t in values.items()}
@@ -165,6 +168,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
     stages, learning_rate = _stages(config, r.built, r.wanted), config.schedule_from(r.begin).learning_rate
     forward = cast(torch.nn.Module, torch.compile(model)) if config.compile else None
     dtype = torch.bfloat16 if config.precision == "bf16" else None
+    lanes = _lanes(config, shape, world)
     peak = config.peak_tflops * 1e12 if config.peak_tflops else measured_peak(world.device, dtype or torch.float32)
     report = Report(
         r.out if world.rank == 0 else None,
@@ -188,7 +192,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         clip=config.optimizer.clip,
         guard=config.guard,
         save=config.save,
-        evaluate=evaluator(model, NextToken(dtype=dtype, device=world.device), r.built, config)
+        evaluate=evaluator(model, NextToken(dtype=dtype, device=world.device), r.built, config, lanes)
         if r.built.heldout
         else None,
         evaluate_every=config.evaluation.every_steps,
@@ -198,7 +202,15 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         begin=r.begin,
         forward=forward,
         no_sync=config.no_sync,
+        lanes=lanes,
     )
+
+
+def _lanes(config: TrainConfig, shape: ModelConfig, world: World) -> Lanes:
+    """Experts count what all rows choose, sharded parameters are gathered by one thread, and a GPU has threads of its own."""
+    separable = world.device.type == "cpu" and config.parallel == "replicate" and not config.compile and not shape.moe
+    threads, gradients = config.threads or 1, 4 * parameters(shape).total
+    return lanes_for(threads, config.micro_batch_size, gradients, separable=separable and not config.offload)
 
 
 # --- data and stages
@@ -263,10 +275,14 @@ def _parts(stage: StageConfig, built: Built, usual: dict[str, float]) -> list[Pa
 
 
 def evaluator(
-    model: Transformer, objective: NextToken, built: Built, config: TrainConfig
+    model: Transformer, objective: NextToken, built: Built, config: TrainConfig, lanes: Lanes
 ) -> Callable[[Callable[[], bool]], dict[str, float] | None]:
     """Held-out nats per token and bits per byte of every source, and of all together ("heldout" and "heldout_bpb")."""
     e = config.evaluation
+
+    @torch.no_grad()
+    def loss(batch: Batch) -> float:
+        return float(objective(model, batch, 1.0).values["loss"])
 
     def evaluate(stop: Callable[[], bool]) -> dict[str, float] | None:
         out: dict[str, float] = {}
@@ -276,8 +292,7 @@ def evaluator(
             for batch in evaluation_batches(shards, config.seq_len, e.rows, e.limit_tokens):
                 if stop():
                     return None
-                with torch.no_grad():
-                    nats += float(objective(model, batch, 1.0).values["loss"])
+                nats += sum(lanes.map(loss, split_rows(batch, lanes.count)))
                 count += objective.measure(batch)[0]
             if count:
                 out[f"{name}_nats"] = nats / count
@@ -415,7 +430,14 @@ def resolved_precision(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"precision": "bf16" if cuda or any(known) else "fp32"})
 
 
-@functools.cache
+def resolved_threads(config: TrainConfig) -> TrainConfig:
+    """`threads` decided once, for all resumptions: where sums are parted depends on it. One a core, shared by ranks."""
+    if config.threads is not None:
+        return config
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return config.model_copy(update={"threads": max(1, machine.physical_cores() // ranks)})
+
+
 @functools.cache
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of one square matrix product, the best of a few: what mfu is a share of."""

@@ -66,6 +66,8 @@ def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConf
         config = config.model_copy(update={"branch_from": before["branch_from"]})
     if config.precision == "auto":  # decided when the run began, perhaps on another machine
         config = config.model_copy(update={"precision": before["precision"]})
+    if config.threads is None:  # the same
+        config = config.model_copy(update={"threads": before["threads"] or machine.physical_cores()})
     now = config.model_dump(mode="json")
     differ = sorted(key for key in now.keys() | before.keys() if key not in FREE and now.get(key) != before.get(key))
     if differ:

@@ -1,5 +1,6 @@
 """The loader: nothing lost, nothing twice, the same for every number of ranks, and exactly resumable."""
 
+import dataclasses
 import itertools
 import json
 
@@ -291,6 +292,33 @@ def test_a_new_stage_goes_on_where_the_old_one_was(three):
     assert same(rest.take(4), alone.take(4))
     with pytest.raises(ValueError, match="seed"):
         Loader([Part("a", three["a"], 1)], seq_len=64, seed=2).adopt(position)
+
+
+def test_a_border_inside_one_mixture_is_none(three):
+    """Cut anywhere, also in the middle of a window: the rows of every batch are those of the uncut run, in their order."""
+    whole, cut = loader(three, window=8), loader(three, window=8)
+    for rows in (1, 5, 8, 3, 16, 2, 7):
+        assert same(cut.take(rows), whole.take(rows))
+        after = loader(three, window=8)
+        assert after.adopt(cut.state()) == list(three)
+        assert (after.tokens_seen, after.rows_seen) == (whole.tokens_seen, whole.rows_seen)
+        cut = after
+    for rank in range(2):
+        one, two = loader(three, window=8), loader(three, window=8)
+        one.adopt(cut.state())
+        two.restore(cut.state())
+        assert same(one.take(6, rank, 2), two.take(6, rank, 2))
+
+
+def test_another_mixture_counts_its_shares_from_zero(three):
+    stable = loader(three)
+    stable.take(9)
+    changes = [{"weight": 7.0}, {"whole": True}]
+    for change in changes:
+        parts = [dataclasses.replace(part, **(change if part.name == "b" else {})) for part in stable._parts]
+        decay = Loader(parts, seq_len=64, seed=1)
+        decay.adopt(stable.state())
+        assert (decay.rows_seen, set(decay.tokens_seen.values())) == (0, {0})
 
 
 def test_a_new_stage_with_longer_rows_sees_what_is_left(three, monkeypatch):

@@ -9,7 +9,7 @@ from gangpao.sandbox import trial
 from gangpao.sandbox.trial import Lab, Pruned, Spec, cost_of, ensure, key_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.loop import read_metrics
-from tests.train.tiny import in_child
+from tests.train.tiny import in_child, same_end
 
 
 def test_a_key_says_all_that_matters_and_nothing_else(lab):
@@ -50,11 +50,18 @@ def test_a_trial_is_a_run_of_the_training_room_and_runs_once(lab, tmp_path):
     assert not (lab.folder(spec) / "checkpoints").exists()
 
 
-def test_a_branch_is_the_decay_of_the_whole_run_and_costs_only_that(lab):
+@pytest.fixture
+def checkpoints_stay(monkeypatch):
+    """Those of finished trials are deleted; here they are what is compared."""
+    monkeypatch.setattr(trial.shutil, "rmtree", lambda *arguments, **options: None)
+
+
+def test_a_branch_is_the_decay_of_the_whole_run_and_costs_only_that(lab, checkpoints_stay):
     whole = ensure(lab, lab.spec())
     stable = lab.spec(decay=0.0, steps=20, marks=(8, 15))
     branch = lab.spec(parent=stable, parent_step=15, steps=5)
     found = ensure(lab, branch)  # trains the stable run as well
+    assert same_end(lab.folder(branch), lab.folder(lab.spec()))
     assert found.bpb == whole.bpb
     assert found.D == whole.D
     assert found.flops == pytest.approx(whole.flops / 4)
@@ -73,7 +80,7 @@ def stop_at(step):
     return watch
 
 
-def test_an_interrupted_trial_goes_on_to_the_same_result(lab, tmp_path):
+def test_an_interrupted_trial_goes_on_to_the_same_result(lab, tmp_path, checkpoints_stay):
     spec = lab.spec()
     with pytest.raises(KeyboardInterrupt):
         ensure(lab, spec, stop_at(17))
@@ -81,8 +88,9 @@ def test_an_interrupted_trial_goes_on_to_the_same_result(lab, tmp_path):
     result = ensure(lab, spec)
     steps = [m["step"] for m in read_metrics(lab.folder(spec)) if "loss" in m]
     assert steps == list(range(1, 21))
-    fresh = ensure(Lab(lab.config, tmp_path / "fresh", lab.built, lab.stable, lab.decay), spec)
-    assert result.bpb == fresh.bpb
+    other = Lab(lab.config, tmp_path / "fresh", lab.built, lab.stable, lab.decay)
+    assert ensure(other, spec).bpb == result.bpb
+    assert same_end(other.folder(spec), lab.folder(spec))
 
 
 def test_what_diverges_is_recorded_and_so_are_its_branches(lab):
@@ -100,7 +108,7 @@ def prune(line):
         raise Pruned("hopeless")
 
 
-def test_a_pruned_trial_stays_pruned_for_a_search_and_is_trained_to_its_end_for_others(lab, tmp_path):
+def test_a_pruned_trial_stays_pruned_for_a_search_and_is_trained_to_its_end_for_others(lab, tmp_path, checkpoints_stay):
     spec = lab.spec()
     assert ensure(lab, spec, prune).state == "pruned"
     assert ensure(lab, spec, lambda line: None).why == "hopeless"
@@ -109,8 +117,9 @@ def test_a_pruned_trial_stays_pruned_for_a_search_and_is_trained_to_its_end_for_
     assert lab.result(spec).state == "pruned"
     result = ensure(lab, spec)
     assert [m["step"] for m in read_metrics(lab.folder(spec)) if "loss" in m] == list(range(1, 21))
-    fresh = ensure(Lab(lab.config, tmp_path / "fresh", lab.built, lab.stable, lab.decay), spec)
-    assert (result.state, result.bpb, result.why) == ("done", fresh.bpb, "")
+    other = Lab(lab.config, tmp_path / "fresh", lab.built, lab.stable, lab.decay)
+    assert (result.state, result.bpb, result.why) == ("done", ensure(other, spec).bpb, "")
+    assert same_end(other.folder(spec), lab.folder(spec))
     assert ensure(lab, spec, prune) == ensure(lab, spec) == result
 
 

@@ -14,6 +14,7 @@ import torch
 from gangpao.model.config import ModelConfig
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
+from gangpao.train import state
 from gangpao.train.config import GuardConfig, OptimizerConfig, SaveConfig
 from gangpao.train.loop import Job, Stage, Training, read_metrics
 from gangpao.train.loss import NextToken
@@ -116,6 +117,30 @@ def fit(j: Job) -> Training:
 def losses(folder: Path) -> dict[int, float]:
     """Step -> loss, of the lines that are steps."""
     return {m["step"]: m["loss"] for m in read_metrics(folder) if "loss" in m and "event" not in m}
+
+
+def end_of(folder: Path) -> dict[str, Any]:
+    """All that a run ended with, to be compared with `same_end`: every loss and gradient norm, weights, optimizer, random numbers
+    and the place in the data. Held-out figures alone would not do: they lie on so coarse a lattice that two models share one."""
+    newest = state.Checkpoint(state.checkpoints(folder / "checkpoints")[-1])
+    tensors = {
+        (kind, name): t.numpy().tobytes()
+        for kind in ("model", "optimizer", "rng")
+        for name, t in newest.tensors(kind).items()
+    }
+    lines = [m for m in read_metrics(folder) if "loss" in m and "event" not in m]
+    steps = {m["step"]: (m["loss"], m["grad_norm"], m["lr"]) for m in lines}
+    return {"step": newest.step, "source": newest.record["source"], "steps": steps, **tensors}
+
+
+def same_end(one: Path, two: Path) -> bool:
+    """Whether two runs ended in the same bits, whatever happened on the way; a branch is compared from its own first step on."""
+    ends = [end_of(one), end_of(two)]
+    begin = max(min(end["steps"], default=0) for end in ends)
+    for end in ends:
+        end["steps"] = {step: values for step, values in end["steps"].items() if step >= begin}
+    assert ends[0].keys() == ends[1].keys()
+    return all(ends[0][key] == ends[1][key] for key in ends[0])
 
 
 def weights_of(j: Job) -> dict[str, np.ndarray]:
