@@ -27,7 +27,10 @@ from gangpao.engine.sample import Logits, SamplingParams
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
 from gangpao.text.chat import ChatTemplate
+from gangpao.text.thoughts import Splitter
 from gangpao.text.tokenizer import Tokenizer
+
+_MARK_TOKENS = 32  # more than any opening mark and the white space behind it
 
 
 @dataclass(slots=True)
@@ -72,6 +75,14 @@ class Engine:
     def session(self) -> "Session":
         """A new conversation with an empty cache."""
         return Session(self)
+
+    def splitter(self, prompt_ids: Sequence[int]) -> Splitter:
+        """What tells thought and answer apart in the text that follows this prompt, whose end may have opened a thought."""
+        marks = self.template.thoughts
+        if marks is None:
+            return Splitter(None)
+        end = self.tokenizer.decode(prompt_ids[-_MARK_TOKENS:], keep_special=True)
+        return Splitter(marks, opened=end.rstrip().endswith(marks.begin))
 
     def generate(
         self,
@@ -159,6 +170,7 @@ class Generation:
             stop=stop, continues=continues, capacity=session.cache.capacity,
         )  # fmt: skip
         self._on_prefill = on_prefill
+        self._continues = continues
         self._drafter = Drafter(prompt_ids) if speculate else None
         self._pieces = self._run()
 
@@ -171,6 +183,14 @@ class Generation:
     def text(self) -> str:
         """Everything handed out so far."""
         return self._answer.text
+
+    def splitter(self) -> Splitter:
+        """What tells thought and answer apart in this answer's text; a text that only goes on has no thought."""
+        return (
+            Splitter(None)
+            if self._continues
+            else self._session.engine.splitter(self._prompt[: self.stats.prompt_tokens])
+        )
 
     @property
     def finish_reason(self) -> FinishReason | None:

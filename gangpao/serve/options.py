@@ -11,6 +11,7 @@ import typer
 from gangpao.engine.sample import SamplingParams
 
 _FIELDS = {f.name: f for f in fields(SamplingParams)}
+SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.metadata and f.name != "logprobs")
 DEFAULT = SamplingParams()
 
 
@@ -67,3 +68,20 @@ def bias_of(pairs: list[str] | None) -> dict[int, float]:
         except ValueError:
             raise ValueError(f"--logit-bias {pair!r:.60}: write ID=BIAS, for example 42=-100") from None
     return out
+
+
+def setting_of(name: str, text: str) -> Any:
+    """A value typed for one of SETTINGS, checked. Raises ValueError with name, bounds and text."""
+    kind = int if "int" in str(_FIELDS[name].type) else float
+    try:
+        value: Any = kind(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a {'whole ' if kind is int else ''}number, got {text!r:.60}") from None
+    SamplingParams(**{name: value})
+    return value
+
+
+def help_of(name: str) -> str:
+    """What one of SETTINGS does, in a sentence."""
+    text: str = _FIELDS[name].metadata["help"]
+    return text

@@ -57,7 +57,10 @@ def test_a_signal_lets_answers_end_and_exits_with_0(tiny_path, number):
 
     thread = threading.Thread(target=ask)
     thread.start()
-    while 'requests_running{model_name="tiny"} 2' not in httpx2.get(f"{server.url}/metrics", trust_env=False).text:
+    while (
+        'requests_running{model_name="tiny",engine="0"} 2'
+        not in httpx2.get(f"{server.url}/metrics", trust_env=False).text
+    ):
         time.sleep(0.01)
     code, err = server.end(number)
     thread.join()
