@@ -13,16 +13,33 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 BLOCK = 32
+LARGEST_F16 = 65504.0
 # Name -> number in general.file_type.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 
 
 def quantize(values: Floats, kind: str) -> Bytes:
-    """Rows [R, C] to bytes [R, row bytes]. C must be a multiple of 32 for the Q types."""
+    """Rows [R, C] to bytes [R, row bytes]. C must be a multiple of 32 for the Q types.
+
+    Raises ValueError for a value that is no finite number, and for one that the type cannot hold.
+    """
     if kind not in _QUANTIZERS:
         raise ValueError(f"{kind!r:.40} is not a type we write; choose one of {', '.join(_QUANTIZERS)}")
     values = np.ascontiguousarray(values, dtype=np.float32)
-    return np.ascontiguousarray(_QUANTIZERS[kind](values)).view(np.uint8).reshape(len(values), -1)
+    finite = np.isfinite(values)
+    if not finite.all():
+        raise ValueError(
+            f"{_first('value', values, ~finite)}, which is no number to compute with: the checkpoint is damaged or its training "
+            "diverged; take an earlier one"
+        )
+    with np.errstate(over="ignore"):  # what grew too large is found by _half and _bf16
+        return np.ascontiguousarray(_QUANTIZERS[kind](values)).view(np.uint8).reshape(len(values), -1)
+
+
+def _first(what: str, values: npt.NDArray[np.floating], wrong: npt.NDArray[np.bool_]) -> str:
+    """Which of the values is the first wrong one, in words."""
+    at = np.unravel_index(int(np.argmax(wrong)), values.shape)
+    return f"{what} [{', '.join(map(str, at))}] is {values[at]:g}"
 
 
 def fits(cols: int, kind: str) -> bool:
@@ -33,8 +50,21 @@ def fits(cols: int, kind: str) -> bool:
 def _bf16(values: Floats) -> npt.NDArray[np.uint16]:
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    quiet = bits >> 16 | 64  # a NaN must not become infinite by rounding
-    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded).astype(np.uint16)
+    if (grown := (rounded & 0x7FFF) == 0x7F80).any():
+        raise ValueError(f"{_first('value', values, grown)}, and BF16 ends at 3.39e38; take F32")
+    return rounded.astype(np.uint16)
+
+
+def _half(values: Floats, what: str, advice: str) -> npt.NDArray[np.float16]:
+    """As F16. Raises ValueError for one past its end; `what` the values are."""
+    if (grown := np.abs(values) > LARGEST_F16).any():
+        raise ValueError(f"{_first(what, values, grown)}, and F16 ends at 65,504; take {advice}")
+    return values.astype(np.float16)
+
+
+def _scale(values: Floats) -> Bytes:
+    """Scales of blocks [N, 1] to bytes [N, 2]."""
+    return _half(values, "the scale of block", "BF16 or F32").view(np.uint8)
 
 
 def _blocks(values: Floats) -> Floats:
@@ -56,7 +86,7 @@ def _q8_0(values: Floats) -> Bytes:
     b = _blocks(values)
     d = np.abs(b).max(axis=1, keepdims=True) / np.float32(127)
     q = _half_away(b * _inverse(d)).astype(np.int8)
-    return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=1)
+    return np.concatenate([_scale(d), q.view(np.uint8)], axis=1)
 
 
 def _nibbles(q: Bytes) -> Bytes:
@@ -68,7 +98,7 @@ def _q4_0(values: Floats) -> Bytes:
     at = np.abs(b).argmax(axis=1)[:, None]
     d = np.take_along_axis(b, at, axis=1) / np.float32(-8)
     q = np.trunc(b * _inverse(d) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
-    return np.concatenate([d.astype(np.float16).view(np.uint8), _nibbles(q)], axis=1)
+    return np.concatenate([_scale(d), _nibbles(q)], axis=1)
 
 
 def _q4_1(values: Floats) -> Bytes:
@@ -76,13 +106,13 @@ def _q4_1(values: Floats) -> Bytes:
     low = b.min(axis=1, keepdims=True)
     d = (b.max(axis=1, keepdims=True) - low) / np.float32(15)
     q = np.trunc((b - low) * _inverse(d) + np.float32(0.5)).clip(0, 15).astype(np.uint8)
-    head = [d.astype(np.float16).view(np.uint8), low.astype(np.float16).view(np.uint8)]
+    head = [_scale(d), _scale(low)]
     return np.concatenate([*head, _nibbles(q)], axis=1)
 
 
 _QUANTIZERS: dict[str, Callable[[Floats], npt.NDArray[np.generic]]] = {
     "F32": lambda x: x,
-    "F16": lambda x: x.astype(np.float16),
+    "F16": lambda x: _half(x, "value", "BF16 or Q8_0"),
     "BF16": _bf16,
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,

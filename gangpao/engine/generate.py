@@ -237,7 +237,7 @@ def check_prompt(prompt_ids: Sequence[int], engine: Engine) -> None:
         raise ValueError("the prompt is empty: give at least one token")
     if len(prompt_ids) >= engine.context:
         limit = engine.model.config.max_position_embeddings
-        more = f" or load the model with a wider context (up to {limit})" if limit > engine.context else ""
+        more = f" or take a wider one (--context, up to {limit})" if limit > engine.context else ""
         raise ValueError(
             f"the prompt has {len(prompt_ids)} tokens and the context holds {engine.context}, answer included: "
             f"shorten the prompt{more}"

@@ -2,30 +2,39 @@
 
 Llama, Qwen, MiniCPM, its mixture of experts and MiniCPM3's latent attention are one graph; what differs is data. A whole
 optional part (experts, latent attention) is a nested record or None, a small difference is a field with a neutral default.
-Nothing in model/ tests a name. `model_type` is kept only because config.json needs it.
+Nothing in model/ tests a name. `model_type` is only what config.json will say: it follows the values where a name cannot
+say them, so a Llama with MiniCPM's scales is a MiniCPM.
 
-A foreign config.json is data as well: keys that change the computation and that we do not implement stop the loading, keys
-that are known to change nothing are dropped, unknown keys are an error, and `auto_map` is never followed.
+A foreign config.json is data as well, read by `foreign`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from gangpao.config import Frozen
+from gangpao.model import foreign
 
 ModelType = Literal["llama", "minicpm", "minicpm3", "qwen2", "qwen3"]
+Stretch = Annotated[float, Field(gt=0)]
+log = logging.getLogger("gangpao.model")
 
 
 class RopeScaling(Frozen):
-    """How rotary angles stretch past the trained length. factor and lists as in config.json."""
+    """How rotary angles stretch past the trained length. factor and lists as in config.json.
 
-    rope_type: Literal["linear", "yarn", "longrope", "llama3"]
+    dynamic counts from max_position_embeddings, and is no scaling up to there.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    rope_type: Literal["linear", "dynamic", "yarn", "longrope", "llama3"]
     factor: float = Field(1.0, gt=0)
     original_max_position_embeddings: int = Field(0, ge=0)
     attention_factor: float | None = Field(None, gt=0)
@@ -33,8 +42,8 @@ class RopeScaling(Frozen):
     beta_slow: float = Field(1.0, gt=0)
     low_freq_factor: float = Field(1.0, gt=0)
     high_freq_factor: float = Field(4.0, gt=0)
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
+    short_factor: tuple[Stretch, ...] = ()
+    long_factor: tuple[Stretch, ...] = ()
 
 
 class MoEConfig(Frozen):
@@ -61,13 +70,32 @@ class MLAConfig(Frozen):
     v_head_dim: int = Field(ge=1)
 
 
+class SparseConfig(Frozen):
+    """The block-sparse attention (InfLLM-V2) that MiniCPM4 and 4.1 may use on long texts: kept, and computed densely.
+
+    Up to dense_len positions the checkpoint's own code is dense too, so there it is the same.
+    """
+
+    kernel_size: int = Field(32, ge=1)
+    kernel_stride: int = Field(16, ge=1)
+    init_blocks: int = Field(1, ge=0)
+    block_size: int = Field(64, ge=1)
+    window_size: int = Field(2048, ge=1)
+    topk: int = Field(64, ge=1)
+    use_nope: bool = False
+    dense_len: int = Field(8192, ge=0)
+
+
 class ModelConfig(Frozen):
     """Shapes and constants of one model.
 
     scale_emb multiplies embeddings; scale_depth / sqrt(num_hidden_layers) every residual branch (None: 1); the final hidden
     state is multiplied by dim_model_base / hidden_size (None: 1), whether the head is tied or not. dim_model_base is also
-    the base width of the muP rules. initializer_range is init_std at that width.
+    the base width of the muP rules. initializer_range is init_std at that width. tensor_prefix is what stands before the
+    names of the language model's tensors in a checkpoint that holds more than that.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     model_type: ModelType = "llama"
     vocab_size: int = Field(ge=2)
@@ -90,6 +118,8 @@ class ModelConfig(Frozen):
     initializer_range: float = Field(0.02, gt=0)
     moe: MoEConfig | None = None
     mla: MLAConfig | None = None
+    sparse_config: SparseConfig | None = None
+    tensor_prefix: str | None = None
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
 
@@ -109,6 +139,10 @@ class ModelConfig(Frozen):
         s = self.rope_scaling
         if s and s.rope_type == "longrope" and not len(s.short_factor) == len(s.long_factor) == self.rope_dim // 2:
             raise ValueError(f"longrope needs short_factor and long_factor of {self.rope_dim // 2} numbers each")
+        if s and s.rope_type == "dynamic" and self.rope_dim == 2:
+            raise ValueError("dynamic scaling is not defined for 2 rotated dimensions")
+        if family := class_of(self):  # a frozen record is set once more, before anybody has seen it
+            object.__setattr__(self, "model_type", family.model_type)
         return self
 
     @property
@@ -126,9 +160,29 @@ class ModelConfig(Frozen):
         """Factor of the final hidden state."""
         return self.dim_model_base / self.hidden_size if self.dim_model_base else 1.0
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What whoever loads this model should know: where our numbers may differ from the checkpoint's own code."""
+        out = []
+        if self.sparse_config:
+            out.append(
+                f"attention is dense here; past {self.sparse_config.dense_len:,} positions this checkpoint's own code may take "
+                "its block-sparse attention, whose numbers differ"
+            )
+        if self.tensor_prefix:
+            out.append(f"only the language model ({self.tensor_prefix}*) of a model that sees; pictures are not read")
+        return tuple(out)
+
     @classmethod
-    def from_file(cls, path: Path) -> ModelConfig:
-        """A config.json. Raises ValueError naming the file and the key."""
+    def from_file(cls, path: Path, *, say: bool = True) -> ModelConfig:
+        """A config.json. say: log the remarks. Raises ValueError naming the file and the key."""
+        config = cls._read(path)
+        for remark in config.remarks if say else ():
+            log.warning("%s: %s", path, remark)
+        return config
+
+    @classmethod
+    def _read(cls, path: Path) -> ModelConfig:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -146,110 +200,35 @@ class ModelConfig(Frozen):
             raise ValueError(f"{path}: {error}") from error
 
 
-# Keys of config.json that describe the file or its use and change nothing that we compute.
-_IGNORED = {
-    "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token", "dtype", "eos_token", "hidden_dropout",
-    "is_llama_config", "max_window_layers", "mup_denominator", "output_attentions", "output_hidden_states",
-    "output_router_logits", "pad_token_id", "pretraining_tp", "return_dict", "rope_parameters", "sliding_window", "tokenizer_class",
-    "torch_dtype", "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
-}  # fmt: skip
-# Keys that do change it, with the only values we implement. A missing key has the first one.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "mlp_bias": (False, None),
-    "use_sliding_window": (False, None),
-    "partial_rotary_factor": (1.0, None),
-    "rope_interleaved": (False, None),
-    "quantization_config": (None,),
-    "sparse_config": (None,),
-}
-_TRAITS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "minicpm": {"tie_word_embeddings": True},
-    "minicpm3": {"tie_word_embeddings": True},
-    "qwen2": {"attention_bias": True},
-    "qwen3": {"qk_norm": True},
-}
-_CLASS_NAMES = {
-    "llama": "LlamaForCausalLM",
-    "minicpm": "MiniCPMForCausalLM",
-    "minicpm3": "MiniCPM3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-_SCALES = ("scale_emb", "scale_depth", "dim_model_base")
-# What transformers takes where the file is silent; ours are other defaults, meant for new models.
-_FOREIGN_DEFAULTS = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "tie_word_embeddings": False}
-_OURS_ALONE = {"attention_bias", "qk_norm", "moe", "mla", "rope_scaling", "head_dim"}
+_OURS_ALONE = {"attention_bias", "qk_norm", "moe", "mla", "rope_scaling", "head_dim", "tensor_prefix"}
+# Where a model that no published class computes is kept in config.json: other programs then refuse it by its model_type.
+_OURS = "gangpao"
 
 
 def from_hf(data: dict[str, Any]) -> ModelConfig:
     """A ModelConfig from the keys of a config.json. Raises ValueError for what we would compute wrongly."""
-    kind = data.get("model_type", "llama")
-    if kind not in _TRAITS:
-        raise ValueError(f"model_type {kind!r:.60} is not supported; this lab builds {', '.join(_TRAITS)}")
-    _refuse_foreign(data, kind)
-    fields = ModelConfig.model_fields.keys() - _OURS_ALONE
-    out = _FOREIGN_DEFAULTS | _TRAITS[kind] | {k: v for k, v in data.items() if k in fields}
-    out |= {"mla": _part(MLAConfig, data), "moe": _part(MoEConfig, data)}
-    heads, hidden = data.get("num_attention_heads"), data.get("hidden_size")
-    out.setdefault("num_key_value_heads", heads)
-    mla = out["mla"]
-    given = mla and mla.get("qk_nope_head_dim", 0) + mla.get("qk_rope_head_dim", 0)
-    whole = isinstance(heads, int) and isinstance(hidden, int) and heads > 0 and hidden // heads
-    out["head_dim"] = given or data.get("head_dim") or whole
-    out |= _rope(data)
-    return ModelConfig.model_validate(out)
+    if data.get("model_type") == _OURS:
+        return ModelConfig.model_validate(data.get(_OURS))
+    return ModelConfig.model_validate(foreign.fields(data))
 
 
-def _refuse_foreign(data: dict[str, Any], kind: str) -> None:
-    for key, values in _FIXED.items():
-        if key in data and data[key] not in values:
-            raise ValueError(f"{key} is {data[key]!r:.60}, and only {values[0]!r} is implemented")
-    if bool(data.get("attention_bias")) > bool(_TRAITS[kind].get("attention_bias")):
-        raise ValueError("attention_bias is on, which here only qwen2 has (q, k and v, not o)")
-    if any(layer != "full_attention" for layer in data.get("layer_types") or ()):
-        raise ValueError("layer_types asks for other layers than full_attention, which are not implemented")
-    if kind.startswith("minicpm") and (missing := [key for key in _SCALES if key not in data]):
-        raise ValueError(
-            f"{', '.join(missing)} missing: the class would take 1, which no released MiniCPM uses (12, 1.4 and 256). "
-            "Write the three numbers this model was trained with into config.json"
-        )
-    known = {
-        *ModelConfig.model_fields,
-        *MLAConfig.model_fields,
-        *MoEConfig.model_fields,
-        *_IGNORED,
-        *_FIXED,
-        "layer_types",
+def class_of(config: ModelConfig) -> foreign.Family | None:
+    """The published class that computes this model, by its values; the one of its model_type if that can."""
+    c = config
+    parts = {
+        "scales": (c.scale_emb, c.scale_depth, c.dim_model_base) != (1.0, None, None),
+        "experts": c.moe is not None or c.sparse_config is not None,  # one class has both
+        "latent": c.mla is not None,
+        "biases": c.attention_bias,
+        "norms": c.qk_norm,
     }
-    if unknown := sorted(data.keys() - (known - {"moe", "mla", "qk_norm"})):
-        raise ValueError(
-            f"unknown {'keys' if len(unknown) > 1 else 'key'} {', '.join(f'{k!r:.40}' for k in unknown[:4])}: computing without "
-            "knowing what they mean could give wrong answers; if they do not matter, remove them in a copy of the file"
-        )
-
-
-def _part(record: type[Frozen], data: dict[str, Any]) -> dict[str, Any] | None:
-    """The keys of an optional part, or None where the file has none of them."""
-    found = {k: data[k] for k in record.model_fields if data.get(k) is not None}
-    return found if found.keys() - {"router_aux_loss_coef"} else None
-
-
-def _rope(data: dict[str, Any]) -> dict[str, Any]:
-    """rope_theta and rope_scaling, as transformers 4 and 5 spell them."""
-    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError("rope_scaling must be an object or null")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    out = {"rope_theta": rope.get("rope_theta") or data.get("rope_theta") or 10000.0, "rope_scaling": None}
-    if kind != "default":
-        out["rope_scaling"] = {k: v for k, v in rope.items() if k not in ("type", "rope_theta")} | {"rope_type": kind}
-    return out
+    said = foreign.FAMILIES[c.model_type]
+    return next((family for family in (said, *foreign.FAMILIES.values()) if family.fits(**parts)), None)
 
 
 _ROPE_KEYS = {
     "linear": ("factor",),
+    "dynamic": ("factor",),
     "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
     "longrope": ("original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
@@ -257,9 +236,21 @@ _ROPE_KEYS = {
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The keys of a config.json that transformers, vLLM and `from_hf` understand."""
+    """The keys of a config.json that transformers, vLLM and `from_hf` understand.
+
+    The class is chosen by value: whatever reads the file computes this model. Where no published class does, the file has
+    a model_type of ours, which others refuse.
+    """
+    family = class_of(config)
+    if family is None:
+        return {
+            "model_type": _OURS,
+            "architectures": ["GangpaoForCausalLM"],
+            _OURS: config.model_dump(mode="json", exclude={"tensor_prefix"}, exclude_none=True),
+        }
     data = config.model_dump(exclude=_OURS_ALONE | {"bos_token_id", "eos_token_id"}, exclude_none=True)
-    data |= {"architectures": [_CLASS_NAMES[config.model_type]], "hidden_act": "silu", "use_cache": True}
+    data |= {"model_type": family.model_type, "architectures": [family.class_name]}
+    data |= {"hidden_act": "silu", "use_cache": True}
     data |= {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     s = config.rope_scaling
     data["rope_scaling"] = s and s.model_dump(include={"rope_type", *_ROPE_KEYS[s.rope_type]}, exclude_none=True)
@@ -267,7 +258,12 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         data |= part.model_dump() if part else {}
     if not config.mla:
         data["head_dim"] = config.head_dim
-    if not config.model_type.startswith("minicpm"):
+    if (
+        family.scales
+    ):  # neutral ones are numbers too: OpenBMB's class cannot compute with null, and would take 1 for none
+        data.setdefault("scale_depth", math.sqrt(config.num_hidden_layers))
+        data.setdefault("dim_model_base", config.hidden_size)
+    else:
         data.pop("scale_emb")
     return data
 
@@ -317,8 +313,17 @@ PRESETS: dict[str, ModelConfig] = {
         **_shape(4096, 16_384, 32, 32, 2, _V73K), head_dim=128, rms_norm_eps=1e-6, max_position_embeddings=32_768,
         tie_word_embeddings=False,
     ),
+    "minicpm4.1-8b": _minicpm(
+        **_shape(4096, 16_384, 32, 32, 2, _V73K), head_dim=128, rms_norm_eps=1e-6, max_position_embeddings=65_536,
+        tie_word_embeddings=False, sparse_config=SparseConfig(),
+    ),
+    "bitcpm4-1b": _minicpm(**_shape(1536, 3840, 52, 24, 8, _V73K), max_position_embeddings=32_768),
     "minicpm5-1b": ModelConfig(
         **_shape(1536, 4608, 24, 16, 2, 130_560), head_dim=128, rms_norm_eps=1e-6, rope_theta=5e6, tie_word_embeddings=False,
+        max_position_embeddings=131_072, bos_token_id=0, eos_token_id=(1, 130_073),
+    ),
+    "minicpm5-2b": ModelConfig(
+        **_shape(2048, 6144, 42, 16, 2, 130_560), head_dim=128, rms_norm_eps=1e-6, rope_theta=5e6, tie_word_embeddings=False,
         max_position_embeddings=131_072, bos_token_id=0, eos_token_id=(1, 130_073),
     ),
     "smollm2-135m": ModelConfig(

@@ -98,8 +98,9 @@ class LayerCache:
 def inverse_frequencies(config: ModelConfig, context: int) -> tuple[Tensor, float]:
     """Angle per position of each rotated pair, float64 [rope_dim / 2], and the factor on cosine and sine.
 
-    context: the length the model is used at; longrope takes its long factors past the trained length. Sources: 2104.09864,
-    2306.15595 (linear), 2309.00071 (YaRN), 2402.13753 (LongRoPE), constants as in transformers.
+    context: the length the model is used at; past the trained length longrope takes its long factors and dynamic a base
+    that grows with the context. Sources: 2104.09864, 2306.15595 (linear), 2309.00071 (YaRN), 2402.13753 (LongRoPE),
+    constants as in transformers.
     """
     half = config.rope_dim // 2
     inverse = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
@@ -109,6 +110,10 @@ def inverse_frequencies(config: ModelConfig, context: int) -> tuple[Tensor, floa
     original = s.original_max_position_embeddings or config.max_position_embeddings
     if s.rope_type == "linear":
         return inverse / s.factor, 1.0
+    if s.rope_type == "dynamic":
+        past = max(context / config.max_position_embeddings - 1, 0)
+        base = config.rope_theta * (1 + s.factor * past) ** (config.rope_dim / (config.rope_dim - 2))
+        return base ** (-torch.arange(half, dtype=torch.float64) / half), 1.0
     if s.rope_type == "longrope":
         factors = s.long_factor if context > original else s.short_factor
         stretch = config.max_position_embeddings / original

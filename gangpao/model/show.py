@@ -50,14 +50,14 @@ def find(name: str) -> ModelConfig:
             f"{name}: a .gguf file is for running (gangpao chat -m {name}); show the folder that it was exported from"
         )
     if path.is_file():
-        return ModelConfig.from_file(path)
+        return ModelConfig.from_file(path, say=False)
     if not path.is_dir():
         near = difflib.get_close_matches(name, PRESETS, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{name!r:.80} is neither a preset ({', '.join(PRESETS)}) nor a folder{meant}")
     for file in (path / "config.json", path / "export" / "config.json"):
         if file.is_file():
-            return ModelConfig.from_file(file)
+            return ModelConfig.from_file(file, say=False)
     # Of a run that has no export yet, or a part of one.
     for folder in (path, *path.absolute().parents):
         if (folder / _RUN).is_file():
@@ -91,6 +91,7 @@ def examine(config: ModelConfig, context: int, tokens: int) -> dict[str, Any]:
         "kv_bytes_per_token": kv_bytes_per_token(config),
         "tokens": tokens,
         "memory_bytes": memory(config, context=context, tokens=tokens),
+        "remarks": list(config.remarks),
     }
 
 
@@ -121,6 +122,7 @@ def report(name: str, facts: dict[str, Any]) -> str:
         f"memory (serving {context:,} positions; training with {tokens:,} tokens a step and recomputation)",
     ]
     lines += [f"  {_USES[use]:24} {show_bytes(size):>12}" for use, size in facts["memory_bytes"].items()]
+    lines += ["", *(f"note: {remark}" for remark in facts["remarks"])] if facts["remarks"] else []
     return "\n".join(lines)
 
 

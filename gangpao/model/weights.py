@@ -67,6 +67,7 @@ def hf_name(name: str) -> str:
 def load(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: str = "cpu") -> Transformer:
     """The model of a folder. dtype: of the weights in memory, else that of the file.
 
+    A head of its own beside `tie_word_embeddings: true` (a merged adapter's) is kept, and the configuration says so.
     Raises ValueError naming the file and the tensors when something is missing, left over or has another shape.
     """
     path = Path(folder)
@@ -77,8 +78,20 @@ def load(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, de
     return model
 
 
+def is_derived(name: str) -> bool:
+    """Whether a tensor is a buffer that old checkpoints carry and that is computed here."""
+    return _DERIVED.search(name) is not None
+
+
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All (name, tensor) of a folder, file by file."""
+    """All (name, tensor) of a folder, file by file; of a model that sees, those of its language model."""
+    prefix = ModelConfig.from_file(folder / "config.json", say=False).tensor_prefix or ""
+    for name, tensor in _stored(folder):
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), tensor
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in weight_files(folder):
         if path.suffix == ".bin":
             yield from torch_file.load(path).items()
@@ -122,13 +135,16 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
 def fill(
     model: Transformer, source: Iterator[tuple[str, Tensor]], *, dtype: torch.dtype | None, device: str, where: str
 ) -> None:
-    """Put tensors into a model on the meta device, tensor by tensor, so that nothing is in memory twice."""
+    """Put tensors into a model on the meta device, tensor by tensor, so that nothing is in memory twice.
+
+    A tied model is untied where the source has a head that differs from the embedding.
+    """
     wanted = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
     tied = model.config.tie_word_embeddings
     left = []
     for foreign, tensor in source:
         name = hf_name(foreign)
-        if _DERIVED.search(name) or (tied and name == "lm_head.weight"):
+        if is_derived(name):
             continue
         if name not in wanted:
             left.append(name)
@@ -139,8 +155,11 @@ def fill(
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device=device, dtype=dtype or tensor.dtype)))
     if tied:
-        wanted.pop("lm_head.weight", None)
-        model.tie()
+        if "lm_head.weight" in wanted or torch.equal(model.lm_head.weight, model.model.embed_tokens.weight):
+            wanted.pop("lm_head.weight", None)
+            model.tie()
+        else:
+            model.config = model.config.model_copy(update={"tie_word_embeddings": False})
     for names, what in ((list(wanted), "missing"), (left, "left over")):
         if names:
             some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -218,5 +237,6 @@ def fold_to_llama(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Mode
         "scale_depth": None,
         "dim_model_base": None,
         "tie_word_embeddings": False,
+        "sparse_config": None,  # Llama's class has no such attention, and ours is dense
     }
     return config.model_copy(update=plain), out

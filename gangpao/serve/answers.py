@@ -59,7 +59,8 @@ def check_length(loaded: Loaded, count: int) -> None:
     if count >= loaded.engine.context:
         raise ApiError(
             400,
-            f"the prompt has {count} tokens and this model's context holds {loaded.engine.context}, answer included",
+            f"the prompt has {count} tokens and this model's context holds {loaded.engine.context}, answer included: shorten "
+            "it, or start the server with a larger --context",
             code="context_length_exceeded",
             headers=NO_RETRY,
         )

@@ -34,14 +34,14 @@ LogitBias = Annotated[
     list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable.")
 ]
 System = Annotated[str, typer.Option("--system", help="The system message: who the model is to be.")]
+MODEL = "a catalog name, a .gguf file, a run or Hugging Face folder, or hf.co/owner/repo[:Q4_K_M]"
 Model = Annotated[
     str | None,
-    typer.Option(
-        "-m",
-        "--model",
-        help="A catalog name, a .gguf file, a run of `gangpao train` or a Hugging Face folder; the best that fits if not given.",
-    ),
+    typer.Option("-m", "--model", help=f"{MODEL.capitalize()}; the best that is installed if not given."),
 ]
+Named = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as -m.", show_default=False)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL.capitalize()}.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Download without asking.")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=1024, help="Threads to compute with; the physical cores if not given."),

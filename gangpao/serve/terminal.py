@@ -24,10 +24,12 @@ from typing import Annotated, Any
 
 import typer
 
+from gangpao import catalog
 from gangpao.engine.sample import SamplingParams
 from gangpao.serve import loading
 from gangpao.serve import options as opt
 from gangpao.serve.conversation import Conversation, Run, Talk
+from gangpao.serve.find import one_of
 
 DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
 HISTORY_LINES = 1000
@@ -58,13 +60,15 @@ Ca = Annotated[
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Do not check the server's certificate.")]
 # Options that belong to a model in this process, and those that belong to a server.
-LOCAL_ONLY = ("threads", "context", "kv", "cost_profile")
+LOCAL_ONLY = ("threads", "context", "kv", "cost_profile", "yes")
 REMOTE_ONLY = ("api_key", "ca", "insecure")
 
 
 def chat(
     ctx: typer.Context,
+    named: opt.Named = None,
     model: opt.Model = None,
+    yes: opt.Yes = False,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
     temperature: opt.Temperature = opt.DEFAULT.temperature,
@@ -85,6 +89,7 @@ def chat(
     """Talk with a model in the terminal."""
     given = _given(ctx)
     check_sides(given)
+    model = one_of(named, model)
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         seed=seed, max_tokens=max_tokens,
@@ -99,19 +104,21 @@ def chat(
             converse(talk)
     else:
         meter = loading.Meter(cost_profile)
-        engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads)
-        converse(Local(engine, params, meter=meter, system=system))
+        engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads, yes=yes)
+        known = catalog.load().models.get(engine.name)
+        converse(Local(engine, params, meter=meter, system=system), known.question if known else "")
 
 
-def converse(talk: Talk) -> None:
-    """Answer what is typed, or without a terminal one built-in question."""
+def converse(talk: Talk, question: str = "") -> None:
+    """Answer what is typed, or without a terminal one question: this one, else the built-in one."""
+    question = question or DEMO
     session = Chat(talk)
     if sys.stdin.isatty():
         session.loop()
         return
     print("stdin is not a terminal, so here is one built-in question (`gangpao run -` answers a piped one).")
-    print(f"> {DEMO}")
-    if not session.answer(DEMO):
+    print(f"> {question}")
+    if not session.answer(question):
         raise typer.Exit(2)
 
 

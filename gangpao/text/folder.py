@@ -12,7 +12,7 @@ text normalisation tables in a tokenizer.model (precompiled_charsmap), byte-leve
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gangpao.text.mergers import LibraryMerger, Loaded, Merger, SpacePrefixed
@@ -49,10 +49,11 @@ class _Config:
     """What the small files beside a tokenizer say: special tokens, BOS, ends of generation, chat template."""
 
     def __init__(self, folder: Path) -> None:
-        self.main = _read_object(folder / "tokenizer_config.json")
-        self.special = _read_object(folder / "special_tokens_map.json")
-        self.added = _read_object(folder / "added_tokens.json")
-        self.generation = _read_object(folder / "generation_config.json")
+        self.main = read_object(folder / "tokenizer_config.json")
+        self.special = read_object(folder / "special_tokens_map.json")
+        self.added = read_object(folder / "added_tokens.json")
+        self.generation = read_object(folder / "generation_config.json")
+        self.model = read_object(folder / "config.json")
         jinja = folder / "chat_template.jinja"
         self.chat_template = jinja.read_text("utf-8") if jinja.is_file() else self._template()
 
@@ -73,10 +74,11 @@ class _Config:
                 return value
         return None
 
-    def ends(self) -> list[int]:
-        value = self.generation.get("eos_token_id")
-        values = value if isinstance(value, list) else [value]
-        return [v for v in values if isinstance(v, int) and v >= 0]
+    def ends(self, special: Callable[[int], bool]) -> list[int]:
+        """Ids that end an answer. generation_config.json decides where it names some, as in transformers; config.json adds
+        special pieces only then, since its default of 2 is any word in somebody's own vocabulary."""
+        decided, others = (_id_list(source.get("eos_token_id")) for source in (self.generation, self.model))
+        return decided + [i for i in others if i not in decided and (not decided or special(i))]
 
     def added_tokens(self) -> Iterator[Json]:
         """Added tokens outside tokenizer.json, each with id and content."""
@@ -87,6 +89,11 @@ class _Config:
                     yield {**value, "id": int(key)}
         for content, token in self.added.items():
             yield {"id": token, "content": content, "special": True}
+
+
+def _id_list(value: object) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
 
 
 class _Table:
@@ -120,6 +127,9 @@ class _Table:
         if added.get("lstrip") or added.get("rstrip"):
             self.strips[token] = (bool(added.get("lstrip")), bool(added.get("rstrip")))
 
+    def _is_special(self, token: int) -> bool:
+        return token < len(self.kinds) and self.kinds[token] in (Kind.CONTROL, Kind.USER_DEFINED)
+
     def vocabulary(
         self, config: _Config, *, byte_level: bool, scheme: SpacePrefix, merged: Iterable[str] = ()
     ) -> Vocabulary:
@@ -138,12 +148,12 @@ class _Table:
             space_prefix=scheme,
             merged=frozenset(merged),
             strips=self.strips,
-            ends=[i for i in config.ends() if i < len(self.pieces)],
+            ends=[i for i in config.ends(self._is_special) if i < len(self.pieces)],
         )
 
 
 def _from_tokenizer_json(path: Path, config: _Config) -> Loaded:
-    data = _read_object(path)
+    data = read_object(path)
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
@@ -357,7 +367,7 @@ def _read_json(path: Path) -> object:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
 
 
-def _read_object(path: Path) -> Json:
+def read_object(path: Path) -> Json:
     """A JSON object; {} when there is no such file."""
     if not path.is_file():
         return {}

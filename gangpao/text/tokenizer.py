@@ -19,9 +19,17 @@ import numpy as np
 
 from gangpao.text import folder
 from gangpao.text.mergers import LibraryMerger, Merger, SpacePrefixed, byte_level_merger
+from gangpao.text.normalizers import KEY as NORMALIZER
+from gangpao.text.normalizers import normalized, read, without_prefix
 from gangpao.text.pretokenizers import by_name
 from gangpao.text.spm import ScoreMerger
-from gangpao.text.vocabulary import Kind, Vocabulary
+from gangpao.text.vocabulary import Kind, SpacePrefix, Vocabulary
+
+# Keys of our own, for what GGUF has no word for; other programs pass them over.
+END_IDS = "gangpao.tokenizer.end_token_ids"  # every id that ends an answer
+LSTRIP_IDS = "gangpao.tokenizer.lstrip_token_ids"  # pieces that take the white space before them
+RSTRIP_IDS = "gangpao.tokenizer.rstrip_token_ids"  # and after them
+SPACE_PREFIX = "gangpao.tokenizer.space_prefix"  # "first": a space in front of a text, but not after a special piece
 
 
 @dataclass(slots=True)
@@ -168,8 +176,13 @@ def _from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template")
     build = _byte_level if model == "gpt2" else _sentencepiece
     vocabulary, merge = build(metadata, pieces, kinds)
-    first = merge if vocabulary.space_prefix == "never" else SpacePrefixed(merge)
-    return Tokenizer(vocabulary, merge, first, template if isinstance(template, str) else None)
+    steps = read(metadata[NORMALIZER]) if NORMALIZER in metadata else []
+    later = without_prefix(steps)
+    prefixed: Merger = merge if vocabulary.space_prefix == "never" else SpacePrefixed(merge)
+    if later != steps:  # a prefix of the normalizer's own
+        vocabulary.space_prefix, prefixed = "always", merge
+    first, rest = normalized(steps, prefixed), normalized(later, merge)
+    return Tokenizer(vocabulary, rest, first, template if isinstance(template, str) else None)
 
 
 def _byte_level(
@@ -189,6 +202,7 @@ def _byte_level(
         unk_id=_id(metadata, "unknown", len(pieces)),
         adds_bos=_flag(metadata, "add_bos_token", rule.adds_bos),
         merged=frozenset(a + b for a, b in merges),
+        strips=_strips(metadata, len(pieces)),
         ends=_ends(metadata, len(pieces)),
     )
     vocabulary.adds_bos = vocabulary.adds_bos and vocabulary.bos_id is not None
@@ -211,7 +225,8 @@ def _sentencepiece(
         eos_id=_id(metadata, "eos", count, 2),
         unk_id=_id(metadata, "unknown", count, 0),
         adds_bos=_flag(metadata, "add_bos_token", True),
-        space_prefix="always" if _flag(metadata, "add_space_prefix", True) else "never",
+        space_prefix=_space_prefix(metadata),
+        strips=_strips(metadata, count),
         ends=_ends(metadata, count),
     )
     vocabulary.adds_bos = vocabulary.adds_bos and vocabulary.bos_id is not None
@@ -233,6 +248,7 @@ def _strings(metadata: Mapping[str, object], key: str) -> list[str]:
 
 
 def _array(metadata: Mapping[str, object], key: str, length: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The numbers of the first `length` pieces."""
     value = metadata.get(key)
     if not isinstance(value, np.ndarray | list) or np.ndim(value) != 1 or len(value) < length:
         raise ValueError(f"{key} must be an array with a number for each of the {length} pieces")
@@ -269,7 +285,30 @@ def _id(metadata: Mapping[str, object], name: str, count: int, default: int | No
 
 def _ends(metadata: Mapping[str, object], count: int) -> list[int]:
     names = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-    return [i for name in names if (i := _id(metadata, name, count)) is not None]
+    named = [i for name in names if (i := _id(metadata, name, count)) is not None]
+    return named + _ids(metadata, END_IDS, count)
+
+
+def _ids(metadata: Mapping[str, object], key: str, count: int) -> list[int]:
+    """An array of ids; those outside the vocabulary are left out."""
+    if key not in metadata:
+        return []
+    value = metadata[key]
+    array = np.asarray(value) if isinstance(value, np.ndarray | list) else np.empty((), bool)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{key} must be an array of ids")
+    return [int(i) for i in array if 0 <= i < count]
+
+
+def _strips(metadata: Mapping[str, object], count: int) -> dict[int, tuple[bool, bool]]:
+    left, right = (set(_ids(metadata, key, count)) for key in (LSTRIP_IDS, RSTRIP_IDS))
+    return {i: (i in left, i in right) for i in left | right}
+
+
+def _space_prefix(metadata: Mapping[str, object]) -> SpacePrefix:
+    if not _flag(metadata, "add_space_prefix", True):
+        return "never"
+    return "first" if metadata.get(SPACE_PREFIX) == "first" else "always"
 
 
 def _flag(metadata: Mapping[str, object], name: str, default: bool) -> bool:

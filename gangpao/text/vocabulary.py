@@ -49,6 +49,13 @@ _FIM_PARTS = (
 )  # fmt: skip
 
 
+# Unicode's White_Space, which Hugging Face's library strips; str.strip() takes U+001C to U+001F as well.
+WHITE_SPACE = (
+    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f"
+    "\u205f\u3000"
+)
+
+
 def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's stand-in character for each byte: itself where printable, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -143,8 +150,8 @@ class Vocabulary:
                     continue
                 runs = part.split(piece)
                 for n, run in enumerate(runs):
-                    run = run.lstrip() if right and n else run
-                    cut.append(run.rstrip() if left and n < len(runs) - 1 else run)
+                    run = run.lstrip(WHITE_SPACE) if right and n else run
+                    cut.append(run.rstrip(WHITE_SPACE) if left and n < len(runs) - 1 else run)
                     cut.append(token)
                 cut.pop()
             parts = cut

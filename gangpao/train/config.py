@@ -158,7 +158,9 @@ class TrainConfig(Frozen):
     save: SaveConfig = SaveConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = Field(default=0, ge=0, lt=2**32)
-    threads: int | None = Field(default=None, ge=1, description="None: the physical cores.")
+    threads: int | None = Field(
+        default=None, ge=1, description="None: one a core where the run begins; kept when it goes on."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     parallel: Literal["replicate", "shard"] = Field(
         default="replicate", description="Over ranks of torchrun; shard: FSDP2."

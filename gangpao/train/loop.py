@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from gangpao import machine
 from gangpao.train import state
 from gangpao.train.config import GuardConfig, SaveConfig
+from gangpao.train.lanes import Lanes, summed
 from gangpao.train.loss import Terms
 from gangpao.train.optim import Average, Optimizer
 from gangpao.train.parallel import World, exchange_gradients, like, local, reshard, whole
@@ -82,6 +83,7 @@ class Job:
     learning_rate(step) counts steps from 1. begin: steps that were done elsewhere (a branch); before: where they left the
     data. evaluate(stop) returns held-out losses by name, or None when stop() said so; "heldout" among them chooses the best
     checkpoint. forward: the model as it is called, when that is another object (torch.compile). no_sync: see TrainConfig.
+    lanes: the threads of a step.
     """
 
     folder: Path
@@ -105,6 +107,7 @@ class Job:
     before: dict[str, Any] | None = None
     forward: nn.Module | None = None
     no_sync: bool = False
+    lanes: Lanes = field(default_factory=lambda: Lanes(1, torch.get_num_threads()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +127,7 @@ def compute_gradients(job: Job, batches: Sequence[Any], scale: float) -> tuple[d
     for i, batch in enumerate(batches):
         if job.no_sync:
             exchange_gradients(job.model, i == len(batches) - 1)
-        terms = job.objective(forward, batch, scale)
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        values = {name: values[name] + v if name in values else v for name, v in terms.values.items()}
+        values = summed([values, job.lanes.backward(job.objective, forward, batch, scale, job.optimizer.parameters)])
     job.world.sum_gradients(job.optimizer.parameters)
     gradients = [p.grad for p in job.optimizer.parameters if p.grad is not None]
     return values, whole(torch.nn.utils.get_total_norm(gradients))

@@ -15,6 +15,7 @@ from gangpao.log import show_bytes
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import GRADIENT_STATES, activation_bytes, parameters
 from gangpao.train.config import TrainConfig
+from gangpao.train.lanes import lane_count
 from gangpao.train.loss import logits_bytes
 from gangpao.train.parallel import World
 
@@ -36,6 +37,10 @@ def admit(shape: ModelConfig, config: TrainConfig, world: World) -> None:
     fixed //= (config.shard_ranks or world.size) if config.parallel == "shard" else 1
     if config.no_sync:
         working += 4 * parameters(shape).total  # whole gradients
+    gradients = 4 * parameters(shape).total
+    if rows_are_separable(config, shape, world):
+        lanes = lane_count(config.threads or 1, config.micro_batch_size, gradients)
+        working += gradients * lanes if lanes > 1 else 0
     ways, host = ways_out(config, world.size), machine.available_memory()
     if world.device.type != "cuda":
         _fits(fixed + working, host, fixed, "", ways)
@@ -46,6 +51,13 @@ def admit(shape: ModelConfig, config: TrainConfig, world: World) -> None:
         _fits(fixed * ranks, host, fixed * ranks, " of the machine", ways)
         fixed = 4 * (parameters(shape).embedding + 2 * parameters(shape).non_embedding // shape.num_hidden_layers)
     _fits(fixed + working, free, fixed, " of the GPU", ways)
+
+
+def rows_are_separable(config: TrainConfig, shape: ModelConfig, world: World) -> bool:
+    """Whether threads may take rows of their own. Experts count what all rows choose, sharded parameters are gathered by one thread,
+    and a GPU has threads of its own."""
+    plain = config.parallel == "replicate" and not config.compile and not config.offload
+    return world.device.type == "cpu" and plain and shape.moe is None
 
 
 def _fits(need: int, have: int, fixed: int, where: str, ways: str) -> None:

@@ -39,7 +39,7 @@ from gangpao.atomic import locked, publish
 from gangpao.config import explained, merge
 from gangpao.data.build import Built, build, open_built
 from gangpao.data.config import DataConfig, load_data_config
-from gangpao.data.pack import Loader, Part, evaluation_batches
+from gangpao.data.pack import Batch, Loader, Part, evaluation_batches
 from gangpao.log import Progress, Silent
 from gangpao.model import weights
 from gangpao.model.config import PRESETS, ModelConfig
@@ -48,9 +48,10 @@ from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
 from gangpao.train import parallel, state
 from gangpao.train.config import StageConfig, TrainConfig, load_train_config
+from gangpao.train.lanes import Lanes, lanes_for, split_rows
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights
 from gangpao.train.loss import NextToken
-from gangpao.train.memory import admit, is_out_of_memory, ways_out
+from gangpao.train.memory import admit, is_out_of_memory, rows_are_separable, ways_out
 from gangpao.train.optim import Average, Optimizer
 from gangpao.train.parallel import World
 from gangpao.train.record import RUN, read_run, same_run, write_run
@@ -120,10 +121,10 @@ def run_config(
     if known is not None:
         config = same_run(config, known, out)
     else:
-        config = resolved_precision(config)
+        config = resolved_threads(resolved_precision(config))
         if config.branch_from:
             config = config.model_copy(update={"branch_from": str(stable_checkpoint(Path(config.branch_from)))})
-    torch.set_num_threads(config.threads or machine.physical_cores())
+    torch.set_num_threads(config.threads or 1)
     rank = int(os.environ.get("RANK", "0"))
     with locked(out, BUSY) if rank == 0 else contextlib.nullcontext():
         wanted = load_data_config(Path(config.data), config.data_set)
@@ -149,6 +150,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
     shape = ModelConfig.model_validate(r.known["model"]) if r.known else model_config(config, r.built)
     admit(shape, config, world)
     model = _model(shape, config, fresh)
+    shape = model.config  # untied where the weights of init_from have a head of their own
     model = model if config.offload else model.to(world.device)
     if config.parallel == "shard" and (world.size > 1 or config.offload):
         parallel.shard(model, model.model.layers, world, ranks=config.shard_ranks, offload=config.offload)
@@ -171,6 +173,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
         outcome = training.fit()
     finally:
         job.report.close()
+        job.lanes.close()
     there = outcome.begun == outcome.step and (r.out / "export").is_dir()  # of the call that finished the run
     if outcome.signal is None and config.export and not there:
         values = job.average.values if job.average else dict(model.named_parameters())
@@ -186,6 +189,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
     stages, learning_rate = _stages(config, r.built, r.wanted), config.schedule_from(r.begin).learning_rate
     forward = cast(torch.nn.Module, torch.compile(model)) if config.compile else None
     dtype = torch.bfloat16 if config.precision == "bf16" else None
+    lanes = _lanes(config, shape, world)
     peak = config.peak_tflops * 1e12 if config.peak_tflops else measured_peak(world.device, dtype or torch.float32)
     report = Report(
         r.out if world.rank == 0 else None,
@@ -209,7 +213,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         clip=config.optimizer.clip,
         guard=config.guard,
         save=config.save,
-        evaluate=evaluator(model, NextToken(dtype=dtype, device=world.device), r.built, config)
+        evaluate=evaluator(model, NextToken(dtype=dtype, device=world.device), r.built, config, lanes)
         if r.built.heldout
         else None,
         evaluate_every=config.evaluation.every_steps,
@@ -219,7 +223,14 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         begin=r.begin,
         forward=forward,
         no_sync=config.no_sync,
+        lanes=lanes,
     )
+
+
+def _lanes(config: TrainConfig, shape: ModelConfig, world: World) -> Lanes:
+    threads, gradients = config.threads or 1, 4 * parameters(shape).total
+    separable = rows_are_separable(config, shape, world)
+    return lanes_for(threads, config.micro_batch_size, gradients, separable=separable)
 
 
 # --- data and stages
@@ -291,10 +302,14 @@ def _parts(stage: StageConfig, built: Built, usual: dict[str, float]) -> list[Pa
 
 
 def evaluator(
-    model: Transformer, objective: NextToken, built: Built, config: TrainConfig
+    model: Transformer, objective: NextToken, built: Built, config: TrainConfig, lanes: Lanes
 ) -> Callable[[Callable[[], bool]], dict[str, float] | None]:
     """Held-out nats per token and bits per byte of every source, and of all together ("heldout" and "heldout_bpb")."""
     e = config.evaluation
+
+    @torch.no_grad()
+    def loss(batch: Batch) -> float:
+        return float(objective(model, batch, 1.0).values["loss"])
 
     def evaluate(stop: Callable[[], bool]) -> dict[str, float] | None:
         out: dict[str, float] = {}
@@ -304,8 +319,7 @@ def evaluator(
             for batch in evaluation_batches(shards, config.seq_len, e.rows, e.limit_tokens):
                 if stop():
                     return None
-                with torch.no_grad():
-                    nats += float(objective(model, batch, 1.0).values["loss"])
+                nats += sum(lanes.map(loss, split_rows(batch, lanes.count)))
                 count += objective.measure(batch)[0]
             if count:
                 out[f"{name}_nats"] = nats / count
@@ -434,16 +448,23 @@ def heading(r: _Run, shape: ModelConfig) -> list[str]:
         "auto": "the hardware multiplies it" if config.precision == "bf16" else "no instructions for bf16 here",
     }[r.precision_by]  # fmt: skip
     threads = torch.get_num_threads()
-    why = "as configured" if config.threads else "one for each core; --set threads=N changes it"
     place = f"{torch.cuda.get_device_name(r.world.device)}" if r.world.device.type == "cuda" else machine.cpu_name()
     ranks = f"{r.world.size} ranks, each with " if r.world.size > 1 else ""
     lines = [
         f"{r.out}: {count.total:,} parameters, {sum(steps):,} steps of {config.batch_tokens:,} tokens ({stages})",
-        f"{ranks}{threads} thread{'s' if threads > 1 else ''} ({why}), {config.precision} ({precision}), {place}",
+        f"{ranks}{threads} thread{'s' if threads > 1 else ''} (--set threads=N changes it), {config.precision} ({precision}), {place}",
     ]
     if r.known is None and (r.out / RUN).exists():
         lines.append("an earlier start in this folder saved nothing: this one begins anew")
     return lines
+
+
+def resolved_threads(config: TrainConfig) -> TrainConfig:
+    """`threads` decided once, for all resumptions: where sums are parted depends on it. One a core, shared by ranks."""
+    if config.threads is not None:
+        return config
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return config.model_copy(update={"threads": max(1, machine.physical_cores() // ranks)})
 
 
 @functools.cache

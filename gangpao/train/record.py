@@ -71,6 +71,8 @@ def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConf
         config = config.model_copy(update={"branch_from": before["branch_from"]})
     if config.precision == "auto":  # decided when the run began, perhaps on another machine
         config = config.model_copy(update={"precision": before["precision"]})
+    if config.threads is None:  # the same
+        config = config.model_copy(update={"threads": before["threads"] or machine.physical_cores()})
     now = config.model_dump(mode="json")
     for key in _PATHS:
         if _same_path(before.get(key), now.get(key)):

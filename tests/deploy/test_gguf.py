@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gangpao.deploy import gguf as writer
+from gangpao.deploy.header import architecture, differences
 from gangpao.engine.gguf import GGUF
 from gangpao.engine.transformer import Transformer as Engine
 from gangpao.model import weights
@@ -27,18 +28,35 @@ LONG = RopeScaling(
     rope_type="longrope", short_factor=tuple(1 + i / 8 for i in range(8)), long_factor=tuple(2 + i for i in range(8)),
     original_max_position_embeddings=256,
 )  # fmt: skip
+YARN = RopeScaling(
+    rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=24.0, beta_slow=2.0
+)  # fmt: skip
+LLAMA3 = RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=64)
+SCALED = {"scale_emb": 7.5, "scale_depth": 1.1, "dim_model_base": 16}
+NEUTRAL = {"scale_emb": 1.0, "scale_depth": None, "dim_model_base": None}
 CASES = [
     ("minicpm", {}),
     ("minicpm", {"tie_word_embeddings": False}),
     ("minicpm", {"num_key_value_heads": 4, "rope_scaling": LONG}),
+    ("minicpm", NEUTRAL),
+    ("minicpm", {"max_position_embeddings": 1024, "rope_scaling": LONG}),
+    ("minicpm", {"rope_scaling": LONG.model_copy(update={"attention_factor": 1.3})}),
+    ("minicpm", {"attention_bias": True}),
     ("llama", {}),
     ("llama", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+    ("llama", SCALED),
+    ("llama", {"attention_bias": True}),
+    ("llama", {"qk_norm": True}),
+    ("llama", {"rope_scaling": YARN}),
+    ("llama", {"rope_scaling": YARN.model_copy(update={"attention_factor": 1.3})}),
     ("llama", {"rope_scaling": RopeScaling(rope_type="linear", factor=4.0)}),
-    ("llama", {"rope_scaling": RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=64)}),
+    ("llama", {"rope_scaling": LLAMA3}),
     ("qwen2", {}),
+    ("qwen2", {"rope_scaling": LLAMA3}),
+    ("qwen2", {"rope_scaling": YARN}),
     ("qwen3", {"tie_word_embeddings": False}),
 ]
-NAMES = ["-".join([kind, *map(str, fields)]) for kind, fields in CASES]
+NAMES = [f"{i}-{'-'.join([kind, *map(str, fields)])}" for i, (kind, fields) in enumerate(CASES)]
 
 
 def truth(model):
@@ -71,6 +89,76 @@ def test_torch_engine_and_llama_cpp_agree(kind, fields, tmp_path):
     assert distance(ours(path), expected) < LIMIT
     with LlamaOracle(path, n_ctx=256, kv="F32") as oracle:
         assert distance(oracle.vector(IDS[0].tolist(), VOCAB), expected) < LIMIT
+
+
+@pytest.mark.parametrize("rope", [YARN, LLAMA3], ids=["yarn", "llama3"])
+def test_where_llama_cpp_differs_the_export_says_so(rope, tmp_path):
+    model = build("qwen3", rope_scaling=rope)
+    path = written(model, tmp_path / "m.gguf")
+    assert distance(ours(path), truth(model)) < LIMIT
+    assert len(differences(model.config)) == 1
+    assert differences(build("qwen2", rope_scaling=rope).config) == []
+    if rope is LLAMA3:
+        with pytest.raises(RuntimeError), LlamaOracle(path, n_ctx=256):
+            pass
+        return
+    with LlamaOracle(path, n_ctx=256) as oracle:
+        assert distance(oracle.vector(IDS[0].tolist(), VOCAB), truth(model)) > 10 * LIMIT
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "says"),
+    [
+        ("qwen3", SCALED, "a norm on q and k together with MiniCPM's scales"),
+        ("qwen3", {"attention_bias": True}, "a norm on q and k together with biases"),
+        ("mla", {}, "latent attention"),
+    ],
+)
+def test_what_no_architecture_has_is_refused(kind, fields, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        architecture(tiny(kind, **fields))
+
+
+def test_the_head_is_what_the_weights_say(tmp_path):
+    model = build("llama", tie_word_embeddings=False).float()
+    tensors = weights.state(model)
+    tied = model.config.model_copy(update={"tie_word_embeddings": True})
+    path = writer.write(tmp_path / "own.gguf", tied, tensors, vocabulary(VOCAB), "F32")
+    assert distance(ours(path), truth(model)) < LIMIT
+    embedding = tensors["model.embed_tokens.weight"]
+    path = writer.write(
+        tmp_path / "tied.gguf", tied, tensors | {"lm_head.weight": embedding.clone()}, vocabulary(VOCAB), "F32"
+    )
+    with GGUF.open(path) as gguf:
+        assert "output.weight" not in gguf.tensors
+    del tensors["lm_head.weight"]
+    with pytest.raises(ValueError, match=r"tie_word_embeddings is false.* and there is no lm_head.weight"):
+        writer.write(tmp_path / "none.gguf", model.config, tensors, vocabulary(VOCAB))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"1 tensors are missing \(model.norm.weight\)"),
+        (lambda t: t.update({"vpm.x": torch.zeros(2)}), r"1 tensors have no place \(vpm.x\)"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(3)}),
+            r"model.norm.weight has shape \[3\], config.json says",
+        ),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)}), "holds int8, not floats"),
+        (
+            lambda t: t["model.layers.1.mlp.up_proj.weight"].data[2].fill_(float("nan")),
+            r"tensor model.layers.1.mlp.up_proj.weight, to be written as Q8_0: value \[2, 0\] is nan",
+        ),
+    ],
+)
+def test_a_wrong_checkpoint_is_refused_and_nothing_left(damage, says, tmp_path):
+    model = build("llama").float()
+    tensors = weights.state(model)
+    damage(tensors)
+    with pytest.raises(ValueError, match=says):
+        writer.write(tmp_path / "m.gguf", model.config, tensors, vocabulary(VOCAB))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_experts_agree_with_llama_cpp(tmp_path):

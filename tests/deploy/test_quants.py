@@ -50,6 +50,31 @@ def test_what_cannot_be_written_is_refused():
     assert fits(48, "F16")
 
 
-def test_not_a_number_stays_not_a_number():
-    bad = np.array([[np.nan, np.inf, -np.inf, 1.0]], np.float32)
-    assert np.array_equal(dequantize(quantize(bad, "BF16"), "BF16"), bad, equal_nan=True)
+@pytest.mark.parametrize("kind", FILE_TYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_refused(kind, value):
+    bad = rows()
+    bad[3, 5] = value
+    with pytest.raises(ValueError, match=rf"value \[3, 5\] is {value}, which is no number"):
+        quantize(bad, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "too_large", "advice"),
+    [
+        ("F16", 65504, 65505, r"value \[3, 5\] is 65505, and F16 ends at 65,504; take BF16 or Q8_0"),
+        ("BF16", 3.38e38, 3.4e38, r"value \[3, 5\] is 3.4e\+38, and BF16 ends at 3.39e38; take F32"),
+        ("Q8_0", 8.3e6, 8.4e6, r"scale of block \[24, 0\] is .*; take BF16 or F32"),
+        ("Q4_0", 5.2e5, 5.3e5, r"scale of block \[24, 0\] is .*; take BF16 or F32"),
+        ("Q4_1", 6.5e4, 1e6, r"scale of block \[24, 0\] is .*; take BF16 or F32"),
+    ],
+)
+def test_what_the_type_cannot_hold_is_refused(kind, largest, too_large, advice):
+    x = rows()
+    x[3, 5] = -largest
+    y = dequantize(quantize(x, kind), kind)
+    assert np.isfinite(y).all()
+    assert abs(y[3, 5] + largest) <= largest / 8
+    x[3, 5] = too_large
+    with pytest.raises(ValueError, match=advice):
+        quantize(x, kind)

@@ -66,7 +66,6 @@ def test_transformers_4_and_5_spell_rope_differently():
         ({"num_attention_heads": 5, "num_key_value_heads": 2}, "multiple"),
         ({"hidden_size": "32"}, "hidden_size|head_dim"),
         ({"hidden_size": 10**30, "rms_norm_eps": 2.0}, "rms_norm_eps"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 1.0}}, "longrope needs"),
         ({"rope_scaling": "linear"}, "rope_scaling"),
         ({"num_experts": 4, "num_experts_per_tok": 8}, "num_experts_per_tok"),

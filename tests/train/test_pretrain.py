@@ -20,6 +20,7 @@ from gangpao.model.config import ModelConfig
 from gangpao.model.transformer import Transformer
 from gangpao.train import memory, pretrain, show, state
 from gangpao.train.config import TrainConfig, load_train_config
+from gangpao.train.lanes import Lanes
 from gangpao.train.loop import read_metrics
 from gangpao.train.loss import NextToken
 from gangpao.train.parallel import World
@@ -93,6 +94,35 @@ def test_a_lost_tail_is_trained_again_to_the_same_bits(parent, configured, tmp_p
     assert same_end(copy, parent)
 
 
+def test_threads_are_decided_once_and_a_run_goes_on_with_them(configured, tmp_path, monkeypatch):
+    """On a machine with other cores, too: to the bits of the run that was not interrupted."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    overrides = [text for text in configured("micro_batch_size=8") if not text.startswith("threads=")]
+    monkeypatch.setattr(pretrain.machine, "physical_cores", lambda: 2)
+    run(whole, overrides)
+    assert json.loads((whole / "run.json").read_text())["config"]["threads"] == 2
+    shutil.copytree(whole, parts)
+    for path in state.checkpoints(parts / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    monkeypatch.setattr(pretrain.machine, "physical_cores", lambda: 5)
+    run(parts, overrides)
+    assert same_end(whole, parts)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config = load_train_config(CONFIGS / "train-tiny.toml")
+    assert pretrain.resolved_threads(config).threads == 2  # of five cores, for each of two ranks
+    torch.set_num_threads(1)
+
+
+def test_held_out_losses_do_not_depend_on_lanes(parent, configured, data_dir):
+    config = load_train_config(CONFIGS / "train-tiny.toml", tuple(configured()))
+    model, built = weights.load(parent / "export"), pretrain.open_built(data_dir)
+    found = []
+    for lanes in (Lanes(1), Lanes(3)):
+        found.append(pretrain.evaluator(model, NextToken(), built, config, lanes)(lambda: False))
+        lanes.close()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 def test_sources_in_any_order_resume(configured, tmp_path):
     """The position is JSON with sorted keys; a mixture in another order than that must find itself in it."""
     mixture = "mixture={talks=0.2, sums=0.3, stories=0.5}"
@@ -149,7 +179,7 @@ def test_bits_per_byte_are_nats_by_the_bytes_they_stand_for(parent, configured, 
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"limit_tokens": None})})
     built = pretrain.open_built(data_dir)
     model = weights.load(parent / "export")
-    found = pretrain.evaluator(model, NextToken(), built, config)(lambda: False)
+    found = pretrain.evaluator(model, NextToken(), built, config, Lanes(1))(lambda: False)
     shards = built.heldout["sums"]
     nats, count = 0.0, 0
     for batch in pretrain.evaluation_batches(shards, config.seq_len, 3):
@@ -164,7 +194,7 @@ def test_bits_per_byte_are_nats_by_the_bytes_they_stand_for(parent, configured, 
         nats / count * shards.num_tokens / shards.num_bytes / math.log(2), rel=1e-5
     )
     assert "talks_bpb" not in found
-    assert pretrain.evaluator(model, NextToken(), built, config)(lambda: True) is None
+    assert pretrain.evaluator(model, NextToken(), built, config, Lanes(1))(lambda: True) is None
     lines = [m["heldout"] for m in read_metrics(parent) if isinstance(m.get("heldout"), dict)]
     assert len(lines) >= 2
 

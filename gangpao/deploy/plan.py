@@ -1,0 +1,168 @@
+"""Which tensors a GGUF file holds, under which names, in which types and rows, from a checkpoint's tensors.
+
+The weights are believed before the configuration: a head of its own stays, whatever tie_word_embeddings says, and what is
+missing, left over or of another shape is said before the first byte is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gangpao.deploy.header import architecture, rope_as_divisors
+from gangpao.deploy.quants import fits, quantize
+from gangpao.engine.config import ARCHITECTURES
+from gangpao.model import weights as checkpoint
+from gangpao.model.config import ModelConfig
+from gangpao.model.layers import inverse_frequencies
+from gangpao.model.transformer import Transformer
+
+Floats = npt.NDArray[np.float32]
+Source = tuple[str, torch.Tensor]
+
+TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", HEAD: "output.weight"}
+_LAYER_TENSORS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+}
+_EXPERTS = {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps"}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One tensor of the file: its name, where it comes from, and how. `data` converts it when its turn comes.
+
+    heads: in how many heads the rows go from halves (i, i + H/2) to pairs (2i, 2i+1); 0 leaves them.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    kind: str
+    heads: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In numpy's order; experts are stacked."""
+        first = tuple(self.sources[0][1].shape)
+        return (len(self.sources), *first) if "_exps" in self.name else first
+
+    @property
+    def nbytes(self) -> int:
+        row = quantize(np.zeros((1, self.shape[-1]), np.float32), self.kind).nbytes
+        return row * int(np.prod(self.shape[:-1], dtype=np.int64))
+
+    def data(self) -> npt.NDArray[np.uint8]:
+        """The bytes [rows, row bytes]. Raises ValueError naming the tensor for values that have no place in its type."""
+        parts = []
+        for i, (name, _) in enumerate(self.sources):
+            try:
+                parts.append(quantize(self.rows(i), self.kind))
+            except ValueError as error:
+                raise ValueError(f"tensor {name}, to be written as {self.kind}: {error}") from error
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def rows(self, source: int = 0) -> Floats:
+        """The values of a source in the file's order, [rows, columns]."""
+        values: Floats = self.sources[source][1].detach().to("cpu", torch.float32).numpy()
+        if self.heads:
+            values = _pairs_side_by_side(values, self.heads)
+        return values.reshape(-1, self.shape[-1])
+
+
+def plan(config: ModelConfig, tensors: Mapping[str, torch.Tensor], kind: str) -> list[Planned]:
+    """The tensors of the file, in its order. Raises ValueError when tensors and configuration do not belong together."""
+    named = {checkpoint.hf_name(foreign): tensor for foreign, tensor in tensors.items()}
+    named = {name: tensor for name, tensor in named.items() if not checkpoint.is_derived(name)}
+    if config.tie_word_embeddings and HEAD in named and torch.equal(named[HEAD], named.get(EMBEDDING, named[HEAD])):
+        del named[HEAD]
+    _check(config, named)
+    interleaved = ARCHITECTURES[architecture(config)].interleaved
+    counts = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads} if interleaved else {}
+    out = []
+    for name, sources in _placed(named):
+        heads = counts.get(name.split(".")[2], 0) if name.startswith("blk.") else 0
+        out.append(Planned(name, sources, _kind_of(name, sources[0][1], kind), heads))
+    return out + [Planned(name, (source,), "F32") for name, source in _rope_tensors(config)]
+
+
+def _kind_of(name: str, tensor: torch.Tensor, kind: str) -> str:
+    if tensor.dim() == 1 or "ffn_gate_inp" in name:
+        return "F32"
+    return kind if fits(tensor.shape[-1], kind) else "F16"
+
+
+def _check(c: ModelConfig, named: Mapping[str, torch.Tensor]) -> None:
+    """Every tensor that the configuration asks for is there in its shape, and no other one."""
+    with torch.device("meta"):
+        wanted = {name: p.shape for name, p in Transformer(c).named_parameters(remove_duplicate=False)}
+    if c.tie_word_embeddings and HEAD not in named:
+        del wanted[HEAD]
+    elif HEAD in wanted and HEAD not in named:
+        raise ValueError(
+            f"config.json says that the head is not the embedding (tie_word_embeddings is false), and there is no {HEAD}: "
+            "get the whole checkpoint, or write tie_word_embeddings: true if it was trained so"
+        )
+    for names, what in ((named.keys() - wanted.keys(), "have no place"), (wanted.keys() - named.keys(), "are missing")):
+        if names:
+            some = ", ".join(sorted(f"{name:.80}" for name in names)[:4]) + (", ..." if len(names) > 4 else "")
+            raise ValueError(f"{len(names)} tensors {what} ({some}): weights and config.json do not belong together")
+    for name, tensor in named.items():
+        if tensor.shape != wanted[name]:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, config.json says {list(wanted[name])}")
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, not floats: a quantized checkpoint; export the "
+                "model that it was made from"
+            )
+
+
+def _placed(named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, tuple[Source, ...]]]:
+    """GGUF name and sources of every tensor; the experts of a layer become one."""
+    experts: dict[str, list[Source]] = {}
+    for name, tensor in named.items():
+        if name in _TENSORS:
+            yield _TENSORS[name], ((name, tensor),)
+            continue
+        head, _, suffix = name.rpartition(".")
+        layer, inner = head.split(".", 3)[2:]
+        if inner.startswith("mlp.experts."):
+            gguf = f"blk.{layer}.{_EXPERTS[inner.split('.')[-1]]}.{suffix}"
+            experts.setdefault(gguf, []).append((name, tensor))
+        else:
+            yield f"blk.{layer}.{_LAYER_TENSORS[inner]}.{suffix}", ((name, tensor),)
+    for gguf, sources in experts.items():
+        yield gguf, tuple(sorted(sources, key=lambda pair: int(pair[0].split(".experts.")[1].split(".")[0])))
+
+
+def _pairs_side_by_side(rows: Floats, heads: int) -> Floats:
+    """Rows of every head from halves (i, i + H/2) to pairs (2i, 2i+1)."""
+    half = len(rows) // heads // 2
+    return rows.reshape(heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _rope_tensors(c: ModelConfig) -> Iterator[tuple[str, Source]]:
+    """Divisors of the rotary frequencies, where a rule goes over as those."""
+    s = c.rope_scaling
+    if s is not None and s.rope_type == "longrope":
+        for name, factors in (("long", s.long_factor), ("short", s.short_factor)):
+            yield f"rope_factors_{name}.weight", (f"{name}_factor", torch.tensor(factors))
+    if rope_as_divisors(c):
+        plain, _ = inverse_frequencies(c.model_copy(update={"rope_scaling": None}), c.max_position_embeddings)
+        scaled, _ = inverse_frequencies(c, c.max_position_embeddings)
+        yield "rope_freqs.weight", ("freqs", (plain / scaled).float())

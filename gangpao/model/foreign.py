@@ -1,0 +1,396 @@
+"""A config.json as others publish it, turned into the fields of ModelConfig, or refused with the reason.
+
+Who a file is about stands in model_type, architectures and auto_map; OpenBMB's older files have only the last two. All that
+is said must agree, and every class must be one that our graph computes. An absent key (or null) means what the class takes
+for it, which differs between classes. A key that we do not know may change the numbers, so it stops the loading by its
+name; keys that are known to change nothing pass. `auto_map` is read as a name and never followed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One class of transformers, or OpenBMB's own, that our graph computes.
+
+    defaults: what the class takes where the file is silent. The flags say which of our optional parts the class has; biases
+    (on q, k and v), norms (on heads of q and k) and latent (attention) it has always, scales and experts where asked.
+    """
+
+    model_type: str
+    class_name: str
+    defaults: Json = field(default_factory=dict)
+    scales: bool = False
+    experts: bool = False
+    latent: bool = False
+    biases: bool = False
+    norms: bool = False
+
+    def fits(self, *, scales: bool, experts: bool, latent: bool, biases: bool, norms: bool) -> bool:
+        """Whether this class computes a model with these parts, and nothing else."""
+        optional = (self.scales or not scales) and (self.experts or not experts)
+        return optional and (self.latent, self.biases, self.norms) == (latent, biases, norms)
+
+
+_ANY = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "tie_word_embeddings": False, "rope_theta": 10000.0}
+_LATENT = {"q_lora_rank": 768, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32}
+_QWEN = {"max_position_embeddings": 32_768, "num_key_value_heads": 32}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("llama", "LlamaForCausalLM", _ANY | {"max_position_embeddings": 2048}),
+        Family(
+            "minicpm", "MiniCPMForCausalLM", _ANY | {"tie_word_embeddings": True, "max_position_embeddings": 2048},
+            scales=True, experts=True,
+        ),
+        Family(
+            "minicpm3", "MiniCPM3ForCausalLM",
+            _ANY | _LATENT | {"tie_word_embeddings": True, "max_position_embeddings": 32_768}, scales=True, latent=True,
+        ),
+        Family("qwen2", "Qwen2ForCausalLM", _ANY | _QWEN, biases=True),
+        Family("qwen3", "Qwen3ForCausalLM", _ANY | _QWEN | {"head_dim": 128}, norms=True),
+    )
+}  # fmt: skip
+SCALES = ("scale_emb", "scale_depth", "dim_model_base")
+# MiniCPM-V 1.0 and 2.0 hold a MiniCPM-2B under this prefix, beside a picture encoder and a resampler.
+VISION_PREFIX = "llm."
+_VISION = "minicpmv"
+_NAMES = {
+    **{name: name for name in FAMILIES},
+    **{family.class_name: name for name, family in FAMILIES.items()},
+    **{family.class_name.replace("ForCausalLM", "Config"): name for name, family in FAMILIES.items()},
+    "minicpm4": "minicpm", "MiniCPM4ForCausalLM": "minicpm", "MiniCPM4Config": "minicpm",
+    "MiniCPMLongRopeForCausalLM": "minicpm", "MiniCPMMoEForCausalLM": "minicpm",
+    "minicpmv": _VISION, "MiniCPMV": _VISION, "MiniCPMVConfig": _VISION,
+}  # fmt: skip
+# Parts of names, in lower case, of what is published and not computed here, with what is missing.
+_MISSING = {
+    "sala": "its layers of lightning (linear) attention are not implemented",
+    "eagle": "a draft head for speculative decoding has no language model of its own; give the model that it drafts for",
+    "dspark": "a draft head for speculative decoding has no language model of its own; give the model that it drafts for",
+    "minicpmo": "speech and its language model are not implemented",
+    "minicpmv4": "its language model (Qwen3.5) is not implemented",
+    "embedding": "it gives vectors of texts, not words",
+    "sequenceclassification": "it gives labels of texts, not words",
+}
+
+# Keys that describe the file or its use, and change nothing that we compute.
+_IGNORED = {
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled", "_name_or_path",
+    "architectures", "attention_dropout", "auto_map", "bos_token", "dtype", "embd_pdrop", "eos_token", "finetuning_task",
+    "hidden_act_param", "hidden_dropout", "id2label", "is_llama_config", "keys_to_ignore_at_inference", "label2id",
+    "max_length", "max_window_layers", "model_type", "mup_denominator", "output_attentions", "output_hidden_states",
+    "output_router_logits", "pad_token", "pad_token_id", "pretraining_tp", "problem_type", "resid_pdrop", "return_dict",
+    "shift_labels", "sliding_window", "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
+    "transformers_weights", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_cache",
+    # sampling defaults that old versions of transformers wrote beside the shapes
+    "do_sample", "max_new_tokens", "min_length", "num_beams", "repetition_penalty", "temperature", "top_k", "top_p",
+    "typical_p",
+}  # fmt: skip
+# Keys that do change it, with the only values we implement; null is as good as absent.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"), "hidden_activation": ("silu", "swish"), "mlp_bias": (False,), "is_causal": (True,),
+    "use_sliding_window": (False,), "partial_rotary_factor": (1.0,), "rope_interleaved": (False,), "is_decoder": (True, False),
+    "is_encoder_decoder": (False,), "add_cross_attention": (False,), "chunk_size_feed_forward": (0,), "pruned_heads": ({},),
+    "torchscript": (True, False), "num_nextn_predict_layers": (0,), "qk_norm": (False,), "lm_head_bias": (False,),
+}  # fmt: skip
+_WHY = {
+    "hidden_act": "MiniCPM-S thresholds a ReLU (fatrelu), other activations are not implemented either",
+    "mlp_bias": "biases in the MLP are not implemented",
+    "is_causal": "such a model reads in both directions and gives vectors of texts",
+}
+_PICTURES = {
+    "drop_vision_last_layer", "image_size", "max_slice_nums", "mm_use_im_start_end", "patch_size", "query_num", "scale_resolution",
+    "slice_mode", "vision_encoder",
+}  # fmt: skip
+
+_SIZES = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings",
+}  # fmt: skip
+_EXPERTS = {"num_experts", "num_experts_per_tok", "router_aux_loss_coef"}
+_RANKS = {*_LATENT, "v_head_dim"}
+_REALS = {"rms_norm_eps", "initializer_range"}
+_SWITCHES = {"tie_word_embeddings", "attention_bias"}
+_ROPE = {"rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"}
+_OTHERS = {"bos_token_id", "eos_token_id", "layer_types"}
+
+
+def fields(data: Json) -> dict[str, Any]:
+    """The fields of ModelConfig that a config.json means. Raises ValueError for what we would compute wrongly."""
+    family, prefix = family_of(data)
+    quantized = data.get("quantization_config") or data.get("quantization") or data.get("compression_config")
+    if quantized:
+        method = quantized.get("quant_method", "") if isinstance(quantized, Mapping) else ""
+        raise ValueError(
+            f"quantization_config is {method or quantized!r:.60}: quantized weights are not read here; take the checkpoint in "
+            "16 bits, or a .gguf file for `gangpao chat`"
+        )
+    _refuse_foreign(data, family, prefix)
+    known = {key: value for key, value in data.items() if value is not None}
+    _check_types(known)
+    out: dict[str, Any] = {"model_type": family.model_type, "tensor_prefix": prefix or None}
+    for key in (_SIZES | _REALS | {"tie_word_embeddings", "bos_token_id", "sparse_config"}) & (
+        known.keys() | family.defaults.keys()
+    ):
+        out[key] = known.get(key) if key in known else family.defaults.get(key)
+    if known.get("eos_token_id") not in (None, []):
+        out["eos_token_id"] = known["eos_token_id"]
+    if not out.get("sparse_config"):
+        out.pop("sparse_config", None)
+    out |= {"attention_bias": family.biases, "qk_norm": family.norms} | _scales(data, family)
+    out |= _heads(data, known, family)
+    if known.get("num_experts"):
+        out["moe"] = {key: known[key] for key in _EXPERTS & known.keys()}
+    return out | rope(data, family)
+
+
+def family_of(data: Json) -> tuple[Family, str]:
+    """What a file is about, and the prefix of its language model's tensors. Raises ValueError naming what is not computed."""
+    kind, classes = data.get("model_type"), data.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in [kind or "", *classes]):
+        raise ValueError("model_type must be a text and architectures a list of texts")
+    said = {f"model_type {kind!r:.60}": kind} if kind else {}
+    said |= {f"architectures names {name!r:.60}, which": name for name in classes}
+    if not said:
+        said = _told_by_auto_map(data)
+    for phrase, name in said.items():
+        reason = next((why for part, why in _MISSING.items() if part in name.lower()), None)
+        if reason:
+            raise ValueError(f"{phrase} is not supported: {reason}")
+        if name not in _NAMES:
+            raise ValueError(f"{phrase} is not supported; this lab builds {', '.join(FAMILIES)}")
+    told = {_NAMES[name] for name in said.values()} or _told_by_keys(data)
+    if len(told) > 1:
+        raise ValueError(
+            f"model_type and architectures contradict each other ({', '.join(map(str, said.values()))}): they compute different "
+            "numbers; correct the wrong one in a copy of the file"
+        )
+    name = told.pop()
+    if name == _VISION:
+        _refuse_other_vision(data)
+        return FAMILIES["minicpm"], VISION_PREFIX
+    return FAMILIES[name], ""
+
+
+def _told_by_auto_map(data: Json) -> dict[str, str]:
+    """Names of classes in auto_map, for a file that says nothing else."""
+    told = data.get("auto_map")
+    if not isinstance(told, Mapping):
+        return {}
+    names = [str(told[key]).rpartition(".")[2] for key in ("AutoConfig", "AutoModelForCausalLM") if told.get(key)]
+    return {f"auto_map names {name!r:.60}, which": name for name in names}
+
+
+def _told_by_keys(data: Json) -> set[str]:
+    """The family that the keys themselves betray, for a file without any name."""
+    if not any(data.get(key) is not None for key in SCALES):
+        raise ValueError(
+            "model_type, architectures and auto_map are all missing, so the file does not say what it is; "
+            f"write model_type into it ({', '.join(FAMILIES)})"
+        )
+    return {"minicpm3" if data.get("kv_lora_rank") else "minicpm"}
+
+
+def _refuse_other_vision(data: Json) -> None:
+    if data.get("version") or data.get("vision_config") or any(key not in data for key in SCALES):
+        raise ValueError(
+            f"model_type {_VISION!r} after 2.0 is not supported: only the language model of MiniCPM-V 1.0 and 2.0 is a MiniCPM"
+        )
+
+
+def _refuse_foreign(data: Json, family: Family, prefix: str) -> None:
+    for key, values in _FIXED.items():
+        value = data.get(key)
+        spelled = value.lower() if isinstance(value, str) else value
+        if value is not None and spelled not in values:
+            why = f": {_WHY[key]}" if key in _WHY else ""
+            raise ValueError(f"{key} is {value!r:.60}, and only {values[0]!r} is implemented{why}")
+    if data.get("attention_bias") and not family.biases:
+        raise ValueError(
+            f"attention_bias is on: {family.model_type} then has biases on q, k, v and o, which are not implemented "
+            "(qwen2's on q, k and v are)"
+        )
+    if any(layer != "full_attention" for layer in data.get("layer_types") or ()):
+        raise ValueError("layer_types asks for other layers than full_attention, which are not implemented")
+    known = (
+        _SIZES | _REALS | _SWITCHES | _ROPE | _OTHERS | _IGNORED | _FIXED.keys() | {"quantization_config"} | set(SCALES)
+    )
+    known |= (_EXPERTS | {"sparse_config"}) if family.experts else set()
+    known |= (_RANKS | {"qk_head_dim"}) if family.latent else set()
+    known |= _PICTURES if prefix else set()
+    if unknown := sorted(key for key in data.keys() - known if data[key] is not None):
+        raise ValueError(
+            f"unknown {'keys' if len(unknown) > 1 else 'key'} {', '.join(f'{k!r:.40}' for k in unknown[:4])}: computing without "
+            "knowing what they mean could give wrong answers; if they do not matter, remove them in a copy of the file"
+        )
+
+
+def _check_types(known: Json) -> None:
+    """Numbers are numbers: pydantic would read texts and true as such."""
+
+    def whole(value: Any) -> bool:
+        return not isinstance(value, bool) and (
+            isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        )
+
+    def real(value: Any) -> bool:
+        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+    def ids(value: Any) -> bool:
+        return all(whole(one) for one in (value if isinstance(value, list) else [value]))
+
+    kinds: list[tuple[set[str], Callable[[Any], bool], str]] = [
+        (_SIZES | _RANKS | {"dim_model_base", "num_experts", "num_experts_per_tok", "bos_token_id"}, whole, "a whole number"),
+        (_REALS | {"rope_theta", "scale_emb", "scale_depth", "router_aux_loss_coef"}, real, "a number"),
+        (_SWITCHES, lambda value: isinstance(value, bool), "true or false"),
+        ({"eos_token_id"}, ids, "a whole number or a list of them"),
+    ]  # fmt: skip
+    for keys, test, wanted in kinds:
+        for key in sorted(keys & known.keys()):
+            if not test(known[key]):
+                raise ValueError(f"{key} is {known[key]!r:.60}, and must be {wanted}")
+
+
+def _scales(data: Json, family: Family) -> dict[str, Any]:
+    """MiniCPM's three numbers. null means neutral, as in transformers; absent ones are asked for."""
+    if not family.scales:
+        if given := [key for key in SCALES if data.get(key) not in (None, 1, 1.0)]:
+            raise ValueError(
+                f"{', '.join(f'{key} {data[key]}' for key in given)} beside model_type {family.model_type!r}: that class ignores "
+                "them and MiniCPM's applies them; write model_type 'minicpm' if the model was trained with them, else remove them"
+            )
+        return {}
+    if missing := [key for key in SCALES if key not in data]:
+        raise ValueError(
+            f"{', '.join(missing)} missing: OpenBMB's class would take 1, which no released MiniCPM uses (12, 1.4 and 256), and "
+            "transformers other numbers. Write the three numbers this model was trained with into config.json"
+        )
+    if data["scale_emb"] is None:
+        raise ValueError("scale_emb is null; write the number this model was trained with")
+    return {key: data[key] for key in SCALES if data[key] is not None}
+
+
+def _heads(data: Json, known: Json, family: Family) -> dict[str, Any]:
+    """head_dim, num_key_value_heads and the widths of latent attention."""
+    heads, hidden = known.get("num_attention_heads"), known.get("hidden_size")
+    whole = int(hidden // heads) if heads and hidden and heads > 0 else None
+    out: dict[str, Any] = {}
+    if "num_key_value_heads" not in known and (
+        "num_key_value_heads" in data or "num_key_value_heads" not in family.defaults
+    ):
+        out["num_key_value_heads"] = heads
+    if not family.latent:
+        return out | {"head_dim": known.get("head_dim") or family.defaults.get("head_dim") or whole}
+    if "q_lora_rank" in data and data["q_lora_rank"] is None:
+        raise ValueError("q_lora_rank is null: latent attention with full-rank queries is not implemented")
+    mla = (
+        {"v_head_dim": whole}
+        | {key: family.defaults[key] for key in _LATENT}
+        | {key: known[key] for key in _RANKS & known.keys()}
+    )
+    width = mla["qk_nope_head_dim"] + mla["qk_rope_head_dim"]
+    if known.get("qk_head_dim", width) != width:
+        raise ValueError(f"qk_head_dim {known['qk_head_dim']} is not qk_nope_head_dim + qk_rope_head_dim ({width})")
+    return out | {"mla": mla, "head_dim": width}
+
+
+# What each kind of rope scaling needs (first) and may have (then).
+_ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ("original_max_position_embeddings",)),
+    "yarn": (
+        ("factor",),
+        ("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (("short_factor", "long_factor"), ("original_max_position_embeddings", "attention_factor", "factor")),
+    "llama3": (("factor",), ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")),
+}  # fmt: skip
+_ROPE_NAMES = {"su": "longrope", "ntk": "dynamic"}  # older names
+
+
+def rope(data: Json, family: Family) -> dict[str, Any]:
+    """rope_theta and rope_scaling, as transformers 4 (rope_scaling) and 5 (rope_parameters) spell them."""
+    given = {key: data[key] for key in ("rope_scaling", "rope_parameters") if data.get(key)}
+    for key, value in given.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{key} must be an object or null")
+    read = [_one_rope(key, value, data, family) for key, value in given.items()] or [_one_rope("", {}, data, family)]
+    if any(one != read[0] for one in read):
+        raise ValueError(
+            "rope_scaling and rope_parameters differ; remove the one that does not hold in a copy of the file"
+        )
+    return read[0]
+
+
+def _one_rope(where: str, given: Json, data: Json, family: Family) -> dict[str, Any]:
+    s = {key: value for key, value in given.items() if value is not None}
+    kind = str(s.pop("rope_type", None) or s.get("type", "default"))
+    s.pop("type", None)
+    s.pop("finetuned", None)
+    kind = _ROPE_NAMES.get(kind, kind)
+    theta = s.pop("rope_theta", data.get("rope_theta"))
+    if s.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"{where}.partial_rotary_factor is {given['partial_rotary_factor']}, and only 1.0 is implemented"
+        )
+    out: dict[str, Any] = {
+        "rope_theta": family.defaults["rope_theta"] if theta is None else theta,
+        "rope_scaling": None,
+    }
+    _check_types({"rope_theta": out["rope_theta"]})
+    if kind == "default":
+        return out
+    if kind not in _ROPE_KEYS:
+        raise ValueError(
+            f"{where}.rope_type {kind!r:.60} is not implemented; there are {', '.join(_ROPE_KEYS)} and default"
+        )
+    outside = data.get("original_max_position_embeddings")
+    if outside and kind in ("yarn", "longrope", "llama3"):  # transformers prefers it there
+        s["original_max_position_embeddings"] = outside
+    needed, optional = _ROPE_KEYS[kind]
+    if missing := [key for key in needed if key not in s]:
+        raise ValueError(f"{where} of type {kind} needs {', '.join(missing)}")
+    if unknown := sorted(s.keys() - {*needed, *optional}):
+        raise ValueError(f"{where}.{unknown[0]} is not known for the type {kind}, and could change the numbers")
+    for key, value in s.items():
+        numbers = value if isinstance(value, list) else [value]
+        if key != "truncate" and any(
+            isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers
+        ):
+            raise ValueError(f"{where}.{key} is {value!r:.60}, and must be numeric")
+    return out | {"rope_scaling": {"rope_type": kind} | _resolved(where, kind, s, data, family)}
+
+
+def _resolved(where: str, kind: str, s: dict[str, Any], data: Json, family: Family) -> dict[str, Any]:
+    """The keys of RopeScaling: what transformers derives at run time is derived here."""
+    longest = data.get("max_position_embeddings") or family.defaults["max_position_embeddings"]
+    original = s.get("original_max_position_embeddings") or longest
+    if kind == "dynamic":
+        if original != longest:
+            raise ValueError(
+                f"{where}.original_max_position_embeddings is {original}, and dynamic scaling counts from max_position_embeddings "
+                f"({longest}) in transformers; make them equal in a copy of the file"
+            )
+        s.pop("original_max_position_embeddings", None)
+    if s.pop("truncate", True) is not True:
+        raise ValueError(f"{where}.truncate is off, and only YaRN's whole bounds are implemented")
+    one, all_dims = s.pop("mscale", 0), s.pop("mscale_all_dim", 0)
+    if all_dims and family.latent:
+        raise ValueError(f"{where}.mscale_all_dim scales latent attention's scores, which is not implemented")
+    if kind == "yarn" and one and all_dims and s["factor"] > 1:
+        grown = math.log(s["factor"]) * 0.1
+        s.setdefault("attention_factor", (grown * one + 1) / (grown * all_dims + 1))
+    if kind == "longrope":
+        factor = s.pop("factor", None)  # where it is given, transformers takes it for the stretch of the context
+        if factor is not None and factor != longest / original:
+            grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+            s.setdefault("attention_factor", grown)
+    return s

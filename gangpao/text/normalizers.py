@@ -1,0 +1,120 @@
+"""What a tokenizer does to a text before anything is cut or merged: Unicode forms, lower case, fixed replacements.
+
+A GGUF file has no word for it, so an export writes the steps as JSON under a key of our own, in the words of tokenizer.json.
+Files come from strangers: only the steps named here are taken, no regular expressions, and none that blow a text up.
+
+What it gives up: Replace with a regular expression, and the tables of SentencePiece (Precompiled); refused by name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from gangpao.text.mergers import Merger
+
+Step = Mapping[str, object]
+
+KEY = "gangpao.tokenizer.normalizer"
+MAX_STEPS = 32
+MAX_GROWTH = 64  # characters out of one, at most, by replacements
+MAX_CHARACTERS = 256  # of a replacement or prefix
+# Step -> the fields it may have, with their types.
+_FIELDS: dict[str, dict[str, type]] = {
+    "NFC": {},
+    "NFD": {},
+    "NFKC": {},
+    "NFKD": {},
+    "Lowercase": {},
+    "StripAccents": {},
+    "Nmt": {},
+    "BertNormalizer": {"clean_text": bool, "handle_chinese_chars": bool, "lowercase": bool},
+    "Strip": {"strip_left": bool, "strip_right": bool},
+    "Prepend": {"prepend": str},
+    "Replace": {"pattern": dict, "content": str},
+}
+
+
+def steps_of(part: object) -> list[Step]:
+    """A normalizer of tokenizer.json as a flat list of steps; none for null."""
+    if not isinstance(part, Mapping):
+        return []
+    inner = part.get("normalizers")
+    return [step for item in inner for step in steps_of(item)] if isinstance(inner, list) else [part]
+
+
+def without_prefix(steps: Sequence[Step]) -> list[Step]:
+    """The steps for a text that continues another one."""
+    return [step for step in steps if step.get("type") != "Prepend"]
+
+
+def check(steps: Sequence[Step]) -> None:
+    """Raises ValueError naming the first step that is not taken from a file."""
+    growth = 1.0
+    for step in steps:
+        kind = step.get("type")
+        fields = _FIELDS.get(kind) if isinstance(kind, str) else None
+        if fields is None:
+            raise ValueError(f"the normalizer {kind!r:.40} is not one we apply; there are {', '.join(_FIELDS)}")
+        if not all(isinstance(step.get(name), of) for name, of in fields.items()):
+            raise ValueError(f"the normalizer {kind} needs {' and '.join(fields)}")
+        if kind == "Replace":
+            growth *= _growth(step)
+        if len(str(step.get("prepend", ""))) > MAX_CHARACTERS:
+            raise ValueError(f"the normalizer Prepend adds more than {MAX_CHARACTERS} characters")
+    if len(steps) > MAX_STEPS or growth > MAX_GROWTH:
+        raise ValueError(
+            f"a normalizer of more than {MAX_STEPS} steps, or one that makes a text {MAX_GROWTH} times as long"
+        )
+
+
+def _growth(step: Step) -> float:
+    pattern, content = step["pattern"], str(step["content"])
+    text = pattern.get("String") if isinstance(pattern, Mapping) and len(pattern) == 1 else None
+    if not isinstance(text, str) or not text:
+        raise ValueError("the normalizer Replace has a regular expression, which we do not run from a file")
+    if len(content) > MAX_CHARACTERS:
+        raise ValueError(f"the normalizer Replace writes more than {MAX_CHARACTERS} characters")
+    return max(1.0, len(content) / len(text))
+
+
+def written(steps: Sequence[Step]) -> str:
+    """The value of KEY. Raises ValueError as `check` does."""
+    check(steps)
+    return json.dumps([dict(step) for step in steps], ensure_ascii=False)
+
+
+def read(value: object) -> list[Step]:
+    """The steps of a file's KEY. Raises ValueError when they are damaged or not taken from a file."""
+    try:
+        steps = json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        steps = None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ValueError(f"{KEY} must be a list of steps in JSON; the file is damaged")
+    check(steps)
+    return steps
+
+
+class Normalized:
+    """A merger of normalized text."""
+
+    def __init__(self, steps: Sequence[Step], merge: Merger) -> None:
+        from tokenizers import Tokenizer as Library
+        from tokenizers import models
+
+        bare = json.loads(Library(models.BPE()).to_str())
+        described = {"type": "Sequence", "normalizers": [dict(step) for step in steps]}
+        try:
+            self._normalizer = Library.from_str(json.dumps(bare | {"normalizer": described})).normalizer
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{KEY}: the tokenizers library does not take it: {error}") from error
+        self._merge = merge
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without special pieces; none where nothing of it is left."""
+        normal = self._normalizer.normalize_str(text)
+        return self._merge.encode(normal) if normal else []
+
+
+def normalized(steps: Sequence[Step], merge: Merger) -> Merger:
+    """The merger itself where there is nothing to normalize."""
+    return Normalized(steps, merge) if steps else merge
