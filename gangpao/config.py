@@ -74,7 +74,7 @@ def parse_override(text: str) -> dict[str, Any]:
     """
     key, found, value = text.partition("=")
     if not found or not key.strip() or "\n" in key:
-        raise ValueError(f"--set {_short(text)}: write it as KEY=VALUE, for example --set prices.electricity=0.6")
+        raise ValueError(f"--set {_short(text)}: write it as KEY=VALUE, for example --set optimizer.lr=0.005")
     quoted = '"' + value.strip().replace("\\", "\\\\").replace('"', '\\"') + '"'
     for candidate in (value, quoted):
         if "\n" in candidate:

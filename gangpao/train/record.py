@@ -74,6 +74,9 @@ def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConf
     if config.threads is None:  # the same
         config = config.model_copy(update={"threads": before["threads"] or machine.physical_cores()})
     now = config.model_dump(mode="json")
+    for key in _PATHS:
+        if _same_path(before.get(key), now.get(key)):
+            now[key] = before.get(key)
     differ = sorted(key for key in now.keys() | before.keys() if key not in FREE and now.get(key) != before.get(key))
     if differ:
         changes = [change for key in differ for change in _changes(key, before.get(key), now.get(key))]
@@ -86,7 +89,16 @@ def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConf
     return config
 
 
+# What counts behind these is what the folder of the run has by now: the data by its fingerprint, the weights.
+_PATHS = ("data", "init_from")
 _SHOWN = 3
+
+
+def _same_path(before: Any, now: Any) -> bool:
+    """Whether two paths mean one thing, or the one before has moved, as with the checkout it lies in."""
+    if not isinstance(before, str) or not isinstance(now, str):
+        return False
+    return not Path(before).exists() or Path(before).resolve() == Path(now).resolve()
 
 
 def saved_of(out: Path) -> str:

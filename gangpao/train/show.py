@@ -39,7 +39,7 @@ def root() -> None:
 @app.command("run", help="Train what a TOML file says, or go on with the run in the folder.")
 def train(
     config: Annotated[Path, typer.Argument(help="TOML of the run, for example configs/train-tiny.toml.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; one that is there is resumed.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; one that is there is resumed.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value over the TOML, for example optimizer.lr=0.005; repeatable."),

@@ -25,12 +25,14 @@ def facts(out: Path, outcome: Outcome) -> dict[str, Any]:
     config = TrainConfig.model_validate(run["config"])
     record = json.loads((state.checkpoints(out / "checkpoints")[-1] / state.STATE).read_text(encoding="utf-8"))
     steps, heldout = steps_of(read_metrics(out))
+    begin = int(run.get("begin", 0))  # of a branch: steps that were done elsewhere
     profile_name, profile = cost.get_profile(config.cost_profile)
     return {
         "run": str(out),
         "step": outcome.step,
         "begun": outcome.begun,
-        "steps": int(run.get("begin", 0)) + sum(config.stage_steps()),
+        "branched": begin,
+        "steps": begin + sum(config.stage_steps()),
         "done": outcome.signal is None,
         "export": str(out / "export") if (out / "export").is_dir() else None,
         "parameters": run["parameters"],
@@ -49,9 +51,11 @@ def facts(out: Path, outcome: Outcome) -> dict[str, Any]:
 def text(found: dict[str, Any], out: Path) -> str:
     """The facts of a finished run for a person, and what to type next."""
     already = found["begun"] == found["step"]
-    size = found["parameters"]
+    size, steps = found["parameters"], f"{found['step']:,} steps"
+    if found["branched"]:
+        steps = f"steps {found['branched'] + 1:,} to {found['step']:,}"
     lines = [
-        f"{'finished already, nothing to train' if already else 'trained'}: {out}, {found['step']:,} steps",
+        f"{'finished already, nothing to train' if already else 'trained'}: {out}, {steps}",
         f"  model     {size['total']:,} parameters, {size['non_embedding']:,} beside the embedding",
         f"  training  {found['tokens']:,} tokens in {show_seconds(found['seconds'])}, {_speed(found)}{found['precision']}, "
         f"{cost.show_yuan(found['yuan'])} ({found['cost_profile']})",

@@ -62,6 +62,9 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, configured, capsys
     found = json.loads(capsys.readouterr().out)
     assert (found["done"], found["step"], found["begun"], found["steps"], found["tokens"]) == (True, 12, 12, 12, 6144)
     assert found["heldout"]["heldout_bpb"] > 0
+    assert summary.text(found | {"branched": 8, "begun": 8}, finished).startswith(
+        f"trained: {finished}, steps 9 to 12\n"
+    )
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
 
 
@@ -239,6 +242,18 @@ def test_what_is_saved_is_named_with_every_way_to_go_on(finished, configured):
     assert f"rm -r {finished}" in said
     assert "and 1 more" in said
     assert "{" not in said
+
+
+def test_a_run_goes_on_when_its_configuration_has_moved(finished, configured, tmp_path):
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    assert pretrain.run(tmp_path / "configs" / "train-tiny.toml", finished, configured()).step == 12
+    known = record.read_run(finished)
+    config = load_train_config(TINY, tuple(configured()))
+    moved = {**known, "config": known["config"] | {"data": str(tmp_path / "gone.toml")}}
+    assert record.same_run(config, moved, finished).seed == config.seed
+    other = {**known, "config": known["config"] | {"data": str(CONFIGS / "data-nano.toml")}}
+    with pytest.raises(ValueError, match=r"another data \(data: .*data-nano\.toml there, .*data-tiny\.toml now"):
+        record.same_run(config, other, finished)
 
 
 def test_less_memory_can_be_asked_of_a_run_that_began(finished, configured):
