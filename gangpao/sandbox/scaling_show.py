@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gangpao.sandbox import fit, plot
+from gangpao.sandbox import doubts, fit, plot, verdict
 from gangpao.sandbox.chinese import chinese
 from gangpao.sandbox.coupled import CoupledFit
 from gangpao.sandbox.experiment import Language, Text, listed
 from gangpao.sandbox.study import Fitted, Study, points_of, size_of
 from gangpao.sandbox.trial import Result
+from gangpao.sandbox.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,8 +64,25 @@ def _target_row(t: dict[str, Any]) -> dict[str, Any]:
 
 # --- what is said
 
+GOAL = 1.0  # percent that a prediction may miss by
 
-def verdict(study: Study, fits: dict[str, Fitted], tests: list[dict[str, Any]], noise: fit.Noise | None) -> Text:
+
+def verdicts(fits: dict[str, Fitted], tests: list[dict[str, Any]], noise: fit.Noise | None) -> list[Verdict]:
+    """Of the law that a plan goes by: its targets, its floor, its best D / N."""
+    name = "coupled" if "coupled" in fits else "wsd"
+    out = []
+    for t in tests:
+        if t["law"] != name:
+            continue
+        wide = None if noise is None or t["actual"] is None else 100 * noise.wide() * t["predicted"] / t["actual"] ** 2
+        en = f"Is {t['size']} after {t['D']:,} tokens predicted within {GOAL:g} %?"
+        zh = f"{t['size']} 训练 {t['D']:,} token 后的预测误差是否在 {GOAL:g} % 以内？"
+        out.append(Verdict((en, zh), t["error"], verdict.about(t["error"], wide), (-GOAL, GOAL), " %"))
+    law = fits[name].law
+    return [*out, *(doubts.verdicts(law) if law else [])]
+
+
+def told(study: Study, fits: dict[str, Fitted], tests: list[dict[str, Any]], noise: fit.Noise | None) -> Text:
     """A list: what was predicted and came, then the laws, then what it cost."""
     return listed([*_tests_said(tests, noise), *_law_said(fits, noise), *_cost_said(study, fits)])
 
@@ -86,7 +104,7 @@ def _law_said(fits: dict[str, Fitted], noise: fit.Noise | None) -> list[tuple[st
             said.append((f"{en} give no law: {f.why}.", f"{zh}得不到规律：{chinese(f.why)}。"))
             continue
         if isinstance(f.law, CoupledFit):
-            said.append(_coupled_said(f.law))
+            said += [_coupled_said(f.law), *doubts.of_law(f.law)]
             continue
         law, C = f.law.law, max(6 * p.N * p.D for p in f.law.points)
         formula = f"L = {law.E:.4g} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}"
@@ -99,6 +117,7 @@ def _law_said(fits: dict[str, Fitted], noise: fit.Noise | None) -> list[tuple[st
         zh = f"{zh}（{len(f.law.points)} 个点）：{formula}，95 % 区间 {ranges}；{at} 时最优 D/N 为 {ratio}。"
         en += f" The points do not determine {bound}: run a wider range." if bound else ""
         said.append((en, zh + (f"这些点定不出 {bound}：请扩大范围。" if bound else "")))
+        said += doubts.of_law(f.law) if name == "wsd" else []
     said += _held_out_said(fits["wsd"])
     if noise is None:
         en = "One seed: the noise between seeds is not known, and the intervals come from the scatter around the law."
