@@ -25,7 +25,7 @@ from gangpao.sandbox import fit, plot, verdict
 from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.config import Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
-from gangpao.sandbox.lr import WIDE, Sweep, excluded, finite, noise_said, span, sweeps_of
+from gangpao.sandbox.lr import WIDE, Sweep, excluded, noise_said, span, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
 from gangpao.sandbox.verdict import BELOW_ZERO, UNKNOWN, Verdict
 
@@ -122,9 +122,8 @@ def _specs(lab: Lab, case: _Case) -> dict[float, list[Spec]]:
 
 
 def _inside(sweep: Sweep) -> bool:
-    """Is a best batch known, with both ends of its interval?"""
-    low, high = sweep.bounds
-    return sweep.optimum is not None and low > 0 and high < math.inf
+    """Is a best batch known?"""
+    return sweep.optimum is not None and not sweep.more()
 
 
 def _loss(sweep: Sweep) -> float:
@@ -140,7 +139,7 @@ def _law(x: Sequence[float], sweeps: Sequence[Sweep]) -> _Law | None:
     if len(set(x)) < 3:
         return None
     best = np.array([s.optimum.best for s in sweeps if s.optimum is not None])
-    bounds = np.array([s.bounds for s in sweeps])
+    bounds = np.array([s.closed for s in sweeps])
     sigma = np.maximum(np.log(bounds[:, 1] / bounds[:, 0]) / (2 * WIDE), 1e-6)
     law = fit.fit_power(x, [float(b) for b in best]).law
     X = np.stack([np.ones(len(x)), np.log(x)], axis=1)
@@ -259,11 +258,6 @@ def _edges_said(cases: Sequence[_Case], sweeps: Mapping[_Case, Sweep], row: int)
             add = f"{more[0]:.0f}"
             en = f"At {where} the best batch is at the edge of the grid: add {add} to batch.batches."
             said.append((en, f"{where} 的最佳批大小在网格边缘：请在 batch.batches 中加入 {add}。"))
-        elif not _inside(sweep):
-            numbers = f"{sweep.optimum.best:,.0f} ({span(*sweep.bounds, ',.0f')})"
-            en = f"At {where} the best batch, {numbers} tokens, cannot be told from others: add batch.seeds or batches."
-            zh = f"{where} 的最佳批大小 {numbers} token 与其他值无法区分：请增加 batch.seeds 或批大小。"
-            said.append((en, zh))
         else:
             numbers = f"{sweep.optimum.best:,.0f} ({span(*sweep.bounds, ',.0f')})"
             en = f"At {where} and {case.tokens:,} tokens the best batch is {numbers} tokens."
@@ -275,8 +269,8 @@ def _laws_said(laws: dict[str, _Law | None]) -> list[tuple[str, str]]:
     said = []
     paper = -fit.MINICPM.batch.b
     if (law := laws["loss"]) is None:
-        en = "Fewer than three sizes have a known best batch, so there is no law over the loss: add sizes, batches or seeds."
-        zh = "最佳批大小已知的尺寸不足三个，得不到随损失的规律：请增加尺寸、批大小或种子。"
+        en = "Fewer than three sizes have a best batch inside the grid, so there is no law over the loss: add sizes or batches."
+        zh = "最佳批大小在网格之内的尺寸不足三个，得不到随损失的规律：请增加尺寸或批大小。"
         said.append((en, zh))
     else:
         low, high = sorted(-v for v in law.exponent)
@@ -379,7 +373,7 @@ def _draw(
         if best is None:
             continue
         left.plot(best.best, best.loss, "*", color=colour, markersize=13, markeredgecolor="k")
-        low, high = (finite(v) or best.best for v in sweep.bounds)
+        low, high = sweep.closed
         bars = [[max(0.0, best.best - low)], [max(0.0, high - best.best)]]
         right.errorbar(
             [best.loss], [best.best], yerr=bars, fmt="s" if case.check else "*", color=colour, markersize=9, capsize=3

@@ -64,6 +64,14 @@ class Sweep:
         # A parabola knows its own points only: what reaches their end may reach farther.
         return (best.low if best.low > start else low), (best.high if best.high < end else high)
 
+    @property
+    def closed(self) -> Limits:
+        """The same where an open side ends one step beyond the values that were tried."""
+        (low, high), x = self.bounds, self.x
+        if len(x) < 2:
+            return x[0], x[0]
+        return (low if low > 0 else x[0] ** 2 / x[1]), (high if high < math.inf else x[-1] ** 2 / x[-2])
+
     def _plausible(self) -> Limits:
         """The neighbours of all values that noise does not tell from the best one."""
         if self.wide is None:
@@ -446,7 +454,8 @@ _WORDS: dict[str, Text] = {
 def _draw(
     figure: Figure, language: Language, series: Sequence[_Series], sweeps: Mapping[tuple[str, Size], Sweep]
 ) -> None:
-    """A panel for each rule (below them: over depths), a line for each size, the best rate marked, × above where it diverged."""
+    """A panel for each rule (below them: over depths), a line for each size, the bottom of its
+    parabola marked with its 95 % interval, × above where it diverged."""
     word = plot.words(_WORDS, language)
     rules, axes_names = list(dict.fromkeys(s.rule for s in series)), list(dict.fromkeys(s.axis for s in series))
     panels = figure.subplots(len(axes_names), len(rules), squeeze=False, sharey="row")
@@ -461,7 +470,9 @@ def _draw(
             if walls:
                 axes.plot(walls, [0.97] * len(walls), "x", color=colour, transform=axes.get_xaxis_transform())
             if sweep.optimum is not None:
-                axes.plot(sweep.optimum.best, sweep.optimum.loss, "*", color=colour, markersize=13, markeredgecolor="k")
+                best, (low, high) = sweep.optimum, sweep.closed
+                axes.plot([low, high], [best.loss, best.loss], "-", color=colour, linewidth=1, alpha=0.6)
+                axes.plot(best.best, best.loss, "*", color=colour, markersize=13, markeredgecolor="k")
         plot.log_ticks(axes, s.rates)
         axes.set(title=f"{s.rule}, {word[s.axis]}", xlabel=word["lr"], ylabel=word["bpb"])
         axes.legend(fontsize=8)

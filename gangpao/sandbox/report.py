@@ -38,6 +38,7 @@ _ORDER = ("lr", "batch", "schedule", "scaling", "mix", "optim", "search")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color-scheme:light dark}"
     "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}td:first-child,th:first-child{text-align:left}"
+    ".words td,.words th{text-align:left}"
     "img{max-width:100%}table{border-collapse:collapse;display:block;overflow-x:auto}"
 )
 
@@ -110,7 +111,7 @@ def _page(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
     word = _WORDS[language]
     body = [f"<h1>{word['title']}</h1>", f"<p>{word['made'].format(when=provenance.now())}</p>"]
     if len(answers := _answers(found, language)) > 1:
-        body += [f"<h2>{word['answers']}</h2>", _table(answers)]
+        body += [f"<h2>{word['answers']}</h2>", _table(answers, "words")]
     for o in found:
         body += _experiment(folder, o, language)
     for plan in planned.plans(folder):
@@ -130,7 +131,7 @@ def _experiment(folder: Path, o: dict[str, Any], language: Language) -> list[str
         [o["columns"][k][language] for k in keys],
         *([show(row.get(k), language) for k in keys] for row in o["rows"]),
     ]
-    body = [f"<h2>{title}</h2>", *(f"<p>{html.escape(line)}</p>" for line in origin(o, language))]
+    body = [f"<h2>{title}</h2>", *(_line(line) for line in origin(o, language))]
     if judged := [v[language] for v in o.get("verdicts", ())]:
         body.append("<ul>" + "".join(f"<li><b>{html.escape(line)}</b></li>" for line in judged) + "</ul>")
     body += [_said(o["verdict"][language])]
@@ -152,10 +153,15 @@ def _plan(folder: Path, plan: dict[str, Any], language: Language) -> list[str]:
     body += [_table(table[1:]), "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>"]
     body.append(f"<h3>{word['came']}</h3>")
     if not plan["runs"]:
-        return [*body, f"<p>{html.escape(word['untrained'].format(out=folder))}</p>"]
+        return [*body, _line(word["untrained"].format(out=folder))]
     i = 0 if language == "en" else 1
     said = [f"<p>{html.escape(planned.sentence(run)[i])}</p>" for run in plan["runs"]]
     return [*body, _table(planned.table(plan["runs"], language)), *said]
+
+
+def _line(text: str) -> str:
+    """A paragraph; what Markdown sets as code is in a frame of its own there only."""
+    return f"<p>{html.escape(text.replace('`', ''))}</p>"
 
 
 def _said(verdict: str) -> str:
@@ -166,9 +172,10 @@ def _said(verdict: str) -> str:
     return f"<p>{' '.join(lines)}</p>"
 
 
-def _table(rows: list[list[str]]) -> str:
+def _table(rows: list[list[str]], kind: str = "numbers") -> str:
+    """kind: "words" has all its columns on the left."""
     head, *rest = (
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
         for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
     )
-    return "<table>" + "\n".join([head, *rest]) + "</table>"
+    return f'<table class="{kind}">' + "\n".join([head, *rest]) + "</table>"
