@@ -77,7 +77,7 @@ class _Config:
     def ends(self, special: Callable[[int], bool]) -> list[int]:
         """Ids that end an answer. generation_config.json decides where it names some, as in transformers; config.json adds
         special pieces only then, since its default of 2 is any word in somebody's own vocabulary."""
-        decided, others = (_id_list(source.get("eos_token_id")) for source in (self.generation, self.model))
+        decided, others = (id_list(source.get("eos_token_id")) for source in (self.generation, self.model))
         return decided + [i for i in others if i not in decided and (not decided or special(i))]
 
     def added_tokens(self) -> Iterator[Json]:
@@ -91,7 +91,8 @@ class _Config:
             yield {"id": token, "content": content, "special": True}
 
 
-def _id_list(value: object) -> list[int]:
+def id_list(value: object) -> list[int]:
+    """eos_token_id as files write it: a number, a list, or nothing."""
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
 
