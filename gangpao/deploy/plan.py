@@ -76,10 +76,9 @@ class Planned:
                 try:
                     yield quantize(values, self.kind)
                 except Unwritable as error:
-                    where = (
-                        f"tensor {name}, to be written as {self.kind}: row {begin + error.row} (in the file's order):"
-                    )
-                    raise ValueError(f"{where} {error.what}") from error
+                    order = " (pairs side by side)" if self.heads else ""
+                    where = f"tensor {name}, to be written as {self.kind}: row {begin + error.row}{order}"
+                    raise ValueError(f"{where}: {error.what}") from error
 
     def rows(self, source: int = 0) -> Iterator[tuple[int, Floats]]:
         """The values of a source in the file's order, as (first row, float32 [rows, columns])."""
@@ -115,10 +114,14 @@ def whole(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     own also where the configuration says that it is the embedding. Raises ValueError for what is missing or left over."""
     named = {checkpoint.hf_name(foreign): tensor for foreign, tensor in tensors.items()}
     named = {name: tensor for name, tensor in named.items() if not checkpoint.is_derived(name)}
-    if config.tie_word_embeddings and HEAD in named and torch.equal(named[HEAD], named.get(EMBEDDING, named[HEAD])):
+    if config.tie_word_embeddings and {HEAD, EMBEDDING} <= named.keys() and _equal(named[HEAD], named[EMBEDDING]):
         del named[HEAD]
     _check(config, named)
     return named
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.float(), b.float())
 
 
 def _check(c: ModelConfig, named: Mapping[str, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -219,11 +219,11 @@ class Transformer:
         return out
 
 
-def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Iterator[Floats]:
+def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Generator[Floats, Floats | None, None]:
     """The forward pass of a whole model in the memory of one layer: hidden states [T, D] behind each, then logits [T, V].
 
-    At most CHUNK ids; the same bits as `forward`. For checking a file: every layer is packed for this one pass, on one thread,
-    so that nobody waits for a core that is at work on the other side of the comparison.
+    At most CHUNK ids; the same bits as `forward`. States that are sent go on in place of its own. For checking a file: every
+    layer is packed for this one pass, on one thread, so that nobody waits for a core that works for the other side.
     """
     config = ModelConfig.from_gguf(gguf)
     inputs = np.asarray(ids, np.int64)
@@ -237,7 +237,8 @@ def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Iterator[Floats]:
             assert cache.reserve(len(inputs))
             model.step([Segment(cache, inputs)])
             hidden = model._buffers.hidden_view[: len(inputs)].copy()
-            yield hidden
+            if (sent := (yield hidden)) is not None:
+                model._buffers.hidden_view[: len(inputs)] = hidden = sent
         yield model._logits(range(len(inputs)))
     finally:
         kernels.set_num_threads(threads)
