@@ -51,6 +51,10 @@ def _compare_ids(folder: Path, here: Tokenizer, there: Tokenizer, on_note: Calla
     texts = list(_texts(here))
     for special in (False, True):
         _compare("our reader of the folder", texts, partial(here.encode, parse_special=special), there, special)
+    for text in texts:
+        ids_of_text = there.encode(text, parse_special=True)
+        if (a := here.decode(ids_of_text, keep_special=True)) != (b := there.decode(ids_of_text, keep_special=True)):
+            raise Difference(f"text: {ids_of_text[:6]} is {b!r:.60} by the file and {a!r:.60} by the folder")
     if (here.adds_bos, here.adds_bos and here.bos_id) != (there.adds_bos, there.adds_bos and there.bos_id):
         raise Difference(f"token ids: BOS in front is {there.adds_bos} in the file and {here.adds_bos} in the folder")
     path = folder / "tokenizer.json"
