@@ -1,11 +1,14 @@
 """`gangpao export`: a checkpoint of the lab for everybody else, as GGUF or as a plain Llama for transformers and vLLM."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from gangpao.deploy import gguf
+from gangpao.deploy.plan import whole
 from gangpao.deploy.quants import FILE_TYPES
 from gangpao.log import show_bytes
 from gangpao.model import weights
@@ -19,18 +22,44 @@ def export(
     kind: Annotated[
         str, typer.Option("--type", help=f"Type of the matrices in a .gguf file: {', '.join(FILE_TYPES)}.")
     ] = "Q8_0",
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Read the .gguf file back and compare ids, ends, template, sampling, weights and logits with the folder; it "
+            "appears only if they are the same. Takes about as long as writing.",
+        ),
+    ] = True,
 ) -> None:
     """Write a Hugging Face folder as GGUF, or folded into Llama's form."""
     if target.suffix == ".gguf":
-        path = gguf.export(folder, target, kind.upper())
+        path = gguf.export(folder, target, kind.upper(), progress=_show, on_note=_note, check=check)
         print(f"{path} ({show_bytes(path.stat().st_size)})")
         return
     print(fold(folder, target))
 
 
+def _show(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{100 * done // total} %", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def fold(folder: Path, target: Path) -> Path:
-    """The same model without MiniCPM's scales, with the tokenizer's files beside it."""
+    """The same model without MiniCPM's scales, with the tokenizer's files beside it.
+
+    Raises ValueError when tensors are missing or left over, and for a value that its type cannot hold once it is scaled.
+    """
     config = ModelConfig.from_file(folder / "config.json")
-    plain, folded = weights.fold_to_llama(config, dict(weights.tensors(folder)))
+    plain, folded = weights.fold_to_llama(config, whole(config, dict(weights.tensors(folder))))
+    for name, tensor in folded.items():
+        if not torch.isfinite(tensor).all():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"tensor {name} holds a value that is no finite number in {kind} with the scales multiplied in"
+            )
     extra = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     return weights.save(target, plain, folded, extra=extra)

@@ -1,29 +1,35 @@
 """Write a model as GGUF, in pure Python: what our engine, llama.cpp, Ollama, LM Studio and the phone apps read.
 
-Tensors are converted and written one after the other, so the memory needed is one tensor's. Matrices get the type that was
-asked for; norms and biases stay F32, and a matrix whose rows are not whole blocks becomes F16. header.py says what the model
-is, plan.py which tensors there are, text/export.py what its tokenizer is.
+Tensors are converted and written some rows after the other, so the memory needed does not grow with the model. Matrices get
+the type that was asked for; norms and biases stay F32, and a matrix whose rows are not whole blocks becomes F16. header.py
+says what the model is, plan.py which tensors there are, text/export.py what its tokenizer is. Before the file gets its name it
+is read back and compared with the checkpoint: proof_text.py and proof_numbers.py.
 
 What it gives up: latent attention (MiniCPM3) and split files.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 
-from gangpao.deploy.header import ALIGNMENT, header, metadata
-from gangpao.deploy.plan import TYPE_IDS, plan
+from gangpao.deploy import proof_numbers, proof_text
+from gangpao.deploy.header import ALIGNMENT, differences, header, metadata
+from gangpao.deploy.plan import TYPE_IDS, Planned, plan
 from gangpao.deploy.quants import FILE_TYPES
+from gangpao.engine.gguf import GGUF
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
 from gangpao.text.export import gguf_metadata
 
 Progress = Callable[[int, int], None]
+OnNote = Callable[[str], None]
 
 
 def export(
@@ -32,15 +38,28 @@ def export(
     kind: str = "Q8_0",
     *,
     progress: Progress | None = None,
+    on_note: OnNote = lambda _: None,
+    check: bool = True,
 ) -> Path:
-    """A Hugging Face folder with its tokenizer to one .gguf file. progress(done, total) in tensors.
+    """A Hugging Face folder with its tokenizer to one .gguf file.
 
-    Raises ValueError when the file exists, the type is unknown or the model has no GGUF form.
+    progress(done, total) is called in tensors written, then in layers read back and compared (not with check=False). on_note
+    gets sentences about what was left out or what other programs will not read.
+    Raises ValueError when the file exists, the type is unknown or the model has no GGUF form, and Difference, a ValueError,
+    naming the stage and the first difference when what was written is not the checkpoint; then there is no file.
     """
     path = Path(folder)
     config = ModelConfig.from_file(path / "config.json")
     tensors = dict(checkpoint.tensors(path))
-    return write(target, config, tensors, gguf_metadata(path), kind, name=path.name, progress=progress)
+    fields = gguf_metadata(path, on_note)
+
+    def text(gguf: GGUF) -> None:
+        proof_text.prove(path, gguf.metadata, config.vocab_size, on_note)
+
+    return write(
+        target, config, tensors, fields, kind,
+        name=path.name, progress=progress, on_note=on_note, check=check, also=text if check else None,
+    )  # fmt: skip
 
 
 def write(
@@ -52,8 +71,14 @@ def write(
     *,
     name: str = "",
     progress: Progress | None = None,
+    on_note: OnNote = lambda _: None,
+    check: bool = True,
+    also: Callable[[GGUF], None] | None = None,
 ) -> Path:
-    """Tensors under Hugging Face names and the tokenizer's metadata to a .gguf file, complete or not at all."""
+    """Tensors under Hugging Face names and the tokenizer's metadata to a .gguf file, complete or not at all.
+
+    also: a further check of the hidden file, before that of the numbers. Otherwise as `export`.
+    """
     out = Path(target)
     if kind not in FILE_TYPES:
         raise ValueError(f"type {kind!r:.40} is not one we write; choose one of {', '.join(FILE_TYPES)}")
@@ -61,23 +86,47 @@ def write(
         raise ValueError(f"{out} exists already; choose another name or delete it first")
     fields = metadata(config, kind, name or out.stem) | _padded(tokenizer, config.vocab_size)
     planned = plan(config, tensors, kind)
+    advance = _counter(progress, len(planned) + (proof_numbers.steps(config) if check else 0))
+    for note in differences(config):
+        on_note(note)
     descriptor, staging = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(header(fields, ((t.name, t.shape, TYPE_IDS[t.kind], t.nbytes) for t in planned)))
-            for i, tensor in enumerate(planned):
-                file.write(bytes(-file.tell() % ALIGNMENT))
-                file.write(tensor.data().tobytes())
-                if progress:
-                    progress(i + 1, len(planned))
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            file.flush()
-            os.fsync(file.fileno())
+            _write_file(file, fields, planned, advance)
+        with GGUF.open(staging) as gguf:
+            if also:
+                also(gguf)
+            if check:
+                proof_numbers.prove(gguf, config, planned, kind, on_note, advance)
         os.replace(staging, out)
+    except proof_numbers.Difference as error:
+        os.unlink(staging)
+        raise proof_numbers.Difference(
+            f"{out} was not written, because it would not be the same as the checkpoint. {error}"
+        ) from error
     except BaseException:
         os.unlink(staging)
         raise
     return out
+
+
+def _write_file(
+    file: IO[bytes], fields: Mapping[str, object], planned: list[Planned], advance: Callable[[], None]
+) -> None:
+    file.write(header(fields, ((t.name, t.shape, TYPE_IDS[t.kind], t.nbytes) for t in planned)))
+    for tensor in planned:
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        for piece in tensor.data():
+            file.write(piece.data)
+        advance()
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+    done = itertools.count(1)
+    return lambda: progress(next(done), total) if progress else None
 
 
 def _padded(tokenizer: Mapping[str, object], vocab_size: int) -> dict[str, object]:
@@ -88,7 +137,8 @@ def _padded(tokenizer: Mapping[str, object], vocab_size: int) -> dict[str, objec
     missing = vocab_size - len(pieces)
     if missing < 0:
         raise ValueError(
-            f"the tokenizer has {len(pieces)} pieces and the model {vocab_size} rows: they do not belong together"
+            f"the tokenizer has {len(pieces)} pieces and the model {vocab_size} rows, so {pieces[vocab_size]!r:.40} and what comes "
+            "after it have none: they do not belong together; if tokens were added, resize the model's embedding first"
         )
     fill: dict[str, list[object]] = {
         "tokens": [f"[PAD{i}]" for i in range(len(pieces), vocab_size)], "token_type": [5] * missing, "scores": [0.0] * missing

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from gangpao.deploy.header import architecture, rope_as_divisors
-from gangpao.deploy.quants import fits, quantize
+from gangpao.deploy.quants import Unwritable, fits, quantize
 from gangpao.engine.config import ARCHITECTURES
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
@@ -23,6 +23,8 @@ from gangpao.model.transformer import Transformer
 
 Floats = npt.NDArray[np.float32]
 Source = tuple[str, torch.Tensor]
+
+ROWS = 4096  # of a matrix at once: a large one as float32 is larger than the checkpoint's layers
 
 TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -67,31 +69,31 @@ class Planned:
         row = quantize(np.zeros((1, self.shape[-1]), np.float32), self.kind).nbytes
         return row * int(np.prod(self.shape[:-1], dtype=np.int64))
 
-    def data(self) -> npt.NDArray[np.uint8]:
-        """The bytes [rows, row bytes]. Raises ValueError naming the tensor for values that have no place in its type."""
-        parts = []
-        for i, (name, _) in enumerate(self.sources):
-            try:
-                parts.append(quantize(self.rows(i), self.kind))
-            except ValueError as error:
-                raise ValueError(f"tensor {name}, to be written as {self.kind}: {error}") from error
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    def data(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes, some rows at a time. Raises ValueError naming the tensor for values that have no place in its type."""
+        for source, (name, _) in enumerate(self.sources):
+            for begin, values in self.rows(source):
+                try:
+                    yield quantize(values, self.kind)
+                except Unwritable as error:
+                    order = " (pairs side by side)" if self.heads else ""
+                    where = f"tensor {name}, to be written as {self.kind}: row {begin + error.row}{order}"
+                    raise ValueError(f"{where}: {error.what}") from error
 
-    def rows(self, source: int = 0) -> Floats:
-        """The values of a source in the file's order, [rows, columns]."""
-        values: Floats = self.sources[source][1].detach().to("cpu", torch.float32).numpy()
+    def rows(self, source: int = 0) -> Iterator[tuple[int, Floats]]:
+        """The values of a source in the file's order, as (first row, float32 [rows, columns])."""
+        tensor = self.sources[source][1].detach()
         if self.heads:
-            values = _pairs_side_by_side(values, self.heads)
-        return values.reshape(-1, self.shape[-1])
+            whole = _pairs_side_by_side(tensor.to("cpu", torch.float32).numpy(), self.heads)
+            tensor = torch.from_numpy(np.ascontiguousarray(whole))
+        tensor = tensor.reshape(-1, self.shape[-1])
+        for begin in range(0, len(tensor), ROWS):
+            yield begin, tensor[begin : begin + ROWS].to("cpu", torch.float32).numpy()
 
 
 def plan(config: ModelConfig, tensors: Mapping[str, torch.Tensor], kind: str) -> list[Planned]:
     """The tensors of the file, in its order. Raises ValueError when tensors and configuration do not belong together."""
-    named = {checkpoint.hf_name(foreign): tensor for foreign, tensor in tensors.items()}
-    named = {name: tensor for name, tensor in named.items() if not checkpoint.is_derived(name)}
-    if config.tie_word_embeddings and HEAD in named and torch.equal(named[HEAD], named.get(EMBEDDING, named[HEAD])):
-        del named[HEAD]
-    _check(config, named)
+    named = whole(config, tensors)
     interleaved = ARCHITECTURES[architecture(config)].interleaved
     counts = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads} if interleaved else {}
     out = []
@@ -107,8 +109,22 @@ def _kind_of(name: str, tensor: torch.Tensor, kind: str) -> str:
     return kind if fits(tensor.shape[-1], kind) else "F16"
 
 
+def whole(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under Hugging Face's names: each that the configuration asks for in its shape, no others, and a head of its
+    own also where the configuration says that it is the embedding. Raises ValueError for what is missing or left over."""
+    named = {checkpoint.hf_name(foreign): tensor for foreign, tensor in tensors.items()}
+    named = {name: tensor for name, tensor in named.items() if not checkpoint.is_derived(name)}
+    if config.tie_word_embeddings and {HEAD, EMBEDDING} <= named.keys() and _equal(named[HEAD], named[EMBEDDING]):
+        del named[HEAD]
+    _check(config, named)
+    return named
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.float(), b.float())
+
+
 def _check(c: ModelConfig, named: Mapping[str, torch.Tensor]) -> None:
-    """Every tensor that the configuration asks for is there in its shape, and no other one."""
     with torch.device("meta"):
         wanted = {name: p.shape for name, p in Transformer(c).named_parameters(remove_duplicate=False)}
     if c.tie_word_embeddings and HEAD not in named:
@@ -148,6 +164,12 @@ def _placed(named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, tuple[Sour
             yield f"blk.{layer}.{_LAYER_TENSORS[inner]}.{suffix}", ((name, tensor),)
     for gguf, sources in experts.items():
         yield gguf, tuple(sorted(sources, key=lambda pair: int(pair[0].split(".experts.")[1].split(".")[0])))
+
+
+def pairs_apart(rows: Floats, heads: int) -> Floats:
+    """Rows of every head from pairs (2i, 2i+1) back to halves (i, i + H/2)."""
+    half = len(rows) // heads // 2
+    return rows.reshape(heads, half, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _pairs_side_by_side(rows: Floats, heads: int) -> Floats:

@@ -15,7 +15,7 @@ What it gives up: one sequence at a time; batch.py runs many.
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gangpao import kernels, machine
 from gangpao.engine import admission
@@ -23,7 +23,7 @@ from gangpao.engine.answer import Answer, FinishReason, Piece, Progress, Stats
 from gangpao.engine.cache import KVCache, KVType, common
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
-from gangpao.engine.sample import Logits, SamplingParams
+from gangpao.engine.sample import Logits, SamplingParams, defaults_of
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
 from gangpao.text.chat import ChatTemplate
@@ -35,7 +35,10 @@ _MARK_TOKENS = 32  # more than any opening mark and the white space behind it
 
 @dataclass(slots=True)
 class Engine:
-    """A loaded model with its tokenizer and chat template. context is the most tokens of prompt and answer together."""
+    """A loaded model with its tokenizer, chat template and the sampling settings that its file recommends.
+
+    context is the most tokens of prompt and answer together.
+    """
 
     name: str
     model: Transformer
@@ -44,6 +47,7 @@ class Engine:
     context: int
     kv_dtype: KVType = "f16"
     load_s: float = 0.0
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     @classmethod
     def load(
@@ -70,7 +74,8 @@ class Engine:
         template = ChatTemplate.for_model(source, tokenizer=tokenizer, architecture=config.architecture)
         model = Transformer.load(gguf, progress=progress)
         name = os.path.basename(os.fspath(path)).removesuffix(".gguf")
-        return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start)
+        sampling = defaults_of(gguf.metadata)
+        return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start, sampling)
 
     def session(self) -> "Session":
         """A new conversation with an empty cache."""
@@ -97,12 +102,13 @@ class Engine:
     ) -> "Generation":
         """Start an answer to prompt_ids; nothing is computed before the first piece is asked for.
 
-        `stop` adds strings (a chat template's turn marks) to params.stop. on_prefill(done, total) is called in tokens.
+        Without params, those that the file recommends. `stop` adds strings (a chat template's turn marks) to params.stop.
+        on_prefill(done, total) is called in tokens.
         continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
         text so far may be tried (speculate.py); they never change the answer.
         Raises ValueError for an empty prompt, and for one that leaves no room in the context.
         """
-        params, session = params or SamplingParams(), session or self.session()
+        params, session = params or self.sampling, session or self.session()
         return Generation(session, prompt_ids, params, stop, on_prefill, continues, speculate)
 
 

@@ -416,6 +416,10 @@ class GGUF:
         t = self.info(name)
         return dequantize(self.raw(name), t.type).reshape(t.shape)
 
+    def rows(self, name: str, begin: int, end: int) -> Floats:
+        """Some rows of a tensor as float32 [end - begin, columns]; rows = all axes but the last."""
+        return dequantize(self.raw(name)[begin:end], self.info(name).type)
+
     def release(self, name: str) -> None:
         """Tells the system that these bytes are not needed in memory for now; they can still be read again."""
         t = self.info(name)

@@ -15,7 +15,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,29 @@ class SamplingParams:
                 _check_number(f.name, getattr(self, f.name), f.metadata, whole="int" in str(f.type))
         _check_stop(self.stop)
         _check_bias(self.logit_bias)
+
+
+# general.sampling.* of a GGUF file, in llama.cpp's words -> ours.
+_FILE_NAMES = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+}  # fmt: skip
+
+
+def defaults_of(metadata: Mapping[str, Any]) -> SamplingParams:
+    """The settings that a GGUF file recommends over our own. A value out of our bounds counts as not said."""
+    params = SamplingParams()
+    for key, name in _FILE_NAMES.items():
+        value = metadata.get(f"general.sampling.{key}")
+        if value is None:
+            continue
+        if isinstance(value, float) and value.is_integer() and name == "top_k":
+            value = int(value)
+        try:
+            given: dict[str, Any] = {name: value}
+            params = replace(params, **given)
+        except ValueError:  # another program's file: its recommendation is no reason to refuse the model
+            continue
+    return params
 
 
 def _check_number(name: str, value: object, bounds: Mapping[str, Any], *, whole: bool) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,11 @@ from gangpao.engine.cache import KVCache, KVPool, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
 from gangpao.engine.rope import Angles, inverse_frequencies
-from gangpao.engine.weights import Embedding, Layer, Weights, load_weights
+from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+Embed = Callable[[npt.NDArray[np.int64]], Floats]  # ids [T] to their vectors [T, D]
 
 CHUNK = 256  # tokens of prefill at once: enough to use a weight often, few enough for the activations to stay in L2
 _ONE_AT_A_TIME = threading.Lock()  # the kernels' threads are one set a process
@@ -71,7 +73,7 @@ class _Buffers:
 class Transformer:
     """A model ready to run. `bytes_per_token` is what one decode step reads of the weights."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, embed: Embedding) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, embed: Embed) -> None:
         self.config = config
         self.weights = weights
         self.embed = embed
@@ -215,6 +217,36 @@ class Transformer:
         scale = np.sqrt(np.mean(np.square(states), axis=1, keepdims=True) + self.config.rms_norm_eps)
         out: Floats = states / scale * self.weights.final_norm.numpy()
         return out
+
+
+def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Generator[Floats, Floats | None, None]:
+    """The forward pass of a whole model in the memory of one layer: hidden states [T, D] behind each, then logits [T, V].
+
+    At most CHUNK ids; the same bits as `forward`. States that are sent go on in place of its own. For checking a file: every
+    layer is packed for this one pass, on one thread, so that nobody waits for a core that works for the other side.
+    """
+    config = ModelConfig.from_gguf(gguf)
+    inputs = np.asarray(ids, np.int64)
+    hidden = Embedding(gguf, config)(inputs)
+    threads = kernels.num_threads()
+    kernels.set_num_threads(1)
+    try:
+        for weights in weights_by_layer(gguf, config):
+            model = Transformer(replace(config, num_hidden_layers=1), weights, partial(_given, hidden))
+            cache = model.new_cache(len(inputs))
+            assert cache.reserve(len(inputs))
+            model.step([Segment(cache, inputs)])
+            hidden = model._buffers.hidden_view[: len(inputs)].copy()
+            if (sent := (yield hidden)) is not None:
+                model._buffers.hidden_view[: len(inputs)] = hidden = sent
+        yield model._logits(range(len(inputs)))
+    finally:
+        kernels.set_num_threads(threads)
+
+
+def _given(states: Floats, _: npt.NDArray[np.int64]) -> Floats:
+    """An embedding for ids whose states are there already."""
+    return states
 
 
 def greedy(model: Transformer, ids: Sequence[int], steps: int, cache: KVCache | None = None) -> list[int]:

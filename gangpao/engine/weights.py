@@ -8,7 +8,7 @@ A tensor that nothing reads is an error, because computing without it would give
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,19 @@ class _Loader:
         name = "output" if self.has("output.weight") else "token_embd"
         return kernels.Linear([self.matrix(name, c.vocab_size, c.hidden_size)])
 
+    def outside_layers(self) -> tuple[kernels.Array, kernels.Linear, dict[str, Floats]]:
+        """The final norm, the head and the rotary factors."""
+        # The logit scale rides on the final norm: one multiplication less for each of 100,000 logits.
+        return self.norm("output_norm.weight", self.config.logit_scale), self.head(), self.rope_factors()
+
+    def check_all_taken(self) -> None:
+        if self.left:
+            some = ", ".join(sorted(self.left)[:4])
+            raise ModelFileError(
+                f"{self.gguf.path}: {len(self.left)} tensors have no place in a {self.config.architecture} model ({some}); "
+                "this variant is not supported, and leaving them out would give wrong answers"
+            )
+
     def rope_factors(self) -> dict[str, Floats]:
         names = {
             "freqs": "rope_freqs.weight", "long": "rope_factors_long.weight", "short": "rope_factors_short.weight"
@@ -151,17 +164,19 @@ def load_weights(gguf: GGUF, config: ModelConfig, progress: Progress | None = No
     """Packs every tensor of the file. progress(done_bytes, total_bytes) is called after each."""
     loader = _Loader(gguf, config, progress)
     layers = tuple(loader.layer(i) for i in range(config.num_hidden_layers))
-    # The logit scale rides on the final norm: one multiplication less for each of 100,000 logits.
-    final_norm = loader.norm("output_norm.weight", config.logit_scale)
-    head = loader.head()
-    factors = loader.rope_factors()
-    if loader.left:
-        some = ", ".join(sorted(loader.left)[:4])
-        raise ModelFileError(
-            f"{gguf.path}: {len(loader.left)} tensors have no place in a {config.architecture} model ({some}); "
-            "this variant is not supported, and leaving them out would give wrong answers"
-        )
+    final_norm, head, factors = loader.outside_layers()
+    loader.check_all_taken()
     return Weights(layers, final_norm, head, factors, loader.arena.nbytes)
+
+
+def weights_by_layer(gguf: GGUF, config: ModelConfig) -> Iterator[Weights]:
+    """The weights of `load_weights`, each time with one layer, the next: one after the other they need the memory of one."""
+    loader = _Loader(gguf, config, None)
+    final_norm, head, factors = loader.outside_layers()
+    for i in range(config.num_hidden_layers):
+        loader.arena = kernels.Arena()
+        yield Weights((loader.layer(i),), final_norm, head, factors, loader.arena.nbytes)
+    loader.check_all_taken()
 
 
 class Embedding:

@@ -24,6 +24,7 @@ from gangpao.text.pretokenizers import RULES, PreTokenizer
 from gangpao.text.tokenizer import END_IDS, LSTRIP_IDS, RSTRIP_IDS, SPACE_PREFIX, Tokenizer
 from gangpao.text.vocabulary import Vocabulary
 
+_END_ROLES = ("eos", "eot", "eom")
 # Fields of a BPE model that change ids and that no GGUF key says.
 _REFUSED = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 # generation_config.json -> general.sampling, as llama.cpp names and types them.
@@ -83,6 +84,14 @@ def gguf_metadata(folder: str | os.PathLike[str], on_note: Callable[[str], None]
     out |= _ours(path, data, vocabulary)
     if tokenizer.chat_template:
         out["tokenizer.chat_template"] = tokenizer.chat_template
+    elif read_object(path / "tokenizer_config.json").get("chat_template"):
+        on_note("tokenizer_config.json has chat templates, but none with the name default; the file has none")
+    ends = out.get(END_IDS, [])
+    assert isinstance(ends, list)
+    if len(ends) > len(_END_ROLES):
+        on_note(
+            f"{len(ends)} tokens end an answer; llama.cpp reads {len(_END_ROLES)} of them ({', '.join(_END_ROLES)})"
+        )
     for key, sentence in _UNREAD.items():
         if key in out:
             on_note(sentence)
@@ -99,7 +108,7 @@ def _roles(vocabulary: Vocabulary) -> dict[str, object]:
     """Special ids. Ends past the first go where llama.cpp looks for some, and all of them under a key of our own."""
     ends = list(dict.fromkeys(i for i in (vocabulary.eos_id, *vocabulary.ends) if i is not None))
     roles = {"bos": vocabulary.bos_id, "unknown": vocabulary.unk_id}
-    roles |= dict(zip(("eos", "eot", "eom"), ends, strict=False))
+    roles |= dict(zip(_END_ROLES, ends, strict=False))
     out: dict[str, object] = {f"tokenizer.ggml.{name}_token_id": i for name, i in roles.items() if i is not None}
     return out | ({END_IDS: ends} if ends else {})
 

@@ -25,6 +25,7 @@ Json = dict[str, object]
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "generation_config.json", "chat_template.jinja",
+    "chat_template.json",
 )  # fmt: skip
 
 _BYTE_PIECES = {f"<0x{b:02X}>" for b in range(256)}
@@ -55,14 +56,8 @@ class _Config:
         self.generation = read_object(folder / "generation_config.json")
         self.model = read_object(folder / "config.json")
         jinja = folder / "chat_template.jinja"
-        self.chat_template = jinja.read_text("utf-8") if jinja.is_file() else self._template()
-
-    def _template(self) -> str | None:
-        template = self.main.get("chat_template")
-        if isinstance(template, list):  # several, each with a name
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
+        legacy = read_object(folder / "chat_template.json")
+        self.chat_template = jinja.read_text("utf-8") if jinja.is_file() else _template(self.main) or _template(legacy)
 
     def piece(self, role: str) -> str | None:
         """bos, eos or unk: the piece's text."""
@@ -77,7 +72,7 @@ class _Config:
     def ends(self, special: Callable[[int], bool]) -> list[int]:
         """Ids that end an answer. generation_config.json decides where it names some, as in transformers; config.json adds
         special pieces only then, since its default of 2 is any word in somebody's own vocabulary."""
-        decided, others = (_id_list(source.get("eos_token_id")) for source in (self.generation, self.model))
+        decided, others = (id_list(source.get("eos_token_id")) for source in (self.generation, self.model))
         return decided + [i for i in others if i not in decided and (not decided or special(i))]
 
     def added_tokens(self) -> Iterator[Json]:
@@ -91,7 +86,16 @@ class _Config:
             yield {"id": token, "content": content, "special": True}
 
 
-def _id_list(value: object) -> list[int]:
+def _template(source: Json) -> str | None:
+    template = source.get("chat_template")
+    if isinstance(template, list):  # several, each with a name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def id_list(value: object) -> list[int]:
+    """eos_token_id as files write it: a number, a list, or nothing."""
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
 

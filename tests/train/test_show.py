@@ -43,7 +43,7 @@ def test_a_run_says_what_it_trains_on_what_and_what_became_of_it(tmp_path, confi
     assert cli.main(command(out, configured())) == 0
     said, err = capsys.readouterr()
     assert re.search(r"mine: [\d,]+ parameters, 12 steps of 512 tokens \(stable 8, decay 4\)\n", err)
-    assert re.search(r"1 thread \(as configured\), fp32 \(as configured\), \w+", err)
+    assert re.search(r"1 thread \(--set threads=N changes it\), fp32 \(as configured\), \w+", err)
     assert re.search(r"decay 12/12  loss [\d.]+ .* tok/s .* left  [\d.]+ yuan\n", err)
     assert "  heldout_bpb " in err
     assert said.startswith(f"trained: {out}, 12 steps\n")

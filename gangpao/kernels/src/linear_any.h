@@ -117,27 +117,17 @@ static void panels(const Packed& w, const Acts& a, const Out& out, Ahead ahead, 
 }
 
 static void linear_panels(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int begin, int end, uint8_t* scratch) {
-  int bits = w.format.bits;
-  switch (w.format.style) {
-    case Style::F16:
-      if (bits == 2) return panels<2, Style::F16>(w, a, out, ahead, begin, end, scratch);
-      if (bits == 4) return panels<4, Style::F16>(w, a, out, ahead, begin, end, scratch);
-      if (bits == 5) return panels<5, Style::F16>(w, a, out, ahead, begin, end, scratch);
-      return panels<8, Style::F16>(w, a, out, ahead, begin, end, scratch);
-    case Style::F16_MIN:
-      if (bits == 4) return panels<4, Style::F16_MIN>(w, a, out, ahead, begin, end, scratch);
-      return panels<5, Style::F16_MIN>(w, a, out, ahead, begin, end, scratch);
-    case Style::K:
-      if (bits == 4) return panels<4, Style::K>(w, a, out, ahead, begin, end, scratch);
-      return panels<5, Style::K>(w, a, out, ahead, begin, end, scratch);
-    case Style::K16:
-      if (bits == 3) return panels<3, Style::K16>(w, a, out, ahead, begin, end, scratch);
-      return panels<6, Style::K16>(w, a, out, ahead, begin, end, scratch);
-    case Style::K16_MIN:
-      return panels<2, Style::K16_MIN>(w, a, out, ahead, begin, end, scratch);
-    case Style::FLOAT:
-      if (w.float_type == FloatType::F32) return panels_float<FloatType::F32>(w, a, out, begin, end);
-      if (w.float_type == FloatType::F16) return panels_float<FloatType::F16>(w, a, out, begin, end);
-      return panels_float<FloatType::BF16>(w, a, out, begin, end);
+  const Format f = w.format;
+#define GANGPAO_RUN(BITS, STYLE) \
+  if (f.bits == BITS && f.style == Style::STYLE) return panels<BITS, Style::STYLE>(w, a, out, ahead, begin, end, scratch);
+  GANGPAO_PACKED_FORMS(GANGPAO_RUN)
+#undef GANGPAO_RUN
+  if (f.style == Style::FLOAT) {
+    switch (w.float_type) {
+      case FloatType::F32: return panels_float<FloatType::F32>(w, a, out, begin, end);
+      case FloatType::F16: return panels_float<FloatType::F16>(w, a, out, begin, end);
+      case FloatType::BF16: return panels_float<FloatType::BF16>(w, a, out, begin, end);
+    }
   }
+  std::abort();  // has_kernel (panel.h) is asked for every reader when this is compiled
 }

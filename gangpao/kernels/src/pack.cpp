@@ -143,7 +143,7 @@ struct Reader {
   void (*read)(const uint8_t*, Row256&, int);
 };
 
-const Reader kReaders[] = {
+constexpr Reader kReaders[] = {
     {{"Q4_0", 32, 18, {4, Style::F16, 8}, {}}, read_q4_0},
     {{"Q4_1", 32, 20, {4, Style::F16_MIN, 0}, {}}, read_q4_1},
     {{"Q5_0", 32, 22, {5, Style::F16, 16}, {}}, read_q5_0},
@@ -160,6 +160,14 @@ const Reader kReaders[] = {
     {{"F16", 1, 2, {16, Style::FLOAT, 0}, FloatType::F16}, nullptr},
     {{"BF16", 1, 2, {16, Style::FLOAT, 0}, FloatType::BF16}, nullptr},
 };
+
+constexpr bool all_have_kernels() {
+  for (const Reader& r : kReaders)
+    if (!has_kernel(r.type.format, r.type.float_type)) return false;
+  return true;
+}
+static_assert(all_have_kernels(), "a reader of bits and style that linear_any.h has no kernel for");
+static_assert(!has_kernel({3, Style::F16, 4}, {}) && !has_kernel({6, Style::K, 0}, {}), "no kernel answers for another form");
 
 void put16(uint8_t* p, uint16_t x) { std::memcpy(p, &x, 2); }
 void put32(uint8_t* p, uint32_t x) { std::memcpy(p, &x, 4); }

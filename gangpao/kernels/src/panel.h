@@ -22,6 +22,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 
 namespace gangpao {
 
@@ -38,6 +39,24 @@ struct Format {
   Style style;
   int zero;  // subtracted from the stored unsigned value; 8-bit values are stored signed, so 0 there
 };
+
+// Every pair of bits and style that there are kernels for. linear_any.h makes its choice from this list, and pack.cpp does not
+// compile with a reader of any other pair: packed in one form and multiplied as another, weights would be wrong in silence.
+#define GANGPAO_PACKED_FORMS(ONE) \
+  ONE(2, F16) ONE(4, F16) ONE(5, F16) ONE(8, F16) \
+  ONE(4, F16_MIN) ONE(5, F16_MIN) \
+  ONE(4, K) ONE(5, K) \
+  ONE(3, K16) ONE(6, K16) \
+  ONE(2, K16_MIN)
+
+constexpr bool has_kernel(Format f, FloatType type) {
+#define GANGPAO_IS(BITS, STYLE) \
+  if (f.bits == BITS && f.style == Style::STYLE) return true;
+  GANGPAO_PACKED_FORMS(GANGPAO_IS)
+#undef GANGPAO_IS
+  if (f.style != Style::FLOAT) return false;
+  return type == FloatType::F32 || type == FloatType::F16 || type == FloatType::BF16;
+}
 
 constexpr int block_bytes(int bits) { return bits * 64; }
 
