@@ -54,8 +54,8 @@ def admit(shape: ModelConfig, config: TrainConfig, world: World) -> None:
 
 
 def rows_are_separable(config: TrainConfig, shape: ModelConfig, world: World) -> bool:
-    """Whether threads may take rows of their own. Experts count what all rows choose, sharded parameters are gathered by one thread,
-    and a GPU has threads of its own."""
+    """Whether threads may take rows of their own. Experts count what all rows choose, sharded parameters are gathered by one
+    thread, and a GPU has threads of its own."""
     plain = config.parallel == "replicate" and not config.compile and not config.offload
     return world.device.type == "cpu" and plain and shape.moe is None
 

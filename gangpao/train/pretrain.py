@@ -452,7 +452,8 @@ def heading(r: _Run, shape: ModelConfig) -> list[str]:
     ranks = f"{r.world.size} ranks, each with " if r.world.size > 1 else ""
     lines = [
         f"{r.out}: {count.total:,} parameters, {sum(steps):,} steps of {config.batch_tokens:,} tokens ({stages})",
-        f"{ranks}{threads} thread{'s' if threads > 1 else ''} (--set threads=N changes it), {config.precision} ({precision}), {place}",
+        f"{ranks}{threads} thread{'s' if threads > 1 else ''} (--set threads=N changes it), "
+        f"{config.precision} ({precision}), {place}",
     ]
     if r.known is None and (r.out / RUN).exists():
         lines.append("an earlier start in this folder saved nothing: this one begins anew")
