@@ -159,9 +159,8 @@ def train_ours(work: Work, steps: int, between: Callable[[int], None] = id) -> t
             Path(folder), model, optimizer, objective, [Stage("stable", steps + 1, lambda before: source)], clip=CLIP,
             learning_rate=lambda step: LR, rows=work.rows, micro_rows=work.micro_rows, report=timed, lanes=lanes,
         )  # fmt: skip
-        with contextlib.suppress(Enough), contextlib.closing(lanes):
+        with contextlib.suppress(Enough), contextlib.closing(lanes), contextlib.closing(timed):
             Training(job).fit()
-        timed.close()
     return timed.times, [*losses, loss()]
 
 

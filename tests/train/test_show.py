@@ -295,6 +295,17 @@ def test_data_that_is_not_there_is_said_with_options_of_this_command(tmp_path, c
         load_train_config(tmp_path / "d.toml")
 
 
+def test_paths_in_the_changes_of_the_data_are_relative_to_the_file_of_the_run(tmp_path, monkeypatch):
+    """So that a run goes on from wherever it is started; a --set of the whole list is relative to where it is typed."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = TINY.read_text().replace('"data-tiny.toml"', f'"{CONFIGS}/data-tiny.toml"\ndata_set = ["root=text"]')
+    (tmp_path / "run.toml").write_text(text)
+    assert load_train_config(tmp_path / "run.toml").data_set == (f'root="{tmp_path}/text"',)
+    typed = load_train_config(tmp_path / "run.toml", ('data_set=["root=text"]',))
+    assert typed.data_set == (f'root="{tmp_path}/here/text"',)
+
+
 def test_init_from_takes_a_run(finished):
     assert pretrain._folder_with_weights(finished) == pretrain._folder_with_weights(finished / "export")
 
