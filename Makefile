@@ -20,8 +20,9 @@ TOOLS := scikit-build-core nanobind \
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-chat: $(VENV)/installed  ## install what is needed and talk with a model; MODEL=name takes another one
-	@$(BIN)/gangpao chat $(if $(MODEL),-m "$(MODEL)")
+# Without a terminal nobody can be asked, and `make chat` is meant to end with an answer: --yes says so.
+chat: $(VENV)/installed  ## talk with an installed model, or download one after a question; MODEL=name takes that one
+	@$(BIN)/gangpao chat $(if $(MODEL),-m "$(MODEL)") $$([ -t 0 ] || echo --yes)
 
 test: $(VENV)/developing  ## run all checks and tests (pulls the small test model once)
 	@echo "model of the tests: smollm2-135m (98 MB), kept in your cache"

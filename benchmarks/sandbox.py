@@ -14,6 +14,7 @@ to docs/images. The last line is JSON.
 
 import argparse
 import json
+import math
 import shutil
 from datetime import date
 from pathlib import Path
@@ -23,29 +24,33 @@ import report
 from gangpao.atomic import read_json
 from gangpao.log import show_seconds
 from gangpao.sandbox.report import outcomes
+from gangpao.sandbox.verdict import BELOW_ZERO, Answer, about, decide
 
 HERE = Path(__file__).resolve().parent
+_MET: dict[Answer, bool | None] = {"yes": True, "no": False, "cannot tell": None}
 
 
 def goals(found: dict[str, dict]) -> list[tuple[str, str, bool | None]]:
-    """(goal, what came, met or not, None: not measured)."""
+    """(goal, what came, met or not, None: the interval cannot tell)."""
     out: list[tuple[str, str, bool | None]] = []
     if "lr" in found:
         shifts = {s["rule"]: s for s in found["lr"]["facts"]["shifts"] if s["axis"] == "width"}
         for rule, wanted in (("minicpm", "yes"), ("standard", "no")):
             s = shifts[rule]
             moved = f"x {s['factor']:.2f} from {s['small']} to {s['large']}, a step is x {s['step']:.2f}"
-            out.append((f"best rate within a step under {rule}: {wanted}", moved, s["answer"] == wanted))
+            met = None if s["answer"] == "cannot tell" else s["answer"] == wanted
+            out.append((f"best rate within a step under {rule}: {wanted}", moved, met))
     out += predictions(found.get("scaling", {}).get("facts", {}).get("targets", []))
     for c in found.get("batch", {}).get("facts", {}).get("checks", []):
         text = "outside the grid" if c["lost"] is None else f"{c['lost']:+.2f} %"
-        met = None if c["lost"] is None else c["lost"] <= 0.3
+        met = _MET[decide(*about(c["lost"], c["error"]), (-math.inf, 0.3))]
         out.append((f"{c['size']}, batch of the law of {c['law']}: within 0.3 % of the grid's best", text, met))
     for h in found.get("schedule", {}).get("facts", {}).get("horizons", []):
         best = h["shapes"].get(h["best"])
         if best and h["cosine"] is not None:
             text = f"{best['bpb']:.4f} ({h['best']}, {best['best_share']:.1%}) against {h['cosine']:.4f}"
-            out.append((f"{h['D']:,} tokens: WSD at or below the tuned cosine", text, best["bpb"] <= h["cosine"]))
+            answer = decide(*about(best["bpb"] - h["cosine"], found["schedule"]["facts"]["wide"]), BELOW_ZERO)
+            out.append((f"{h['D']:,} tokens: WSD at or below the tuned cosine", text, _MET[answer]))
     return out
 
 
@@ -73,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = {o["name"]: o for o in outcomes(arguments.box)}
     rows = goals(found)
-    words = {True: "met", False: "missed", None: "not measured"}
+    words = {True: "met", False: "missed", None: "cannot tell"}
     table = ["| goal | came | |", "|-|-|-|", *(f"| {goal} | {text} | {words[met]} |" for goal, text, met in rows)]
     print("\n".join(table))
     if arguments.out:

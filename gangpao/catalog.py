@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -34,12 +34,14 @@ RESIDENT_RATIO = 1.2
 PROCESS_BYTES = 150_000_000
 DISK_MARGIN = 64_000_000
 DEFAULT_JOBS = 4
+MAX_PARTS = 512
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REMOTE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+]{0,63}")
 
 
@@ -82,6 +84,20 @@ def _matches(pattern: re.Pattern[str], what: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def is_repo(text: str) -> bool:
+    """Whether a text may be a repository of a hub: owner/name."""
+    return _REPO.fullmatch(text) is not None and ".." not in text
+
+
+def parts_of(file: str) -> list[str]:
+    """All files of the model that a file belongs to: itself, or x-00001-of-0000N.gguf and so on, whichever part it is."""
+    found = _SPLIT.fullmatch(file)
+    count = int(found["count"]) if found else 1
+    if found is None or not 1 <= int(found["number"]) <= count <= MAX_PARTS:
+        return [file]
+    return [f"{found['stem']}-{i:05d}-of-{found['count']}{found['suffix']}" for i in range(1, count + 1)]
 
 
 Name = Annotated[str, AfterValidator(check_name)]
@@ -127,6 +143,9 @@ class LocalFile(Frozen):
 Source = Annotated[HuggingFace | ModelScope | PyPI | LocalFile, Field(discriminator="kind")]
 
 
+State = Literal["runs", "untested", "cannot run", "for training"]
+
+
 class Entry(Frozen):
     """What the catalog knows about one name."""
 
@@ -141,9 +160,18 @@ class Entry(Frozen):
     file: Annotated[str, AfterValidator(lambda f: f and check_name(f))] = ""
     bytes: int = Field(0, ge=0, description="Size of the file; 0 where we do not know.")
     sha256: Annotated[str, AfterValidator(lambda d: d and check_digest(d))] = ""
-    engine: bool = Field(False, description="Whether our engine runs it today.")
+    engine: bool = Field(False, description="Whether our engine has what the file needs.")
+    tested: bool = Field(False, description="Whether we have run this very file.")
     note: str = ""
+    question: str = Field("", description="What `gangpao chat` asks it where there is no terminal.")
     sources: tuple[Source, ...] = ()
+
+    @property
+    def state(self) -> "State":
+        """What may be expected of it here."""
+        if self.format == "safetensors":
+            return "for training"
+        return "cannot run" if not self.engine else "runs" if self.tested else "untested"
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> "Entry":
@@ -151,7 +179,12 @@ class Entry(Frozen):
             raise ValueError("file: a gguf entry needs one, a safetensors entry is a folder and has none")
         if self.format == "safetensors" and self.sha256:
             raise ValueError("sha256: a safetensors entry is a folder, its files are checked one by one")
+        parts = len(parts_of(self.file))
+        if parts > 1 and self.sha256:
+            raise ValueError("sha256: a split model is several files, its parts are checked one by one")
         for source in self.sources:
+            if len(parts_of(getattr(source, "file", None) or self.file)) != parts:
+                raise ValueError("sources: a hub source has as many parts (x-00001-of-0000N.gguf) as the entry's file")
             if isinstance(source, HuggingFace | ModelScope) and (self.format == "gguf") != bool(source.file):
                 raise ValueError("sources: a hub source names a file for gguf, and none for safetensors")
             if isinstance(source, PyPI | LocalFile) and self.format != "gguf":
@@ -187,13 +220,25 @@ def load() -> Catalog:
 def entry(name: str) -> Entry:
     """The entry of a name. Raises ValueError for a hostile name, and for an unknown one with the nearest names."""
     models = load().models
-    found = models.get(check_name(name))
-    if found is None:
-        near = difflib.get_close_matches(name, models, n=3, cutoff=0.4)
-        near += [other for other in models if other.startswith(name) and other not in near][: 3 - len(near)]
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"{name}: no such model.{hint} `gangpao list` shows all; a path to a .gguf file works too")
-    return found
+    if name in models:
+        return models[name]
+    if _is_name(name):
+        hub = "any model of a hub works as hf.co/OWNER/REPOSITORY, and a path to a .gguf file works too"
+        raise ValueError(f"{name}: no such model.{near(name)} `gangpao list` shows all; {hub}")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ValueError(f"{error}.{near(name)}") from None
+    raise AssertionError
+
+
+def near(text: str) -> str:
+    """`Did you mean`, for a name that is not in the catalog: capitals and Ollama's colons are slips, too."""
+    models = load().models
+    plain = text[:80].lower().removesuffix(":latest").replace(":", "-")
+    found = difflib.get_close_matches(plain, models, n=3, cutoff=0.4)
+    found += [other for other in models if other.startswith(plain) and other not in found][: 3 - len(found)]
+    return f" Did you mean {' or '.join(found)}?" if found and plain else ""
 
 
 # --- the store
@@ -268,6 +313,22 @@ def resolve(name_or_path: str) -> Path:
     return found
 
 
+def stem_of(path: Path) -> str:
+    """What a model file is called, without its suffix and the number of its part."""
+    found = _SPLIT.fullmatch(path.name)
+    return found["stem"] if found else path.stem
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """What is written down about each installed model."""
+    return {name: read_record(name) for name in installed()}
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of an installed model: its file, all parts of a split one, or its folder."""
+    return sum(size_of(part) for name in parts_of(path.name) if (part := path.with_name(name)).exists())
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of everything in a folder; links are not followed."""
     if path.is_dir() and not path.is_symlink():
@@ -333,7 +394,11 @@ def remove(name: str) -> int:
 
 def memory_needed(model: Entry) -> int:
     """About how many bytes of memory the model takes when it runs."""
-    return int(model.bytes * RESIDENT_RATIO) + PROCESS_BYTES
+    return _memory_for(model.bytes)
+
+
+def _memory_for(size: int) -> int:
+    return int(size * RESIDENT_RATIO) + PROCESS_BYTES
 
 
 def disk_needed(model: Entry, jobs: int = DEFAULT_JOBS) -> int:
@@ -350,29 +415,39 @@ def wheels_in_flight(total: int, parts: int, jobs: int) -> int:
     return -(-total // parts) * (min(jobs, parts) + 1)
 
 
-def default_model(memory_bytes: int, disk_bytes: int, installed: Collection[str]) -> tuple[str, str]:
-    """The best default model that this much memory and disk allow, and why, in one sentence.
+def default_model(
+    memory_bytes: int,
+    disk_bytes: int,
+    installed: Mapping[str, Path],
+    can_be_had: Callable[[str], bool] = lambda _: True,
+) -> tuple[str, str]:
+    """The model to take where none was named, and why, in one sentence.
 
-    What is installed needs no disk. Raises ValueError where not even the smallest fits.
+    An installed one before any that would have to come: the best default, else the largest. Of those that are not
+    installed, the best default that memory and disk allow and that can be had. Raises ValueError where there is none.
     """
     catalog = load()
+    fits = {name: path for name, path in installed.items() if _memory_for(bytes_of(path)) <= memory_bytes}
+    known = [name for name in catalog.defaults if name in fits]
+    if fits:
+        name = known[0] if known else max(fits, key=lambda name: bytes_of(fits[name]))
+        return name, f"{name}, the best of the installed models"
     missed = ""
     for name in catalog.defaults:
         model = catalog.models[name]
-        memory, disk = memory_needed(model), 0 if name in installed else disk_needed(model)
+        memory, disk = memory_needed(model), disk_needed(model)
         if memory > memory_bytes:
-            missed = (
-                missed or f"{name} needs {show_bytes(memory)} of memory and {show_bytes(memory_bytes)} are available"
-            )
+            why = f"{name} needs {show_bytes(memory)} of memory and {show_bytes(memory_bytes)} are available"
         elif disk > disk_bytes:
-            missed = missed or f"{name} needs {show_bytes(disk)} of disk and {show_bytes(disk_bytes)} are free"
-        elif missed:
-            return name, f"{name}, because {missed}."
+            why = f"{name} needs {show_bytes(disk)} of disk and {show_bytes(disk_bytes)} are free"
+        elif not can_be_had(name):
+            why = f"no source of {name} answers"
         else:
-            return name, f"{name}, the best default model, because memory and disk are enough for it."
+            return name, f"{name}, because {missed}" if missed else f"{name}, the best default model"
+        missed = missed or why
     raise ValueError(
-        f"no default model fits this machine: {missed}. Ways out: close other programs, free disk with `gangpao rm`, "
-        "or give the path of a smaller .gguf file"
+        f"there is no model here, and no default model for this machine now: {missed}. Ways out: the network, closing other "
+        "programs, free disk with `gangpao rm`, or the path of a .gguf file: gangpao chat FILE.gguf"
     )
 
 
@@ -384,22 +459,25 @@ def largest_fitting(memory_bytes: int) -> str | None:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row a model for `gangpao list`: name, path (None if not installed), bytes, licence and what it is."""
+    """One row a model for `gangpao list`: name, path (None if not installed), bytes, licence, what it is, and its state;
+    of an installed file that the catalog does not know, the state is None: its header tells."""
     catalog, here = load(), installed()
     rows = []
     for name in [*catalog.models, *(name for name in here if name not in catalog.models)]:
         model, path = catalog.models.get(name), here.get(name)
+        record = read_record(name) if model is None else {}
         rows.append(
             {
                 "name": name,
                 "path": str(path) if path else None,
-                "bytes": size_of(path) if path else model.bytes if model else 0,
+                "bytes": bytes_of(path) if path else model.bytes if model else 0,
                 "licence": model.licence if model else "",
-                "title": model.title if model else "not in the catalog",
-                "quantization": model.quantization if model else "",
+                "title": model.title if model else str(record.get("title") or "not in the catalog"),
+                "quantization": model.quantization if model else str(record.get("quantization") or ""),
                 "format": model.format if model else "",
                 "languages": list(model.languages) if model else [],
                 "engine": bool(model and model.engine),
+                "state": model.state if model else None,
                 "default": name in catalog.defaults,
                 "note": model.note if model else "",
             }

@@ -1,12 +1,16 @@
 """The `gangpao` command: subcommand -> "module:function", imported only when that subcommand runs.
 
 `gangpao --help` prints from the table below and imports none of the modules, so it answers in under 0.3 s. A user's
-mistake (ValueError, a missing file, a full disk, a wrong option) is one line, `error: ...`, and exit code 2; Ctrl-C is
+mistake (ValueError, a missing file, a full disk, a wrong option) is one line, `error: ...`, and exit code 2; a word of
+another tool (Ollama, llama.cpp) is answered with ours. A question that was answered with no is exit code 1; Ctrl-C is
 130; a reader that closes the pipe early is nothing to report (141, as a shell says it). Anything else is our bug and
 keeps its traceback.
 """
 
+import codecs
+import difflib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,8 +26,10 @@ COMMANDS = {
     "chat": ("gangpao.serve.terminal:chat", "Talk with a model in the terminal."),
     "run": ("gangpao.serve.run:run", "Answer one prompt: text, or one JSON object, on stdout."),
     "serve": ("gangpao.serve.command:serve", "Serve models over an OpenAI-compatible HTTP API."),
-    "pull": ("gangpao.serve.models:pull", "Download a model of the catalog, verified and resumable."),
-    "list": ("gangpao.serve.models:list_", "Show the catalog and what is installed."),
+    "pull": ("gangpao.serve.models:pull", "Download a model of the catalog or of a hub, verified and resumable."),
+    "list": ("gangpao.serve.models:list_", "Show the catalog, what is installed, and what runs."),
+    "show": ("gangpao.serve.show:show", "Say what is known of a model: its file, its size, its source."),
+    "ps": ("gangpao.serve.show:ps", "Show which models a running server holds in memory."),
     "rm": ("gangpao.serve.models:rm", "Delete an installed model."),
     "bench": ("gangpao.serve.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
@@ -33,6 +39,28 @@ COMMANDS = {
     "model": ("gangpao.model.show:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
     "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),
 }
+
+# Commands of other tools -> what to type here.
+ELSEWHERE = {
+    "ls": "gangpao list", "models": "gangpao list", "search": "gangpao list", "download": "gangpao pull NAME",
+    "get": "gangpao pull NAME", "install": "gangpao pull NAME", "remove": "gangpao rm NAME", "delete": "gangpao rm NAME",
+    "stop": "Ctrl-C in the terminal of `gangpao serve`, or its option --idle-unload MINUTES",
+    "cp": "a second name is an entry of your own catalog.toml", "create": "gangpao export DIR FILE.gguf",
+    "push": "files are published with the hub's own tools", "generate": 'gangpao run NAME "prompt"',
+    "server": "gangpao serve NAME", "start": "gangpao serve NAME", "inspect": "gangpao show NAME", "info": "gangpao show NAME",
+    "version": "gangpao --version", "help": "gangpao --help",
+}  # fmt: skip
+# Options of other tools -> ours.
+ELSEWHERE_OPTIONS = {
+    "-p": 'the prompt is the last argument: gangpao run NAME "prompt"', "--prompt": 'gangpao run NAME "prompt"',
+    "-n": "--max-tokens", "--n-predict": "--max-tokens", "-c": "--context", "--ctx-size": "--context", "--num-ctx": "--context",
+    "-t": "--threads", "-hf": "the repository is the model's name: hf.co/owner/repo:Q4_K_M", "-hfr": "hf.co/owner/repo",
+    "--hf-repo": "the repository is the model's name: hf.co/owner/repo:Q4_K_M", "--temp": "--temperature", "-s": "--seed",
+    "--repeat-penalty": "--repetition-penalty", "-sys": "--system", "--system-prompt": "--system", "-ctk": "--kv int8",
+    "--cache-type-k": "--kv int8", "-ngl": "there is no GPU in our engine: leave it out", "--gpu-layers": "leave it out",
+    "-i": "gangpao chat NAME", "-cnv": "gangpao chat NAME", "--verbose": "the figures come by themselves; --json has all",
+    "--format": "--json", "--keepalive": "gangpao serve --idle-unload MINUTES", "-np": "--batch", "--parallel": "--batch",
+}  # fmt: skip
 
 # What the extra `lab` brings; the device half does without.
 LAB_PACKAGES = ("torch", "safetensors", "matplotlib", "pyarrow", "zstandard", "optuna")
@@ -58,6 +86,11 @@ class LazyGroup(TyperGroup):
         app = typer.Typer(rich_markup_mode=None, add_completion=False)
         app.command(cmd_name, help=line)(found)
         return get_command(app)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise ValueError(f"No such command {args[0]!r:.60}.{_instead(args[0])} `gangpao --help` lists all")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
@@ -93,17 +126,54 @@ def root(
     """Small language models on your own machine: pull, chat, measure, and see what it costs."""
 
 
+def _instead(word: str) -> str:
+    """What to type instead of a command that there is not, where we have an idea."""
+    if word in ELSEWHERE:
+        return f" Here it is: {ELSEWHERE[word]}."
+    near = difflib.get_close_matches(word, COMMANDS, n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _option_instead(args: Sequence[str], error: Exception) -> str:
+    """Our option for one of another tool, where the error is about one."""
+    wrong = getattr(error, "option_name", None)
+    given = [a.partition("=")[0] for a in args]
+    found = [ELSEWHERE_OPTIONS[a] for a in given if a in ELSEWHERE_OPTIONS and wrong and a.startswith(wrong)]
+    return f". Here it is: {found[0]}" if found else ""
+
+
+def _open_closed_streams() -> None:
+    """A stream that the shell closed (>&-) is None and its descriptor free for the next file: both go to the null device."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the order of the descriptors 0, 1, 2
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    r"""An error handler of codecs: what an encoding lacks as JSON escapes (\uXXXX), since JSON has it in strings only."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv without argv) and return its exit code."""
+    _open_closed_streams()
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if len(args) == 1 and COMMANDS.get(args[0], ("",))[0].endswith(":app"):
+        args.append("--help")  # a group without a command, as `gangpao` alone
+    if args[-1] == "-h":
+        args[-1] = "--help"
+    codecs.register_error("json", _json_escape)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:  # a terminal in an old encoding shows "?" instead of ending the answer with an error
-            reconfigure(errors="replace")
+            reconfigure(errors="json" if stream is sys.stdout and "--json" in args else "replace")
     try:
         code = get_command(app).main(args, prog_name="gangpao", standalone_mode=False)
     except _UsageError as error:
-        return _fail(str(getattr(error, "format_message", error.__str__)()), error)
+        message = str(getattr(error, "format_message", error.__str__)())
+        return _fail(message + _option_instead(args, error), error)
     except (ValueError, OSError) as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:

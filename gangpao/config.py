@@ -7,14 +7,18 @@ be changed and can be saved with a run.
 What it gives up: no includes, no interpolation, no environment variables inside files.
 """
 
+import bisect
 import difflib
+import json
 import os
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -46,12 +50,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top: tables are merged, every other value is replaced. Neither is changed."""
+    """`base` with `over` on top: tables are merged, every other value is replaced. A table of numbers over a list
+    (`stages.0.steps=5`) changes the items of these numbers. Neither is changed in place."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
-        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, list) and isinstance(value, dict) and _are_places(value, old):
+            items = merge({str(i): item for i, item in enumerate(old)}, value)
+            out[key] = [items[str(i)] for i in range(len(old))]
+        else:
+            out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return out
+
+
+def _are_places(table: dict[str, Any], items: list[Any]) -> bool:
+    return bool(table) and all(key in map(str, range(len(items))) for key in table)
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -61,7 +74,7 @@ def parse_override(text: str) -> dict[str, Any]:
     """
     key, found, value = text.partition("=")
     if not found or not key.strip() or "\n" in key:
-        raise ValueError(f"override {text!r}: write it as key=value, for example prices.electricity=0.6")
+        raise ValueError(f"--set {_short(text)}: write it as KEY=VALUE, for example --set optimizer.lr=0.005")
     quoted = '"' + value.strip().replace("\\", "\\\\").replace('"', '\\"') + '"'
     for candidate in (value, quoted):
         if "\n" in candidate:
@@ -70,43 +83,231 @@ def parse_override(text: str) -> dict[str, Any]:
             return tomllib.loads(f"{key} = {candidate}")
         except tomllib.TOMLDecodeError:
             continue
-    raise ValueError(f"override {text!r}: {key.strip()!r} is not a TOML key; quote parts with dots or other signs")
+    raise ValueError(
+        f"--set {_short(text)}: {_short(key.strip())} is not a TOML key; quote parts with dots or other signs"
+    )
+
+
+# --- paths
+
+
+class _IsPath:
+    """Marks a field of text as a path: see PathText."""
+
+
+# A path in a configuration. Wherever it stands, one rule: in a file it is relative to the file's folder, in --set to the folder
+# where the command is typed; `~` is the home folder. What load_toml returns is absolute, or empty.
+PathText = Annotated[str, _IsPath()]
+
+
+def _anchored(data: dict[str, Any], model_cls: type[BaseModel], base: Path) -> dict[str, Any]:
+    """`data` with the paths that model_cls marks (PathText) made absolute from the folder `base`; nothing is changed in place."""
+    out = dict(data)
+    for name, field in model_cls.model_fields.items():
+        value = out.get(name)
+        if isinstance(value, str) and value and _is_path(field.annotation, field.metadata):
+            out[name] = os.path.normpath((base / Path(value).expanduser()).absolute())
+        elif isinstance(value, dict) and (inner := _model_in(field.annotation)):
+            out[name] = _anchored(value, inner, base)
+    return out
+
+
+def _anchored_override(text: str, model_cls: type[BaseModel], base: Path) -> str:
+    """An `a.b=c` override as it is, or with its path made absolute from `base` where it sets one."""
+    before = parse_override(text)
+    value: Any = _anchored(before, model_cls, base)
+    if value == before:
+        return text
+    while isinstance(value, dict):
+        (value,) = value.values()
+    return f"{text.partition('=')[0].strip()}={json.dumps(value, ensure_ascii=False)}"
+
+
+def anchored_overrides(
+    texts: Sequence[str], model_cls: type[BaseModel], path: Path, field: str, overrides: Iterable[str]
+) -> tuple[str, ...]:
+    """Overrides of another configuration that a file lists in `field`: their paths are relative to that file, or to where the
+    command is typed when a --set replaced the list."""
+    typed = any(field in parse_override(text) for text in overrides)
+    return tuple(_anchored_override(text, model_cls, Path() if typed else path.parent) for text in texts)
+
+
+def _is_path(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
+    """Whether a field's type is PathText, or that or none."""
+    marked = [*metadata, *getattr(annotation, "__metadata__", ())]
+    return any(isinstance(mark, _IsPath) for mark in marked) or any(
+        _is_path(arg) for arg in typing.get_args(annotation) if typing.get_origin(arg) is Annotated
+    )
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds one of, or one of or none."""
+    options = (annotation, *typing.get_args(annotation)) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    return next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+
+
+_UNIONS = (typing.Union, types.UnionType)
+
+
+# --- files
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What one file or one --set says. text: of a file."""
+
+    name: str
+    data: dict[str, Any]
+    text: str = ""
 
 
 def load_toml(path: Path, model_cls: type[T], overrides: Iterable[str] = (), *, user_files: Sequence[Path] = ()) -> T:
     """A model from a file, with those of `user_files` that exist merged over it, then the `a.b=c` overrides.
 
-    Raises ValueError naming the file, the key and what is wrong with it; for an unknown key also the nearest valid one.
+    Raises ValueError naming the file, the line, the key and what is wrong with it; for an unknown key also the nearest valid one.
     """
-    layers = [(str(path), read_toml(path))]
-    layers += [(str(user), read_toml(user)) for user in user_files if user.is_file()]
-    layers += [(f"override {text!r}", parse_override(text)) for text in overrides]
+    files = (path, *(user for user in user_files if user.is_file()))
+    layers = [_Layer(str(file), _anchored(read_toml(file), model_cls, file.parent), _text(file)) for file in files]
+    layers += [_Layer(f"--set {_short(o)}", _anchored(parse_override(o), model_cls, Path())) for o in overrides]
     data: dict[str, Any] = {}
-    for _, layer in layers:
-        data = merge(data, layer)
+    for layer in layers:
+        data = merge(data, layer.data)
     try:
         return model_cls.model_validate(data)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(e, model_cls, layers) for e in error.errors()[:5])) from error
+        raise ValueError(_explained(error, model_cls, layers)) from error
 
 
-def _explain(error: ErrorDetails, model_cls: type[BaseModel], layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
+_MOST_ERRORS = 5
+_FEW = 12
+
+
+def explained(error: ValidationError, model_cls: type[BaseModel], data: dict[str, Any], name: str) -> str:
+    """What pydantic found wrong with `data`, in our words; `name` is where that is from."""
+    return _explained(error, model_cls, [_Layer(name, data)])
+
+
+def _explained(error: ValidationError, model_cls: type[BaseModel], layers: Sequence[_Layer]) -> str:
+    # What is wrong inside of a thing explains what is wrong with it, and a typo explains what is missing.
+    places = [e["loc"] for e in error.errors()]
+    inner = [e for e in error.errors() if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)]
+    found = sorted(inner, key=lambda e: e["type"] != "extra_forbidden")
+    more = [f"and {len(found) - _MOST_ERRORS} more"] if len(found) > _MOST_ERRORS else []
+    return "; ".join([*(_explain(e, model_cls, layers) for e in found[:_MOST_ERRORS]), *more])
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _explain(error: ErrorDetails, model_cls: type[BaseModel], layers: Sequence[_Layer]) -> str:
     """One pydantic error in our words, with the last layer that holds the key it is about."""
     loc = _without_tags(error["loc"], layers)
-    where = next((name for name, data in reversed(layers) if _holds(data, loc)), layers[0][0])
+    missing = error["type"] == "missing"
+    wanted = loc[:-1] if missing else loc
+    layer = next((layer for layer in reversed(layers) if _holds(layer.data, wanted)), layers[0])
+    line = line_of(layer.text, wanted) if layer.text else None
+    where = f"{layer.name}, line {line}" if line else layer.name
     key = ".".join(str(part) for part in loc)
-    if error["type"] != "extra_forbidden":
-        return f"{where}: {key or 'the file'}: {error['msg']}"
-    known = _fields_at(model_cls, error["loc"][:-1])
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]}? (known: {', '.join(known)})" if near else ""
-    return f"{where}: {key}: unknown key{hint}"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key{_known(model_cls, error['loc'])}"
+    if missing:
+        return f"{where}: {key} is required and missing"
+    value, words = error.get("ctx", {}).get("tag", error["input"]), said(error)
+    if words.startswith("must") and not isinstance(value, dict | list | tuple):  # those have too many words to repeat
+        words += f", not {_shown(value)}"
+    near = difflib.get_close_matches(str(value), re.findall(r'"([^"]*)"', _allowed(error)), n=1)
+    words += f"; did you mean {near[0]}?" if near else ""
+    if layer.name.startswith("--set") and isinstance(value, str) and error["type"] in _WANTS_STRUCTURE:
+        words += " (it is not TOML as it stands, so it was taken as text)"
+    return ": ".join(filter(None, (where, key, words)))
 
 
-def _without_tags(loc: tuple[int | str, ...], layers: Sequence[tuple[str, dict[str, Any]]]) -> tuple[int | str, ...]:
+_WANTS_STRUCTURE = ("list_type", "tuple_type", "dict_type", "model_type", "model_attributes_type")
+_WORDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list: [...]"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a table"),
+    "string_type": 'must be text in quotes: "..."',
+}  # fmt: skip
+
+
+def said(error: ErrorDetails) -> str:
+    """What is wrong with a value, as one says it to the person who wrote it: no types of Python, allowed values by name."""
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_not_found":
+        return f"it needs the key {context['discriminator'].strip(chr(39))}"
+    if allowed := _allowed(error):
+        return f"must be {allowed}"
+    if error["type"] in _WORDS:
+        return _WORDS[error["type"]]
+    if error["type"] == "value_error":
+        return str(context["error"])
+    words = re.sub(r"^\w+ should (be )?", lambda m: "must be " if m[1] else "must ", error["msg"])
+    return words.replace(" after validation", "").partition(", not ")[0]
+
+
+def _allowed(error: ErrorDetails) -> str:
+    """The values that there are, as `"a", "b" or "c"`; empty where it is not a choice."""
+    context = error.get("ctx", {})
+    return str(context.get("expected") or context.get("expected_tags") or "").replace("'", '"')
+
+
+def _known(model_cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """A hint at the key that was meant: the same name in another table, else the nearest one here."""
+    name, known = str(loc[-1]), _fields_at(model_cls, loc[:-1])
+    inside = list(_fields_named(model_cls, name)) if len(loc) == 1 else []
+    near = inside or difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{hint} (known: {', '.join(known)})" if known and (not near or len(known) <= _FEW) else hint
+
+
+def _fields_named(model_cls: type[BaseModel], name: str) -> Iterator[str]:
+    """Dotted paths of the fields of this name in the tables of a model."""
+    for outer, field in model_cls.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner and name in inner.model_fields:
+            yield f"{outer}.{name}"
+
+
+def _shown(value: Any) -> str:
+    """A value as TOML spells it, shortened."""
+    return _short(str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def line_of(text: str, loc: Sequence[int | str]) -> int | None:
+    """The line (from 1) on which the statement begins that sets the key at `loc` in a TOML text; None for the whole file.
+
+    tomllib keeps no places. But the beginning of a TOML text is TOML up to every end of a statement, so the first beginning
+    that has the key ends with its statement.
+    """
+    lines = text.splitlines()
+
+    def whole(end: int) -> tuple[int, dict[str, Any]]:
+        """The longest part of the first `end` lines that is TOML."""
+        while end:
+            try:
+                return end, tomllib.loads("\n".join(lines[:end]) + "\n")
+            except tomllib.TOMLDecodeError:
+                end -= 1
+        return 0, {}
+
+    if not loc:
+        return None
+    end = bisect.bisect_left(range(len(lines) + 1), True, key=lambda n: _holds(whole(n)[1], loc))
+    return whole(end - 1)[0] + 1 if 0 < end <= len(lines) else None
+
+
+def _without_tags(loc: tuple[int | str, ...], layers: Sequence[_Layer]) -> tuple[int | str, ...]:
     """The location as the file spells it: pydantic puts the tag of a tagged union between its parts."""
-    for _, data in reversed(layers):
-        node: Any = data
+    for layer in reversed(layers):
+        node: Any = layer.data
         out: list[int | str] = []
         for part in loc:
             child = _child(node, part)
@@ -127,7 +328,9 @@ def _child(node: Any, part: int | str) -> Any:
     """What lies one step down in parsed TOML, or _NOTHING."""
     if isinstance(node, list):
         return node[part] if isinstance(part, int) and part < len(node) else _NOTHING
-    return node.get(part, _NOTHING) if isinstance(node, dict) else _NOTHING
+    return (
+        node.get(part, node.get(str(part), _NOTHING)) if isinstance(node, dict) else _NOTHING
+    )  # "0": of stages.0.steps
 
 
 def _holds(data: Any, loc: Sequence[int | str]) -> bool:
@@ -155,7 +358,7 @@ def _step(annotation: Any, part: int | str) -> Any:
         return args[1]
     if origin in (list, tuple):
         return args[0]
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return next((arg for arg in args if _is_tagged(arg, part)), None)
     return None
 

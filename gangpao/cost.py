@@ -92,3 +92,11 @@ def tokens_per_yuan(profile: CostProfile, tokens_per_second: float) -> float:
         raise ValueError(f"tokens_per_second: {tokens_per_second} is below zero")
     price = yuan_per_second(profile)
     return tokens_per_second / price if price else math.inf
+
+
+def show_yuan(amount: float) -> str:
+    """Two significant digits and no exponent: an answer costs far less than a fen."""
+    if amount <= 0:
+        return "0 yuan"
+    digits = max(2, 1 - math.floor(math.log10(amount)))
+    return f"{amount:.{digits}f} yuan"

@@ -3,6 +3,8 @@
 The idea: ask the kernel, then believe the narrowest fence around us. In a container /proc/meminfo shows the host, and
 the control group (version 1 or 2, at any level above us) says what really may be used; the same for cores.
 
+A Watch says what others did with the processors while something was measured.
+
 What it gives up: huge pages, NUMA and swap are not looked at; on macOS the figures come from sysctl and vm_stat.
 """
 
@@ -14,7 +16,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
@@ -111,6 +115,69 @@ def cpu_quota(root: Path = ROOT) -> float | None:
         if quota and period:
             found.append(quota / period)
     return min(found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """How busy others kept the processors that we may use. others: in processors, None where the system does not say;
+    steal: share of time that the host gave to its other guests; load: average run queue of the last minute."""
+
+    cpus: int
+    others: float | None
+    steal: float
+    load: float
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether figures that were measured meanwhile can be taken for this machine's."""
+        used = self.others if self.others is not None else max(0.0, self.load - 1)
+        return used < 0.1 * self.cpus and self.steal < 0.05
+
+    def __str__(self) -> str:
+        share = "unknown" if self.others is None else f"{self.others:.1f}"
+        seen = (
+            f"other processes used {share} of {self.cpus} CPUs meanwhile, steal {self.steal:.0%}, load {self.load:.1f}"
+        )
+        if self.is_quiet:
+            return f"quiet ({seen})"
+        return f"BUSY: {seen}; the figures are lower than this machine can do, repeat when it is quiet"
+
+
+class Watch:
+    """Looks at the processors from its making to `read`."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._cpus = (
+            sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+        )
+        self._start = self._now()
+
+    def read(self) -> Busy:
+        """What others did since the beginning."""
+        (clock, ours, busy, stolen, total), now = self._start, self._now()
+        wall, ticks = now[0] - clock, now[4] - total
+        others = (
+            None
+            if ticks <= 0 or wall <= 0
+            else max(0.0, (now[2] - busy) / ticks * len(self._cpus) - (now[1] - ours) / wall)
+        )
+        steal = (now[3] - stolen) / ticks if ticks > 0 else 0.0
+        return Busy(len(self._cpus), others, steal, os.getloadavg()[0])
+
+    def _now(self) -> tuple[float, float, int, int, int]:
+        """Wall clock, our own seconds of processor, and ticks of our processors: busy, stolen, all."""
+        busy = stolen = total = 0
+        wanted = {f"cpu{number}" for number in self._cpus}
+        for line in _text(self._root / "proc/stat").splitlines():
+            name, *words = line.split()
+            if name in wanted and all(word.isdigit() for word in words) and len(words) >= 8:
+                user, nice, system, idle, iowait, irq, softirq, steal = map(int, words[:8])
+                busy += user + nice + system + irq + softirq
+                stolen += steal
+                total += user + nice + system + idle + iowait + irq + softirq + steal
+        ours = os.times()
+        return time.monotonic(), ours.user + ours.system, busy, stolen, total
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

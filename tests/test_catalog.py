@@ -1,14 +1,12 @@
-"""The catalog, the store and the machine: names, hostile names (S9), lookups, the default model, available memory."""
+"""The catalog and the store: names, hostile names (S9), lookups, the default model, split files."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from gangpao import catalog, machine
+from gangpao import catalog
 from gangpao.config import merge, read_toml
 
 GB = 10**9
@@ -51,7 +49,15 @@ def test_the_catalog_has_what_the_project_promises():
     measured = {"smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma3-270m"}
     assert all(models[name].sha256 and models[name].bytes for name in measured)
     assert all(any(s.kind == "pypi" for s in models[name].sources) for name in measured)
-    assert catalog.load().defaults == ("qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2-135m")
+    defaults = catalog.load().defaults
+    assert "zh" in models[defaults[0]].languages
+    assert "en" in models[defaults[0]].languages
+    assert "for general talk" in models[defaults[0]].note.lower()
+    assert measured - {"gemma3-270m"} < set(defaults)  # what a package index carries: where no hub can be reached
+    assert {name for name, m in models.items() if m.tested} == measured - {"gemma3-270m"}
+    assert models["gemma3-270m"].state == "cannot run"
+    assert models["minicpm-2b-sft-bf16"].state == "for training"
+    assert models["minicpm5-1b"].state == "untested"
     official = {s.repo for m in models.values() for s in m.sources if s.kind == "huggingface" and "openbmb" in s.repo}
     assert len(official) >= 15
     assert {"openbmb/MiniCPM-2B-sft-bf16", "openbmb/MiniCPM3-4B-GGUF", "openbmb/MiniCPM5-1B-GGUF"} <= official
@@ -59,6 +65,7 @@ def test_the_catalog_has_what_the_project_promises():
         assert model.sources, name
         assert model.licence, name
         assert model.sha256 or "hash that the hub announces" in model.note, f"{name} must say that it is not verified"
+        assert model.tested <= model.engine, name
 
 
 def test_one_package_order_is_one_joining_order():
@@ -80,7 +87,9 @@ def test_user_catalog_is_merged_over(store, tmp_path):
     assert catalog.load().defaults == ("smollm2-135m",)
     (folder / "catalog.toml").write_text('[models.extra]\ntitel = "x"\n')
     os.utime(folder / "catalog.toml", ns=(1, 1))
-    with pytest.raises(ValueError, match=r"catalog\.toml: models\.extra\.titel: unknown key; did you mean title"):
+    with pytest.raises(
+        ValueError, match=r"catalog\.toml, line 2: models\.extra\.titel: unknown key; did you mean title"
+    ):
         catalog.load()
 
 
@@ -280,100 +289,85 @@ def test_names_that_look_like_our_own_files(store, other):
 # --- choosing
 
 
-def test_the_default_model_and_why():
+def test_an_installed_model_comes_before_any_download(store):
     ask = catalog.default_model
-    assert ask(8 * GB, 50 * GB, ())[0] == "qwen2.5-coder-1.5b"
-    name, why = ask(GB, 50 * GB, ())
-    assert name == "qwen2.5-coder-0.5b"
-    assert why == "qwen2.5-coder-0.5b, because qwen2.5-coder-1.5b needs 1.49 GB of memory and 1 GB are available."
-    name, why = ask(8 * GB, GB // 2, ())
-    assert name == "smollm2-135m"
-    assert "1.44 GB of disk and 500 MB are free" in why
-    assert ask(8 * GB, 0, {"qwen2.5-coder-0.5b"})[0] == "qwen2.5-coder-0.5b"  # what is there needs no disk
-    assert ask(8 * GB, 0, {"qwen2.5-coder-1.5b": Path("x")})[0] == "qwen2.5-coder-1.5b"
-    with pytest.raises(ValueError, match=r"no default model fits this machine: qwen2\.5-coder-1\.5b needs"):
-        ask(10**8, 50 * GB, ())
+    small = install(store, "smollm2-135m", b"x" * 100)
+    assert ask(8 * GB, 50 * GB, {"smollm2-135m": small}) == (
+        "smollm2-135m",
+        "smollm2-135m, the best of the installed models",
+    )
+    coder = install(store, "qwen2.5-coder-0.5b", b"x" * 50)
+    here = {"smollm2-135m": small, "qwen2.5-coder-0.5b": coder}
+    assert ask(8 * GB, 0, here)[0] == "qwen2.5-coder-0.5b"  # the order of the defaults, and no disk is needed
+    strangers = {name: install(store, name, b"x" * size) for name, size in (("a", 10), ("b", 30))}
+    assert ask(8 * GB, 0, strangers)[0] == "b"
+    assert ask(8 * GB, 0, strangers | here)[0] == "qwen2.5-coder-0.5b"
+
+
+def test_an_installed_model_that_does_not_fit_is_passed_over(store):
+    path = install(store, "big")
+    with path.open("r+b") as file:
+        file.truncate(2 * GB)  # a hole
+    assert catalog.default_model(GB, 50 * GB, {"big": path})[0] == "minicpm4-0.5b"
+
+
+def test_what_is_offered_and_why(store):
+    ask = catalog.default_model
+    assert ask(8 * GB, 50 * GB, {}) == ("qwen2.5-1.5b", "qwen2.5-1.5b, the best default model")
+    name, why = ask(GB, 50 * GB, {})
+    assert (name, why) == (
+        "minicpm4-0.5b", "minicpm4-0.5b, because qwen2.5-1.5b needs 1.49 GB of memory and 1 GB are available"
+    )  # fmt: skip
+    assert ask(8 * GB, GB // 2, {})[0] == "minicpm4-0.5b"
+    assert "1.18 GB of disk and 500 MB are free" in ask(8 * GB, GB // 2, {})[1]
+    carried = {name for name, m in catalog.load().models.items() if any(s.kind == "pypi" for s in m.sources)}
+    name, why = ask(8 * GB, 50 * GB, {}, lambda name: name in carried)
+    assert (name, why) == ("qwen2.5-coder-1.5b", "qwen2.5-coder-1.5b, because no source of qwen2.5-1.5b answers")
+    with pytest.raises(ValueError, match=r"no default model for this machine now: qwen2\.5-1\.5b needs"):
+        ask(10**8, 50 * GB, {})
+    with pytest.raises(ValueError, match=r"no source of qwen2\.5-1\.5b answers.*gangpao chat FILE\.gguf"):
+        ask(8 * GB, 50 * GB, {}, lambda name: False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Qwen2.5-Coder-1.5B", "qwen2.5-coder-1.5b"),
+        ("qwen2.5-coder:0.5b", "qwen2.5-coder-0.5b"),
+        ("qwen3:latest", "qwen3-"),
+    ],
+)
+def test_names_as_other_tools_write_them_are_understood(typed, meant):
+    with pytest.raises(ValueError, match="Did you mean") as error:
+        catalog.entry(typed)
+    assert meant in str(error.value)
 
 
 def test_the_largest_that_fits():
-    assert catalog.largest_fitting(8 * GB) == "qwen2.5-coder-1.5b"
-    assert catalog.largest_fitting(GB) == "qwen2.5-coder-0.5b"
+    assert catalog.largest_fitting(8 * GB) == "minicpm5-2b"
+    assert catalog.largest_fitting(GB) == "minicpm5-1b"
     assert catalog.largest_fitting(10**6) is None
 
 
-# --- the machine
-
-
-def fake_root(tmp_path, files):
-    for name, text in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path
-
-
-MEMINFO = "MemTotal:  16000000 kB\nMemFree: 100 kB\nMemAvailable:  8000000 kB\n"
-
-
-def test_memory_without_limits(tmp_path):
-    root = fake_root(
-        tmp_path, {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}
-    )
-    assert machine.available_memory(root) == 8_000_000 * 1024
-    assert machine.total_memory(root) == 16_000_000 * 1024
-
-
-def test_memory_in_control_group_2_at_any_level(tmp_path):
-    files = {
-        "proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "max",
-        "sys/fs/cgroup/a/memory.max": "2000000000", "sys/fs/cgroup/a/memory.current": "900000000",
-        "sys/fs/cgroup/a/memory.stat": "anon 1\ninactive_file 400000000\n",
-    }  # fmt: skip
-    root = fake_root(tmp_path, files)
-    assert machine.available_memory(root) == 1_500_000_000
-    assert machine.total_memory(root) == 2_000_000_000
-
-
-def test_memory_in_control_group_1(tmp_path):
-    files = {
-        "proc/meminfo": MEMINFO, "proc/self/cgroup": "4:memory:/box\n3:cpu,cpuacct:/box\n",
-        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "3000000000",
-        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "1000000000",
-        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
-        "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us": "150000",
-        "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": "100000",
-    }  # fmt: skip
-    root = fake_root(tmp_path, files)
-    assert machine.available_memory(root) == 2_000_000_000
-    assert machine.cpu_quota(root) == 1.5
-
-
-def test_a_full_group_has_no_memory(tmp_path):
-    files = {
-        "proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "100",
-        "sys/fs/cgroup/memory.current": "200",
-    }  # fmt: skip
-    assert machine.available_memory(fake_root(tmp_path, files)) == 0
-
-
-def test_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    top = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    files = {top.format(0): "0,2\n", top.format(1): "1,3\n", top.format(2): "0,2\n", top.format(3): "1,3\n"}
-    root = fake_root(tmp_path, files)
-    assert machine.logical_cores() == 4
-    assert machine.physical_cores(root) == 2
-    fake_root(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"})
-    assert machine.cpu_quota(root) == 0.5
-    assert machine.physical_cores(root) == 1
-    assert machine.physical_cores(tmp_path / "nothing") == 4
-
-
-def test_this_machine():
-    assert 0 < machine.available_memory() <= machine.total_memory()
-    assert 1 <= machine.physical_cores() <= machine.logical_cores()
-    assert machine.cpu_name()
-    assert machine.free_disk(Path("no/such/folder")) > 0
+def test_parts_of_a_split_model():
+    parts = [f"a/X-Q8_0-0000{i}-of-00003.GGUF" for i in (1, 2, 3)]
+    assert all(catalog.parts_of(part) == parts for part in parts)
+    for single in (
+        "x.gguf",
+        "x-00004-of-00003.gguf",
+        "x-00000-of-00003.gguf",
+        "x-00001-of-99999.gguf",
+        "x-1-of-3.gguf",
+    ):
+        assert catalog.parts_of(single) == [single]
+    assert catalog.stem_of(Path("a/x-00002-of-00003.gguf")) == "x"
+    assert catalog.stem_of(Path("a/x.y.gguf")) == "x.y"
+    good = {"title": "t", "family": "llama", "file": "a-00001-of-00002.gguf"}
+    source = {"kind": "huggingface", "repo": "a/b", "file": "B-00001-of-00002.gguf"}
+    catalog.Catalog.model_validate({"models": {"a": good | {"sources": [source]}}})
+    for bad in ({"sha256": "0" * 64}, {"sources": [source | {"file": "B.gguf"}]}):
+        with pytest.raises(ValueError, match=r"split model|as many parts"):
+            catalog.Catalog.model_validate({"models": {"a": good | bad}})
 
 
 def test_the_model_path_fixture(model_path):
@@ -381,22 +375,3 @@ def test_the_model_path_fixture(model_path):
         model_path("minicpm-v-2")
     with pytest.raises(ValueError, match="no such model"):
         model_path("nonsense")
-
-
-def test_freed_memory_is_kept_where_glibc_can():
-    """Pages of a block that is freed and allocated again are not mapped anew; in a process of its own, which it changes."""
-    code = """
-import resource, sys
-from gangpao import machine
-kept = machine.keep_freed_memory()
-def block(): bytearray(64 << 20)
-block(); block()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4): block()
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    kept, faults = done.stdout.split()
-    if kept == "False":
-        pytest.skip("no glibc")
-    assert int(faults) < 1000  # else 16,384 pages a block

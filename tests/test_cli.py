@@ -104,6 +104,68 @@ def test_mistakes_are_one_line_and_exit_2(args, message, capsys):
     assert message in err
 
 
+@pytest.mark.parametrize("name", ["train", "sandbox", "data", "model"])
+def test_a_bare_group_prints_its_help(name, capsys):
+    assert cli.main([name]) == 0
+    out, err = capsys.readouterr()
+    assert f"Usage: gangpao {name}" in out
+    assert "Commands:" in out
+    assert err == ""
+    assert cli.main([name, "-h"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["lst"], "No such command 'lst'. Did you mean list?"),
+        (["srve"], "Did you mean serve"),
+        (["ls"], "Here it is: gangpao list."),
+        (["stop", "x"], "--idle-unload"),
+        (["sandbox", "plann"], "Did you mean 'plan'?"),
+        (["run", "-p", "hi"], 'gangpao run NAME "prompt"'),
+        (["run", "-hf", "a/b", "hi"], "hf.co/owner/repo:Q4_K_M"),
+        (["run", "--n-predict=4", "hi"], "Here it is: --max-tokens"),
+        (["run", "--temprature", "1"], "--temperature"),
+    ],
+)
+def test_words_of_other_tools_and_slips_are_answered_with_ours(args, message, capsys):
+    assert cli.main(args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_said_to_be_typed_here_exists():
+    said = [text for table in (cli.ELSEWHERE, cli.ELSEWHERE_OPTIONS) for text in table.values()]
+    commands = {word for text in said for word in re.findall(r"gangpao ([a-z]+)", text)}
+    assert commands <= set(cli.COMMANDS)
+    assert not set(cli.ELSEWHERE) & set(cli.COMMANDS)
+    options = {word for text in said for word in re.findall(r"--[a-z-]+", text)} - {"--version", "--help"}
+    helps = "".join(gangpao(name, "--help").stdout.decode() for name in ("run", "serve"))
+    assert {option for option in options if option not in helps} == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [("run hi", ">&-"), ("run --json hi", "2>&-"), ("chat", "<&-"), ("list", ">&- 2>&- <&-")],
+)
+def test_closed_streams_are_no_bug(command, closed):
+    env = environment(FAKE_REPLIES='["hello"]')
+    done = subprocess.run(
+        ["sh", "-c", f'"$1" "$2" {command} {closed}', "sh", sys.executable, str(DRIVER)],
+        capture_output=True, env=env, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    if closed == "<&-":
+        assert done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "utf-8"])
+def test_json_says_the_same_in_every_encoding(encoding):
+    env = environment(FAKE_REPLIES='["山 🏔️ é"]', PYTHONIOENCODING=encoding)
+    out = subprocess.run([sys.executable, str(DRIVER), "run", "--json", "hi"], capture_output=True, env=env, timeout=60)
+    assert json.loads(out.stdout.decode(encoding))["text"] == "山 🏔️ é"
+
+
 def test_run_prints_the_answer_only():
     out = gangpao("run", "hi", replies=["山东 🏔️ ok"])
     assert (out.returncode, out.stdout.decode(), out.stderr) == (0, "山东 🏔️ ok\n", b"")

@@ -18,6 +18,12 @@ class Sledge(config.Frozen):
     runners: int = 2
 
 
+class Lock(config.Frozen):
+    keys: int = 1
+    made_by: Literal["Anna", "Ben"] = "Anna"
+    manual: config.PathText = ""
+
+
 class Cart(config.Frozen):
     title: str = ""
     parts: tuple[Annotated[Wheel | Sledge, Field(discriminator="kind")], ...] = ()
@@ -27,6 +33,8 @@ class Yard(config.Frozen):
     owner: str
     size: float = Field(1.0, gt=0)
     carts: dict[str, Cart] = Field({})
+    lock: Lock = Lock()
+    plan: config.PathText | None = None
 
 
 @pytest.fixture
@@ -68,7 +76,7 @@ def test_overrides(text, value):
 
 @pytest.mark.parametrize("text", ["a", "=1", "a b=1", "a..b=1", "a=1\nb=2", "a\nb=1"])
 def test_bad_overrides_say_how(text):
-    with pytest.raises(ValueError, match="override"):
+    with pytest.raises(ValueError, match="--set "):
         config.parse_override(text)
 
 
@@ -97,10 +105,88 @@ def test_errors_name_file_key_and_remedy(write, text, parts):
 
 def test_the_error_names_the_layer_that_is_wrong(write):
     base, user = write('owner = "a"\n'), write("sise = 2\n", "user.toml")
-    with pytest.raises(ValueError, match=r"user\.toml: sise: unknown key"):
+    with pytest.raises(ValueError, match=r"user\.toml, line 1: sise: unknown key"):
         config.load_toml(base, Yard, user_files=[user])
-    with pytest.raises(ValueError, match=r"override 'sizee=3': sizee: unknown key; did you mean size"):
+    with pytest.raises(ValueError, match=r"--set sizee=3: sizee: unknown key; did you mean size"):
         config.load_toml(base, Yard, ["sizee=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('owner = "a"\n\nsize = "big"', 'line 3: size: must be a number, not "big"'),
+        (
+            'owner = "a"\n[lock]\nmade_by = "Bem"',
+            'line 3: lock.made_by: must be "Anna" or "Ben", not "Bem"; did you mean Ben?',
+        ),
+        ('owner = "a"\nkeys = 3', "line 2: keys: unknown key; did you mean lock.keys? (known: owner"),
+        ('owner = "a"\nlock = 3', "line 2: lock: must be a table, not 3"),
+        ('owner = ["a"]', 'line 1: owner: must be text in quotes: "..."'),
+        (
+            'owner = "a"\n[carts.x]\nparts = [\n {kind = "wheel"},\n {kind = "wheel", spokes = 0.5},\n]',
+            "line 3: carts.x.parts.1.spokes: must be an integer, not 0.5",
+        ),
+        (
+            'owner = "a"\n[[carts.x.parts]]\nkind = "wheel"\n[[carts.x.parts]]\nspokes = 3',
+            "line 4: carts.x.parts.1: it needs the key kind",
+        ),
+        ('owner = """a\n[lock]\n"""\nplan = ' + f"[{'1, ' * 50}]", 'line 4: plan: must be text in quotes: "..."'),
+        ('owner = "a"\nsize = "' + "long " * 50 + '"', ': must be a number, not "long long long'),
+    ],
+)
+def test_errors_have_the_line_and_the_value_in_the_words_of_the_file(write, text, said):
+    with pytest.raises(ValueError, match=r".") as error:
+        config.load_toml(write(text), Yard)
+    assert said in str(error.value)
+    assert "{" not in str(error.value)
+    assert len(str(error.value).partition("line")[2]) < 160
+
+
+def test_a_set_reaches_into_a_list_by_number(write):
+    base = write('owner = "a"\n[[carts.x.parts]]\nkind = "wheel"\n[[carts.x.parts]]\nkind = "sledge"\nrunners = 3')
+    parts = config.load_toml(base, Yard, ["carts.x.parts.0.spokes=8"]).carts["x"].parts
+    assert (parts[0].spokes, parts[1].runners) == (8, 3)
+    with pytest.raises(
+        ValueError, match=r"^--set carts\.x\.parts\.1\.runners=x: carts\.x\.parts\.1\.runners: must be an integer"
+    ):
+        config.load_toml(base, Yard, ["carts.x.parts.1.runners=x"])
+    with pytest.raises(ValueError, match=r"carts\.x\.parts: must be a list"):
+        config.load_toml(base, Yard, ["carts.x.parts.2.spokes=8"])
+
+
+def test_what_is_not_toml_in_a_set_is_said_to_be_taken_as_text(write):
+    with pytest.raises(ValueError, match=r"--set lock=\{keys=2: lock: must be a table, not .* \(it is not TOML"):
+        config.load_toml(write('owner = "a"'), Yard, ["lock={keys=2"])
+
+
+def test_many_errors_are_counted(write):
+    with pytest.raises(ValueError, match=r"; and 3 more$"):
+        config.load_toml(write('owner = "a"\n' + "\n".join(f"k{i} = 1" for i in range(8))), Yard)
+
+
+def test_paths_are_relative_to_the_file_that_says_them_or_to_where_a_set_is_typed(write, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    base = write('owner = "a"\nplan = "x/y"\nlock = {manual = "../m"}', "there/yard.toml")
+    yard = config.load_toml(base, Yard)
+    assert (yard.plan, yard.lock.manual) == (f"{tmp_path}/there/x/y", f"{tmp_path}/m")
+    yard = config.load_toml(base, Yard, ["plan=x/y", "lock.manual=~/z"])
+    assert (yard.plan, yard.lock.manual) == (f"{tmp_path}/here/x/y", f"{tmp_path}/z")
+    assert config.load_toml(base, Yard, ["lock.manual="]).lock.manual == ""
+    user = write('plan = "../p"', "here/user.toml")
+    assert config.load_toml(base, Yard, user_files=[user]).plan == f"{tmp_path}/p"
+
+
+def test_overrides_of_another_configuration_take_their_paths_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = ('lock.manual = a "b"', "lock.keys=2")
+    anchored = config.anchored_overrides(texts, Yard, tmp_path / "there" / "x.toml", "yard_set", [])
+    assert config.parse_override(anchored[0]) == {"lock": {"manual": f'{tmp_path}/there/a "b"'}}
+    assert anchored[1] == "lock.keys=2"
+    anchored = config.anchored_overrides(texts, Yard, tmp_path / "there" / "x.toml", "yard_set", ['yard_set=["a=1"]'])
+    assert config.parse_override(anchored[0]) == {"lock": {"manual": f'{tmp_path}/a "b"'}}
 
 
 def test_missing_and_undecodable_files(tmp_path):
@@ -117,3 +203,21 @@ def test_config_dir_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config.config_dir() == tmp_path / ".config" / "gangpao"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('owner = {name = "a", year = 1, more = [1, 2]}', "owner: must be a valid string, not a table with name, year, more"),
+        ('owner = ["a", "b"]', "owner: must be a valid string, not a list of 2"),
+        (f'owner = "a"\nsize = "{"x" * 300}"', "size: must be a valid number, not 'xxxxx"),
+        ('owner = "a"\ncarts = 3', "carts: must be a table, not 3"),
+        ('owner = "a"\ncarts = {x = 3}', "carts.x: must be a table, not 3"),
+    ],
+)  # fmt: skip
+def test_errors_show_values_in_a_few_words(write, text, said):
+    with pytest.raises(ValueError, match=r".") as error:
+        config.load_toml(write(text), Yard)
+    assert f"yard.toml: {said}" in str(error.value)
+    assert not {"{", "["} & set(str(error.value))
+    assert len(str(error.value)) < 300

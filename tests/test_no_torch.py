@@ -77,3 +77,15 @@ def test_a_model_answers(tmp_path):
     answer = json.loads(out)
     assert answer["completion_tokens"] == 8 or answer["finish_reason"] == "stop"
     assert answer["model"] == "tiny"
+
+
+def test_a_checkpoint_names_the_lab(tmp_path):
+    """Where the lab's rooms cannot even be imported, a Hugging Face folder is refused with the command that brings them."""
+    (tmp_path / "config.json").write_text("{}")
+    out = run(
+        "import contextlib, io\nfrom gangpao import cli\nerr = io.StringIO()\n"
+        f"with contextlib.redirect_stderr(err): code = cli.main(['run', '-m', {str(tmp_path)!r}, 'hi'])\n"
+        "print(code, err.getvalue())"
+    )
+    assert out.startswith("2 error: ")
+    assert "pip install 'gangpao[lab]'" in out

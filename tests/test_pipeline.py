@@ -39,7 +39,7 @@ def test_the_loss_falls_and_falls_again_in_the_decay(run):
 
 def test_running_it_again_changes_nothing(run, capsys):
     before = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")}
-    assert cli.main(["train", str(CONFIGS / "train-tiny.toml"), "--out", str(run), "--resume"]) == 0
+    assert cli.main(["train", str(CONFIGS / "train-tiny.toml"), "--out", str(run), "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["done"] is True
     assert {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")} == before
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "kernels": set(),
     "text": set(),
     "engine": {"kernels", "text"},
-    "serve": {"engine", "text", "kernels"},
+    "serve": {"engine", "text", "kernels", "deploy"},
     "model": set(),
     "data": {"text"},
     "evaluate": {"engine", "model", "data", "text"},

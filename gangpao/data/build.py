@@ -14,42 +14,46 @@ What it gives up: two builds in one folder at the same time, and the text's seco
 saves time when settings change).
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import multiprocessing
 import re
 import shutil
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from gangpao import machine
 from gangpao.atomic import locked, new_folder, read_json, write_json
 from gangpao.config import Frozen
-from gangpao.data import bpe, duplicates
+from gangpao.data import bpe, duplicates, public
 from gangpao.data.config import DataConfig, Source, load_data_config
 from gangpao.data.decontaminate import Index
 from gangpao.data.encode import Encoder
+from gangpao.data.files import format_of, read_rows
 from gangpao.data.pack import Part
 from gangpao.data.prepare import Job, Prepared, prepare
-from gangpao.data.shards import Shards, ShardWriter
-from gangpao.data.source import Document, files_of, format_of, matching, rows
+from gangpao.data.select import Chosen, encode
+from gangpao.data.shards import Shards
+from gangpao.data.source import Resolved, matching, resolve
 from gangpao.log import Progress, Silent
 from gangpao.text.folder import TOKENIZER_FILES
 from gangpao.text.tokenizer import Tokenizer
 
 __all__ = ["Built", "DataConfig", "build", "load_data_config", "open_built"]
 
-VERSION = 1  # of what the steps compute: a change of their results makes old folders stale
+VERSION = 2  # of what the steps compute: a change of their results makes old folders stale
+_STEP = re.compile(r".+-[0-9a-f]{16}")
+_ROOTLESS = ("generated", "huggingface", "public")
 _POOL_BYTES = 8 << 20  # of input; below it starting processes takes longer than the work
-_BATCH_BYTES = 4 << 20
 
 
 class _BuiltFile(Frozen):
@@ -91,8 +95,16 @@ def build(config: DataConfig, out: Path | str, *, progress: Progress | None = No
 
     Raises ValueError for a source that cannot be read, or when another process is building there.
     """
+    progress = progress or Silent()
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"{out}: is a file; name a folder for the data")
     with locked(Path(out)):
-        return _Build(config, Path(out), progress or Silent()).run()
+        try:
+            return _Build(config, Path(out), progress).run()
+        except KeyboardInterrupt:
+            progress.close()
+            progress.note(f"stopped; the finished steps are kept in {out}, and the same command goes on from there")
+            raise
 
 
 def open_built(out: Path | str) -> Built:
@@ -144,30 +156,40 @@ class _Build:
 
     def run(self) -> Built:
         config = self.config
-        files = {
-            name: files_of(s, Path() if s.format in ("generated", "huggingface") else self.root)
-            for name, s in config.sources.items()
-        }
+        public.require([source.path for source in config.sources.values() if source.format == "public"])
+        found = {name: self._resolved(name, source) for name, source in config.sources.items()}
+        sources = {name: one.source for name, one in found.items()}
+        files = {name: one.files for name, one in found.items()}
         tested = [path for pattern in config.decontaminate.files for path in matching(self.root, pattern)]
         hashes = self._hashes([*(path for paths in files.values() for path in paths), *tested])
         given = _tokenizer_files(config.tokenizer.dir)
         given_hash = step_key({path.name: _sha256(path) for path in given}) if given else ""
         contents = {name: [hashes[path] for path in paths] for name, paths in files.items()}
-        settings = config.model_dump(mode="json", exclude={"root"})
+        settings = config.model_copy(update={"sources": sources}).model_dump(mode="json", exclude={"root"})
         settings["tokenizer"].pop("dir")
         key = step_key(settings, contents, [hashes[path] for path in tested], given_hash)
         if (ready := self._ready(key)) is not None:
             self.progress.note(f"{self.out}: nothing to do, it is what the configuration says")
             return ready
         index = self._index(tested, [hashes[path] for path in tested])
-        prepared = self._prepare(files, contents, index)
+        prepared = self._prepare(sources, files, contents, index)
         copies = self._duplicates(prepared)
-        chosen = [_Chosen(p, duplicates.load(copies, p.name)) for p in prepared]
+        chosen = [Chosen(p, duplicates.load(copies, p.name)) for p in prepared]
+        _refuse_empty(chosen)
         tokenizer = self._copy_tokenizer(given, given_hash) if given else self._train_tokenizer(chosen, copies.name)
         shards = self._shards(chosen, tokenizer)
         self._finish(key, tokenizer, shards, prepared, copies, index)
         self._prune({tokenizer, copies, *([index] if index else ()), *(p.path for p in prepared), *shards.values()})
         return open_built(self.out)
+
+    def _resolved(self, name: str, source: Source) -> Resolved:
+        try:
+            found = resolve(source, Path() if source.format in _ROOTLESS else self.root)
+        except ValueError as error:
+            raise ValueError(f"source {name}: {error}") from error
+        if found.note:
+            self.progress.note(f"source {name}: {found.note}")
+        return found
 
     def _ready(self, key: str) -> Built | None:
         try:
@@ -204,8 +226,7 @@ class _Build:
         target = self.work / f"evaluation-{step_key(options.model_dump(), hashes)}"
         if not target.is_dir():
             self.progress.note(f"reading {len(files)} evaluation files")
-            anything = Source(path="evaluation")
-            read = ((path.name, rows(path, format_of(anything, path))) for path in files)
+            read = ((path.name, (row.value for row in read_rows(path, format_of(path)))) for path in files)
             index = Index.build(
                 read, ngram=options.ngram, share=options.share, enough=options.enough, max_items=options.max_items
             )
@@ -214,14 +235,15 @@ class _Build:
         return target
 
     def _prepare(
-        self, files: dict[str, list[Path]], contents: dict[str, list[str]], index: Path | None
-    ) -> list[Prepared]:
+        self, sources: dict[str, Source], files: dict[str, tuple[Path, ...]], contents: dict[str, list[str]],
+        index: Path | None,
+    ) -> list[Prepared]:  # fmt: skip
         jobs = []
-        for name, source in self.config.sources.items():
+        for name, source in sources.items():
             settings = source.model_dump(mode="json", exclude={"heldout", "licence", "path"})
             key = step_key(settings, contents[name], self.config.dedup.model_dump(), index.name if index else "")
             target = self.work / f"{name}-{key}"
-            jobs.append(Job(name, source, tuple(files[name]), self.config.dedup, index, target))
+            jobs.append(Job(name, source, files[name], self.config.dedup, index, target))
         missing = [job for job in jobs if not job.target.is_dir()]
         sizes = {job.name: sum(path.stat().st_size for path in job.files) for job in missing}
         workers = min(len(missing), machine.logical_cores())
@@ -231,24 +253,44 @@ class _Build:
             for job in missing:
                 self.progress.start(f"cleaning {job.name}", 0)
                 prepare(job, self.progress.update)
+        for job in missing:
+            for line in self._lost(job):
+                self.progress.note(line)
         return [Prepared(job.name, job.source, job.target) for job in jobs]
 
     def _prepare_in_processes(self, jobs: Sequence[Job], sizes: dict[str, int], workers: int) -> None:
         self.progress.start(f"cleaning {len(jobs)} sources", sum(sizes.values()))
         done = 0
         context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks of the libraries in use
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        others = multiprocessing.active_children()
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_quietly) as pool:
             # The largest first, so that no process works alone at the end.
             order = sorted(jobs, key=lambda job: -sizes[job.name])
-            waiting = {pool.submit(prepare, job): job for job in order}
+            with _no_main():
+                waiting = {pool.submit(prepare, job): job for job in order}
             try:
                 for future in as_completed(waiting):
                     future.result()
                     done += sizes[waiting[future].name]
                     self.progress.update(done)
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in multiprocessing.active_children():
+                    if child not in others:
+                        child.terminate()
                 raise
+
+    @staticmethod
+    def _lost(job: Job) -> Iterator[str]:
+        """What somebody should know about a source that has just been read."""
+        report = read_json(job.target / "report.json")
+        bad = report["malformed"]
+        if bad:
+            count, first = report["dropped"]["malformed"], bad[0]
+            yield f"source {job.name}: {count} of {report['read']} rows are no documents; {first['where']}: {first['why']}"
+        if report["read"] and not report["kept"]:
+            why = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+            yield f"source {job.name}: none of its {report['read']} documents is left ({why})"
 
     def _duplicates(self, prepared: Sequence[Prepared]) -> Path:
         modes = [(p.path.name, p.source.dedup_mode) for p in prepared]
@@ -267,7 +309,7 @@ class _Build:
                 Tokenizer.from_dir(folder)  # its complaints should come before hours of work, not after
         return target
 
-    def _train_tokenizer(self, chosen: "Sequence[_Chosen]", copies: str) -> Path:
+    def _train_tokenizer(self, chosen: "Sequence[Chosen]", copies: str) -> Path:
         options = self.config.tokenizer.train
         assert options is not None
         held = {c.prepared.name: c.prepared.source.heldout for c in chosen}
@@ -279,7 +321,7 @@ class _Build:
             bpe.train((d.contents() for c in chosen for d in c.sample(share)), options, target)
         return target
 
-    def _shards(self, chosen: "Sequence[_Chosen]", tokenizer: Path) -> dict[str, Path]:
+    def _shards(self, chosen: "Sequence[Chosen]", tokenizer: Path) -> dict[str, Path]:
         encoder: Encoder | None = None
         out = {}
         for c in chosen:
@@ -292,7 +334,9 @@ class _Build:
             encoder = encoder or Encoder(tokenizer)
             self.progress.start(f"tokens of {p.name}", p.report()["kept_bytes"])
             with new_folder(target) as folder:
-                write_json(folder / "report.json", _encode(c, encoder, folder, self.progress))
+                write_json(folder / "report.json", encode(c, encoder, folder, self.progress))
+            for line in c.advice():
+                self.progress.note(f"source {p.name}: {line}")
         return out
 
     # --- the end
@@ -328,91 +372,44 @@ class _Build:
         write_json(self.out / "built.json", file.model_dump(mode="json"))
 
     def _prune(self, used: set[Path]) -> None:
-        """Delete the folders of other settings; whoever has them open keeps them until he closes them."""
+        """Delete the folders of other settings; whoever has them open keeps them until he closes them.
+
+        Only what has a name that we give: in a folder that holds other things, those stay.
+        """
         for path in (*self.work.glob("*"), *self.out.glob("tokenizer-*"), *(self.out / "shards").glob("*")):
-            if path.is_dir() and path not in used:
+            if path.is_dir() and path not in used and _STEP.fullmatch(path.name):
                 shutil.rmtree(path)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """A prepared source and which of its documents are copies."""
-
-    prepared: Prepared
-    flags: npt.NDArray[np.uint8]
-
-    def heldout(self) -> npt.NDArray[np.bool_]:
-        """Which documents are held out: those with the smallest hashes, so that most stay so when documents are added."""
-        places = self.prepared.places()
-        stays: npt.NDArray[np.bool_] = self.flags == duplicates.STAYS
-        wanted = self.prepared.source.heldout
-        if isinstance(wanted, float):
-            limit = int(wanted * 2**64)
-        else:
-            mine = np.sort(places[stays])
-            limit = int(mine[min(wanted, len(mine)) - 1]) + 1 if wanted and len(mine) else 0
-        return np.logical_and(stays, places < np.uint64(limit)) if limit < 1 << 64 else stays
-
-    def documents(self) -> Iterator[tuple[Document, bool]]:
-        """Those that stay, and whether they are held out."""
-        for document, flag, held in zip(self.prepared.documents(), self.flags, self.heldout(), strict=True):
-            if flag == duplicates.STAYS:
-                yield document, bool(held)
-
-    def sample(self, share: float) -> Iterator[Document]:
-        """A share of the training documents, by hash."""
-        limit = share * 2.0**64
-        first = self.prepared.digests()[:, 0]
-        numbers = np.flatnonzero(self.flags == duplicates.STAYS)
-        for i, (document, held) in zip(numbers, self.documents(), strict=True):
-            if not held and float(first[i]) < limit:
-                yield document
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """While workers are started: they need nothing of the main module, and some installers write a `gangpao` script that runs
+    the command whenever it is imported, so a worker that imported it would begin the build once more."""
+    main = sys.modules["__main__"]
+    hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        for name in hidden:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
 
 
-def _encode(chosen: _Chosen, encoder: Encoder, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Write train and heldout shards of one source; returns their sizes."""
-    source = chosen.prepared.source
-    size = encoder.tokenizer.vocab_size
-    about = {"source": chosen.prepared.name, "language": source.language}
-    supervised, done, refused = source.supervised, 0, 0
-    with (
-        ShardWriter(folder / "train", size, supervised=supervised, about=about) as train,
-        ShardWriter(folder / "heldout", size, supervised=supervised, about=about) as heldout,
-    ):
-        for batch in _batches(chosen.documents()):
-            if supervised:
-                for document, held in batch:
-                    try:
-                        ids, mask = encoder.chat(document.messages)
-                    except ValueError:  # an order of roles that the chat format does not have
-                        refused += 1
-                        continue
-                    answers = sum(len(m["content"].encode()) for m in document.messages if m["role"] == "assistant")
-                    (heldout if held else train).add(ids, answers, mask)
-            else:
-                encoded = encoder.texts([document.text for document, _ in batch])
-                for (document, held), ids in zip(batch, encoded, strict=True):
-                    (heldout if held else train).add(ids, len(document.text.encode()))
-            done += sum(len(document.contents().encode()) for document, _ in batch)
-            progress.update(done)
-    sizes = {
-        name: {"documents": w.num_documents, "tokens": w.num_tokens, "bytes": w.num_bytes}
-        for name, w in (("train", train), ("heldout", heldout))
-    }
-    return {**sizes, "dropped": {"refused by chat format": refused}}
+def _die_quietly() -> None:
+    """In a worker: Ctrl-C reaches it too, and the process that started it says what there is to say."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _batches(documents: Iterable[tuple[Document, bool]]) -> Iterator[list[tuple[Document, bool]]]:
-    batch: list[tuple[Document, bool]] = []
-    size = 0
-    for item in documents:
-        batch.append(item)
-        size += len(item[0].contents())
-        if size >= _BATCH_BYTES // 2:  # characters; Chinese ones have three bytes
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _refuse_empty(chosen: Sequence[Chosen]) -> None:
+    if any((c.flags == duplicates.STAYS).any() for c in chosen):
+        return
+    told = []
+    for c in chosen:
+        found = c.prepared.report()
+        why = ", ".join(f"{count} {reason}" for reason, count in found["dropped"].items())
+        told.append(f"{c.prepared.name}: {found['read']} read{f', {why}' if why else ''}")
+    raise ValueError(f"no document of any source is left: {'; '.join(told)}; loosen `clean`, or take other files")
 
 
 def _tokenizer_files(folder: str) -> list[Path]:

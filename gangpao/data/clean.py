@@ -1,7 +1,10 @@
 """Tidy a text, and decide whether it is worth training on; every rejection has a name, so that they can be counted.
 
-The tidying is what no reader would see: line ends, control and zero-width characters, spaces at line ends, runs of blank
-lines, Unicode's two spellings of one letter (NFC). The rejections are cheap statistics of the whole document: length,
+The tidying of prose is what no reader would see: line ends, control and zero-width characters, spaces at line ends (Markdown's
+line break of two spaces among them), runs of blank lines, Unicode's several spellings of one letter (NFC; the Kelvin sign
+becomes a K). In code all of these may be content: a patch has lines of one space, a test has a Kelvin sign. So code, and
+what stands between Markdown's fences in prose, keeps everything but NUL, a byte order mark at the start, halves of
+surrogate pairs, and CRLF where every line ends so. The rejections are cheap statistics of the whole document: length,
 damaged characters, symbols, repeated lines, how well it compresses, language, blocked phrases. Each has its limit in
 config.Clean; a limit that fits prose is wrong for tables and code, so a source may set its own.
 
@@ -14,11 +17,13 @@ import zlib
 
 import numpy as np
 
-from gangpao.data.config import Clean
+from gangpao.data.config import Clean, TextKind
+from gangpao.data.kinds import is_code
 from gangpao.data.language import share
 from gangpao.data.ngrams import SPACE, SYMBOL, classes
 
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u0080-\u009f\u200b\u2060\ufeff\ufff9-\ufffb]")
+_FENCED = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[^\n]*$", re.M | re.S)
 _BLANK_LINES = re.compile(r"\n{4,}")
 _DAMAGED = re.compile("[\ufffd\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff]")
 _ZLIB_SAMPLE = 1 << 16
@@ -26,18 +31,36 @@ _ZLIB_LEAST = 512  # bytes; the ratio says nothing about shorter texts
 _LINE_LEAST = 8  # characters; shorter lines (brackets, bullets) may repeat
 
 
-def normalise(text: str) -> str:
-    """The tidied text; lone surrogates become U+FFFD. Idempotent."""
+def normalise(text: str, kind: TextKind = "auto") -> str:
+    """The tidied text; lone surrogates become U+FFFD. Idempotent. kind: of the text, where it is known."""
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text = text.replace("\0", "").lstrip("\ufeff")
+    if is_code(text, kind):
+        windows = "\r\r\n" not in text and text.count("\r\n") == text.count("\n")
+        return text.replace("\r\n", "\n") if windows else text
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _INVISIBLE.sub("", text)
-    text = unicodedata.normalize("NFC", text)
-    text = "\n".join([line.rstrip() for line in text.split("\n")])
-    return _BLANK_LINES.sub("\n\n\n", text).strip("\n")
+    if "```" in (bare := _visible(text)) or "~~~" in bare:
+        # A fence is one with what a reader does not see taken away.
+        lines = [(line, _visible(line)) for line in text.split("\n")]
+        text = "\n".join([seen if seen.startswith(("```", "~~~")) else line for line, seen in lines])
+    out, at = [], 0
+    for fenced in _FENCED.finditer(text):
+        out += [_tidy_prose(text[at : fenced.start()]), fenced.group()]
+        at = fenced.end()
+    return "".join([*out, _tidy_prose(text[at:])]).strip("\n")
+
+
+def _visible(text: str) -> str:
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+
+
+def _tidy_prose(text: str) -> str:
+    text = "\n".join([line.rstrip() for line in _visible(text).split("\n")])
+    return _BLANK_LINES.sub("\n\n\n", text)
 
 
 def reject(text: str, options: Clean, language: str = "") -> str | None:

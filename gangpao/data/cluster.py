@@ -13,33 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from gangpao.data.clean import normalise, reject
-from gangpao.data.config import Clean
+from gangpao.data.config import Clean, TextKind
 from gangpao.data.decontaminate import Index
 from gangpao.data.needs import need
 from gangpao.data.ngrams import units
 
 
 def cleaning_step(
-    options: Clean, language: str = "", index: Path | None = None
+    options: Clean, language: str = "", index: Path | None = None, kind: TextKind = "auto"
 ) -> Callable[[Iterable[Any], int, int], Iterator[Any]]:
     """A pipeline block for datatrove: tidies `document.text`, drops what `build` would drop.
 
     A function (data, rank, world_size) -> data is a block there. index: a folder that decontaminate.Index.save wrote, on
-    a disk that every worker sees.
+    a disk that every worker sees. kind: as a source's text_kind.
     """
-    return _Step(options, language, index)
+    return _Step(options, language, index, kind)
 
 
 class _Step:
     """A class, because executors send their blocks to other processes and a closure cannot be sent."""
 
-    def __init__(self, options: Clean, language: str, index: Path | None) -> None:
-        self._options, self._language, self._index = options, language, index
+    def __init__(self, options: Clean, language: str, index: Path | None, kind: TextKind) -> None:
+        self._options, self._language, self._index, self._kind = options, language, index, kind
 
     def __call__(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         index = Index.load(self._index) if self._index else None
         for document in data or ():
-            document.text = normalise(document.text)
+            document.text = normalise(document.text, self._kind)
             if reject(document.text, self._options, self._language):
                 continue
             if index is not None and index.hits(units(document.text)):

@@ -6,20 +6,22 @@ source is a table under [sources], named by its key; a stage is a table of weigh
 What it gives up: sources that need a program to be read; write their documents as JSON lines first.
 """
 
+import codecs
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from gangpao.config import Frozen, load_toml
+from gangpao.config import Frozen, load_toml, merge, parse_override
 
-Format = Literal["auto", "jsonl", "jsonl.zst", "parquet", "txt", "huggingface", "generated"]
+Format = Literal["auto", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt", "huggingface", "public", "generated"]
+Form = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt"]
+TextKind = Literal["auto", "prose", "code"]
 Kind = Literal["text", "arithmetic", "chat"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SHARED = "GANGPAO_SHARED"
 
 
 class Clean(Frozen):
@@ -53,11 +55,17 @@ class Clean(Frozen):
 class Source(Frozen):
     """Where documents come from. path: relative to `root`; * and ** match several files, read in order of name."""
 
-    path: str = Field(default="", description="A file or pattern; a data set's name for format huggingface.")
-    format: Format = Field(default="auto", description="auto goes by the file's suffix.")
+    path: str = Field(
+        default="", description="A file or pattern; the name of a data set for huggingface, of a text for public."
+    )
+    format: Format = Field(default="auto", description="auto goes by the file's suffix; compression always does.")
+    form: Form = Field(default="auto", description="What a row holds: see forms.py; auto looks at the first rows.")
     text: str = Field(default="text", description="Key of a row's text.")
-    messages: str = Field(
-        default="", description="Key of a row's conversation; set it for supervised material, instead of text."
+    messages: str = Field(default="", description="Key of a row's conversation; set it instead of text.")
+    encoding: str = Field(default="utf-8", description="Of text and JSON files: gb18030, big5, utf-16, latin-1 ...")
+    text_kind: TextKind = Field(
+        default="auto",
+        description="code: signs and spaces are content (programs, patches, tables); auto looks at each document.",
     )
     language: str = Field(
         default="", description="zh, en, ...: documents in another language are dropped. Empty: no check."
@@ -80,9 +88,16 @@ class Source(Frozen):
     licence: str = Field(default="", description="Goes into the report.")
 
     @property
+    def known_form(self) -> Form:
+        """The form, as far as it is known without looking at rows (source.resolve does)."""
+        if self.form != "auto":
+            return self.form
+        return "messages" if self.messages or (self.format == "generated" and self.kind == "chat") else "text"
+
+    @property
     def supervised(self) -> bool:
         """Whether the documents are conversations."""
-        return bool(self.messages) or (self.format == "generated" and self.kind == "chat")
+        return self.known_form != "text"
 
     @property
     def dedup_mode(self) -> str:
@@ -93,6 +108,10 @@ class Source(Frozen):
     def _complete(self) -> "Source":
         if self.format != "generated" and not self.path:
             raise ValueError("path is missing; only generated sources have none")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise ValueError(f"encoding {self.encoding!r:.40} is unknown; gb18030, big5, utf-16 are some") from error
         if isinstance(self.heldout, float) and self.heldout >= 1:
             raise ValueError(
                 f"heldout = {self.heldout} is a share and must be below 1; write a whole number for a count"
@@ -114,10 +133,11 @@ class TrainTokenizer(Frozen):
 
 
 class TokenizerConfig(Frozen):
-    """A Hugging Face folder (`dir`, relative to the current one), or settings to train a vocabulary with."""
+    """A Hugging Face folder (`dir`), or settings to train a vocabulary with."""
 
     dir: str = Field(
-        default="", description="A folder with tokenizer.json, tokenizer.model, or vocab.json and merges.txt."
+        default="",
+        description="A folder with tokenizer.json, tokenizer.model, or vocab.json and merges.txt; relative to this file.",
     )
     train: TrainTokenizer | None = Field(default=None, description="Train our own.")
 
@@ -156,7 +176,9 @@ class Decontaminate(Frozen):
 class DataConfig(Frozen):
     """A corpus. Names of sources are letters, digits, dots, dashes and underscores."""
 
-    root: str = Field(default="", description=f"Where paths start. Empty: data in ${SHARED}, else in ../shared.")
+    root: str = Field(
+        default="", description="Where paths of sources start, itself relative to this file. Empty: this file's folder."
+    )
     sources: dict[str, Source]
     tokenizer: TokenizerConfig
     dedup: Dedup = Dedup()
@@ -184,17 +206,32 @@ class DataConfig(Frozen):
 
     def root_dir(self) -> Path:
         """The folder that paths start from. Raises ValueError saying how to name it when it is not there."""
-        if self.root:
-            folder = Path(self.root).expanduser()
-            if not folder.is_dir():
-                raise ValueError(f"root: {folder} is not a folder; set another one with --set root=FOLDER")
-            return folder
-        folder = Path(os.environ.get(SHARED) or "../shared") / "data"
+        folder = Path(self.root).expanduser()
         if not folder.is_dir():
-            raise ValueError(f"no data at {folder}: set {SHARED} to the folder above data, or use --set root=FOLDER")
+            raise ValueError(
+                f"root: {folder} is not a folder; write another one into the configuration. Text that everybody can "
+                "have: gangpao data fetch"
+            )
         return folder
 
 
 def load_data_config(path: Path | str, overrides: Iterable[str] = ()) -> DataConfig:
-    """A corpus description from TOML, with `a.b=c` overrides on top. Raises ValueError naming file and key."""
-    return load_toml(Path(path), DataConfig, overrides)
+    """A corpus description from TOML, with `a.b=c` overrides on top. Raises ValueError naming file and key.
+
+    Paths in the file are relative to its folder, those in overrides to the current one; both come out absolute.
+    """
+    path, overrides = Path(path), tuple(overrides)
+    config = load_toml(path, DataConfig, overrides)
+    given: dict[str, Any] = {}
+    for text in overrides:
+        given = merge(given, parse_override(text))
+    root = _based(config.root, Path() if "root" in given else path.parent)
+    folder = config.tokenizer.dir
+    if folder:
+        folder = _based(folder, Path() if "dir" in given.get("tokenizer", {}) else path.parent)
+    tokenizer = config.tokenizer.model_copy(update={"dir": folder})
+    return config.model_copy(update={"root": root, "tokenizer": tokenizer})
+
+
+def _based(path: str, folder: Path) -> str:
+    return os.path.abspath(folder / Path(path).expanduser())

@@ -4,14 +4,18 @@ Sources are taken in the order of the configuration, so the first named keeps wh
 go first (all sources but those with dedup = "none"), then near-duplicates (those with "near"); dedup.py has the method.
 The result is one byte a document: 0 stays, 1 equal, 2 similar.
 
+Two documents that have the same words and differ in their signs are not similar, however long they are: that is one program
+with another operator, one table with another minus. Which signs count depends on the kind of text (kinds.py).
+
 What it gives up: signatures of all documents are in memory at once, 480 bytes each; past some ten million documents the same
 steps run as datatrove pipelines (cluster.py).
 """
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +23,23 @@ import numpy.typing as npt
 from gangpao.atomic import new_folder, write_json
 from gangpao.data.config import Dedup
 from gangpao.data.dedup import MinHash, exact_duplicates, jaccard, near_duplicates
-from gangpao.data.ngrams import shingles
-from gangpao.data.prepare import Prepared
+from gangpao.data.forms import Document
+from gangpao.data.ngrams import U64, shingles, units
+from gangpao.data.prepare import Prepared, signs_of
 
 STAYS, EQUAL, SIMILAR = range(3)
 _EXAMPLES = 10
 _CACHED = 2048  # shingle sets; a large document's set is a megabyte
 
 Flags = npt.NDArray[np.uint8]
+
+
+class _Seen(NamedTuple):
+    """What is compared of a document: its set of runs, and hashes of all its words, without and with the signs that count."""
+
+    runs: U64
+    words: bytes
+    signs: bytes
 
 
 def mark(prepared: Sequence[Prepared], options: Dedup, target: Path) -> None:
@@ -62,7 +75,7 @@ class _Corpus:
     def __init__(self, prepared: Sequence[Prepared], bases: npt.NDArray[np.int64], options: Dedup) -> None:
         self._prepared, self._bases, self._options = prepared, bases, options
         self._readers = [functools.cache(p.reader) for p in prepared]
-        self.set_of = functools.lru_cache(_CACHED)(lambda i: shingles(self.text(i), options.ngram))
+        self._seen = functools.lru_cache(_CACHED)(self._look)
 
     def _numbers(self, *modes: str) -> npt.NDArray[np.int64]:
         parts = [
@@ -97,12 +110,26 @@ class _Corpus:
         return {int(numbers[i]): int(numbers[j]) for i, j in found.items()}
 
     def similarity(self, i: int, j: int) -> float:
-        """Exact."""
-        return jaccard(self.set_of(i), self.set_of(j))
+        """Exact; 0 for the same words with other signs."""
+        one, other = self._seen(i), self._seen(j)
+        if one.words == other.words and one.signs != other.signs:
+            return 0.0
+        return jaccard(one.runs, other.runs)
+
+    def _look(self, i: int) -> _Seen:
+        document = self._document(i)
+        text, signs = document.contents(), signs_of(document)
+        words = units(text)
+        found = units(text, signs)
+        hashes = (hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in (words, found))
+        return _Seen(shingles(found, self._options.ngram), *hashes)
+
+    def _document(self, i: int) -> Document:
+        return self._readers[self._source(i)]()(i - int(self._bases[self._source(i)]))
 
     def text(self, i: int) -> str:
         """What document i says."""
-        return self._readers[self._source(i)]()(i - int(self._bases[self._source(i)])).contents()
+        return self._document(i).contents()
 
     def _source(self, i: int) -> int:
         return int(np.searchsorted(self._bases, i, "right")) - 1

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.text.chat import ChatTemplate, Masked, Message
+from gangpao.text.chat import ChatTemplate, Masked, Messages
 from gangpao.text.tokenizer import Tokenizer
+from gangpao.text.tools import Tools
 from gangpao.text.vocabulary import Kind, SpecialFinder
 
 
@@ -50,11 +51,11 @@ class Encoder:
                 raise AssertionError(f"two encoders disagree about {texts[quick[0]]!r:.200}; please report this text")
         return [self._before + ids + self._after for ids in out]
 
-    def chat(self, messages: Sequence[Message]) -> Masked:
+    def chat(self, messages: Messages, tools: Tools = ()) -> Masked:
         """A conversation's ids, and 1 for each that is learned. Raises ValueError where the chat format refuses it."""
         if self._template is None:
             self._template = ChatTemplate.for_model(self.tokenizer.chat_template, tokenizer=self.tokenizer)
-        return self._template.encode_with_mask(self.tokenizer, messages)
+        return self._template.encode_with_mask(self.tokenizer, messages, tools=tools or None)
 
 
 def _library(folder: Path) -> Any:

@@ -3,7 +3,7 @@
     documents.jsonl   one document a line, tidied
     ends.bin          uint64 each: where its line ends
     digests.bin       16 bytes each: a hash of the text without white space, for exact duplicates
-    places.bin        uint64 each: a hash that decides, whatever else is in the corpus, who is held out
+    places.bin        three uint64 each: hashes that decide, whatever else is in the corpus, who is held out
     signatures.bin    uint32[bands * rows] each, where near-duplicates are looked for
     report.json       what was read, and what was dropped why
 
@@ -25,16 +25,20 @@ import numpy.typing as npt
 
 from gangpao.atomic import new_folder, read_json, write_json
 from gangpao.data.clean import normalise, reject
-from gangpao.data.config import Dedup, Source
+from gangpao.data.config import Dedup, Source, TextKind
 from gangpao.data.decontaminate import Findings, Index
 from gangpao.data.dedup import MinHash
-from gangpao.data.ngrams import runs, units
-from gangpao.data.source import Document, read
-from gangpao.text.chat import Message
+from gangpao.data.forms import Document, Malformed, said
+from gangpao.data.kinds import is_code
+from gangpao.data.ngrams import Signs, shingles, units
+from gangpao.data.source import explain, read
 
 Tick = Callable[[int], None]
-_CONVERSATION_HEAD = 200  # characters of a conversation's first message that decide whether it is held out
 _TICK_BYTES = 1 << 18
+_QUESTION_HEAD = 200  # characters of a conversation's first question that decide whether it is held out
+PLACES = 3
+_EXAMPLES = 5
+_UNDECODABLE = 0.1  # more of the rows than this in another encoding: the source is, not a few damaged rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,21 @@ class _Counts:
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_bytes: int = 0
     stopped: bool = False
+    undecodable: int = 0
+    malformed: list[Malformed] = field(default_factory=list)
+
+    def note(self, row: Malformed) -> None:
+        """Remember the first rows that are no documents, those whose bytes are the reason before others."""
+        self.undecodable += row.encoding
+        if len(self.malformed) < _EXAMPLES:
+            self.malformed.append(row)
 
 
 def prepare(job: Job, tick: Tick | None = None) -> dict[str, Any]:
-    """Do the job and return its report. tick gets the bytes of text read so far."""
+    """Do the job and return its report. tick gets the bytes of text read so far.
+
+    Raises ValueError when no row of the source is a document, or many are in another encoding.
+    """
     index = Index.load(job.index) if job.index else None
     findings = Findings()
     counts = _Counts()
@@ -74,14 +89,15 @@ def prepare(job: Job, tick: Tick | None = None) -> dict[str, Any]:
             (folder / "places.bin").open("wb") as places,
             (folder / "signatures.bin").open("wb") as signatures,
         ):
-            for document, text, found in _kept(job, index, findings, counts, tick):
+            for document, text in _kept(job, index, findings, counts, tick):
                 documents.write(_line(document))
                 ends.write(documents.tell().to_bytes(8, "little"))
                 digests.write(digest(text))
-                places.write(place(document).to_bytes(8, "little"))
+                places.write(np.array(places_of(document), "<u8").tobytes())
                 if hasher is not None:
-                    length = min(job.dedup.ngram, max(1, len(found)))
-                    signatures.write(hasher.signature(np.unique(runs(found, length))).tobytes())
+                    found = units(text, signs_of(document))
+                    signatures.write(hasher.signature(shingles(found, job.dedup.ngram)).tobytes())
+        _refuse_empty(job, counts)
         report = _report(counts)
         report["contaminated"] = findings.report(index) if index else {}
         write_json(folder / "report.json", report)
@@ -90,7 +106,8 @@ def prepare(job: Job, tick: Tick | None = None) -> dict[str, Any]:
 
 def _kept(
     job: Job, index: Index | None, findings: Findings, counts: _Counts, tick: Tick | None
-) -> Iterator[tuple[Document, str, npt.NDArray[np.uint64]]]:
+) -> Iterator[tuple[Document, str]]:
+    """Documents that stay, and what they say."""
     source = job.source
     ticked = 0
     for raw in read(source, job.files):
@@ -99,7 +116,7 @@ def _kept(
         ):
             counts.stopped = True
             return
-        document = tidy(raw) if raw is not None else None
+        document = tidy(raw, source.text_kind) if isinstance(raw, Document) else None
         text = document.contents() if document else ""
         size = len(text.encode())
         counts.read += 1
@@ -107,16 +124,14 @@ def _kept(
         if tick and counts.read_bytes - ticked >= _TICK_BYTES:
             ticked = counts.read_bytes
             tick(ticked)
-        found = np.empty(0, np.uint64)
-        if document is None:
+        if isinstance(raw, Malformed):
+            counts.note(raw)
             reason = "malformed"
         elif source.share < 1 and _share_of(text) >= source.share:
             reason = "not sampled"
         else:
             reason = reject(text, source.clean, source.language) or ""
-            if not reason and (index is not None or source.dedup_mode == "near"):
-                found = units(text)
-            if not reason and index is not None and (hit := index.hits(found)):
+            if not reason and index is not None and (hit := index.hits(units(text))):
                 findings.add(index, hit, text)
                 reason = "contaminated"
         if reason or document is None:
@@ -125,7 +140,16 @@ def _kept(
             continue
         counts.kept += 1
         counts.kept_bytes += size
-        yield document, text, found
+        yield document, text
+
+
+def _refuse_empty(job: Job, counts: _Counts) -> None:
+    if counts.undecodable > _UNDECODABLE * counts.read:
+        first = next(row for row in counts.malformed if row.encoding)
+        of = f"{counts.undecodable} of {counts.read} rows"
+        raise ValueError(f"source {job.name}: {of} are not {job.source.encoding}; {first.where}: {first.why}")
+    if counts.read and counts.dropped["malformed"] == counts.read:
+        raise ValueError(f"source {job.name}: {explain(job.source, job.files, counts.read)}")
 
 
 def _report(counts: _Counts) -> dict[str, Any]:
@@ -137,15 +161,22 @@ def _report(counts: _Counts) -> dict[str, Any]:
         "dropped": dict(counts.dropped),
         "dropped_bytes": counts.dropped_bytes,
         "stopped": counts.stopped,
+        "malformed": [{"where": row.where, "why": row.why} for row in counts.malformed],
     }
 
 
-def tidy(document: Document) -> Document:
-    """The document with every text in it normalised."""
+def tidy(document: Document, kind: TextKind = "auto") -> Document:
+    """The document with every text in it normalised, and with what kind of text it is."""
+    code = is_code(document.contents(), kind)
     if not document.messages:
-        return Document(normalise(document.text))
-    messages: list[Message] = [{"role": m["role"], "content": normalise(m["content"])} for m in document.messages]
-    return Document(messages=tuple(messages))
+        return Document(normalise(document.text, "code" if code else "prose"), code=code)
+    turns = tuple({**turn, "content": normalise(turn["content"], kind)} for turn in document.messages)
+    return Document(messages=turns, tools=document.tools, code=code)
+
+
+def signs_of(document: Document) -> Signs:
+    """Which signs distinguish a document from similar ones: those of code, else of numbers, and emoji."""
+    return "all" if document.code else "few"
 
 
 def digest(text: str) -> bytes:
@@ -153,20 +184,31 @@ def digest(text: str) -> bytes:
     return hashlib.blake2b("".join(text.split()).lower().encode(), digest_size=16).digest()
 
 
-def place(document: Document) -> int:
-    """64 bits from the document alone. Conversations that start alike have the same, so that questions about one passage
-    do not end up on both sides of the border."""
-    text = document.messages[0]["content"][:_CONVERSATION_HEAD] if document.messages else document.text
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"held out").digest(), "little")
+def places_of(document: Document) -> tuple[int, int, int]:
+    """Three times 64 bits from the document alone, each of more of it than the one before.
+
+    Conversations whose first questions start alike have the same first place, so that questions about one passage do not
+    end up on both sides of the border; the second is the whole question's, for prompts that all start alike, the third the
+    whole document's. What a system prompt says does not count.
+    """
+    whole = document.contents()
+    asked = next((said(turn) for turn in document.messages if turn["role"] == "user"), whole)
+    one, two, three = (_hash(text, b"held out") for text in (asked[:_QUESTION_HEAD], asked, whole))
+    return (one, two, three) if document.messages else (three, three, three)
+
+
+def _hash(text: str, purpose: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=purpose).digest(), "little")
 
 
 def _share_of(text: str) -> float:
-    found = hashlib.blake2b(text.encode(), digest_size=8, person=b"sample").digest()
-    return int.from_bytes(found, "little") / 2**64
+    return _hash(text, b"sample") / 2**64
 
 
 def _line(document: Document) -> bytes:
-    value = {"messages": document.messages} if document.messages else {"text": document.text}
+    value: dict[str, Any] = {"messages": document.messages, "tools": document.tools, "code": document.code}
+    if not document.messages:
+        value = {"text": document.text, "code": document.code}
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
@@ -189,8 +231,8 @@ class Prepared:
         return np.fromfile(self.path / "digests.bin", "<u8").reshape(-1, 2)
 
     def places(self) -> npt.NDArray[np.uint64]:
-        """[documents]."""
-        return np.fromfile(self.path / "places.bin", "<u8")
+        """[documents, PLACES]."""
+        return np.fromfile(self.path / "places.bin", "<u8").reshape(-1, PLACES)
 
     def signatures(self, width: int) -> npt.NDArray[np.uint32]:
         """[documents, width], or [0, width] where none were made."""
@@ -218,4 +260,6 @@ class Prepared:
 
 def _parsed(line: bytes) -> Document:
     value = json.loads(line)
-    return Document(messages=tuple(value["messages"])) if "messages" in value else Document(value["text"])
+    if "messages" in value:
+        return Document(messages=tuple(value["messages"]), tools=tuple(value["tools"]), code=value["code"])
+    return Document(value["text"], code=value["code"])

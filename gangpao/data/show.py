@@ -1,12 +1,14 @@
-"""`gangpao data build`, `stats` and `show`: make a corpus, see what is in it, read what the model will read."""
+"""`gangpao data fetch`, `build`, `stats` and `show`: get text, make a corpus, see what is in it, read what the model will read."""
 
 import json
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from gangpao.data import public
 from gangpao.data.build import Built, build, load_data_config, open_built
 from gangpao.data.mix import normalised
 from gangpao.data.needs import need
@@ -14,25 +16,64 @@ from gangpao.data.pack import Loader
 from gangpao.log import Progress, show_bytes
 from gangpao.text.tokenizer import Tokenizer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 _Out = Annotated[Path, typer.Argument(help="The folder of a built corpus.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 _MAX_SHOWN = 100_000
 
 
-@app.callback()
-def data() -> None:
-    """Training data: build it from a configuration, count it, read it."""
+@app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """Training data: get text, build a corpus from a configuration, count it, read it."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(
+    "fetch", help="Get text that everybody can have, verified, to build a corpus from; without a name: what there is."
+)
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of texts, for example zh-laws.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Bring texts into the cache and print where they are."""
+    for name in names or ():
+        public.folder_of(name)  # a wrong name is said before anything is downloaded
+    try:
+        with Progress() as progress:
+            for name in names or ():
+                public.fetch(name, progress)
+    except KeyboardInterrupt:
+        print("stopped; what came is kept, and the same command goes on from there", file=sys.stderr)
+        raise
+    rows = public.listing(names or ())
+    print(json.dumps(rows, ensure_ascii=False) if as_json else texts_table(rows, bool(names)))
+
+
+def texts_table(rows: list[dict[str, Any]], fetched: bool) -> str:
+    """The texts for a person, and what to do next."""
+    lines = [["name", "download", "here", "text", "licence"]]
+    for row in rows:
+        size = show_bytes(row["bytes"])
+        lines.append([row["name"], size, "yes" if row["path"] else "no", row["title"], row["licence"]])
+    names = " ".join(row["name"] for row in rows)
+    use = f'[sources.{rows[0]["name"]}] with format = "public" and path = "{rows[0]["name"]}"'
+    hint = f"A source of a corpus is then: {use}; configs/data-public.toml is an example."
+    return "\n".join([*table(lines, left=3), "", hint if fetched else f"Get them with: gangpao data fetch {names}"])
 
 
 @app.command("build", help="Clean, deduplicate, decontaminate, tokenize: from a configuration to token shards.")
 def build_command(
-    config: Annotated[Path, typer.Argument(help="A TOML file, for example configs/data-tiny.toml.")],
+    config: Annotated[
+        Path, typer.Argument(help="A TOML file, for example configs/data-tiny.toml; its paths start at its folder.")
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the result; what is in it already is used again.")
     ],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: root=FOLDER, a.b=c.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: a.b=c, or root=FOLDER from here.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Build a corpus and print what became of it."""
@@ -129,12 +170,23 @@ def report(built: Built) -> str:
             f"  {name:24} {part['share']:7.2%}   seen once after {part['once_at'] / 1e6:,.2f} M tokens of the stage"
             for name, part in mixture(built, stage).items()
         ]
+    lines += _malformed(sources)
     lines += _evaluation(built.report)
     if built.report["duplicates"]:
         first = built.report["duplicates"][0]
         lines += ["", f"near-duplicates, for example (similarity {first['similarity']})"]
         lines += [f"  {kind:8} {' '.join(first[kind].split())[:100]}" for kind in ("dropped", "like")]
     return "\n".join(lines)
+
+
+def _malformed(sources: dict[str, Any]) -> list[str]:
+    """Where rows were no documents, and why."""
+    lines = []
+    for name, found in sources.items():
+        if found["malformed"]:
+            lines += ["", f"{name}: {found['dropped'].get('malformed', 0):,} rows are no documents, for example"]
+            lines += [f"  {row['where']}: {row['why']}" for row in found["malformed"]]
+    return lines
 
 
 def _evaluation(found: dict[str, Any]) -> list[str]:
@@ -149,15 +201,15 @@ def _evaluation(found: dict[str, Any]) -> list[str]:
     return ["", *table(rows)]
 
 
-def table(rows: list[list[str]]) -> list[str]:
-    """Columns side by side; the first and the last to the left, the others to the right."""
+def table(rows: list[list[str]], left: int = -1) -> list[str]:
+    """Columns side by side; the first, and those from `left` on (else the last), to the left, the others to the right."""
     widths = [max(_width(row[i]) for row in rows) for i in range(len(rows[0]))]
     out = []
     for row in rows:
         cells = []
         for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
             space = " " * (width - _width(cell))
-            cells.append(cell + space if i in (0, len(row) - 1) else space + cell)
+            cells.append(cell + space if i == 0 or i >= left % len(row) else space + cell)
         out.append("  ".join(cells).rstrip())
     return out
 

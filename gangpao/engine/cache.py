@@ -15,11 +15,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from gangpao import kernels
 from gangpao.engine.config import ModelConfig
+from gangpao.engine.rope import Angles
 
 KVType = Literal["f16", "int8"]
 PAGE = kernels.PAGE
@@ -102,22 +100,17 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 class KVPool:
     """Pages for many sequences of at most `context` positions, and the prefixes that are remembered.
 
-    tokens: positions in all, at least one context. inverse and angle_factor are the rotary angles it is made for (longrope
-    depends on the context).
+    tokens: positions in all, at least one context. angles: the rotary ones it is made for (longrope depends on the context).
     """
 
-    def __init__(
-        self, config: ModelConfig, context: int, dtype: KVType, tokens: int,
-        inverse: npt.NDArray[np.float64], angle_factor: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: ModelConfig, context: int, dtype: KVType, tokens: int, angles: Angles) -> None:
         if dtype not in ("f16", "int8"):
             raise ValueError(f"KV cache type '{dtype}' is unknown; use f16 or int8")
         if context < 1:
             raise ValueError(f"a KV cache of {context} positions holds nothing; ask for at least 1")
         self.context = context
         self.dtype = dtype
-        self.inverse = inverse
-        self.angle_factor = angle_factor
+        self.angles = angles
         self.pages = -(-max(tokens, context) // PAGE)
         self.native = kernels.Cache(
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.pages, dtype == "int8"

@@ -27,7 +27,10 @@ from gangpao.engine.sample import Logits, SamplingParams, defaults_of
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
 from gangpao.text.chat import ChatTemplate
+from gangpao.text.thoughts import Splitter
 from gangpao.text.tokenizer import Tokenizer
+
+_MARK_TOKENS = 32  # more than any opening mark and the white space behind it
 
 
 @dataclass(slots=True)
@@ -77,6 +80,14 @@ class Engine:
     def session(self) -> "Session":
         """A new conversation with an empty cache."""
         return Session(self)
+
+    def splitter(self, prompt_ids: Sequence[int]) -> Splitter:
+        """What tells thought and answer apart in the text that follows this prompt, whose end may have opened a thought."""
+        marks = self.template.thoughts
+        if marks is None:
+            return Splitter(None)
+        end = self.tokenizer.decode(prompt_ids[-_MARK_TOKENS:], keep_special=True)
+        return Splitter(marks, opened=end.rstrip().endswith(marks.begin))
 
     def generate(
         self,
@@ -165,6 +176,7 @@ class Generation:
             stop=stop, continues=continues, capacity=session.cache.capacity,
         )  # fmt: skip
         self._on_prefill = on_prefill
+        self._continues = continues
         self._drafter = Drafter(prompt_ids) if speculate else None
         self._pieces = self._run()
 
@@ -177,6 +189,14 @@ class Generation:
     def text(self) -> str:
         """Everything handed out so far."""
         return self._answer.text
+
+    def splitter(self) -> Splitter:
+        """What tells thought and answer apart in this answer's text; a text that only goes on has no thought."""
+        return (
+            Splitter(None)
+            if self._continues
+            else self._session.engine.splitter(self._prompt[: self.stats.prompt_tokens])
+        )
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -243,7 +263,7 @@ def check_prompt(prompt_ids: Sequence[int], engine: Engine) -> None:
         raise ValueError("the prompt is empty: give at least one token")
     if len(prompt_ids) >= engine.context:
         limit = engine.model.config.max_position_embeddings
-        more = f" or load the model with a wider context (up to {limit})" if limit > engine.context else ""
+        more = f" or take a wider one (--context, up to {limit})" if limit > engine.context else ""
         raise ValueError(
             f"the prompt has {len(prompt_ids)} tokens and the context holds {engine.context}, answer included: "
             f"shorten the prompt{more}"

@@ -4,9 +4,10 @@ A model file comes from a stranger, so every count, length and offset is checked
 before anything is allocated or looped over; the first lie ends the reading with a `ModelFileError` that says what and where.
 Tensor data is never copied: it is seen through a memory map. The header becomes Python objects, and those are paid for
 from a budget of twice the file and some change: no file makes its reader larger than that. Versions 2 and 3,
-little-endian, one file.
+little-endian. A model that was split into NAME-00001-of-0000N.gguf and so on is one model here: opening any part opens
+all, and the first one's metadata count.
 
-What it gives up: split files, big-endian files, and tensor types with codebooks. Each is refused by name. A file that
+What it gives up: big-endian files, and tensor types with codebooks. Each is refused by name. A file that
 somebody shortens while it is open ends the process (SIGBUS), as with every memory map.
 """
 
@@ -16,7 +17,8 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gangpao import catalog
 from gangpao.kernels.blocks import BY_ID, BY_NAME, UNSUPPORTED, dequantize
 
 Bytes = npt.NDArray[np.uint8]
@@ -53,13 +56,15 @@ class ModelFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: shape in numpy order (the last axis is contiguous), type name, byte offset in the file and size."""
+    """One tensor: shape in numpy order (the last axis is contiguous), type name, byte offset in its file and size; of a
+    split model, the number of the part it lies in, from 0."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     offset: int
     nbytes: int
+    part: int = 0
 
 
 class _Cursor:
@@ -239,29 +244,19 @@ def _tensors(c: _Cursor, n: int, alignment: Any) -> dict[str, TensorInfo]:
     return out
 
 
-class GGUF:
-    """An open GGUF file: `metadata` (numbers, strings, lists of strings, numpy arrays), which ends at byte `metadata_end`,
-    and `tensors` by name."""
+@dataclass(slots=True)
+class _Part:
+    """One file, read: the map closes with `close`."""
 
-    def __init__(
-        self,
-        path: Path,
-        version: int,
-        metadata: dict[str, Any],
-        metadata_end: int,
-        tensors: dict[str, TensorInfo],
-        data: mmap.mmap,
-    ) -> None:
-        self.path, self.version, self.metadata_end = path, version, metadata_end
-        self.metadata: Mapping[str, Any] = MappingProxyType(metadata)
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
-        self.nbytes = len(data)
-        self._map = data
+    path: Path
+    version: int
+    metadata: dict[str, Any]
+    metadata_end: int
+    tensors: dict[str, TensorInfo]
+    data: mmap.mmap
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> GGUF:
-        """Maps the file and reads its header. Raises ModelFileError, or OSError when it cannot be opened."""
-        path = Path(path)
+    def open(cls, path: Path) -> _Part:
         with path.open("rb") as f:
             if os.fstat(f.fileno()).st_size < 24:
                 raise ModelFileError(f"{path}: too short for a GGUF header of 24 bytes; pull the model again")
@@ -274,6 +269,94 @@ class GGUF:
             data.close()
             raise
 
+    @property
+    def count(self) -> int:
+        """How many parts the model has by this file's word."""
+        count = self.metadata.get("split.count", 1)
+        return count if isinstance(count, int) and count > 1 else 1
+
+    def sibling(self, number: int) -> Path:
+        """Where part `number` (from 0) lies. Raises ModelFileError where the name or the folder does not say."""
+        names = catalog.parts_of(self.path.name)
+        if len(names) != self.count:
+            raise ModelFileError(
+                f"{self.path}: this is one of {self.count} parts of a split model, and its name does not say which: the parts "
+                f"lie in one folder and are called NAME-00001-of-{self.count:05d}.gguf, NAME-00002-of-{self.count:05d}.gguf ..."
+            )
+        path = self.path.with_name(names[number])
+        if not path.is_file():
+            raise ModelFileError(
+                f"{self.path}: this is one of {self.count} parts of a split model and {path.name} is not beside it; get that, too"
+            )
+        return path
+
+
+def _open_parts(path: Path) -> list[_Part]:
+    """The file and, of a split model, all its parts in their order. Raises ModelFileError."""
+    parts: list[_Part] = []
+    try:
+        parts.append(_Part.open(path))
+        count = parts[0].count
+        if count > 1 and parts[0].metadata.get("split.no") != 0:
+            first = parts[0].sibling(0)
+            parts.pop().data.close()
+            parts.append(_Part.open(first))
+        for number in range(1, count):
+            parts.append(_Part.open(parts[0].sibling(number)))
+        for number, part in enumerate(parts if count > 1 else ()):
+            if part.count != count or part.metadata.get("split.no") != number:
+                raise ModelFileError(f"{part.path}: says it is another part than its name does; pull the model again")
+    except (ModelFileError, OSError):
+        for part in parts:
+            part.data.close()
+        raise
+    return parts
+
+
+def _joined(parts: Sequence[_Part]) -> dict[str, TensorInfo]:
+    """The tensors of all parts. Raises ModelFileError where one comes twice, or some are missing."""
+    if len(parts) == 1:
+        return parts[0].tensors
+    out: dict[str, TensorInfo] = {}
+    for number, part in enumerate(parts):
+        for name, t in part.tensors.items():
+            if name in out:
+                raise ModelFileError(f"{part.path}: tensor {name} is in an earlier part, too; pull the model again")
+            out[name] = TensorInfo(name, t.shape, t.type, t.offset, t.nbytes, number)
+    wanted = parts[0].metadata.get("split.tensors.count", len(out))
+    if wanted != len(out):
+        raise ModelFileError(
+            f"{parts[0].path}: the parts hold {len(out)} tensors together, {wanted} belong to the model"
+        )
+    return out
+
+
+class GGUF:
+    """An open GGUF file: `metadata` (numbers, strings, lists of strings, numpy arrays), which ends at byte `metadata_end`,
+    and `tensors` by name. paths: the file, or the parts of a split model."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        first = parts[0]
+        tensors = _joined(parts)
+        self.path, self.version, self.metadata_end = first.path, first.version, first.metadata_end
+        self.paths = tuple(part.path for part in parts)
+        self.metadata: Mapping[str, Any] = MappingProxyType(first.metadata)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.nbytes = sum(len(part.data) for part in parts)
+        self._maps = [part.data for part in parts]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GGUF:
+        """Maps the file (of a split model: all parts) and reads its header. Raises ModelFileError, or OSError when it
+        cannot be opened."""
+        parts = _open_parts(Path(path))
+        try:
+            return cls(parts)
+        except ModelFileError:
+            for part in parts:
+                part.data.close()
+            raise
+
     def __enter__(self) -> GGUF:
         return self
 
@@ -284,10 +367,9 @@ class GGUF:
 
     def close(self) -> None:
         """Unmaps the file. Arrays that raw() gave out keep the map alive until they are gone."""
-        try:
-            self._map.close()
-        except BufferError:
-            return  # somebody still looks at tensor data; the map goes with the last view
+        for data in self._maps:
+            with suppress(BufferError):  # somebody still looks at tensor data; the map goes with the last view
+                data.close()
 
     def _get(self, key: str, kinds: tuple[type, ...], name: str, default: Any) -> Any:
         value = self.metadata.get(key, default)
@@ -326,7 +408,7 @@ class GGUF:
     def raw(self, name: str) -> Bytes:
         """The bytes of a tensor, a read-only view [rows, row_bytes] of the map; rows = all axes but the last."""
         t = self.info(name)
-        flat = np.frombuffer(self._map, dtype=np.uint8, count=t.nbytes, offset=t.offset)
+        flat = np.frombuffer(self._maps[t.part], dtype=np.uint8, count=t.nbytes, offset=t.offset)
         return flat.reshape(-1, BY_NAME[t.type].row_bytes(t.shape[-1]))
 
     def array(self, name: str) -> Floats:
@@ -344,7 +426,7 @@ class GGUF:
         page = mmap.PAGESIZE
         begin, end = -(-t.offset // page) * page, (t.offset + t.nbytes) // page * page
         if end > begin and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+            self._maps[t.part].madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 _MISSING = object()
@@ -361,9 +443,4 @@ def _parse(c: _Cursor) -> tuple[int, dict[str, Any], int, dict[str, TensorInfo]]
     num_tensors = c.count("the number of tensors", min(MAX_ENTRIES, len(c.data) // 24))
     num_keys = c.count("the number of metadata keys", min(MAX_ENTRIES, len(c.data) // 13))
     metadata, end = _metadata(c, num_keys), c.at
-    parts = metadata.get("split.count", 1)
-    if isinstance(parts, int) and parts > 1:
-        raise ModelFileError(
-            f"{c.path}: this is one of {parts} parts of a split model; join them first: llama-gguf-split --merge FIRST OUT"
-        )
     return version, metadata, end, _tensors(c, num_tensors, metadata.get("general.alignment", 32))

@@ -23,7 +23,7 @@ from gangpao import kernels
 from gangpao.engine.cache import KVCache, KVPool, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
-from gangpao.engine.rope import fill_angles, inverse_frequencies
+from gangpao.engine.rope import Angles, inverse_frequencies
 from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer
 
 Floats = npt.NDArray[np.float32]
@@ -101,7 +101,7 @@ class Transformer:
     def new_pool(self, context: int, dtype: KVType = "f16", tokens: int = 0) -> KVPool:
         """Memory for sequences of at most `context` positions, `tokens` positions (at least one context) in all."""
         inverse, factor = inverse_frequencies(self.config, context=context, factors=self.weights.rope_factors)
-        return KVPool(self.config, context, dtype, tokens, inverse, factor)
+        return KVPool(self.config, context, dtype, tokens, Angles(inverse, factor))
 
     def new_cache(self, capacity: int, dtype: KVType = "f16") -> KVCache:
         """An empty sequence in a pool of its own, for `capacity` positions."""
@@ -167,7 +167,7 @@ class Transformer:
         if not cache.reserve(len(tokens)):
             raise ValueError(
                 f"{cache.length} cached and {len(tokens)} new tokens do not fit into a context of {cache.capacity}; "
-                "shorten the prompt or load the model with a larger context"
+                "shorten the prompt, or load the model with a larger one (--context)"
             )
         return tokens
 
@@ -182,7 +182,7 @@ class Transformer:
             b.rows.add(s.cache.pages, s.cache.length, len(s.ids))
         positions = np.concatenate([np.arange(s.cache.length, s.cache.length + len(s.ids)) for s in segments])
         b.hidden_view[:n] = self.embed(ids)
-        fill_angles(pool.inverse, pool.angle_factor, positions, b.cos_view[:n], b.sin_view[:n])
+        pool.angles.take(positions, b.cos_view[:n], b.sin_view[:n])
         for i, layer in enumerate(self.weights.layers):
             self._layer(layer, i, n, pool.native)
 

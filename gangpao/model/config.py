@@ -217,7 +217,7 @@ def class_of(config: ModelConfig) -> foreign.Family | None:
     c = config
     parts = {
         "scales": (c.scale_emb, c.scale_depth, c.dim_model_base) != (1.0, None, None),
-        "experts": c.moe is not None,
+        "experts": c.moe is not None or c.sparse_config is not None,  # one class has both
         "latent": c.mla is not None,
         "biases": c.attention_bias,
         "norms": c.qk_norm,

@@ -1,12 +1,16 @@
 """`gangpao model show`: what a preset or a checkpoint is, and what it costs, without reading a weight."""
 
+import difflib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
+from gangpao.atomic import read_json
+from gangpao.config import explained
 from gangpao.log import show_bytes
 from gangpao.model.config import PRESETS, ModelConfig
 from gangpao.model.count import flops_per_token, kv_bytes_per_token, memory, parameters
@@ -22,7 +26,7 @@ def model() -> None:
 @app.command("show", help="Shapes, parameters, FLOPs, cache and memory of a preset or a checkpoint.")
 def show(
     name: Annotated[
-        str, typer.Argument(help="A preset, a folder with config.json, or nothing for the list of presets.")
+        str, typer.Argument(help="A preset, a run, a Hugging Face folder, or nothing for the list of presets.")
     ] = "",
     context: Annotated[int, typer.Option("--context", min=1, help="Positions for FLOPs and cache.")] = 4096,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a training step on one device.")] = 4096,
@@ -37,15 +41,42 @@ def show(
 
 
 def find(name: str) -> ModelConfig:
-    """A preset by name, or the configuration of a folder. Raises ValueError with the names there are."""
+    """A preset by name, or the shape of a Hugging Face folder or of a run. Raises ValueError saying what there is."""
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name).expanduser()
-    if path.is_dir():
-        return ModelConfig.from_file(path / "config.json", say=False)
+    if path.suffix == ".gguf":
+        raise ValueError(
+            f"{name}: a .gguf file is for running (gangpao chat -m {name}); show the folder that it was exported from"
+        )
     if path.is_file():
         return ModelConfig.from_file(path, say=False)
-    raise ValueError(f"{name!r:.80} is neither a preset ({', '.join(PRESETS)}) nor a folder with a config.json")
+    if not path.is_dir():
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name!r:.80} is neither a preset ({', '.join(PRESETS)}) nor a folder{meant}")
+    for file in (path / "config.json", path / "export" / "config.json"):
+        if file.is_file():
+            return ModelConfig.from_file(file, say=False)
+    # Of a run that has no export yet, or a part of one.
+    for folder in (path, *path.absolute().parents):
+        if (folder / _RUN).is_file():
+            return _of_run(folder / _RUN)
+    raise ValueError(f"{name}: a folder without config.json: give a Hugging Face folder or a run")
+
+
+_RUN = "run.json"
+
+
+def _of_run(path: Path) -> ModelConfig:
+    """The shape that run.json has. Raises ValueError where it has none."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        raise ValueError(f"{path}: it does not say what the model is; is this the folder of a run?")
+    try:
+        return ModelConfig.model_validate(found["model"])
+    except ValidationError as error:
+        raise ValueError(explained(error, ModelConfig, found["model"], str(path))) from error
 
 
 def examine(config: ModelConfig, context: int, tokens: int) -> dict[str, Any]:

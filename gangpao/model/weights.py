@@ -237,5 +237,6 @@ def fold_to_llama(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Mode
         "scale_depth": None,
         "dim_model_base": None,
         "tie_word_embeddings": False,
+        "sparse_config": None,  # Llama's class has no such attention, and ours is dense
     }
     return config.model_copy(update=plain), out

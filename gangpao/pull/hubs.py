@@ -3,25 +3,32 @@
 For a file whose size and sha256 the catalog knows, nothing is asked but the file. For the others the hub's own word is
 taken: the LFS hash that Hugging Face sends with the file or lists in its tree, the Sha256 of ModelScope's file list.
 
-What it gives up: repositories are read at their top level only, and of a checkpoint only data is taken: weights as
+What it gives up: checkpoints are read at the top level of a repository only, and only data is taken of them: weights as
 safetensors, JSON, templates and tokenizer models, never code or pickled weights.
 """
 
+import dataclasses
 import json
 import os
+import re
+import struct
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin, urlsplit
 
 from gangpao import catalog
 from gangpao.pull.fetch import Remote, Web
 from gangpao.pull.staging import SourceError
 
+MAX_PAGES = 20  # of a list of files, a thousand each
+HEAD_BYTES = 1 << 16  # of a GGUF file: its architecture is the first thing it says
 DATA_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def find(web: Web, source: catalog.HuggingFace | catalog.ModelScope, model: catalog.Entry) -> list[Remote]:
     """The files to fetch from a hub, with all that the catalog or the hub knows of them. Raises SourceError."""
+    if source.file is not None and len(catalog.parts_of(source.file)) > 1:
+        return _parts(web, source, model)
     if isinstance(source, catalog.HuggingFace):
         return _huggingface(web, source, model)
     return _modelscope(web, source, model)
@@ -34,9 +41,64 @@ def host_of(source: catalog.HuggingFace | catalog.ModelScope) -> str:
     return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn").rstrip("/")
 
 
+def listing(web: Web, source: catalog.HuggingFace | catalog.ModelScope) -> dict[str, Remote]:
+    """Every file of a repository, also those in folders, by its path there: address, size and announced hash.
+
+    Raises SourceError.
+    """
+    if isinstance(source, catalog.ModelScope):
+        return _modelscope_files(web, source)
+    base = f"{host_of(source)}/{source.repo}/resolve/{source.revision}"
+    headers = _headers()
+    rows = [row for row in _tree(web, source, headers, recursive=True) if row.get("type") == "file"]
+    return {
+        path: Remote(f"{base}/{quote(path)}", path, *_hashes(row), headers=headers)
+        for row in rows
+        if (path := str(row.get("path", "")))
+    }
+
+
+def architecture(web: Web, remote: Remote) -> str:
+    """What a GGUF file on a hub says it is ("llama", "gemma3"), from its first bytes; "" where it does not say there."""
+    asked = {**remote.headers, "Range": f"bytes=0-{HEAD_BYTES - 1}"}
+    head = bytearray()
+    with web.open("GET", remote.url, asked) as answer:
+        for chunk in answer.iter_raw():
+            head += chunk
+            if len(head) >= HEAD_BYTES:  # a server without ranges would send it all
+                break
+    return architecture_in(bytes(head[:HEAD_BYTES]))
+
+
+def architecture_in(head: bytes) -> str:
+    """general.architecture among the first bytes of a GGUF file. The engine's reader checks everything later."""
+    key = b"general.architecture" + struct.pack("<I", 8)  # of type string
+    at = head.find(key) + len(key)
+    if not head.startswith(b"GGUF") or at < len(key) or at + 8 > len(head):
+        return ""
+    (size,) = struct.unpack_from("<Q", head, at)
+    found = re.fullmatch(rb"[a-z0-9_.-]{1,64}", head[at + 8 : at + 8 + size]) if size <= 64 else None
+    return found[0].decode() if found else ""
+
+
+def _headers() -> dict[str, str]:
+    token = os.environ.get("HF_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _parts(web: Web, source: catalog.HuggingFace | catalog.ModelScope, model: catalog.Entry) -> list[Remote]:
+    """The files of a split model, each with what the hub announces of it, under the names they get here."""
+    there = listing(web, source)
+    out = []
+    for path, file in zip(catalog.parts_of(source.file or ""), catalog.parts_of(model.file), strict=True):
+        if path not in there:
+            raise SourceError(f"{host_of(source)}/{source.repo}: holds no {path}")
+        out.append(dataclasses.replace(there[path], file=file))
+    return out
+
+
 def _huggingface(web: Web, source: catalog.HuggingFace, model: catalog.Entry) -> list[Remote]:
-    host, token = host_of(source), os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    host, headers = host_of(source), _headers()
     if source.file is not None and model.sha256:
         url = f"{host}/{source.repo}/resolve/{source.revision}/{quote(source.file)}"
         return [Remote(url, model.file, model.bytes, model.sha256, headers=headers)]
@@ -72,9 +134,23 @@ def _announced(
     return Remote(url, model.file, headers=headers)
 
 
-def _tree(web: Web, source: catalog.HuggingFace, headers: Mapping[str, str]) -> list[dict[str, Any]]:
+def _tree(
+    web: Web, source: catalog.HuggingFace, headers: Mapping[str, str], *, recursive: bool = False
+) -> list[dict[str, Any]]:
     url = f"{host_of(source)}/api/models/{source.repo}/tree/{quote(source.revision, safe='')}"
-    return _rows(web.ask("GET", url, headers)[1], url)
+    url += "?recursive=true" if recursive else ""
+    out: list[dict[str, Any]] = []
+    for _ in range(MAX_PAGES):
+        answer, body = web.ask("GET", url, headers)
+        out += _rows(body, url)
+        more = re.search(r'<([^>]+)>;\s*rel="next"', {k.lower(): v for k, v in answer.items()}.get("link", ""))
+        if not more:
+            return out
+        following = urljoin(url, more[1])
+        if urlsplit(following).netloc != urlsplit(url).netloc:  # the token is for this host
+            raise SourceError(f"{url}: goes on at another host")
+        url = following
+    raise SourceError(f"{url}: a list of more than {MAX_PAGES} pages")
 
 
 def _hashes(item: Mapping[str, Any]) -> tuple[int, str, str]:
@@ -91,26 +167,31 @@ def _hashes(item: Mapping[str, Any]) -> tuple[int, str, str]:
     )
 
 
-def _modelscope(web: Web, source: catalog.ModelScope, model: catalog.Entry) -> list[Remote]:
+def _modelscope_files(web: Web, source: catalog.ModelScope, *, recursive: bool = True) -> dict[str, Remote]:
     host = host_of(source)
     base = f"{host}/models/{source.repo}/resolve/{source.revision}"
-    if source.file is not None and model.sha256:
-        return [Remote(f"{base}/{quote(source.file)}", model.file, model.bytes, model.sha256)]
-    url = f"{host}/api/v1/models/{source.repo}/repo/files?Revision={quote(source.revision, safe='')}&Recursive=false"
-    rows = _rows(web.ask("GET", url, {})[1], url, "Data", "Files")
-    files = []
-    for item in rows:
+    ask = f"Revision={quote(source.revision, safe='')}&Recursive={'true' if recursive else 'false'}"
+    url = f"{host}/api/v1/models/{source.repo}/repo/files?{ask}"
+    files = {}
+    for item in _rows(web.ask("GET", url, {})[1], url, "Data", "Files"):
         path, size, digest = str(item.get("Path", "")), item.get("Size"), str(item.get("Sha256", "")).lower()
-        if item.get("Type") == "tree" or not (path == source.file if source.file is not None else _wanted(path)):
-            continue
-        known = size if isinstance(size, int) and size >= 0 else 0
-        name = model.file or path
-        files.append(Remote(f"{base}/{quote(path)}", name, known, digest if _is_digest(digest) else ""))
-    if source.file is None:
-        return _complete(files, f"{host}/models/{source.repo}")
-    if not files:
-        raise SourceError(f"{host}/models/{source.repo}: holds no {source.file}")
+        if item.get("Type") != "tree" and path:
+            known = size if isinstance(size, int) and size >= 0 else 0
+            files[path] = Remote(f"{base}/{quote(path)}", path, known, digest if _is_digest(digest) else "")
     return files
+
+
+def _modelscope(web: Web, source: catalog.ModelScope, model: catalog.Entry) -> list[Remote]:
+    where = f"{host_of(source)}/models/{source.repo}"
+    if source.file is not None and model.sha256:
+        url = f"{where}/resolve/{source.revision}/{quote(source.file)}"
+        return [Remote(url, model.file, model.bytes, model.sha256)]
+    there = _modelscope_files(web, source, recursive=source.file is not None and "/" in source.file)
+    if source.file is None:
+        return _complete([remote for path, remote in there.items() if _wanted(path)], where)
+    if source.file not in there:
+        raise SourceError(f"{where}: holds no {source.file}")
+    return [dataclasses.replace(there[source.file], file=model.file)]
 
 
 def _rows(body: bytes, url: str, *keys: str) -> list[dict[str, Any]]:

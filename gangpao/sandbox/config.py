@@ -22,7 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from gangpao.config import load_toml
+from gangpao.config import PathText, anchored_overrides, load_toml, said
+from gangpao.data.config import DataConfig
 from gangpao.sandbox.transfer import get_rule
 from gangpao.sandbox.values import Base, Layers, Once, Positive, Seed, Share, Some, Table, Tokens, Width, filled
 from gangpao.train.schedule import Kind
@@ -245,14 +246,14 @@ def _possible(name: str, value: Any) -> None:
     try:
         Common.model_validate({name: value}, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{name}: {value!r:.40} cannot be: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{name}: {value!r:.40} cannot be: it {said(error.errors()[0])}") from error
 
 
 class SandboxConfig(Table):
     """A sandbox: its common part and its experiments."""
 
-    data: str = Field(min_length=1, description="TOML of the data build.")
-    data_dir: str | None = Field(default=None, description="Where the build lies or goes; none: <out>/data.")
+    data: PathText = Field(min_length=1, description="TOML of the data build.")
+    data_dir: PathText | None = Field(default=None, description="Where the build lies or goes; none: <out>/data.")
     data_set: tuple[str, ...] = Field(default=(), description="key=value over the TOML of the data.")
     seq_len: int = Field(default=256, ge=2)
     shuffle_rows: int = Field(
@@ -296,9 +297,7 @@ class SandboxConfig(Table):
 
 
 def load_sandbox_config(path: Path, overrides: tuple[str, ...] = ()) -> SandboxConfig:
-    """A sandbox's TOML with `a.b=c` over it; its relative paths become relative to the folder of the file."""
+    """A sandbox's TOML with `a.b=c` over it, its paths absolute. Raises ValueError naming file, line and key."""
     config = load_toml(path, SandboxConfig, overrides)
-    given = {name: value for name in ("data", "data_dir") if (value := getattr(config, name))}
-    return config.model_copy(
-        update={name: str((path.parent / Path(value).expanduser()).absolute()) for name, value in given.items()}
-    )
+    data_set = anchored_overrides(config.data_set, DataConfig, path, "data_set", overrides)
+    return config.model_copy(update={"data_set": data_set})

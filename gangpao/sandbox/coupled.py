@@ -61,6 +61,13 @@ class CoupledFit(Extent):
         """Interval of E, alpha, beta or p."""
         return between(self.draws[:, {"E": 0, "alpha": 2, "beta": 4, "p": 5}[name]], level)
 
+    def ratios(self, C: float) -> Array:
+        """D / N of the lowest loss among those with 6 N D = C, of each law: there alpha (A / N^alpha)^p = beta (B / D^beta)^p."""
+        _, a, alpha, b, beta, p = self.draws.T
+        whole = math.log(C / 6) - math.log(self.centre[0]) - math.log(self.centre[1])
+        size = (a - b + beta * whole + np.log(alpha / beta) / p) / (alpha + beta)
+        return np.asarray(np.exp(whole - 2 * size) * self.centre[1] / self.centre[0])
+
     @property
     def undetermined(self) -> tuple[str, ...]:
         """Nothing by name: what the points do not tell is averaged over, and the interval says how much that is."""

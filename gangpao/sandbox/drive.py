@@ -20,6 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
+import optuna
+from optuna.trial import TrialState
+
 from gangpao.atomic import locked
 from gangpao.log import LINE_SECONDS, show_seconds
 from gangpao.sandbox.config import SandboxConfig, SearchConfig
@@ -96,6 +99,14 @@ class Driver:
         if not searched(study, wanted):
             self._until_done(study, SEARCH, [], wanted)
         return study
+
+    def searched(self, search: SearchConfig) -> int:
+        """Trials that this search has had so far."""
+        name = search_name(self.lab, search)
+        if name not in optuna.get_all_study_names(self.storage):
+            return 0
+        states = [t.state for t in open_study(self.storage, name).get_trials(deepcopy=False)]
+        return states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED)
 
     def _until_done(self, study: Study, name: str, specs: Sequence[Spec], search: SearchConfig | None = None) -> None:
         """Whoever does not get the lock must leave the trials of the one who has it alone, so that nothing is queued before."""

@@ -7,7 +7,6 @@ from earlier results. The outcome is written as JSON, Markdown and PNG, in Engli
 
 from __future__ import annotations
 
-import datetime
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gangpao.atomic import write_json
+from gangpao.sandbox import provenance
 from gangpao.sandbox.chinese import chinese
 from gangpao.sandbox.trial import Lab, Result, Spec
+from gangpao.sandbox.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +33,9 @@ class Outcome:
     """What an experiment found.
 
     columns: of the table, key -> heading; rows: key -> value (numbers stay numbers, words are a Text). verdict: a paragraph, or
-    lines that begin with "- ", with its uncertainty. facts: everything a program may want (fits, intervals), JSON. excluded:
-    trials that were left out, and why; a plain string is English that gangpao.sandbox.chinese knows.
+    lines that begin with "- ", with its uncertainty. verdicts: the questions that it answers, each by its interval. facts:
+    everything a program may want (fits, intervals), JSON. excluded: trials that were left out, and why; a plain string is English
+    that gangpao.sandbox.chinese knows.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     excluded: Sequence[tuple[str | Text, str | Text]] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
+    verdicts: Sequence[Verdict] = ()
 
 
 def join(said: Sequence[tuple[str, str]]) -> Text:
@@ -57,31 +60,43 @@ def listed(said: Sequence[tuple[str, str]]) -> Text:
     return {"en": "\n".join(f"- {en}" for en, _ in said), "zh": "\n".join(f"- {zh}" for _, zh in said)}
 
 
-def write(outcome: Outcome, folder: Path) -> None:
-    """outcome.json, and for each language report.<language>.md and plot.<language>.png."""
+def write(outcome: Outcome, folder: Path, made: dict[str, Any] | None = None) -> None:
+    """outcome.json, and for each language report.<language>.md and plot.<language>.png. made: of `provenance`."""
     folder.mkdir(parents=True, exist_ok=True)
+    found = record(outcome) | {"made": made}
     for language in ("en", "zh"):
         (folder / f"plot.{language}.png").write_bytes(picture(outcome, language))
-        (folder / f"report.{language}.md").write_text(markdown(outcome, language), encoding="utf-8")
+        text = markdown(outcome, language) + "\n" + "\n".join(origin(found, language)) + "\n"
+        (folder / f"report.{language}.md").write_text(text, encoding="utf-8")
+    write_json(folder / "outcome.json", found)
+
+
+def record(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain data, with what its trials cost."""
     unique = {r.key: r for r in outcome.results}.values()
-    write_json(
-        folder / "outcome.json",
-        {
-            "name": outcome.name,
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "title": outcome.title,
-            "columns": outcome.columns,
-            "rows": outcome.rows,
-            "verdict": outcome.verdict,
-            "facts": outcome.facts,
-            "excluded": outcome.excluded,
-            "trials": len(unique),
-            "flops": sum(r.flops for r in unique),
-            "seconds": sum(r.seconds for r in unique),
-            "busy": sum(r.busy for r in unique),
-            "yuan": sum(r.yuan for r in unique),
-        },
-    )
+    return {
+        "name": outcome.name,
+        "written": provenance.now(),
+        "title": outcome.title,
+        "columns": outcome.columns,
+        "rows": outcome.rows,
+        "verdicts": [v.json() | dict(zip(("en", "zh"), v.line(), strict=True)) for v in outcome.verdicts],
+        "verdict": outcome.verdict,
+        "facts": outcome.facts,
+        "excluded": outcome.excluded,
+        "trials": len(unique),
+        "flops": sum(r.flops for r in unique),
+        "seconds": sum(r.seconds for r in unique),
+        "busy": sum(r.busy for r in unique),
+        "yuan": sum(r.yuan for r in unique),
+    }
+
+
+def origin(found: dict[str, Any], language: Language) -> list[str]:
+    """Where an outcome comes from and what it cost, a sentence each."""
+    made, i = found.get("made"), 0 if language == "en" else 1
+    lines = [provenance.said(made)[i]] if made else [f"{('Written', '生成于')[i]} {found['written']}."]
+    return [*lines, provenance.spent(found)[i]]
 
 
 def picture(outcome: Outcome, language: Language) -> bytes:
@@ -100,9 +115,10 @@ def picture(outcome: Outcome, language: Language) -> bytes:
 
 
 def markdown(outcome: Outcome, language: Language) -> str:
-    """Title, verdict, table, and what was left out."""
-    keys = list(outcome.columns)
-    lines = [f"## {outcome.title[language]}", "", outcome.verdict[language], ""]
+    """Title, answers, verdict, table, and what was left out."""
+    keys, i = list(outcome.columns), 0 if language == "en" else 1
+    lines = [f"## {outcome.title[language]}", "", *(f"- {v.line()[i]}" for v in outcome.verdicts)]
+    lines += ["", outcome.verdict[language], ""] if outcome.verdicts else [outcome.verdict[language], ""]
     lines += ["| " + " | ".join(outcome.columns[k][language] for k in keys) + " |", "|" + "-|" * len(keys)]
     lines += ["| " + " | ".join(show(row.get(k), language) for k in keys) + " |" for row in outcome.rows]
     if outcome.excluded:

@@ -2,7 +2,8 @@
 
 A rule of transfer promises that the rate which is best for a small model is best for a large one. So each rule is tried at
 several widths (and depths), the best rate of each size is found with an interval, and the question is whether it moved by
-more than one step of the grid. What moving would cost is said too: the loss at the small model's best rate.
+more than one step of the grid. What moving would cost is said too: the loss at the small model's best rate. Both questions
+have three answers (gangpao.sandbox.verdict).
 
 What it gives up: loss at one number of tokens, the common one, and one batch size; the rate is the peak of the schedule.
 A rate at which any seed diverged counts as too high: an average over the seeds that survived would flatter it.
@@ -15,17 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gangpao.sandbox import fit, plot
+from gangpao.sandbox import fit, plot, verdict
 from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.config import Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.trial import Lab, Result, Spec
 from gangpao.sandbox.values import Rates
+from gangpao.sandbox.verdict import Answer, Limits, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE = 1.959964
+COSTS = 0.3  # percent of the loss: less than that is called no cost
 
 
 # --- a sweep: one value is varied, for several seeds
@@ -33,12 +36,14 @@ WIDE = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Losses over one value. losses: of each seed, infinite where it diverged. optimum: none where values are too few, and why."""
+    """Losses over one value. losses: of each seed, infinite where it diverged. optimum: none where values are too few, and why.
+    wide: half the 95 % interval of a difference between two means, None where the noise is not known."""
 
     x: tuple[float, ...]
     losses: tuple[tuple[float, ...], ...]
     optimum: fit.Optimum | None
     why: str = ""
+    wide: float | None = None
 
     @property
     def means(self) -> list[float]:
@@ -46,28 +51,55 @@ class Sweep:
         return [sum(group) / len(group) for group in self.losses]
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """95 % interval of the best value; open where the values end too early to know."""
+    def bounds(self) -> Limits:
+        """95 % interval of the best value; 0 or infinite on a side where the values, or their noise, do not tell it."""
         best = self.optimum
         if best is None:
             return 0.0, math.inf
-        if best.convex:
-            return best.low, best.high
-        i = self.x.index(best.best)
-        return self.x[i - 1] if i else 0.0, self.x[i + 1] if i + 1 < len(self.x) else math.inf
+        low, high = self._plausible()
+        if not best.convex:
+            return low, high
+        assert best.parabola is not None
+        start, end = best.parabola[3:]
+        # A parabola knows its own points only: what reaches their end may reach farther.
+        return (best.low if best.low > start else low), (best.high if best.high < end else high)
+
+    @property
+    def closed(self) -> Limits:
+        """The same where an open side ends one step beyond the values that were tried."""
+        (low, high), x = self.bounds, self.x
+        if len(x) < 2:
+            return x[0], x[0]
+        return (low if low > 0 else x[0] ** 2 / x[1]), (high if high < math.inf else x[-1] ** 2 / x[-2])
+
+    def _plausible(self) -> Limits:
+        """The neighbours of all values that noise does not tell from the best one."""
+        if self.wide is None:
+            return 0.0, math.inf
+        least = min(self.means)
+        near = [i for i, mean in enumerate(self.means) if mean <= least + self.wide]
+        low, high = near[0] - 1, near[-1] + 1
+        return self.x[low] if low >= 0 else 0.0, self.x[high] if high < len(self.x) else math.inf
+
+    @property
+    def measured(self) -> float | None:
+        """The lowest mean that was measured; a fitted bottom may lie below it."""
+        return min((v for v in self.means if v < math.inf), default=None)
 
     def more(self) -> list[float]:
         """Values to add where the best lies at the edge."""
-        low, high = self.bounds
         x = self.x
-        if self.optimum is None or len(x) < 2:
+        if self.optimum is None or self.optimum.convex or len(x) < 2:
             return []
-        return [x[0] ** 2 / x[1]] * (low == 0) + [x[-1] ** 2 / x[-2]] * (high == math.inf)
+        i = x.index(self.optimum.best)
+        return [x[0] ** 2 / x[1]] * (i == 0) + [x[-1] ** 2 / x[-2]] * (i == len(x) - 1)
 
     def json(self) -> dict[str, Any]:
         """Plain data; None for what is infinite."""
         best = self.optimum
-        found = None if best is None else {"best": best.best, "loss": best.loss, "at_edge": best.at_edge}
+        found: dict[str, Any] | None = None
+        if best is not None:
+            found = {"best": best.best, "loss": best.loss, "at_edge": best.at_edge, "measured": self.measured}
         means = [finite(v) for v in self.means]
         return {"x": list(self.x), "bpb": means, "bounds": [finite(v) for v in self.bounds], "optimum": found}
 
@@ -91,7 +123,9 @@ def sweeps_of(groups: Mapping[Any, Mapping[float, Sequence[Result]]]) -> tuple[d
             optimum = fit.fit_optimum(xs, losses, noise=noise and noise.sigma, dof=noise and noise.dof)
         except ValueError as error:
             why = str(error)
-        sweeps[key] = Sweep(tuple(table), tuple(map(tuple, table.values())), optimum, why)
+        seeds = max((len(row) for row in table.values()), default=1)
+        wide = noise and noise.between(seeds)
+        sweeps[key] = Sweep(tuple(table), tuple(map(tuple, table.values())), optimum, why, wide)
     return sweeps, noise
 
 
@@ -138,10 +172,13 @@ def noise_said(noise: fit.Noise | None, table: str) -> tuple[str, str]:
 
 
 def span(low: float, high: float, form: str = ".3g") -> str:
-    """An interval as text; of an open one the end that is known."""
-    if low <= 0 or high == math.inf:
-        return f"< {high:{form}}" if high < math.inf else f"> {low:{form}}" if low > 0 else "?"
-    return f"{low:{form}} .. {high:{form}}"
+    """An interval of a positive number as text; of an open one the end that is known."""
+    return verdict.span(*opened(low, high), form)
+
+
+def opened(low: float, high: float) -> Limits:
+    """An interval of a positive number, where 0 means that nothing tells its lower end."""
+    return (low if low > 0 else -math.inf), high
 
 
 # --- the experiment
@@ -160,10 +197,7 @@ class _Series:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How far the best rate moved from the smallest size to the largest, as a factor, with its 95 % interval. step: of the grid.
-
-    answer: yes (it stays within a step), no, or unknown. sure: the whole interval says so.
-    """
+    """How far the best rate moved from the smallest size to the largest, as a factor, with its 95 % interval. step: of the grid."""
 
     rule: str
     axis: str
@@ -173,12 +207,23 @@ class Shift:
     factor: float | None
     low: float
     high: float
-    answer: str
-    sure: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """Does it stay within a step of the grid?"""
+        en = f"Under {self.rule}, does the best rate stay within a step of the grid across {self.axis}s?"
+        zh = f"{self.rule} 规则下，最佳学习率跨{_AXES[self.axis]['zh']}是否保持在网格一步之内？"
+        limit = self.step * (1 + 1e-9)
+        return Verdict((en, zh), self.factor, opened(self.low, self.high), (1 / limit, limit))
+
+    @property
+    def answer(self) -> Answer:
+        """Of the verdict."""
+        return self.verdict.answer
 
     def json(self) -> dict[str, Any]:
         """Plain data."""
-        same = {name: getattr(self, name) for name in ("rule", "axis", "step", "factor", "low", "answer", "sure")}
+        same = {name: getattr(self, name) for name in ("rule", "axis", "step", "factor", "low", "answer")}
         return same | {"small": str(self.small), "large": str(self.large), "high": finite(self.high)}
 
 
@@ -234,19 +279,9 @@ def _shift(s: _Series, sweeps: Mapping[tuple[str, Size], Sweep]) -> Shift:
     a, b = sweeps[s.rule, s.sizes[0]], sweeps[s.rule, s.sizes[-1]]
     step = max(high / low for low, high in zip(s.rates, s.rates[1:], strict=False))
     if a.optimum is None or b.optimum is None:
-        return Shift(s.rule, s.axis, s.sizes[0], s.sizes[-1], step, None, 0.0, math.inf, "unknown", sure=False)
+        return Shift(s.rule, s.axis, s.sizes[0], s.sizes[-1], step, None, 0.0, math.inf)
     factor = b.optimum.best / a.optimum.best
-    below, above = _quotient(a, b)
-    limit = step * (1 + 1e-9)
-    if 1 / limit <= below and above <= limit:
-        answer, sure = "yes", True
-    elif above < 1 / limit or below > limit:
-        answer, sure = "no", True
-    elif below == 0 or above == math.inf:
-        answer, sure = "unknown", False
-    else:
-        answer, sure = "yes" if 1 / limit <= factor <= limit else "no", False
-    return Shift(s.rule, s.axis, s.sizes[0], s.sizes[-1], step, factor, below, above, answer, sure)
+    return Shift(s.rule, s.axis, s.sizes[0], s.sizes[-1], step, factor, *_quotient(a, b))
 
 
 def _quotient(a: Sweep, b: Sweep) -> tuple[float, float]:
@@ -273,6 +308,22 @@ def _lost(small: Sweep, here: Sweep) -> float | None:
         return math.inf if beyond else None
 
 
+def _cost(s: _Series, sweeps: Mapping[tuple[str, Size], Sweep], error: float | None) -> Verdict | None:
+    """Is the small model's best rate good enough for the large one? None where nothing can be asked."""
+    small, large = sweeps[s.rule, s.sizes[0]], sweeps[s.rule, s.sizes[-1]]
+    lost = _lost(small, large)
+    if lost is None or large.optimum is None:
+        return None
+    en = f"Under {s.rule}, does the small model's best rate cost the large one ({s.sizes[-1]}) at most {COSTS:g} % of its loss?"
+    zh = f"{s.rule} 规则下，大模型（{s.sizes[-1]}）用小模型的最佳学习率，损失增量是否不超过 {COSTS:g} %？"
+    allowed = (-math.inf, COSTS)
+    if lost == math.inf:  # it diverges there
+        return Verdict((en, zh), None, (math.inf, math.inf), allowed, " %")
+    percent = 100 / large.optimum.loss
+    interval = verdict.about(percent * lost, None if error is None else percent * error)
+    return Verdict((en, zh), percent * lost, interval, allowed, " %")
+
+
 def _outcome(
     lab: Lab,
     series: Sequence[_Series],
@@ -287,11 +338,13 @@ def _outcome(
     pairs = zip(shifts, series, strict=True)
     said = [sentence for shift, s in pairs for sentence in _said(shift, s, sweeps, errors[s.rule])]
     known = {rule: found for rule, found in noise.items() if found is not None}
+    costs = [_cost(s, sweeps, errors[s.rule]) for s in series]
     return Outcome(
         name="lr",
         title={"en": "The best learning rate across sizes", "zh": "各尺寸的最佳学习率"},
         columns=_COLUMNS,
         rows=[row | {"axis": _AXES[row["axis"]]} for row in rows],
+        verdicts=[v for shift, cost in zip(shifts, costs, strict=True) for v in (shift.verdict, cost) if v is not None],
         verdict=join([*said, *(_rule_noise_said(known) if known else [noise_said(None, "lr")])]),
         draw=lambda figure, language: _draw(figure, language, series, sweeps),
         facts={
@@ -324,7 +377,8 @@ _COLUMNS: dict[str, Text] = {
     "size": {"en": "size", "zh": "尺寸"},
     "lr": {"en": "best rate", "zh": "最佳学习率"},
     "interval": {"en": "95 % interval", "zh": "95 % 区间"},
-    "bpb": {"en": "bpb there", "zh": "该处 bpb"},
+    "bpb": {"en": "bpb there, fitted", "zh": "该处 bpb（拟合）"},
+    "measured": {"en": "lowest bpb measured", "zh": "测得的最低 bpb"},
     "lost": {"en": "lost at the small model's best", "zh": "用小模型最佳学习率的损失增量"},
     "noise": {"en": "noise of a difference (95 %)", "zh": "差的噪声（95 %）"},
     "diverged": {"en": "diverged from", "zh": "发散的最小学习率"},
@@ -337,7 +391,7 @@ def _row(s: _Series, size: Size, sweeps: Mapping[tuple[str, Size], Sweep], error
     walls = [x for x, loss in zip(sweep.x, sweep.means, strict=True) if loss == math.inf]
     return {
         "rule": s.rule, "axis": s.axis, "size": str(size), "lr": best and best.best, "interval": span(*sweep.bounds),
-        "bpb": best and best.loss, "lost": "inf" if lost == math.inf else lost, "noise": error,
+        "bpb": best and best.loss, "measured": sweep.measured, "lost": "inf" if lost == math.inf else lost, "noise": error,
         "diverged": min(walls, default=None),
     }  # fmt: skip
 
@@ -357,7 +411,7 @@ def _said(
     pairs = ((shift.small, small, small.optimum), (shift.large, large, large.optimum))
     bests = ", ".join(f"{size}: {best.best:.3g} ({span(*sweep.bounds)})" for size, sweep, best in pairs)
     numbers, step = f"× {shift.factor:.2f} ({span(shift.low, shift.high, '.2f')})", f"× {shift.step:.2f}"
-    answer = _ANSWERS[shift.answer, shift.sure]
+    answer = _ANSWERS[shift.answer]
     en = f"{en}: the best rate is at {bests}; it moves by {numbers}, one step of the grid is {step}: {answer[0]}."
     out = [(en, f"{zh}：最佳学习率为 {bests}；移动 {numbers}，网格一步为 {step}：{answer[1]}。")]
     for size in s.sizes:
@@ -373,17 +427,16 @@ def _said(
         beside = "" if error is None else f" ± {error:.4f}"
         en = f"With the small model's best rate the large one loses {lost:.4f}{beside} bits per byte"
         zh = f"大模型若用小模型的最佳学习率，每字节多 {lost:.4f}{beside} 比特"
-        within = error is not None and lost <= error
-        out.append((en + (", within noise." if within else "."), zh + ("，在噪声之内。" if within else "。")))
+        within = error is not None and abs(lost) <= error
+        end = (", which noise alone may be.", "，可能只是噪声。") if within else (".", "。")
+        out.append((en + end[0], zh + end[1]))
     return out
 
 
-_ANSWERS = {
-    ("yes", True): ("yes, it stays within a step, all of the interval says so", "是，在一步之内，整个区间都如此"),
-    ("yes", False): ("yes, it stays within a step, but the interval reaches past it", "是，在一步之内，但区间超出一步"),
-    ("no", True): ("no, it moves by more than a step, all of the interval says so", "否，超过一步，整个区间都如此"),
-    ("no", False): ("no, it moves by more than a step, but the interval reaches within", "否，超过一步，但区间含一步之内"),
-    ("unknown", False): ("the data cannot answer", "数据无法回答"),
+_ANSWERS: dict[Answer, tuple[str, str]] = {
+    "yes": ("yes, it stays within a step, all of the interval says so", "是，在一步之内，整个区间都如此"),
+    "no": ("no, it moves by more than a step, all of the interval says so", "否，超过一步，整个区间都如此"),
+    "cannot tell": ("that cannot be told, the interval holds both", "无法判断，区间两者都含"),
 }  # fmt: skip
 
 
@@ -401,7 +454,8 @@ _WORDS: dict[str, Text] = {
 def _draw(
     figure: Figure, language: Language, series: Sequence[_Series], sweeps: Mapping[tuple[str, Size], Sweep]
 ) -> None:
-    """A panel for each rule (below them: over depths), a line for each size, the best rate marked, × above where it diverged."""
+    """A panel for each rule (below them: over depths), a line for each size, the bottom of its
+    parabola marked with its 95 % interval, × above where it diverged."""
     word = plot.words(_WORDS, language)
     rules, axes_names = list(dict.fromkeys(s.rule for s in series)), list(dict.fromkeys(s.axis for s in series))
     panels = figure.subplots(len(axes_names), len(rules), squeeze=False, sharey="row")
@@ -416,7 +470,9 @@ def _draw(
             if walls:
                 axes.plot(walls, [0.97] * len(walls), "x", color=colour, transform=axes.get_xaxis_transform())
             if sweep.optimum is not None:
-                axes.plot(sweep.optimum.best, sweep.optimum.loss, "*", color=colour, markersize=13, markeredgecolor="k")
+                best, (low, high) = sweep.optimum, sweep.closed
+                axes.plot([low, high], [best.loss, best.loss], "-", color=colour, linewidth=1, alpha=0.6)
+                axes.plot(best.best, best.loss, "*", color=colour, markersize=13, markeredgecolor="k")
         plot.log_ticks(axes, s.rates)
         axes.set(title=f"{s.rule}, {word[s.axis]}", xlabel=word["lr"], ylabel=word["bpb"])
         axes.legend(fontsize=8)

@@ -25,6 +25,7 @@ from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.laws import student
 from gangpao.sandbox.lr import excluded, finite
 from gangpao.sandbox.trial import Lab, Result, Spec
+from gangpao.sandbox.verdict import BELOW_ZERO, Answer, Verdict, about, decide
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +53,11 @@ class Difference:
 
     value: float
     error: float
-    verdict: str  # lower, higher or within noise
+
+    @property
+    def answer(self) -> Answer:
+        """Is it lower?"""
+        return decide(*about(self.value, self.error), BELOW_ZERO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +204,7 @@ def _paired(losses: np.ndarray[Any, np.dtype[np.float64]]) -> list[Difference]:
     out = []
     for row in losses[1:]:
         value = float((row - losses[0]).mean())
-        real = abs(value) > max(error, 1e-12 * float(np.abs(losses).max()))
-        out.append(Difference(value, error, ("lower" if value < 0 else "higher") if real else "within noise"))
+        out.append(Difference(value, max(error, 1e-12 * float(np.abs(losses).max()))))
     return out
 
 
@@ -221,7 +225,7 @@ def _outcome(
         {
             "mixture": _name(lab, c.mixture), "group": _GROUPS[c.group], "sources": c.sources, "bpb": c.loss,
             "difference": c.change and c.change.value, "error": None if c.change is None else finite(c.change.error),
-            "verdict": _CALLS[c.change.verdict] if c.change and math.isfinite(c.change.error) else None, "noise": c.noise,
+            "verdict": _CALLS[c.change.answer] if c.change else None, "noise": c.noise,
         }
         for c in cells
     ]  # fmt: skip
@@ -230,6 +234,7 @@ def _outcome(
         title={"en": "What goes into the decay", "zh": "退火阶段用什么数据"},
         columns=_COLUMNS,
         rows=rows,
+        verdicts=[_asked(lab, mixtures, c) for c in cells if c.change is not None],
         verdict=_verdict(lab, mixtures, cells, kept, seeds, left),
         draw=lambda figure, language: _draw(figure, language, lab, cells),
         facts={
@@ -248,11 +253,20 @@ def _outcome(
     )  # fmt: skip
 
 
+def _asked(lab: Lab, mixtures: Mixtures, c: _Cell) -> Verdict:
+    """Is a mixture better than the first on a group of held-out text?"""
+    assert c.change is not None
+    own, base, group = _name(lab, c.mixture), _name(lab, next(iter(mixtures))), _GROUPS[c.group]
+    en = f"{group['en'].capitalize()}: does the decay {own['en']} end lower than the one {base['en']}?"
+    zh = f"{group['zh']}：退火配比“{own['zh']}”是否低于“{base['zh']}”？"
+    return Verdict((en, zh), c.change.value, about(c.change.value, c.change.error), BELOW_ZERO)
+
+
 def _change(c: _Cell) -> dict[str, Any]:
     """Against the first mixture; empty for that one."""
     if c.change is None:
         return {}
-    return {"difference": c.change.value, "error": finite(c.change.error), "verdict": c.change.verdict}
+    return {"difference": c.change.value, "error": finite(c.change.error), "verdict": c.change.answer}
 
 
 def _excluded(lab: Lab, mixtures: Mixtures, results: Sequence[Result]) -> list[tuple[str | Text, str | Text]]:
@@ -285,10 +299,10 @@ _COLUMNS: dict[str, Text] = {
     "noise": {"en": "noise between seeds", "zh": "种子间噪声"},
 }
 _LISTS: tuple[tuple[Language, str], ...] = (("en", ", "), ("zh", "，"))
-_CALLS: dict[str, Text] = {
-    "lower": {"en": "lower", "zh": "更低"},
-    "higher": {"en": "higher", "zh": "更高"},
-    "within noise": {"en": "within noise", "zh": "在噪声之内"},
+_CALLS: dict[Answer, Text] = {
+    "yes": {"en": "lower", "zh": "更低"},
+    "no": {"en": "higher", "zh": "更高"},
+    "cannot tell": {"en": "cannot tell", "zh": "无法判断"},
 }
 
 
@@ -318,8 +332,8 @@ def _compared(c: _Cell) -> tuple[str, str]:
     assert c.change is not None
     group, value = _GROUPS[c.group], f"{c.change.value:+.4f}"
     if not math.isfinite(c.change.error):
-        return f"{group['en']} {value}", f"{group['zh']} {value}"
-    value, word = f"{value} ± {c.change.error:.4f}", _CALLS[c.change.verdict]
+        return f"{group['en']} {value} (cannot tell)", f"{group['zh']} {value}（无法判断）"
+    value, word = f"{value} ± {c.change.error:.4f}", _CALLS[c.change.answer]
     return f"{group['en']} {value} ({word['en']})", f"{group['zh']} {value}（{word['zh']}）"
 
 

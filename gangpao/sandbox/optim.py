@@ -22,8 +22,10 @@ import numpy as np
 
 from gangpao.sandbox import fit, plot
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
-from gangpao.sandbox.lr import Sweep, excluded, noise_said, span, sweeps_of
+from gangpao.sandbox.laws import student
+from gangpao.sandbox.lr import WIDE, Sweep, excluded, noise_said, opened, span, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
+from gangpao.sandbox.verdict import UNKNOWN, Limits, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +52,7 @@ class _Curve:
 class Ratio:
     """Tokens of an optimizer over those of another at equal loss, mean over the losses that both reach. low, high: 95 %; None
     where the noise is not known. ends: at the highest and at the lowest common loss. bound: without a common loss, what the ratio
-    is at most (below one) or at least."""
+    is at most (below one) or at least; None too where noise may be all that keeps the curves apart."""
 
     value: float | None
     low: float | None = None
@@ -148,14 +150,17 @@ def _tangents(width: Array, slope: Array) -> Array:
     return np.concatenate([[ends[0]], middle, [ends[1]]])
 
 
-def compare(a: _Curve, b: _Curve, sigma: float | None) -> tuple[Ratio, Ratio]:
-    """Tokens, and seconds, of b over those of a. sigma: of a point of a curve."""
+def compare(a: _Curve, b: _Curve, sigma: float | None, dof: int | None = None) -> tuple[Ratio, Ratio]:
+    """Tokens, and seconds, of b over those of a. sigma: of a point of a curve; dof: degrees of freedom that it was measured with,
+    None where it is known."""
     nothing = Ratio(None)
     if min(len(a.D), len(b.D)) < 2:
         return nothing, nothing
     high, low = min(a.loss[0], b.loss[0]), max(a.loss.min(), b.loss.min())
     if not low < high:
         # Nowhere equal: the better one at its fewest tokens beats the other at its most, or as much the other way round.
+        if sigma is None or low - high <= (student(dof) if dof else WIDE) * math.sqrt(2) * sigma:
+            return nothing, nothing
         bound = float(b.D[0] / a.D[-1]) if b.loss.min() < a.loss.min() else float(b.D[-1] / a.D[0])
         return Ratio(None, bound=bound), nothing
     wanted = np.linspace(high, low, _LEVELS)
@@ -163,10 +168,11 @@ def compare(a: _Curve, b: _Curve, sigma: float | None) -> tuple[Ratio, Ratio]:
     draws = None
     if sigma is not None:
         rng = np.random.default_rng(0)
+        levels = sigma * np.sqrt(dof / rng.chisquare(dof, _DRAWS)) if dof else np.full(_DRAWS, sigma)
         draws = np.array([
-            np.mean(_needed(b.D, b.loss + sigma * rng.standard_normal(len(b.D)), wanted)
-                    - _needed(a.D, a.loss + sigma * rng.standard_normal(len(a.D)), wanted))
-            for _ in range(_DRAWS)
+            np.mean(_needed(b.D, b.loss + level * rng.standard_normal(len(b.D)), wanted)
+                    - _needed(a.D, a.loss + level * rng.standard_normal(len(a.D)), wanted))
+            for level in levels
         ])  # fmt: skip
     ends = (math.exp(logs[0]), math.exp(logs[-1]))
     tokens = _ratio(float(logs.mean()), draws, (float(high), float(low)), ends)
@@ -203,16 +209,25 @@ def _outcome(
     seeds = len(lab.config.optim.seeds)
     sigma = None if noise is None else noise.sigma / math.sqrt(seeds)
     first = curves[0]
-    ratios = {c.optimizer: compare(first, c, sigma) for c in curves[1:]}
+    ratios = {c.optimizer: compare(first, c, sigma, noise and noise.dof) for c in curves[1:]}
     error = noise and noise.between(seeds)
     said = _edges_said(sweeps)
-    for c in curves[1:]:
-        said += _ratio_said(first, c, *ratios[c.optimizer], {name for (name, _), s in sweeps.items() if s.more()})
+    edges = {name for (name, _), s in sweeps.items() if s.more()}
+    verdicts = [
+        _asked(first, c, ratio, what, edges)
+        for c in curves[1:]
+        for ratio, what in zip(
+            ratios[c.optimizer], (("tokens", " token"), ("seconds of steps", "步的秒数")), strict=True
+        )
+    ]
+    for c, judged in zip(curves[1:], zip(verdicts[::2], verdicts[1::2], strict=True), strict=True):
+        said += _ratio_said(first, c, *ratios[c.optimizer], *judged, edges)
     return Outcome(
         name="optim",
         title={"en": "Optimizers at equal loss", "zh": "同等损失下的优化器"},
         columns=_COLUMNS,
         rows=_rows(first, curves, sweeps, error),
+        verdicts=verdicts,
         verdict=join([*said, noise_said(noise, "optim")]),
         draw=lambda figure, language: _draw(figure, language, curves, sweeps),
         facts={
@@ -239,7 +254,8 @@ _COLUMNS: dict[str, Text] = {
     "D": {"en": "D, tokens", "zh": "D（token）"},
     "lr": {"en": "best rate", "zh": "最佳学习率"},
     "interval": {"en": "95 % interval", "zh": "95 % 区间"},
-    "bpb": {"en": "bpb there", "zh": "该处 bpb"},
+    "bpb": {"en": "bpb there, fitted", "zh": "该处 bpb（拟合）"},
+    "measured": {"en": "lowest bpb measured", "zh": "测得的最低 bpb"},
     "difference": {"en": "to the first", "zh": "与第一个之差"},
     "noise": {"en": "noise of a difference (95 %)", "zh": "差的噪声（95 %）"},
     "seconds": {"en": "seconds", "zh": "秒"},
@@ -256,7 +272,7 @@ def _rows(
             sweep = sweeps[c.optimizer, int(D)]
             rows.append({
                 "optimizer": _SHOWN[c.optimizer], "D": int(D), "lr": sweep.optimum and sweep.optimum.best,
-                "interval": span(*sweep.bounds), "bpb": loss,
+                "interval": span(*sweep.bounds), "bpb": loss, "measured": sweep.measured,
                 "difference": loss - base[D] if c is not first and D in base else None,
                 "noise": error if c is not first else None,
                 "seconds": float(np.median(c.seconds)) * D if len(c.seconds) else None,
@@ -283,13 +299,34 @@ def _edges_said(sweeps: Mapping[Key, Sweep]) -> list[tuple[str, str]]:
     return said
 
 
-def _ratio_said(a: _Curve, b: _Curve, tokens: Ratio, seconds: Ratio, edges: set[str]) -> list[tuple[str, str]]:
+def _asked(a: _Curve, b: _Curve, r: Ratio, what: tuple[str, str], edges: set[str]) -> Verdict:
+    """Does b need less than a? edges: optimizers whose best rate may lie beyond those that were tried: they may do better, so an
+    answer against one of them is open on that side."""
+    one, other = _SHOWN[a.optimizer], _SHOWN[b.optimizer]
+    en = f"Does {other} need fewer {what[0]} than {one} for the same loss (ratio below 1)?"
+    zh = f"同等损失下，{other} 所需{what[1]}是否少于 {one}（比值小于 1）？"
+    return Verdict((en, zh), r.value, _interval(a, b, r, edges), (-math.inf, 1 - 1e-9))
+
+
+def _interval(a: _Curve, b: _Curve, r: Ratio, edges: set[str]) -> Limits:
+    low, high = (r.low or 0.0, r.high or math.inf) if r.value is not None else (0.0, math.inf)
+    if r.bound is not None:
+        low, high = (0.0, r.bound) if r.bound < 1 else (r.bound, math.inf)
+    if a.optimizer in edges:
+        high = math.inf
+    low, high = opened(0.0 if b.optimizer in edges else low, high)
+    return (low, high) if low > -math.inf or high < math.inf else UNKNOWN
+
+
+def _ratio_said(
+    a: _Curve, b: _Curve, tokens: Ratio, seconds: Ratio, less: Verdict, sooner: Verdict, edges: set[str]
+) -> list[tuple[str, str]]:
     """edges: optimizers whose best rate may lie beyond those that were tried."""
     one, other = _SHOWN[a.optimizer], _SHOWN[b.optimizer]
     if tokens.value is None:
         if tokens.bound is None:
-            en = f"{one} and {other} cannot be compared: trials are missing."
-            return [(en, f"缺少试验，{one} 与 {other} 无法比较。")]
+            en = f"{one} and {other} cannot be compared: trials are missing, or all that keeps their losses apart may be noise."
+            return [(en, f"{one} 与 {other} 无法比较：缺少试验，或损失之差可能只是噪声。")]
         side = ("less", "小于") if tokens.bound < 1 else ("more", "大于")
         bound = f"{tokens.bound:.3g}"
         en = (
@@ -305,7 +342,7 @@ def _ratio_said(a: _Curve, b: _Curve, tokens: Ratio, seconds: Ratio, edges: set[
     assert tokens.ends is not None
     number, at = _shown(tokens), f"{tokens.losses[0]:.4f} .. {tokens.losses[1]:.4f}"
     ends = f"{tokens.ends[0]:.2f}", f"{tokens.ends[1]:.2f}"
-    call = _call(tokens, a, b, edges)
+    call = _call(less, a, b, edges)
     en = (
         f"For the same loss ({at} bits per byte) {other} needs {number} times the tokens of {one}: {ends[0]} times at the highest "
         f"of these losses, {ends[1]} at the lowest{call[0]}."
@@ -316,7 +353,7 @@ def _ratio_said(a: _Curve, b: _Curve, tokens: Ratio, seconds: Ratio, edges: set[
     )
     said = [(en, zh)]
     if seconds.value is not None:
-        call = _call(seconds, a, b, edges)
+        call = _call(sooner, a, b, edges)
         said.append(
             (
                 f"In seconds of steps on this machine it needs {_shown(seconds)} times as much{call[0]}.",
@@ -332,19 +369,18 @@ def _shown(r: Ratio) -> str:
     return f"{r.value:.2f}{interval}"
 
 
-def _call(r: Ratio, a: _Curve, b: _Curve, edges: set[str]) -> tuple[str, str]:
-    if r.low is None or r.high is None:
-        return "; the interval is not known", "；区间未知"
-    if r.low <= 1 <= r.high:
-        return "; no difference beyond noise", "；没有超出噪声的差异"
-    en, zh = ("; less", "；更少") if r.high < 1 else ("; more", "；更多")
-    loser = (a if r.high < 1 else b).optimizer
-    if loser not in edges:
-        return en, zh
-    # The better one at an edge only does better still; the worse one may catch up.
+def _call(v: Verdict, a: _Curve, b: _Curve, edges: set[str]) -> tuple[str, str]:
+    if v.answer != "cannot tell":
+        return ("; less", "；更少") if v.answer == "yes" else ("; more", "；更多")
+    open_ = [c.optimizer for c in (a, b) if c.optimizer in edges]
+    if v.interval == UNKNOWN and not open_:
+        return "; the interval is not known, so which needs less cannot be told", "；区间未知，无法判断哪个更少"
+    if not open_:
+        return "; which needs less cannot be told", "；无法判断哪个更少"
+    names = " / ".join(_SHOWN[name] for name in open_)
     return (
-        f"{en}, but {_SHOWN[loser]} may catch up at the rates to add",
-        f"{zh}，但 {_SHOWN[loser]} 用待加入的学习率可能追上",
+        f"; which needs less cannot be told, as {names} may do better at the rates to add",
+        f"；{names} 用待加入的学习率可能更好，因此无法判断哪个更少",
     )
 
 

@@ -29,13 +29,13 @@ from gangpao.config import merge
 from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
-from gangpao.sandbox import fit
+from gangpao.sandbox import doubts, fit
 from gangpao.sandbox.budget import Machine, flops_of, machine_of
 from gangpao.sandbox.conditions import conditions, differing, told
 from gangpao.sandbox.experiment import Language
 from gangpao.sandbox.known import Laws
 from gangpao.sandbox.trial import Lab, Spec, cost_of, train_config
-from gangpao.train import pretrain
+from gangpao.train import memory, pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
 
 MIN_STEPS = 50  # fewer are no schedule
@@ -145,7 +145,7 @@ def _batch_limits(laws: Laws, lab: Lab) -> tuple[float, float]:
 def need(lab: Lab, shape: ModelConfig, *, rows: int, recompute: bool) -> int:
     """Bytes that training takes, as `gangpao train` estimates them before it begins (float32, the safe side)."""
     kind = lab.config.common.optimizer
-    return sum(pretrain.training_bytes(shape, rows * lab.config.seq_len, optimizer=kind, recompute=recompute))
+    return sum(memory.training_bytes(shape, rows * lab.config.seq_len, optimizer=kind, recompute=recompute))
 
 
 # --- the plan
@@ -184,6 +184,7 @@ def make_plan(
     more = best(laws, lab, flops, serve_tokens=serve_tokens, max_params=max_params)
     notes = (
         *laws.notes, *_batch_said(laws, lab, choice), *_remarks(laws, lab, choice, config, here),
+        *doubts.of_choice(laws.scaling, choice.N, choice.D, choice.loss),
         *_memory_said(choice, more, config, memory, here),
     )  # fmt: skip
     return Plan(
@@ -300,7 +301,7 @@ def _memory_said(
         en = f"The memory of {here.profile} is taken to be this machine's, {have}: give --memory."
         said.append((en, f"假定 {here.profile} 的内存与本机相同，为 {have}：请给出 --memory。"))
     if more is not None and (more.width, more.layers) != (c.width, c.layers):
-        en = f"{have} of memory limited the size: with more, {more.width}x{more.layers} would be best, at {more.loss:.4f}."
+        en = f"{have} of memory limited the size: more would make {more.width}x{more.layers} best, at {more.loss:.4f} predicted."
         zh = f"{have} 内存限制了尺寸：内存更多时最优为 {more.width}x{more.layers}，预测 {more.loss:.4f}。"
         said.append((en, zh))
     elif config.recompute:
@@ -368,7 +369,7 @@ class Plan:
             ("memory to train", "训练所需内存", show_bytes(self.memory)),
         ]
         if self.unlimited is not None:
-            rows.append(("best bpb without serving or cap", "不计推理与上限时最优 bpb", f"{self.unlimited:.4f}"))
+            rows.append(("predicted bpb without serving or cap", "不计推理与上限时预测的 bpb", f"{self.unlimited:.4f}"))
         if self.seconds is not None:
             rows.append(("time", "时间", show_seconds(self.seconds)))
         if self.yuan is not None:

@@ -1,7 +1,8 @@
-"""One page of all experiments in a sandbox: verdict, plot and table of each, and what each of them cost.
+"""One page of all experiments in a sandbox: where each comes from, its answers, plot and table, the plans that were made and what
+came of them, and what all of it cost.
 
-A single HTML file that needs no network, and the same as Markdown. It is made of what the experiments wrote
-(outcome.json, report.<language>.md, plot.<language>.png), so it can be made again at any time, in English or Chinese.
+A single HTML file that needs no network, and the same as Markdown. It is made of what the experiments and plans wrote
+(outcome.json, report.<language>.md, plot.<language>.png, plans/), so it can be made again at any time, in English or Chinese.
 
 What it gives up: zooming into plots; the numbers are in outcome.json.
 """
@@ -15,22 +16,29 @@ from typing import Any
 
 from gangpao.atomic import read_json
 from gangpao.log import show_seconds
-from gangpao.sandbox.experiment import Language, left_out, show
+from gangpao.sandbox import planned, provenance
+from gangpao.sandbox.experiment import Language, left_out, origin, show
+from gangpao.sandbox.verdict import WORDS
 
 _WORDS = {
     "en": {
         "title": "Model Sandbox", "cost": "What it cost", "name": "experiment", "trials": "trials", "time": "trial time",
-        "overhead": "start and evaluation", "yuan": "yuan",
+        "overhead": "start and evaluation", "yuan": "yuan", "all": "all", "made": "This page was made {when}.",
+        "answers": "Answers", "question": "question", "answer": "answer", "came": "Predicted against came",
+        "untrained": "No run of this plan was compared yet: `gangpao sandbox compare RUN --out {out}`.",
     },
     "zh": {
         "title": "模型沙盒", "cost": "花费", "name": "实验", "trials": "试验数", "time": "试验时间",
-        "overhead": "启动与评估占比", "yuan": "元",
+        "overhead": "启动与评估占比", "yuan": "元", "all": "合计", "made": "本页生成于 {when}。",
+        "answers": "结论", "question": "问题", "answer": "回答", "came": "预测与实际",
+        "untrained": "尚未比较这个方案的训练：`gangpao sandbox compare RUN --out {out}`。",
     },
 }  # fmt: skip
-_ORDER = ("lr", "batch", "schedule", "scaling", "mix", "optim")
+_ORDER = ("lr", "batch", "schedule", "scaling", "mix", "optim", "search")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color-scheme:light dark}"
     "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}td:first-child,th:first-child{text-align:left}"
+    ".words td,.words th{text-align:left}"
     "img{max-width:100%}table{border-collapse:collapse;display:block;overflow-x:auto}"
 )
 
@@ -53,45 +61,107 @@ def write(folder: Path, language: Language) -> tuple[Path, Path]:
 
 
 def _costs(found: list[dict[str, Any]], language: Language) -> list[list[str]]:
+    """A row for each experiment, and all of them: a trial that several experiments use counts in each."""
     word = _WORDS[language]
     rows = [[word["name"], word["trials"], "FLOPs", word["time"], word["overhead"], word["yuan"]]]
-    for o in found:
+    keys = ("trials", "flops", "seconds", "busy", "yuan")
+    every = {"title": {language: word["all"]}, **{key: sum(o[key] for o in found) for key in keys}}
+    for o in [*found, every]:
         share = 1 - o["busy"] / o["seconds"] if o["seconds"] else 0.0
         row = [o["title"][language], show(o["trials"]), f"{o['flops']:.3g}", show_seconds(o["seconds"]), f"{share:.1%}"]
         rows.append([*row, f"{o['yuan']:.3g}"])
     return rows
 
 
+def _answers(found: list[dict[str, Any]], language: Language) -> list[list[str]]:
+    """Every question with its answer; outcomes of an older version have none."""
+    word, i = _WORDS[language], 0 if language == "en" else 1
+    rows = [[word["name"], word["question"], word["answer"]]]
+    for o in found:
+        for v in o.get("verdicts", ()):
+            rows.append([o["title"][language], v["question"][language], WORDS[v["answer"]][i]])
+    return rows
+
+
 def _markdown(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
     word = _WORDS[language]
-    parts = [f"# {word['title']}"]
+    parts = [f"# {word['title']}", word["made"].format(when=provenance.now())]
+    if len(answers := _answers(found, language)) > 1:
+        parts += [f"## {word['answers']}", _rows(answers)]
     for o in found:
         parts += [(folder / o["name"] / f"report.{language}.md").read_text(encoding="utf-8").strip()]
         parts += [f"![{o['title'][language]}]({o['name']}/plot.{language}.png)"]
-    rows = ["| " + " | ".join(row) + " |" for row in _costs(found, language)]
-    return "\n\n".join([*parts, f"## {word['cost']}", "\n".join([rows[0], "|-" * 6 + "|", *rows[1:]])]) + "\n"
+    for plan in planned.plans(folder):
+        parts += [plan["text"][language].strip(), _planned_when(plan, language), f"### {word['came']}"]
+        parts += [planned.markdown(plan["runs"], language) if plan["runs"] else word["untrained"].format(out=folder)]
+    return "\n\n".join([*parts, f"## {word['cost']}", _rows(_costs(found, language))]) + "\n"
+
+
+def _planned_when(plan: dict[str, Any], language: Language) -> str:
+    return provenance.said(plan["made"])[0 if language == "en" else 1]
+
+
+def _rows(rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    head, *rest = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "-|" * len(rows[0]), *rest])
 
 
 def _page(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
     word = _WORDS[language]
-    body = [f"<h1>{word['title']}</h1>"]
+    body = [f"<h1>{word['title']}</h1>", f"<p>{word['made'].format(when=provenance.now())}</p>"]
+    if len(answers := _answers(found, language)) > 1:
+        body += [f"<h2>{word['answers']}</h2>", _table(answers, "words")]
     for o in found:
-        picture = base64.b64encode((folder / o["name"] / f"plot.{language}.png").read_bytes()).decode()
-        title = html.escape(o["title"][language])
-        keys = list(o["columns"])
-        rows = [
-            [o["columns"][k][language] for k in keys],
-            *([show(row.get(k), language) for k in keys] for row in o["rows"]),
-        ]
-        body += [f"<h2>{title}</h2>", _said(o["verdict"][language])]
-        body += [f'<img alt="{title}" src="data:image/png;base64,{picture}">', _table(rows)]
-        if o["excluded"]:
-            body.append(f"<p>{html.escape(left_out(o['excluded'], language))}</p>")
+        body += _experiment(folder, o, language)
+    for plan in planned.plans(folder):
+        body += _plan(folder, plan, language)
     body += [f"<h2>{word['cost']}</h2>", _table(_costs(found, language))]
     return (
         f'<!doctype html>\n<html lang="{language}"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{word['title']}</title><style>{_STYLE}</style>\n" + "\n".join(body) + "\n</html>\n"
     )
+
+
+def _experiment(folder: Path, o: dict[str, Any], language: Language) -> list[str]:
+    picture = base64.b64encode((folder / o["name"] / f"plot.{language}.png").read_bytes()).decode()
+    title = html.escape(o["title"][language])
+    keys = list(o["columns"])
+    rows = [
+        [o["columns"][k][language] for k in keys],
+        *([show(row.get(k), language) for k in keys] for row in o["rows"]),
+    ]
+    body = [f"<h2>{title}</h2>", *(_line(line) for line in origin(o, language))]
+    if judged := [v[language] for v in o.get("verdicts", ())]:
+        body.append("<ul>" + "".join(f"<li><b>{html.escape(line)}</b></li>" for line in judged) + "</ul>")
+    body += [_said(o["verdict"][language])]
+    body += [f'<img alt="{title}" src="data:image/png;base64,{picture}">', _table(rows)]
+    if o["excluded"]:
+        body.append(f"<p>{html.escape(left_out(o['excluded'], language))}</p>")
+    return body
+
+
+def _plan(folder: Path, plan: dict[str, Any], language: Language) -> list[str]:
+    """A plan as it was made, and what came of it."""
+    word, lines = _WORDS[language], plan["text"][language].strip().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    notes = [line[2:] for line in lines if line.startswith("- ")]
+    body = [
+        f"<h2>{html.escape(lines[0].removeprefix('## '))}</h2>",
+        f"<p>{html.escape(_planned_when(plan, language))}</p>",
+    ]
+    body += [_table(table[1:]), "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>"]
+    body.append(f"<h3>{word['came']}</h3>")
+    if not plan["runs"]:
+        return [*body, _line(word["untrained"].format(out=folder))]
+    i = 0 if language == "en" else 1
+    said = [f"<p>{html.escape(planned.sentence(run)[i])}</p>" for run in plan["runs"]]
+    return [*body, _table(planned.table(plan["runs"], language)), *said]
+
+
+def _line(text: str) -> str:
+    """A paragraph; what Markdown sets as code is in a frame of its own there only."""
+    return f"<p>{html.escape(text.replace('`', ''))}</p>"
 
 
 def _said(verdict: str) -> str:
@@ -102,9 +172,10 @@ def _said(verdict: str) -> str:
     return f"<p>{' '.join(lines)}</p>"
 
 
-def _table(rows: list[list[str]]) -> str:
+def _table(rows: list[list[str]], kind: str = "numbers") -> str:
+    """kind: "words" has all its columns on the left."""
     head, *rest = (
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
         for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
     )
-    return "<table>" + "\n".join([head, *rest]) + "</table>"
+    return f'<table class="{kind}">' + "\n".join([head, *rest]) + "</table>"

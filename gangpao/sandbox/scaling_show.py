@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gangpao.sandbox import fit, plot
+from gangpao.sandbox import doubts, fit, plot, verdict
 from gangpao.sandbox.chinese import chinese
 from gangpao.sandbox.coupled import CoupledFit
 from gangpao.sandbox.experiment import Language, Text, listed
 from gangpao.sandbox.study import Fitted, Study, points_of, size_of
 from gangpao.sandbox.trial import Result
+from gangpao.sandbox.verdict import Verdict
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS: dict[str, Text] = {
@@ -63,8 +65,25 @@ def _target_row(t: dict[str, Any]) -> dict[str, Any]:
 
 # --- what is said
 
+GOAL = 1.0  # percent that a prediction may miss by
 
-def verdict(study: Study, fits: dict[str, Fitted], tests: list[dict[str, Any]], noise: fit.Noise | None) -> Text:
+
+def verdicts(fits: dict[str, Fitted], tests: list[dict[str, Any]], noise: fit.Noise | None) -> list[Verdict]:
+    """Of the law that a plan goes by: its targets, its floor, its best D / N."""
+    name = "coupled" if "coupled" in fits else "wsd"
+    out = []
+    for t in tests:
+        if t["law"] != name:
+            continue
+        wide = None if noise is None or t["actual"] is None else 100 * noise.wide() * t["predicted"] / t["actual"] ** 2
+        en = f"Is {t['size']} after {t['D']:,} tokens predicted within {GOAL:g} %?"
+        zh = f"{t['size']} 训练 {t['D']:,} token 后的预测误差是否在 {GOAL:g} % 以内？"
+        out.append(Verdict((en, zh), t["error"], verdict.about(t["error"], wide), (-GOAL, GOAL), " %"))
+    law = fits[name].law
+    return [*out, *(doubts.verdicts(law) if law else [])]
+
+
+def told(study: Study, fits: dict[str, Fitted], tests: list[dict[str, Any]], noise: fit.Noise | None) -> Text:
     """A list: what was predicted and came, then the laws, then what it cost."""
     return listed([*_tests_said(tests, noise), *_law_said(fits, noise), *_cost_said(study, fits)])
 
@@ -86,7 +105,7 @@ def _law_said(fits: dict[str, Fitted], noise: fit.Noise | None) -> list[tuple[st
             said.append((f"{en} give no law: {f.why}.", f"{zh}得不到规律：{chinese(f.why)}。"))
             continue
         if isinstance(f.law, CoupledFit):
-            said.append(_coupled_said(f.law))
+            said += [_coupled_said(f.law), *doubts.of_law(f.law)]
             continue
         law, C = f.law.law, max(6 * p.N * p.D for p in f.law.points)
         formula = f"L = {law.E:.4g} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}"
@@ -99,6 +118,7 @@ def _law_said(fits: dict[str, Fitted], noise: fit.Noise | None) -> list[tuple[st
         zh = f"{zh}（{len(f.law.points)} 个点）：{formula}，95 % 区间 {ranges}；{at} 时最优 D/N 为 {ratio}。"
         en += f" The points do not determine {bound}: run a wider range." if bound else ""
         said.append((en, zh + (f"这些点定不出 {bound}：请扩大范围。" if bound else "")))
+        said += doubts.of_law(f.law) if name == "wsd" else []
     said += _held_out_said(fits["wsd"])
     if noise is None:
         en = "One seed: the noise between seeds is not known, and the intervals come from the scatter around the law."
@@ -191,38 +211,59 @@ _WORDS: dict[str, Text] = {
     "bpb": {"en": "bits per byte", "zh": "每字节比特"},
     "predicted": {"en": "predicted bits per byte", "zh": "预测的每字节比特"},
     "actual": {"en": "actual bits per byte", "zh": "实际的每字节比特"},
-    "fitted": {"en": "fitted", "zh": "参与拟合"},
+    "came": {"en": "came", "zh": "实际"},
+    "target": {"en": "target", "zh": "目标"},
+    "law": {"en": "Lines: law", "zh": "曲线：规律"},
 }
+_MARKS = (("wsd", "o"), ("coupled", "D"), ("cosine", "x"), ("equal", "+"))
 
 
 def draw(figure: Figure, language: Language, fits: dict[str, Fitted], tests: list[dict[str, Any]]) -> None:
-    """Left: loss against D for each size with the law. Right: what the law says against what came."""
+    """Left: loss against D for each size with the law that a plan goes by, dashed for the targets. Right: what every law says of
+    the targets with its 95 % intervals and what came; without targets, what the law says of its own points."""
     word = plot.words(_WORDS | _SHORT, language)
     left, right = figure.subplots(1, 2)
-    law = fits["wsd"].additive
+    name = "coupled" if "coupled" in fits else "wsd"
+    law, results = fits[name].law, fits[name].results
     assert law is not None
-    results = fits["wsd"].results
     ends = [min(r.D for r in results) / 1.3, 1.3 * max([r.D for r in results] + [t["D"] for t in tests])]
-    for i, N in enumerate(sorted({r.N for r in results})):
+    grid = np.geomspace(ends[0], ends[1], 50)
+    sizes = [(r.N, size_of(r)) for r in {r.N: r for r in sorted(results, key=lambda r: r.N)}.values()]
+    for i, (N, size) in enumerate(sizes):
         here = [r for r in results if r.N == N]
         left.plot([r.D for r in here], [r.bpb for r in here if r.bpb is not None], f"C{i}o")
-        grid = np.geomspace(ends[0], ends[1], 50)
-        name = f"{size_of(here[0])}  N = {N:,}"
-        left.plot(grid, [law.predict(N, float(D)) for D in grid], f"C{i}-", label=name)
-    right.plot([law.predict(r.N, r.D) for r in results], [r.bpb for r in results], "C7.", label=word["fitted"])
-    for name, marker in (("wsd", "*"), ("coupled", "D"), ("cosine", "x"), ("equal", "+")):
-        done = [t for t in tests if t["law"] == name and t["actual"] is not None]
-        if not done:
-            continue
-        spread = [[t["predicted"] - t["low"] for t in done], [t["high"] - t["predicted"] for t in done]]
-        x, y = [t["predicted"] for t in done], [t["actual"] for t in done]
-        right.errorbar(x, y, xerr=np.maximum(spread, 0), fmt=marker, label=word[name])
-        if name == "wsd":
-            left.plot([t["D"] for t in done], y, "k*", markersize=10)
-    low, high = right.get_xlim()
-    right.plot([low, high], [low, high], "k:", linewidth=0.8)
-    for axes, across, up in ((left, "D", "bpb"), (right, "predicted", "actual")):
-        axes.set(xlabel=word[across], ylabel=word[up])
-        axes.legend(fontsize=8)
-    left.set_xscale("log")
+        left.plot(grid, [law.predict(N, float(D)) for D in grid], f"C{i}-", label=f"{size}  N = {N:,}")
+    mine = sorted((t for t in tests if t["law"] == name), key=lambda t: int(t["N"]))
+    for t, shade in zip(mine, plot.colours(len(mine)), strict=True):
+        label = f"{word['target']} {t['size']}"
+        left.plot(grid, [law.predict(t["N"], float(D)) for D in grid], "--", color=shade, linewidth=1, label=label)
+        if t["actual"] is not None:
+            left.plot(t["D"], t["actual"], "k*", markersize=10)
+    left.set(xlabel=word["D"], ylabel=word["bpb"], xscale="log", title=f"{word['law']} {word[name]}")
+    left.legend(fontsize=8)
+    done = [t for t in tests if t["actual"] is not None]
+    if done:
+        _draw_targets(right, done, word)
+    else:
+        said = [law.predict(r.N, r.D) for r in results]
+        right.plot(said, [r.bpb for r in results], "C7.")
+        right.plot([min(said), max(said)], [min(said), max(said)], "k:", linewidth=0.8)
+        right.set(xlabel=word["predicted"], ylabel=word["actual"])
     plot.set_font(figure, language)
+
+
+def _draw_targets(axes: Axes, done: Sequence[dict[str, Any]], word: dict[str, str]) -> None:
+    """A column for each target: an interval for each law, and a star for what came."""
+    sizes = list(dict.fromkeys((t["size"], t["D"], t["actual"]) for t in sorted(done, key=lambda t: int(t["N"]))))
+    laws = [(name, mark) for name, mark in _MARKS if any(t["law"] == name for t in done)]
+    for k, (name, mark) in enumerate(laws):
+        mine = [t for t in done if t["law"] == name]
+        x = [sizes.index((t["size"], t["D"], t["actual"])) + 0.13 * (k - (len(laws) - 1) / 2) for t in mine]
+        spread = [[t["predicted"] - t["low"] for t in mine], [t["high"] - t["predicted"] for t in mine]]
+        y = [t["predicted"] for t in mine]
+        axes.errorbar(x, y, yerr=np.maximum(spread, 0), fmt=mark, color=f"C{k}", capsize=2, label=word[name])
+    x = [i + 0.13 * (len(laws) + 1) / 2 for i in range(len(sizes))]
+    axes.plot(x, [actual for _, _, actual in sizes], "k*", markersize=11, label=word["came"])
+    axes.set_xticks(range(len(sizes)), [f"{size}\n{D / 1e6:.3g} M" for size, D, _ in sizes])
+    axes.set(ylabel=word["bpb"])
+    axes.legend(fontsize=8)

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gangpao.sandbox import fit, plot
+from gangpao.sandbox import fit, plot, verdict
 from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.trial import Lab, Result, Spec
+from gangpao.sandbox.verdict import BELOW_ZERO, Answer, Verdict, decide
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,11 +150,20 @@ def _judge(lab: Lab, cells: list[_Cell], noise: fit.Noise | None) -> dict[str, A
 
 
 class Told(NamedTuple):
-    """The smallest share that is enough, else None. noise: of a difference of means over the horizons, of the loss; None where it
-    is not known, or trials are missing."""
+    """What each share of the decay costs against the best one, of the loss, in the mean over the horizons. noise: half the 95 %
+    interval of such a difference; None where it is not known, or trials are missing. MARGIN is the most that is enough."""
 
-    enough: float | None
+    costs: dict[float, float]
     noise: float | None
+
+    def answer(self, share: float) -> Answer:
+        """Is a share enough?"""
+        return decide(*verdict.about(self.costs.get(share), self.noise), (-math.inf, MARGIN))
+
+    @property
+    def enough(self) -> float | None:
+        """The smallest share that surely is; what noise hides is not taken to be nothing."""
+        return next((share for share in self.costs if self.answer(share) == "yes"), None)
 
     @property
     def noisy(self) -> bool:
@@ -162,18 +172,16 @@ class Told(NamedTuple):
 
 
 def told_apart(horizons: Sequence[dict[str, Any]], shape: str, wide: float | None) -> Told:
-    """From the horizons of an outcome, also as JSON has them: the smallest share whose difference to the best one, in the mean over
-    the horizons, is below MARGIN even at the upper end of its noise. What noise hides is not taken to be nothing."""
+    """From the horizons of an outcome, also as JSON has them."""
     here = [h["shapes"][shape] for h in horizons if shape in h["shapes"]]
     if wide is None or not here or len(here) < len(horizons):
-        return Told(None, None)
+        return Told({}, None)
     above = [{float(share): value for share, value in h["above_best"].items()} for h in here]
     shares = sorted(set.intersection(*(set(a) for a in above)))
     means = {share: sum(a[share] for a in above) / len(above) for share in shares}
     best = min(means.values(), default=0.0)
     loss = sum(h["bpb"] for h in here) / len(here) + best
-    noise = wide / math.sqrt(len(here)) / loss
-    return Told(next((share for share in shares if (means[share] - best) / loss + noise < MARGIN), None), noise)
+    return Told({share: (mean - best) / loss for share, mean in means.items()}, wide / math.sqrt(len(here)) / loss)
 
 
 def _outcome(
@@ -202,6 +210,7 @@ def _outcome(
         title={"en": "WSD against cosine", "zh": "WSD 与余弦学习率的比较"},
         columns=_COLUMNS,
         rows=rows,
+        verdicts=[*(v for h in judged["horizons"] if (v := _against(lab, h, judged["wide"]))), *_asked(lab, judged)],
         verdict=_verdict(lab, judged, cost),
         draw=lambda figure, language: _draw(figure, language, lab, cells, judged),
         facts={
@@ -246,6 +255,33 @@ def _usual(lab: Lab) -> float:
     return min(lab.config.schedule.decays, key=lambda share: abs(share - lab.config.common.decay))
 
 
+def _against(lab: Lab, h: dict[str, Any], wide: float | None) -> Verdict | None:
+    """Does WSD with the usual share end below the best cosine of a horizon? None where trials are missing."""
+    share, shape = _usual(lab), lab.config.schedule.shapes[0]
+    found = h["shapes"].get(shape, {})
+    above = found.get("above_best", {}).get(share)
+    if above is None or h["cosine"] is None:
+        return None
+    d = found["bpb"] + above - h["cosine"]
+    en = f"At {h['D']:,} tokens, does {shape} with a decay of {share:.3g} end at or below the best cosine?"
+    zh = f"{h['D']:,} token 处，{shape}（退火比例 {share:.3g}）是否不高于最佳余弦？"
+    return Verdict((en, zh), d, verdict.about(d, wide), BELOW_ZERO)
+
+
+def _asked(lab: Lab, judged: dict[str, Any]) -> list[Verdict]:
+    """Is a share of the decay enough? For every shape and share that was tried."""
+    out = []
+    for shape in lab.config.schedule.shapes:
+        told = judged["told"][shape]
+        for share in sorted(set(lab.config.schedule.decays)):
+            cost, percent = told.costs.get(share), None if told.noise is None else 100 * told.noise
+            value = None if cost is None else 100 * cost
+            en = f"{shape}: does a decay of {share:.1%} cost at most {MARGIN:.1%} of the loss against the best share?"
+            zh = f"{shape}：退火比例 {share:.1%} 与最佳比例相比，损失增量是否不超过 {MARGIN:.1%}？"
+            out.append(Verdict((en, zh), value, verdict.about(value, percent), (-math.inf, 100 * MARGIN), " %"))
+    return out
+
+
 def _verdict(lab: Lab, judged: dict[str, Any], cost: dict[str, float]) -> Text:
     said = [*_ends(lab, judged), *_shares(lab, judged)]
     if cost["wsd"] and cost["cosine"]:
@@ -285,8 +321,10 @@ def _ends(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
             )
             continue
         bpb = found["bpb"] + above
+        judged_here = _against(lab, h, wide)
+        assert judged_here is not None
         d = bpb - h["cosine"]
-        en, zh = _call(d, wide)
+        en, zh = _call(judged_here.answer, wide)
         said.append(
             (
                 f"At {h['D']:,} tokens {shape} with {share:.3g} of them for the decay ends at {bpb:.4f} bits per byte, the best "
@@ -316,31 +354,27 @@ def _ends(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
     return said
 
 
-def _call(d: float, wide: float | None) -> tuple[str, str]:
+def _call(answer: Answer, wide: float | None) -> tuple[str, str]:
     if wide is None:
         return "", ""
-    if abs(d) <= wide:
-        return f" ± {wide:.4f}, no difference beyond noise", f" ± {wide:.4f}，没有超出噪声的差异"
-    better = d < 0
-    return (
-        f" ± {wide:.4f}, {'better' if better else 'worse'} than cosine",
-        f" ± {wide:.4f}，{'优于' if better else '不如'}余弦",
-    )
+    en, zh = {
+        "yes": ("better than cosine", "优于余弦"), "no": ("worse than cosine", "不如余弦"),
+        "cannot tell": ("no difference beyond noise, so it cannot tell", "没有超出噪声的差异，无法判断"),
+    }[answer]  # fmt: skip
+    return f" ± {wide:.4f}, {en}", f" ± {wide:.4f}，{zh}"
 
 
 def _shares(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
     """Which share of decay is enough, for each shape, and what becomes of the paper's two."""
-    wide, said = judged["wide"], []
+    said: list[tuple[str, str]] = []
     for shape in lab.config.schedule.shapes:
         here = [h["shapes"][shape] for h in judged["horizons"] if shape in h["shapes"]]
         for share in PAPER:
             above = [s["above_best"][share] for s in here if share in s["above_best"]]
             if not above:
                 continue
-            within = (
-                "" if wide is None else f", within noise at {sum(a <= wide for a in above)} of {len(above)} horizons"
-            )
-            zh = "" if wide is None else f"，{len(above)} 个长度中有 {sum(a <= wide for a in above)} 个在噪声之内"
+            answer = verdict.WORDS[judged["told"][shape].answer(share)]
+            within, zh = f"; enough: {answer[0]}", f"；是否足够：{answer[1]}"
             said.append(
                 (
                     f"{shape}: a decay of {share:.1%} is at most {max(above):.4f} above the best share{within}.",

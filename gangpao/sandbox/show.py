@@ -5,7 +5,10 @@
     search           let Optuna look for the best values of any fields of a trial
     worker           take trials from a study on another machine
     plan             from a budget to a recipe that `gangpao train` runs
-    report           one page of all experiments
+    compare          what came of a plan's run against what was predicted
+    report           one page of all experiments and plans
+
+Before an experiment starts it says what it will cost; --estimate says that and stops.
 
 Whatever was interrupted goes on when the same command is given again, and no trial runs twice.
 """
@@ -31,6 +34,7 @@ Storage = Annotated[
     typer.Option("--storage", help="postgresql://... for workers on several machines; else SQLite in the folder."),
 ]
 Lang = Annotated[str, typer.Option("--lang", help="en or zh.")]
+Only = Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and train nothing.")]
 
 
 @app.callback()
@@ -45,26 +49,35 @@ def _language(lang: str) -> Literal["en", "zh"]:
 
 
 def _experiment(
-    name: str, config: Path, out: Path, overrides: list[str] | None, storage: str | None, lang: str
+    name: str, config: Path, out: Path, overrides: list[str] | None, storage: str | None, lang: str, only: bool
 ) -> None:
-    from gangpao.sandbox import experiment
+    from gangpao.sandbox import estimate, experiment
     from gangpao.sandbox.config import load_sandbox_config
     from gangpao.sandbox.drive import Driver
+    from gangpao.sandbox.provenance import provenance
     from gangpao.train.report import stderr
 
     language = _language(lang)
     loaded = load_sandbox_config(config, tuple(overrides or ()))
     driver = Driver(loaded, out, storage=storage, stream=stderr())
     run = importlib.import_module(f"gangpao.sandbox.{name}").run
+    costs = estimate.estimate(driver.lab, estimate.asked(run, driver.lab))
+    said = costs.lines(name)[0 if language == "en" else 1]
+    if only:
+        print(said)
+        return
+    print(said, file=stderr(), flush=True)
     outcome = run(driver.lab, lambda specs: driver.submit(name, specs))
-    experiment.write(outcome, out / name)
+    experiment.write(outcome, out / name, provenance(driver.lab, config, overrides or ()))
     print(experiment.markdown(outcome, language))
     print(out / name / f"plot.{language}.png")
 
 
 def _command(name: str, line: str) -> None:
-    def command(config: Config, out: Out, overrides: Set = None, storage: Storage = None, lang: Lang = "en") -> None:
-        _experiment(name, config, out, overrides, storage, lang)
+    def command(
+        config: Config, out: Out, overrides: Set = None, storage: Storage = None, lang: Lang = "en", only: Only = False
+    ) -> None:
+        _experiment(name, config, out, overrides, storage, lang, only)
 
     app.command(name, help=line)(command)
 
@@ -78,20 +91,33 @@ _command("optim", "AdamW against Muon at equal loss.")
 
 
 @app.command("search", help="Search any fields of a trial with Optuna (TPE, random, grid), pruning hopeless ones.")
-def search(config: Config, out: Out, overrides: Set = None, storage: Storage = None) -> None:
-    """Search, and print the best values as JSON."""
+def search(
+    config: Config, out: Out, overrides: Set = None, storage: Storage = None, lang: Lang = "en", only: Only = False
+) -> None:
+    """Search, write outcome, report and plot, and print the report; the last line is JSON with the best values."""
+    from gangpao.sandbox import estimate, experiment
+    from gangpao.sandbox import search as searching
     from gangpao.sandbox.config import load_sandbox_config
     from gangpao.sandbox.drive import Driver
-    from gangpao.sandbox.sweep import best_values, results
+    from gangpao.sandbox.provenance import provenance
     from gangpao.train.report import stderr
 
+    language = _language(lang)
     loaded = load_sandbox_config(config, tuple(overrides or ()))
     driver = Driver(loaded, out, storage=storage, stream=stderr())
-    study = driver.search(loaded.search)
-    pruned = sum(r.state == "pruned" for r in results(study).values())
-    print(
-        json.dumps({"best": best_values(study), "bpb": study.best_value, "trials": len(study.trials), "pruned": pruned})
-    )
+    said = estimate.of_search(driver.lab, driver.searched(loaded.search)).lines("search")[0 if language == "en" else 1]
+    if only:
+        print(said)
+        return
+    print(said, file=stderr(), flush=True)
+    outcome = searching.outcome_of(driver.lab, driver.search(loaded.search))
+    experiment.write(outcome, out / "search", provenance(driver.lab, config, overrides or ()))
+    print(experiment.markdown(outcome, language))
+    print(out / "search" / f"plot.{language}.png")
+    tried = outcome.facts["tried"]
+    pruned = sum(t["state"] == "pruned" for t in tried)
+    best = {"best": outcome.facts["best"], "bpb": outcome.facts["bpb"]}
+    print(json.dumps({**best, "trials": len(tried), "pruned": pruned}))
 
 
 @app.command("check", help="Coordinate check: are activations and updates the same size at every width under a rule?")
@@ -106,7 +132,7 @@ def check(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the plot, the table and the numbers.")] = None,
     lang: Lang = "en",
 ) -> None:
-    """Print a table and a verdict; exit code 1 when the rule does not hold."""
+    """Print a table and a verdict; exit code 1 when the rule does not hold, 3 when that cannot be told."""
     from gangpao.atomic import write_json
     from gangpao.sandbox.check import coordinate_check, draw
 
@@ -125,7 +151,7 @@ def check(
         write_json(out / f"check-{rule}.json", result.json())
         print(out / f"check-{rule}.png")
     if not result.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if result.answer == "no" else 3)
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -160,13 +186,15 @@ def plan(
     overrides: Set = None,
     lang: Lang = "en",
 ) -> None:
-    """Print the plan."""
+    """Print the plan, and keep it in the sandbox's folder, so that what comes of it can be compared."""
     import math
 
     from gangpao.sandbox import plan as planning
     from gangpao.sandbox.budget import machine_of
     from gangpao.sandbox.config import load_sandbox_config
     from gangpao.sandbox.known import load_laws
+    from gangpao.sandbox.planned import keep
+    from gangpao.sandbox.provenance import provenance
     from gangpao.sandbox.trial import Lab
 
     language = _language(lang)
@@ -179,12 +207,26 @@ def plan(
     limit = math.inf if max_params is None else max_params
     made = planning.make_plan(budget, laws, lab, here=here, serve_tokens=serve_tokens, max_params=limit, force=force)
     print(json.dumps(made.json(), ensure_ascii=False) if as_json else made.markdown(language))
+    keep(made, out, provenance(lab, config, overrides or ()))
     if toml is not None:
         planning.write(made, toml)
         print(toml)
 
 
-@app.command("report", help="One HTML page and one Markdown file of all experiments in a folder.")
+@app.command("compare", help="Predicted against came: a finished run of a plan, judged by what the plan said.")
+def compare(
+    run: Annotated[Path, typer.Argument(help="Folder of the run that `gangpao train` made of the plan.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the sandbox that made the plan.")],
+    lang: Lang = "en",
+) -> None:
+    """Print a table of every prediction of this recipe and what came."""
+    from gangpao.sandbox import planned
+
+    language = _language(lang)
+    print(planned.markdown([came.json() for came in planned.compare(run, out)], language))
+
+
+@app.command("report", help="One HTML page and one Markdown file of all experiments and plans in a folder.")
 def report(
     out: Annotated[Path, typer.Option("--out", help="Folder of the sandbox.")],
     lang: Lang = "en",

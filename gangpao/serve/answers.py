@@ -59,7 +59,8 @@ def check_length(loaded: Loaded, count: int) -> None:
     if count >= loaded.engine.context:
         raise ApiError(
             400,
-            f"the prompt has {count} tokens and this model's context holds {loaded.engine.context}, answer included",
+            f"the prompt has {count} tokens and this model's context holds {loaded.engine.context}, answer included: shorten "
+            "it, or start the server with a larger --context",
             code="context_length_exceeded",
             headers=NO_RETRY,
         )
@@ -94,6 +95,7 @@ class Answers:
     def __init__(self, loaded: Loaded, requests: Sequence[Request], metrics: Metrics) -> None:
         self._scheduler = loaded.scheduler
         self._metrics = metrics
+        self._model = loaded.name
         self._requests = requests
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._began = time.perf_counter()
@@ -132,13 +134,19 @@ class Answers:
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         left = len(self.handles)
+        latest: dict[int, float] = {}  # when the last token of each answer came
         while left:
             index, event = await self._events.get()
             if isinstance(event, Exception):
                 raise _failure(event)
+            if event.ids:
+                now = self.seconds
+                if index in latest:
+                    self._metrics.tokens(self._model, len(event.ids), now - latest[index])
+                latest[index] = now
             if event.finish_reason is not None:
                 left -= 1
-                self._metrics.answered(self.handles[index].stats, self.seconds)
+                self._metrics.answered(self._model, self.handles[index].stats, event.finish_reason, self.seconds)
             yield index, event
 
 
@@ -160,8 +168,9 @@ def choices_of(params: SamplingParams, n: int) -> list[SamplingParams]:
 # --- what all bodies share
 
 
-def usage(handles: Sequence[Handle], prompt_of: Sequence[Handle]) -> dict[str, Any]:
-    """Counts of one request. prompt_of: one handle for each prompt, because n answers to it count it once."""
+def usage(handles: Sequence[Handle], prompt_of: Sequence[Handle], thought: int = 0) -> dict[str, Any]:
+    """Counts of one request. prompt_of: one handle for each prompt, because n answers to it count it once. thought: how many of
+    the answers' tokens were thoughts, marks included."""
     prompt = sum(h.stats.prompt_tokens for h in prompt_of)
     completion = sum(h.stats.completion_tokens for h in handles)
     return {
@@ -169,7 +178,7 @@ def usage(handles: Sequence[Handle], prompt_of: Sequence[Handle]) -> dict[str, A
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(h.stats.cached_tokens for h in prompt_of)},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": thought},
     }
 
 

@@ -1,9 +1,11 @@
 """Anthropic's Messages API over the chat core: /v1/messages, whole and streamed, and /v1/messages/count_tokens.
 
     request     blocks -> OpenAI's messages: tool_use becomes a call, tool_result a message of its own, system comes first
-    answer      text and calls -> blocks; input_tokens are those that the prefix cache did not have, as Anthropic counts
+    answer      thought, text and calls -> blocks; input_tokens are those that the prefix cache did not have, as Anthropic counts
 
-What it gives up: an answer begun by the caller (prefill), documents, thinking. How many input tokens came from the cache a
+Thoughts that come back are left out of the prompt; their signature, which Anthropic's server checks, is empty.
+
+What it gives up: an answer begun by the caller (prefill), documents. How many input tokens came from the cache a
 stream says in its last event.
 """
 
@@ -19,7 +21,7 @@ from starlette.routing import Route
 
 from gangpao.serve import chat_core, schema
 from gangpao.serve.errors import ApiError, anthropic_body
-from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given, speaking
+from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Thought, Words, events, given, speaking
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
 from gangpao.serve.stream import Json, client_of, event_stream, read_json, sse, watched
@@ -227,6 +229,7 @@ def _choice(choice: Choice) -> str | Body:
 
 # --- answers
 
+_THINKING = {"type": "thinking", "thinking": "", "signature": ""}
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -234,7 +237,9 @@ def message_of(answer: Body) -> Body:
     """A chat.completion as a message. A call that was cut off has no input and is left out."""
     choice = answer["choices"][0]
     said = choice["message"]
-    blocks: list[Body] = [{"type": "text", "text": said["content"]}] if said["content"] else []
+    thought = said.get("reasoning_content")
+    blocks: list[Body] = [{**_THINKING, "thinking": thought}] if thought else []
+    blocks += [{"type": "text", "text": said["content"]}] if said["content"] else []
     for call in said.get("tool_calls", ()):
         try:
             arguments = json.loads(call["function"]["arguments"])
@@ -294,6 +299,10 @@ class _Writer:
                 usage = {"input_tokens": prompt_tokens, "output_tokens": 0}
                 yield {"type": "message_start", "message": {**_head(model), "usage": usage}}
                 yield {"type": "ping"}
+            case Thought(text):
+                if self._open != "thinking":
+                    yield from self._begin(dict(_THINKING))
+                yield self._delta({"type": "thinking_delta", "thinking": text})
             case Words(text):
                 if self._open != "text":
                     yield from self._begin({"type": "text", "text": ""})
@@ -317,6 +326,8 @@ class _Writer:
         return {"type": "content_block_delta", "index": self._index, "delta": delta}
 
     def _end(self) -> Iterator[Body]:
+        if self._open == "thinking":
+            yield self._delta({"type": "signature_delta", "signature": ""})
         if self._open:
             self._open = None
             yield {"type": "content_block_stop", "index": self._index}

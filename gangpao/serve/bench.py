@@ -1,7 +1,8 @@
 """`gangpao bench`: how fast a model reads and writes here, and how close that is to what the memory gives.
 
 Prefill runs --prompt-tokens ids through an empty cache; decode then adds one token at a time behind them. Both are
-repeated, interleaved, and reported as medians, because a shared machine is noisy. GB/s counts the weights a decode step
+repeated, interleaved, and reported as medians, because a shared machine is noisy; what others did with the processors
+meanwhile is told. GB/s counts the weights a decode step
 reads; mbu is that over the read bandwidth measured in the same run, with the same threads.
 
 The last line of stdout is one JSON object.
@@ -16,11 +17,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from gangpao import machine
 from gangpao.engine.generate import Engine
 from gangpao.serve import loading
 from gangpao.serve import options as opt
 
-ModelName = Annotated[str, typer.Argument(help="A catalog name or the path of a .gguf file.")]
 PromptTokens = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1_000_000, help="Tokens to prefill.")]
 DecodeTokens = Annotated[int, typer.Option("--decode-tokens", min=1, max=100_000, help="Tokens to decode after them.")]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, max=100, help="Runs to take the median of.")]
@@ -28,7 +29,8 @@ Repeat = Annotated[int, typer.Option("--repeat", min=1, max=100, help="Runs to t
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """tok/s, weight GB/s (1e9 bytes) and its share of the read bandwidth, resident MB (1e6), seconds to load."""
+    """tok/s, weight GB/s (1e9 bytes) and its share of the read bandwidth, resident MB (1e6), seconds to load, and what others
+    did meanwhile: processors in use (None: unknown), share of time stolen by the host, load."""
 
     prefill_tps: float
     decode_tps: float
@@ -36,10 +38,13 @@ class Result:
     mbu: float
     rss_mb: float
     load_s: float
+    others_cpus: float | None
+    steal: float
+    load_1m: float
 
 
 def bench(
-    model: ModelName,
+    model: opt.ModelName,
     prompt_tokens: PromptTokens = 512,
     decode_tokens: DecodeTokens = 64,
     repeat: Repeat = 3,
@@ -50,9 +55,11 @@ def bench(
     from gangpao import kernels
 
     engine = loading.load_engine(model, context=prompt_tokens + decode_tokens, kv_dtype=kv, num_threads=threads)
+    watch = machine.Watch()
     before = kernels.read_bandwidth()
     prefill, decode = measure(engine, prompt_tokens, decode_tokens, repeat)
     bandwidth = max(before, kernels.read_bandwidth())
+    busy = watch.read()
     gb_per_s = engine.model.bytes_per_token * statistics.median(decode) / 1e9
     result = Result(
         prefill_tps=statistics.median(prefill),
@@ -61,6 +68,9 @@ def bench(
         mbu=gb_per_s / bandwidth,
         rss_mb=loading.rss_mb(),
         load_s=engine.load_s,
+        others_cpus=busy.others,
+        steal=busy.steal,
+        load_1m=busy.load,
     )
     rows = [
         ("model", f"{engine.name}, {engine.model.nbytes / 1e6:,.0f} MB of weights, KV {kv}"),
@@ -70,10 +80,11 @@ def bench(
         ("weights", f"{gb_per_s:.1f} GB/s, {result.mbu:.0%} of the {bandwidth:.1f} GB/s this memory gives"),
         ("memory", f"{result.rss_mb:,.0f} MB resident"),
         ("load", f"{result.load_s:.2f} s"),
+        ("machine", str(busy)),
     ]
     for name, value in rows:
         print(f"{name:12} {value}")
-    print(json.dumps({k: round(v, 4) for k, v in asdict(result).items()}))
+    print(json.dumps({k: v if v is None else round(v, 4) for k, v in asdict(result).items()}))
 
 
 def measure(engine: Engine, prompt_tokens: int, decode_tokens: int, repeat: int) -> tuple[list[float], list[float]]:

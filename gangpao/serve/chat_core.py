@@ -4,7 +4,8 @@
     stream      chat request -> chat.completion.chunk, ...; the first one comes when the request is accepted
 
 Messages become the engine's own (system, user, assistant, all text), tools and a response format become a constraint and a
-parser (tools.py, constrain.py). What it gives up: images are looked at and then refused, because no model here sees yet.
+parser (tools.py, constrain.py). A thought in front of an answer goes out as reasoning_content (text/thoughts.py); what comes back
+under that name is left out of the prompt. What it gives up: images are looked at and then refused, because no model here sees yet.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from gangpao.serve.errors import ApiError
 from gangpao.serve.hub import Loaded
 from gangpao.serve.schema import ChatMessage, ChatRequest, Part, parse, unknown
 from gangpao.serve.server import Server
+from gangpao.text.thoughts import Said, Splitter
 
 log = logging.getLogger("gangpao.serve")
 
@@ -35,13 +37,13 @@ async def complete(server: Server, body: dict[str, Any], client: str) -> dict[st
     async with server.hub.use(asked.model) as loaded:
         requests = await _requests(server, loaded, asked, client)
         with Answers(loaded, requests, server.metrics) as running:
-            choices = [_Choice(loaded, asked) for _ in requests]
+            choices = [_Choice(loaded, asked, request) for request in requests]
             async for i, piece in running:
                 choices[i].hear(piece)
             return {
                 **_head("chat.completion", loaded),
                 "choices": [c.whole(i, _stop(requests[i], running.handles[i])) for i, c in enumerate(choices)],
-                "usage": answers.usage(running.handles, running.handles[:1]),
+                "usage": answers.usage(running.handles, running.handles[:1], sum(c.thought_tokens for c in choices)),
                 "timings": answers.timings(server, running.handles),
             }
 
@@ -60,7 +62,7 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
             return {**head, "choices": [choice], **empty}
 
-        choices = [_Choice(loaded, asked) for _ in requests]
+        choices = [_Choice(loaded, asked, request) for request in requests]
         for i in range(len(choices)):
             first = chunk(i, {"role": "assistant", "content": "", "refusal": None})
             yield {**first, "timings": {"prompt_tokens": len(requests[i].prompt_ids)}}
@@ -74,7 +76,7 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
                 )  # fmt: skip
                 yield {**last, "timings": answers.timings(server, running.handles)}
         if asked.usage_wanted:
-            counts = answers.usage(running.handles, running.handles[:1])
+            counts = answers.usage(running.handles, running.handles[:1], sum(c.thought_tokens for c in choices))
             yield {**head, "choices": [], "usage": counts, "timings": answers.timings(server, running.handles)}
 
 
@@ -239,18 +241,23 @@ def _stop(request: Request, handle: Handle) -> str | None:
     return handle.stopped_by if handle.stopped_by in request.params.stop else None
 
 
-def _parser(asked: ChatRequest) -> Any:
+def _parser(asked: ChatRequest) -> tools.ToolParser | None:
     if not asked.tools or asked.tool_choice == "none":
         return None
     return tools.ToolParser(asked.tools, asked.tool_choice)
 
 
 class _Choice:
-    """One of the n answers while it grows: its text, calls and log-probabilities so far."""
+    """One of the n answers while it grows: its thought, text, calls and log-probabilities so far."""
 
-    def __init__(self, loaded: Loaded, asked: ChatRequest) -> None:
+    def __init__(self, loaded: Loaded, asked: ChatRequest, request: Request) -> None:
         self._tokenizer = loaded.engine.tokenizer
+        # Where a grammar says all of the answer, there is no place for a thought in it.
+        whole = isinstance(request.constraint, GrammarConstraint) and request.constraint.whole
+        self._splitter = Splitter(None) if whole else loaded.engine.splitter(request.prompt_ids)
         self._parser = _parser(asked)
+        self._thought: list[str] = []
+        self.thought_tokens = 0
         self._content: list[str] = []
         self._calls: dict[int, dict[str, Any]] = {}
         self._logprobs: list[dict[str, Any]] | None = [] if asked.logprobs else None
@@ -274,17 +281,26 @@ class _Choice:
         if self._logprobs is not None:
             self._logprobs += answers.chat_logprobs(self._tokenizer, piece.logprobs)
         self._reason = piece.finish_reason
-        if self._parser is None:
-            deltas = [{"content": piece.text}] if piece.text else []
-        else:
-            deltas = self._parser.push(piece.text)
-            if piece.finish_reason:
-                deltas = [*deltas, *self._parser.finish()]
+        thinking = self._splitter.thinking
+        said = self._splitter.push(piece.text)
+        self.thought_tokens += len(piece.ids) if thinking or self._splitter.thinking else 0
+        if piece.finish_reason:
+            said += self._splitter.finish()
+        deltas = [delta for one in said for delta in self._deltas(one)]
+        if piece.finish_reason and self._parser:
+            deltas += self._parser.finish()
         for delta in deltas:
             self._add(delta)
         return deltas
 
+    def _deltas(self, said: Said) -> list[dict[str, Any]]:
+        if said.thought:
+            return [{"reasoning_content": said.text}]
+        return self._parser.push(said.text) if self._parser else [{"content": said.text}]
+
     def _add(self, delta: dict[str, Any]) -> None:
+        if thought := delta.get("reasoning_content"):
+            self._thought.append(thought)
         if text := delta.get("content"):
             self._content.append(text)
         for part in delta.get("tool_calls", ()):
@@ -300,6 +316,8 @@ class _Choice:
         """The choice of a chat.completion. stop: the request's stop string that ended it."""
         text = "".join(self._content)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._thought:
+            message["reasoning_content"] = "".join(self._thought)
         if self._calls:
             message["content"] = text or None
             message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]

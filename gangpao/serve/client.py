@@ -11,6 +11,7 @@ What it gives up: one request at a time, no redirects (a key would follow them).
 import json
 import math
 import os
+import re
 import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,10 +36,10 @@ SHOWN = 400
 
 
 class RemoteError(ValueError):
-    """The server refused, or broke off. status is 0 where there was no answer; code is the server's own word."""
+    """The server refused, or broke off; in one line, whatever it sent. status is 0 where there was no answer, code its own word."""
 
     def __init__(self, message: str, status: int = 0, code: str = "") -> None:
-        super().__init__(loading.plain(message))
+        super().__init__(" ".join(loading.plain(message).split()))
         self.status = status
         self.code = code
 
@@ -282,11 +283,13 @@ def said_in(body: bytes) -> tuple[str, str]:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        return " ".join(body.decode("utf-8", "replace").split())[:SHOWN], ""
+        text = body.decode("utf-8", "replace")
+        title = re.search("<title[^>]*>(.*?)</title", text, re.IGNORECASE | re.DOTALL)  # a proxy's page
+        return (title[1] if title else text).strip()[:SHOWN], ""
     error = found.get("error", found) if isinstance(found, dict) else found
     if not isinstance(error, dict):
         return str(error)[:SHOWN], ""
-    message = error.get("message") or error.get("detail") or json.dumps(error)
+    message = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
     code = error.get("code")
     return str(message)[:SHOWN], f"{code if isinstance(code, str) else ''} {error.get('type') or ''}".strip()
 

@@ -26,13 +26,14 @@ from gangpao.engine.batch import DEFAULT_BATCH, DEFAULT_QUEUE
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.gguf import GGUF
 from gangpao.log import show_bytes
-from gangpao.serve import app, guard, loading, tls
+from gangpao.serve import app, find, guard, loading, tls
 from gangpao.serve import options as opt
+from gangpao.serve.percent import Percent
 from gangpao.serve.server import Server, Settings
 
 Models = Annotated[
     list[str] | None,
-    typer.Option("-m", "--model", help="A catalog name or .gguf path; repeatable, the first is loaded at start."),
+    typer.Option("-m", "--model", help=f"{opt.MODEL.capitalize()}; repeatable, the first is loaded at start."),
 ]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need an API key.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
@@ -69,7 +70,10 @@ LogRequests = Annotated[
 ]
 Phone = Annotated[bool, typer.Option("--phone", help="Print a QR code of the page that runs the model in a phone.")]
 EngineName = Annotated[Literal["native", "vllm"], typer.Option("--engine", help="vllm: hand over to vLLM on a GPU.")]
-Extra = Annotated[list[str] | None, typer.Argument(help="Options for vLLM, after --.", show_default=False)]
+Extra = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help="The same as -m; after --, options for vLLM.", show_default=False),
+]
 
 
 # What also means something in front of vLLM, which has its own options for the rest, behind --.
@@ -83,6 +87,7 @@ def serve(
     ctx: typer.Context,
     extra: Extra = None,
     model: Models = None,
+    yes: opt.Yes = False,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: ApiKey = None,
@@ -107,6 +112,8 @@ def serve(
     engine: EngineName = "native",
 ) -> None:
     """Serve models over an OpenAI-compatible HTTP API."""
+    named, extra = split_extra(extra or [])
+    model = [*(model or []), *named] or None
     keys = read_keys(api_key, api_key_file)
     guard.check_binding(host, keys)
     cert = certificate(host, allow_host, use_tls, tls_cert, tls_key)
@@ -115,11 +122,11 @@ def serve(
     if engine == "vllm":
         front = {"host": host, "port": port, "api_keys": keys, "allow_hosts": tuple(allow_host or ()), "grace_s": grace}
         front |= {"allow_origins": origins, "log_requests": log_requests}
-        raise typer.Exit(_vllm(ctx, model, extra or [], cert, front))
+        raise typer.Exit(_vllm(ctx, model, extra, cert, front))
     if extra:
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
     settings = Settings(
-        find_models(model), host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
+        find_models(model, yes=yes), host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
         allow_origins=origins, allow_image_hosts=tuple(allow_image_host or ()),
         batch=batch, queue=queue, context=context, kv=kv, threads=threads,
         memory=None if memory is None else int(memory * 1e9),
@@ -142,18 +149,23 @@ def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def find_models(names: list[str] | None) -> dict[str, Path]:
-    """Public name -> file, pulled where it is missing. Without names: the best default and everything installed."""
+def split_extra(words: list[str]) -> tuple[list[str], list[str]]:
+    """The models among the words without an option, and the options for vLLM that come behind them."""
+    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:at], words[at:]
+
+
+def find_models(names: list[str] | None, *, yes: bool = False) -> dict[str, Path]:
+    """Public name -> file, pulled where it is missing. Without names: the best that is here and everything installed."""
     found: dict[str, Path] = {}
     asked: list[str | None] = list(names) if names else [None]
     for given in asked:
-        name, path = loading.find_model(given)
+        name, path = find.find_model(given, yes=yes)
         if found.setdefault(name, path) != path:
             raise ValueError(f"{given}: another model is called {name} already; rename one of the files")
         ModelConfig.from_gguf(GGUF.open(path))  # what the engine does not run is told now, not to the first client
     if not names:
-        known = catalog.load().models
-        found |= {n: p for n, p in catalog.installed().items() if n not in found and n in known and known[n].engine}
+        found |= {name: path for name, path in find.usable().items() if name not in found}
     return found
 
 
@@ -197,7 +209,7 @@ def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) 
     _start_log()
     server = Server(settings)
     bound = app.listen(settings)
-    percent = loading.Percent(f"loading {next(iter(settings.models))}")
+    percent = Percent(f"loading {next(iter(settings.models))}")
     server.hub.on_progress = percent
 
     def ready() -> None:
@@ -237,7 +249,7 @@ def start_line(settings: Settings, url: str, cert: tls.Files | None) -> str:
     """What is served where."""
     names = list(settings.models)
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    size = show_bytes(next(iter(settings.models.values())).stat().st_size)
+    size = show_bytes(catalog.bytes_of(next(iter(settings.models.values()))))
     line = f"gangpao {gangpao.__version__}: {url}  (API: {url}/v1)  models: {shown}; loading {names[0]}, {size}"
     if settings.api_keys:
         line += f"; {len(settings.api_keys)} API key{'s' if len(settings.api_keys) > 1 else ''}"

@@ -5,7 +5,10 @@ options that are not on the command line are left to the server, which knows its
 Retry-After, and is asked again then; every other refusal is one line that says what to do. When the server says that
 the context is full, the oldest half of the turns is left out, as a chat with an engine here does it.
 
-What it gives up: no images, no tools; a model's thoughts (reasoning_content) are not shown.
+A model's thought comes apart from its answer (reasoning_content or reasoning), as a part of it (type thinking), or in front of it
+between <think> and </think>; it is shown in all three cases and never sent back.
+
+What it gives up: no images, no tools.
 """
 
 import json
@@ -14,15 +17,18 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 
-from gangpao.engine.answer import Piece, Progress, Stats
+from gangpao.engine.answer import Progress, Stats
 from gangpao.serve import loading
 from gangpao.serve.client import SHOWN, RemoteError, Server, causes, events, parse, read_body, said_in, tls, too_long
-from gangpao.serve.conversation import Run, Turns
+from gangpao.serve.conversation import Run, Transcript, Turns
 from gangpao.text.chat import Message
+from gangpao.text.thoughts import KNOWN, Said, Splitter
+
+NO_LIST = (404, 405, 501)  # not every server lists its models
 
 
 def connect(
@@ -53,7 +59,7 @@ def pick(server: "Server", model: str | None) -> str:
     try:
         names = server.models()
     except RemoteError as error:
-        if model is not None and error.status in (404, 405, 501):  # not every server lists its models
+        if model is not None and error.status in NO_LIST:
             return model
         raise
     if model is not None:
@@ -74,9 +80,43 @@ class Remote(Turns):
     params: dict[str, Any]
     yuan: float | None = None
     last: Stats | None = None
+    unset: ClassVar[str] = "(the server's choice)"
 
-    def ask(self, text: str, on_prefill: Progress | None = None) -> "RemoteRun":
-        """Start the answer to `text`; give it to `keep` when it has ended or was interrupted.
+    @property
+    def model_name(self) -> str:
+        """The model that answers."""
+        return self.model
+
+    def setting(self, name: str) -> object:
+        """A sampling option as it is sent; None is not sent."""
+        return self.params.get(name)
+
+    def set(self, name: str, value: object) -> None:
+        """Change a sampling option from the next question on; None leaves it to the server again."""
+        if value is None:
+            self.params.pop(name, None)
+        else:
+            self.params[name] = value
+
+    def models(self) -> list[str]:
+        """Names that the server lists. Raises RemoteError."""
+        return self.server.models()
+
+    def switch(self, model: str) -> None:
+        """Go on with another model of the server. Raises RemoteError where its list has no such name."""
+        try:
+            known = self.server.models()
+        except RemoteError as error:
+            if error.status not in NO_LIST:
+                raise
+            known = [model]  # the server will know
+        if model not in known:
+            raise RemoteError(f"{self.server.base} lists no model {model}; it has {', '.join(known[:50]) or 'none'}")
+        self.model, self.forgotten = model, 0
+
+    def ask(self, text: str, on_prefill: Progress | None = None, *, attempt: int = 0) -> "RemoteRun":
+        """Start the answer to `text`; give it to `keep` when it has ended or was interrupted. attempt: how many answers to the
+        same question came before; a given seed goes on by so many.
 
         on_prefill is not called: the server does not say how far it is. Raises RemoteError, and remembers nothing.
         """
@@ -85,7 +125,7 @@ class Remote(Turns):
         while True:
             turns = [*self.turns[self.forgotten + dropped :], Message(role="user", content=text)]
             try:
-                response = self.server.chat(self._body([*self.head, *turns]))
+                response = self.server.chat(self._body([*self.head, *turns], attempt))
                 break
             except RemoteError as error:
                 if not too_long(error) or len(turns) < 2:
@@ -126,58 +166,66 @@ class Remote(Turns):
     def _cached(self) -> int:
         return self.last.cached_tokens if self.last else 0
 
-    def _body(self, messages: list[Message]) -> dict[str, Any]:
+    def _body(self, messages: list[Message], attempt: int) -> dict[str, Any]:
+        seed = self.params.get("seed")
         return {
             "model": self.model,
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
             **self.params,
+            **({} if seed is None else {"seed": seed + attempt}),
         }
 
 
-class RemoteRun:
+class RemoteRun(Transcript):
     """One streamed answer. Counts are the server's where it says them (usage, timings), else what was seen here."""
 
     def __init__(self, response: httpx2.Response, start: float) -> None:
-        self.text = ""
+        super().__init__(Splitter(KNOWN[0]))
         self.stats = Stats()
-        self.finish_reason: str | None = None
+        self._reason: str | None = None
         self.yuan: float | None = None
         self._response = response
         self._start = start
         self._pieces = self._run()
 
-    def __iter__(self) -> Iterator[Piece]:
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, as the server says it."""
+        return self._reason
+
+    def __iter__(self) -> Iterator[Said]:
         return self._pieces
 
     def close(self) -> None:
         """End the answer early: a closed connection is how the server learns of it."""
         self._pieces.close()
+        self._heard(self._splitter.finish())
         self._response.close()
 
-    def _run(self) -> Generator[Piece, None, None]:
+    def _run(self) -> Generator[Said, None, None]:
         try:
             yield from self._read()
         except (httpx2.TransportError, httpx2.StreamError, httpx2.DecodingError) as error:
             why = " ".join(str(e) for e in causes(error))[:SHOWN]
             raise RemoteError(f"the answer broke off: {why or type(error).__name__}") from None
 
-    def _read(self) -> Generator[Piece, None, None]:
+    def _read(self) -> Generator[Said, None, None]:
         if "text/event-stream" not in self._response.headers.get("content-type", ""):
             yield from self._take(parse(read_body(self._response)))  # a server that does not stream
-            self._end()
+            yield from self._end()
             return
         for data in events(self._response.iter_bytes()):
             if data.strip() == "[DONE]":
-                self._end()
+                yield from self._end()
                 return
             yield from self._take(parse(data))
-        if self.finish_reason is None:
+        if self._reason is None:
             raise RemoteError("the answer broke off: the server closed the connection before its end")
-        self._end()
+        yield from self._end()
 
-    def _take(self, chunk: Any) -> Iterator[Piece]:
+    def _take(self, chunk: Any) -> Iterator[Said]:
         """The text of one chunk; everything in it may be missing or null."""
         if not isinstance(chunk, dict):
             raise RemoteError(f"the server sent something that is not an answer: {json.dumps(chunk)[:SHOWN]}")
@@ -188,14 +236,14 @@ class RemoteRun:
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             return
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self._reason = choice.get("finish_reason") or self._reason
         said = choice.get("delta") or choice.get("message")
-        content = said.get("content") if isinstance(said, dict) else None
-        if isinstance(said, dict) and (content or said.get("reasoning_content") or said.get("reasoning")):
+        if not isinstance(said, dict):
+            return
+        thought, words = _texts(said)
+        if thought or words:
             self._tick()
-        if isinstance(content, str) and content:
-            self.text += content
-            yield Piece(content)
+        yield from self._heard([*([Said(thought, thought=True)] if thought else []), *self._splitter.push(words)])
 
     def _tick(self) -> None:
         """A chunk came: without the server's own counts, one is taken for one token."""
@@ -222,8 +270,26 @@ class RemoteRun:
             if isinstance(speed, int | float) and math.isfinite(speed) and speed > 0 and self.stats.decode_steps:
                 self.stats.decode_s = self.stats.decode_steps / speed
 
-    def _end(self) -> None:
+    def _end(self) -> Iterator[Said]:
         self._response.close()
+        yield from self._heard(self._splitter.finish())
+
+
+def _texts(said: Mapping[str, Any]) -> tuple[str, str]:
+    """Thought and words of a message or its piece. Content is a text, or a list of parts: texts, and thoughts that hold texts."""
+    thought = said.get("reasoning_content") or said.get("reasoning")
+    content = said.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    words = "".join(_text(part.get("text")) for part in parts if isinstance(part, dict))
+    inner = "".join(_text(part.get("thinking")) for part in parts if isinstance(part, dict))
+    return _text(thought) + inner, words
+
+
+def _text(value: Any) -> str:
+    """A text, or the texts of a list of parts; nothing for anything else."""
+    if isinstance(value, list):
+        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    return value if isinstance(value, str) else ""
 
 
 def _number(mapping: Any, name: str, default: int) -> int:

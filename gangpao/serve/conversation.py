@@ -10,14 +10,15 @@ session's cache is reused as far as the new prompt agrees with it, so a normal t
 What it gives up: what is dropped is gone for the model, there is no summary of it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
 
-from gangpao.engine.answer import Piece, Progress, Stats
+from gangpao.engine.answer import FinishReason, Progress, Stats
 from gangpao.engine.generate import Engine, Generation, Session
 from gangpao.engine.sample import SamplingParams
 from gangpao.text.chat import Message
+from gangpao.text.thoughts import Said, Splitter
 
 
 def fit(engine: Engine, system: str, turns: Sequence[Message], room: int) -> tuple[list[int], int]:
@@ -50,13 +51,21 @@ class Run(Protocol):
 
     @property
     def text(self) -> str:
-        """Everything said so far."""
+        """The answer so far, without the thought before it."""
+
+    @property
+    def thoughts(self) -> str:
+        """The thought so far."""
 
     @property
     def stats(self) -> Stats:
         """Counts and seconds so far."""
 
-    def __iter__(self) -> Iterator[Piece]:
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended (length: cut off); None before it has."""
+
+    def __iter__(self) -> Iterator[Said]:
         """The pieces still to come. Raises ValueError when the answer breaks off."""
 
     def close(self) -> None:
@@ -68,19 +77,40 @@ class Talk(Protocol):
 
     system: str
     dropped: int
+    turns: list[Message]
+    unset: ClassVar[str]  # what is said of a setting that is None
+
+    @property
+    def model_name(self) -> str:
+        """The model that answers."""
 
     @property
     def messages(self) -> list[Message]:
         """Everything said, the system message first."""
 
-    def ask(self, text: str, on_prefill: Progress | None = None) -> Run:
-        """Start the answer to `text`. Raises ValueError saying what to do."""
+    def ask(self, text: str, on_prefill: Progress | None = None, *, attempt: int = 0) -> Run:
+        """Start the answer to `text`, the attempt-th after the first. Raises ValueError saying what to do."""
 
     def keep(self, run: Run) -> None:
         """End the answer and remember what it said."""
 
+    def undo(self) -> list[Message]:
+        """Take back the last question and its answer; they are returned. Raises ValueError where there is none."""
+
     def reset(self) -> None:
         """Forget the turns; the system message stays."""
+
+    def setting(self, name: str) -> object:
+        """A sampling option as it is; None where the server has the choice, or the seed is random."""
+
+    def set(self, name: str, value: object) -> None:
+        """Change a sampling option from the next question on; None takes the choice back."""
+
+    def models(self) -> list[str]:
+        """Models that `switch` takes. Raises ValueError where the server does not say."""
+
+    def switch(self, model: str) -> None:
+        """Go on with another model. Raises ValueError saying what to do; the conversation is as it was then."""
 
     def greeting(self) -> str:
         """Who answers, in one line."""
@@ -129,10 +159,64 @@ class Turns:
         elif self.turns and self.turns[-1]["role"] == "user":
             self.turns.pop()
 
+    def undo(self) -> list[Message]:
+        """Take back the last question and its answer; they are returned. Raises ValueError where there is none."""
+        if not self.turns:
+            raise ValueError("there is no question yet")
+        taken = self.turns[-2:]
+        del self.turns[-2:]
+        self.forgotten = min(self.forgotten, len(self.turns))
+        return taken
+
     def reset(self) -> None:
         """Forget the turns; the system message stays."""
         self.turns.clear()
         self.forgotten = 0
+
+
+class Transcript:
+    """What an answer said so far: its words, and the thought before them."""
+
+    def __init__(self, splitter: Splitter) -> None:
+        self.text = ""
+        self.thoughts = ""
+        self._splitter = splitter
+
+    def _heard(self, said: list[Said]) -> list[Said]:
+        for one in said:
+            if one.thought:
+                self.thoughts += one.text
+            else:
+                self.text += one.text
+        return said
+
+
+class Reply(Transcript):
+    """An answer of an engine here."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation.splitter())
+        self._generation = generation
+
+    @property
+    def stats(self) -> Stats:
+        """Counts and seconds so far."""
+        return self._generation.stats
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended; None before it has."""
+        return self._generation.finish_reason
+
+    def __iter__(self) -> Iterator[Said]:
+        for piece in self._generation:
+            yield from self._heard(self._splitter.push(piece.text))
+        yield from self._heard(self._splitter.finish())
+
+    def close(self) -> None:
+        """End the answer early; what was held back counts as said."""
+        self._generation.close()
+        self._heard(self._splitter.finish())
 
 
 @dataclass(slots=True)
@@ -148,8 +232,9 @@ class Conversation(Turns):
         """Tokens in the cache now."""
         return len(self._session.ids) if self._session else 0
 
-    def ask(self, text: str, on_prefill: Progress | None = None) -> Generation:
-        """Start the answer to `text`; give it to `keep` when it has ended or was interrupted.
+    def ask(self, text: str, on_prefill: Progress | None = None, *, attempt: int = 0) -> Reply:
+        """Start the answer to `text`; give it to `keep` when it has ended or was interrupted. attempt: how many answers to the
+        same question came before; a given seed goes on by so many.
 
         Raises ValueError, and remembers nothing, when the question does not fit the context.
         """
@@ -158,8 +243,19 @@ class Conversation(Turns):
         ids, dropped = fit(self.engine, self.system, [*self.turns[self.forgotten :], question], room)
         if self._session is None:
             self._session = self.engine.session()
+        params = self.params
+        if params.seed is not None:
+            params = replace(params, seed=(params.seed + attempt) % 2**63)
         run = self.engine.generate(
-            ids, self.params, session=self._session, stop=self.engine.template.stop, on_prefill=on_prefill
+            ids, params, session=self._session, stop=self.engine.template.stop, on_prefill=on_prefill
         )
         self.asked(text, dropped)
-        return run
+        return Reply(run)
+
+    def use(self, load: Callable[[], Engine]) -> None:
+        """Go on with another engine, which reads everything anew, also what the one before had no room for. The one before is let
+        go of first: two may not fit this machine."""
+        self._session = None
+        del self.engine
+        self.engine = load()
+        self.forgotten = 0

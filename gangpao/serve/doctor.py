@@ -10,16 +10,19 @@ the catalog's own estimate, the same that chooses the default model.
 
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 import gangpao
 from gangpao import catalog, cost, kernels, machine
 from gangpao.log import show_bytes
+from gangpao.serve import find
 from gangpao.serve import options as opt
 from gangpao.serve.models import table
 
 EFFICIENCY = 0.6
+WATCH_S = 0.5  # at least, to see what others do
 # Instruction sets that matter for our kernels, as /proc/cpuinfo spells them (x86, then ARM).
 FEATURES = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
@@ -38,7 +41,10 @@ def examine(threads: int | None = None, cost_profile: str | None = None) -> dict
     profile_name, profile = cost.get_profile(cost_profile)
     kernels.set_num_threads(threads or machine.physical_cores())
     # Neighbours on the machine can only take bandwidth away, so the best of three is the nearest to the truth.
+    watch, start = machine.Watch(), time.monotonic()
     bandwidth = max(kernels.read_bandwidth() for _ in range(3))
+    time.sleep(max(0.0, WATCH_S - (time.monotonic() - start)))
+    busy = watch.read()
     memory, store = machine.available_memory(), catalog.models_dir()
     models = [_model(name, entry, memory, bandwidth) for name, entry in catalog.load().models.items() if entry.engine]
     for model in models:
@@ -58,6 +64,11 @@ def examine(threads: int | None = None, cost_profile: str | None = None) -> dict
         "memory_bytes": machine.total_memory(),
         "memory_available_bytes": memory,
         "read_gb_per_s": round(bandwidth, 2),
+        "others_cpus": None if busy.others is None else round(busy.others, 2),
+        "steal": round(busy.steal, 3),
+        "load_1m": round(busy.load, 2),
+        "quiet": busy.is_quiet,
+        "machine": str(busy),
         "disk_free_bytes": machine.free_disk(store),
         "store": str(store),
         "store_bytes": catalog.size_of(store) if store.is_dir() else 0,
@@ -95,7 +106,7 @@ def _model(name: str, entry: catalog.Entry, memory: int, bandwidth: float) -> di
 
 def _next(memory: int, store: Path) -> str:
     try:
-        name, why = catalog.default_model(memory, machine.free_disk(store), catalog.installed())
+        name, why = catalog.default_model(memory, machine.free_disk(store), find.usable())
     except ValueError as error:
         return str(error)
     if name in catalog.installed():
@@ -113,6 +124,7 @@ def report(facts: dict[str, Any]) -> str:
         ("cores", f"{facts['physical_cores']} ({facts['logical_cores']} hardware threads), {facts['threads']} in use"),
         ("memory", f"{show_bytes(facts['memory_available_bytes'])} free of {show_bytes(facts['memory_bytes'])}"),
         ("bandwidth", f"{facts['read_gb_per_s']:.1f} GB/s read with {facts['threads']} threads"),
+        ("machine", facts["machine"]),
         ("disk", f"{show_bytes(facts['disk_free_bytes'])} free for models in {facts['store']}"),
         ("store", f"{show_bytes(facts['store_bytes'])}: {', '.join(facts['installed']) or 'no models yet'}"),
     ]

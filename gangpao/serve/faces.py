@@ -1,7 +1,7 @@
 """What the faces of other APIs have in common: a chat's chunks as plain events, and errors that name their fields.
 
-An answer is Started, then Words, Called and Argument in the order they come, then Ended. A face turns each into its own events;
-none of them looks into OpenAI's chunks.
+An answer is Started, then Thought, Words, Called and Argument in the order they come, then Ended. A face turns each into its own
+events; none of them looks into OpenAI's chunks.
 """
 
 import contextlib
@@ -29,6 +29,12 @@ class Words(NamedTuple):
     text: str
 
 
+class Thought(NamedTuple):
+    """Some text of the thought before the answer."""
+
+    text: str
+
+
 class Called(NamedTuple):
     """A call began; its arguments come in pieces."""
 
@@ -51,7 +57,7 @@ class Ended(NamedTuple):
     stop: str | None = None
 
 
-Event = Started | Words | Called | Argument | Ended
+Event = Started | Thought | Words | Called | Argument | Ended
 
 
 async def events(server: Server, chat: Body, client: str, names: Mapping[str, str]) -> AsyncGenerator[Event, None]:
@@ -98,7 +104,8 @@ def speaking(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def _said(delta: Body) -> list[Event]:
-    out: list[Event] = [Words(delta["content"])] if delta.get("content") else []
+    out: list[Event] = [Thought(delta["reasoning_content"])] if delta.get("reasoning_content") else []
+    out += [Words(delta["content"])] if delta.get("content") else []
     for call in delta.get("tool_calls", ()):
         function = call["function"]
         if "name" in function:

@@ -216,7 +216,7 @@ class Hub:
         others = ", ".join(f"{m.name} ({show_bytes(m.need)})" for m in self._loaded.values())
         message = f"{name} needs {show_bytes(need)} of memory and {show_bytes(max(0, have))} are free for it"
         if not others:
-            message += "; take a smaller model or context, --kv int8, or a larger --memory"
+            message += "; take a smaller model or --context, --kv int8, or a larger --memory"
             return ApiError(503, message, code="out_of_memory", headers=NO_RETRY)
         message += f"; in use: {others}"
         return ApiError(503, message, code="out_of_memory", headers=retry_headers(FULL_RETRY_S))

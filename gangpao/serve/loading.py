@@ -1,21 +1,20 @@
-"""What the commands share around an engine: finding and loading a model, notes on stderr, money, memory.
+"""What the commands share around an engine: loading a model, notes on stderr, money, memory.
 
-A model is a catalog name, a path to a .gguf file, or nothing, which means the best catalog model that this machine can
-hold. A name that is not installed is pulled. Everything here speaks on stderr, so that stdout belongs to the answer.
+find.py says which model is meant. Everything here speaks on stderr, so that stdout belongs to the answer.
 """
 
-import math
 import os
 import sys
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from gangpao import catalog, cost, machine
+from gangpao import cost
+from gangpao.cost import show_yuan as show_yuan
 from gangpao.engine.answer import Stats
 from gangpao.engine.cache import KVType
 from gangpao.engine.generate import Engine
-from gangpao.log import Progress
-from gangpao.pull import pull
+from gangpao.serve.find import find_model
+from gangpao.serve.percent import Percent
 
 
 def load_engine(
@@ -24,9 +23,10 @@ def load_engine(
     context: int | None = None,
     kv_dtype: KVType = "f16",
     num_threads: int | None = None,
+    yes: bool = False,
 ) -> Engine:
-    """The engine of a catalog name or path, pulled first if need be. Raises ValueError saying what to do."""
-    name, path = find_model(model)
+    """The engine of a name, path or address, pulled first if need be. Raises ValueError saying what to do."""
+    name, path = find_model(model, yes=yes)
     progress = Percent(f"loading {name}")
     try:
         engine = Engine.load(path, context=context, kv_dtype=kv_dtype, num_threads=num_threads, progress=progress)
@@ -34,38 +34,6 @@ def load_engine(
         progress.clear()
     engine.name = name
     return engine
-
-
-def find_model(model: str | None) -> tuple[str, Path]:
-    """The name and the file of a model, pulled where it is not installed.
-
-    Without a name, the best default model is taken, and which and why goes to stderr.
-    """
-    if model is not None and catalog.is_path(model):
-        path = catalog.resolve(model)
-        return path.stem, path
-    here = catalog.installed()
-    if model is None:
-        memory, disk = machine.available_memory(), machine.free_disk(catalog.models_dir())
-        model, why = catalog.default_model(memory, disk, here)
-        print(f"model: {why}", file=sys.stderr)
-    if model not in here:
-        _check_runs(model, catalog.entry(model))
-        print(f"{model} is not on this machine yet, pulling it", file=sys.stderr)
-        with Progress() as progress:
-            return model, pull(model, progress=progress)
-    return model, catalog.resolve(model)
-
-
-def _check_runs(name: str, entry: catalog.Entry) -> None:
-    """Raises ValueError, before gigabytes are pulled, where the engine would not run them."""
-    if entry.format == "safetensors":
-        raise ValueError(
-            f"{name}: a folder of weights for training, and the engine runs .gguf files: `gangpao pull {name}`, then "
-            f"`gangpao export FOLDER {name}.gguf` makes one"
-        )
-    if not entry.engine:
-        raise ValueError(f"{name}: our engine does not run this model, so it is not pulled for that. {entry.note}")
 
 
 class Answered(Protocol):
@@ -97,14 +65,6 @@ def figures(stats: Stats, yuan: float | None) -> str:
     return line if yuan is None else f"{line} · {show_yuan(yuan)}"
 
 
-def show_yuan(amount: float) -> str:
-    """Two significant digits and no exponent: an answer costs far less than a fen."""
-    if amount <= 0:
-        return "0 yuan"
-    digits = max(2, 1 - math.floor(math.log10(amount)))
-    return f"{amount:.{digits}f} yuan"
-
-
 def colors(stream: TextIO) -> bool:
     """Whether to send escape codes to a stream."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -134,24 +94,6 @@ def note(text: str) -> None:
     """A line for the person at the terminal; nothing when stderr is a file or a pipe."""
     if sys.stderr.isatty():
         print(f"\x1b[2m{text}\x1b[0m" if colors(sys.stderr) else text, file=sys.stderr, flush=True)
-
-
-class Percent:
-    """A progress callback that keeps one line on a terminal up to date, and is silent elsewhere."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._shown = -1
-
-    def __call__(self, done: int, total: int) -> None:
-        percent = done * 100 // max(total, 1)
-        if percent != self._shown and sys.stderr.isatty():
-            self._shown = percent
-            print(f"\r{self._label} {percent} %", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._shown >= 0:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def kernels_line() -> str:

@@ -1,7 +1,7 @@
 """Ollama's API over the chat core: /api/chat, /api/generate, /api/embed, whole or as lines of JSON.
 
     options   num_predict, temperature, ... -> the fields of a chat request; what only loads models (num_ctx) is ignored
-    answers   text in pieces, calls whole, counts and nanoseconds in the last line
+    answers   thought and text in pieces, calls whole, counts and nanoseconds in the last line
 
 A request without messages (or prompt) loads the model and says so. keep_alive is accepted: how long models stay is the
 server's own setting. What it gives up: pull, push, create, copy and delete; suffix; context, which Ollama has given up, too.
@@ -10,7 +10,7 @@ server's own setting. What it gives up: pull, push, create, copy and delete; suf
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from gangpao.serve import completions, embeddings, ollama_models, schema
 from gangpao.serve.errors import ApiError, ollama_body
-from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given, renaming
+from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Thought, Words, events, given, renaming
 from gangpao.serve.ollama_models import model_name, stamp
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
@@ -267,15 +267,17 @@ async def _lines(answer: AsyncGenerator[Event, None], writer: "_Writer") -> Asyn
 async def _joined(answer: AsyncGenerator[Event, None], writer: "_Writer") -> Body:
     """The last line, with all that was said in the others."""
     words: list[str] = []
+    thought: list[str] = []
     calls: list[Body] = []
     last: Body = {}
     async with contextlib.aclosing(answer):
         async for event in answer:
             for last in writer.write(event):
-                said = last[writer.key] if writer.key == "response" else last["message"]["content"]
-                words.append(said)
-                calls += last.get("message", {}).get("tool_calls", [])
-    return last | writer.said("".join(words), calls)
+                said = last if writer.key == "response" else last["message"]
+                words.append(said["response" if writer.key == "response" else "content"])
+                thought.append(said.get("thinking", ""))
+                calls += said.get("tool_calls", [])
+    return last | writer.said("".join(words), calls, "".join(thought))
 
 
 def _line(data: Body) -> bytes:
@@ -299,19 +301,22 @@ class _Writer:
         self._model = ""
         self._call: tuple[str, list[str]] | None = None
 
-    def said(self, words: str, calls: list[Body]) -> Body:
+    def said(self, words: str, calls: Sequence[Body] = (), thought: str = "") -> Body:
         """The part of a line that holds the answer."""
         if self.key == "response":
-            return {"response": words}
-        return {"message": {"role": "assistant", "content": words} | given(tool_calls=calls or None)}
+            return {"response": words} | given(thinking=thought or None)
+        more = given(thinking=thought or None, tool_calls=list(calls) or None)
+        return {"message": {"role": "assistant", "content": words} | more}
 
     def write(self, event: Event) -> list[Body]:
         """The lines that an event makes. A call goes out when it is complete; one that was cut off does not."""
         match event:
             case Started(model, _):
                 self._model = model
+            case Thought(text):
+                return [self._new(thought=text)]
             case Words(text):
-                return [*self._called(), self._new(text, [])]
+                return [*self._called(), self._new(text)]
             case Called(_, name):
                 done, self._call = self._called(), (name, [])
                 return done
@@ -319,7 +324,7 @@ class _Writer:
                 if self._call:
                     self._call[1].append(text)
             case Ended():
-                return [*self._called(), self._new("", []) | self._end(event)]
+                return [*self._called(), self._new() | self._end(event)]
         return []
 
     def _called(self) -> list[Body]:
@@ -330,10 +335,15 @@ class _Writer:
             arguments = json.loads("".join(call[1]))
         except ValueError:
             return []
-        return [self._new("", [{"function": {"name": call[0], "arguments": arguments}}])]
+        return [self._new(calls=[{"function": {"name": call[0], "arguments": arguments}}])]
 
-    def _new(self, words: str, calls: list[Body]) -> Body:
-        return {"model": self._model, "created_at": stamp(time.time()), **self.said(words, calls), "done": False}
+    def _new(self, words: str = "", calls: Sequence[Body] = (), thought: str = "") -> Body:
+        return {
+            "model": self._model,
+            "created_at": stamp(time.time()),
+            **self.said(words, calls, thought),
+            "done": False,
+        }
 
     def _end(self, ended: Ended) -> Body:
         usage, speed = ended.usage, ended.timings

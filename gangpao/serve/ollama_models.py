@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import gangpao
+from gangpao import catalog
 from gangpao.engine.gguf import GGUF
 from gangpao.serve import schema
 from gangpao.serve.errors import ApiError
@@ -83,7 +84,7 @@ def _listed(name: str, path: Path) -> Body:
     """A model for a list; one whose file was deleted meanwhile has no size, and the others are listed all the same."""
     try:
         found = path.stat()
-        size, changed = found.st_size, found.st_mtime_ns
+        size, changed = catalog.bytes_of(path), found.st_mtime_ns
     except OSError:
         size, changed = 0, 0
     return {

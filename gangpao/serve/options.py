@@ -11,6 +11,7 @@ import typer
 from gangpao.engine.sample import SamplingParams
 
 _FIELDS = {f.name: f for f in fields(SamplingParams)}
+SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.metadata and f.name != "logprobs")
 DEFAULT = SamplingParams()
 
 
@@ -34,10 +35,14 @@ LogitBias = Annotated[
     list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable.")
 ]
 System = Annotated[str, typer.Option("--system", help="The system message: who the model is to be.")]
+MODEL = "a catalog name, a .gguf file, a run or Hugging Face folder, or hf.co/owner/repo[:Q4_K_M]"
 Model = Annotated[
     str | None,
-    typer.Option("-m", "--model", help="A catalog name or the path of a .gguf file; the best that fits if not given."),
+    typer.Option("-m", "--model", help=f"{MODEL.capitalize()}; the best that is installed if not given."),
 ]
+Named = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as -m.", show_default=False)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL.capitalize()}.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Download without asking.")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=1024, help="Threads to compute with; the physical cores if not given."),
@@ -63,3 +68,20 @@ def bias_of(pairs: list[str] | None) -> dict[int, float]:
         except ValueError:
             raise ValueError(f"--logit-bias {pair!r:.60}: write ID=BIAS, for example 42=-100") from None
     return out
+
+
+def setting_of(name: str, text: str) -> Any:
+    """A value typed for one of SETTINGS, checked. Raises ValueError with name, bounds and text."""
+    kind = int if "int" in str(_FIELDS[name].type) else float
+    try:
+        value: Any = kind(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a {'whole ' if kind is int else ''}number, got {text!r:.60}") from None
+    SamplingParams(**{name: value})
+    return value
+
+
+def help_of(name: str) -> str:
+    """What one of SETTINGS does, in a sentence."""
+    text: str = _FIELDS[name].metadata["help"]
+    return text

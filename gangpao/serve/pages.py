@@ -41,6 +41,7 @@ TYPES = {
     ".png": "image/png",
     ".wasm": "application/wasm",
     ".webmanifest": "application/manifest+json",
+    ".woff2": "font/woff2",
 }
 _SELF = (
     "default-src 'none'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self'; "
@@ -110,8 +111,10 @@ def routes(server: "Server") -> list[Route]:
     async def state(request: Request) -> Response:
         fetcher = both if request.query_params.get("for") == "phone" else chat
         fetcher.start(time.monotonic())
-        here = not parts.missing(fetcher.pages)
-        return JSONResponse({"ready": here, "problem": "" if here else fetcher.problem}, headers=HEADERS)
+        ready = not parts.missing(fetcher.pages)
+        # What is there can be used also where the rest cannot be fetched.
+        found = {"ready": ready, "problem": "" if ready else fetcher.problem, "here": parts.here(fetcher.pages)}
+        return JSONResponse(found, headers=HEADERS)
 
     async def shell(request: Request) -> Response:
         return JSONResponse(_shell(assets), headers=HEADERS)
@@ -121,7 +124,7 @@ def routes(server: "Server") -> list[Route]:
         Route("/favicon.ico", page("icon.svg", HEADERS)),
         Route("/web/parts", state, methods=["POST"]),
         Route("/web/{name:path}", web),
-        Route("/parts/{name}", _part),
+        Route("/parts/{name:path}", _part),
         Route("/licences", _licences),
         authority_route(server.settings.authority),
         Route("/phone", page("phone.html", PHONE_HEADERS)),

@@ -57,6 +57,13 @@ class Part:
         return f"{self.package}/-/{self.package.rpartition('/')[2]}-{self.version}.tgz"
 
 
+# Of KaTeX's formats the one that every browser of today takes.
+_KATEX_FONTS = (
+    "AMS-Regular", "Caligraphic-Bold", "Caligraphic-Regular", "Fraktur-Bold", "Fraktur-Regular", "Main-Bold", "Main-BoldItalic",
+    "Main-Italic", "Main-Regular", "Math-BoldItalic", "Math-Italic", "SansSerif-Bold", "SansSerif-Italic", "SansSerif-Regular",
+    "Script-Regular", "Size1-Regular", "Size2-Regular", "Size3-Regular", "Size4-Regular", "Typewriter-Regular",
+)  # fmt: skip
+
 PARTS = (
     Part(
         "marked", "18.2.1",
@@ -72,6 +79,16 @@ PARTS = (
         "@highlightjs/cdn-assets", "11.12.0",
         "sha512-KvOKXODaiFmId9xaq3xc5xCL66wVLUuOngDbO9B/kewbFTqdGbn2nJxNhN3H5R1cgDTVj6R8vH0zgiNDEGjpDw==",
         {"package/es/highlight.min.js": "highlight.js"}, "BSD-3-Clause", "package/LICENSE", "chat",
+    ),
+    Part(
+        "katex", "0.19.1",
+        "sha512-jG8uKntjSEcm2EpQOh0XturpPuuC9r3Sq5HLHdsFdWZT27E672SF19QEi+of0/YeOy15lDgRhKvr5614uRrEfA==",
+        {
+            "package/dist/katex.min.js": "katex.js",
+            "package/dist/katex.min.css": "katex.css",
+            **{f"package/dist/fonts/KaTeX_{n}.woff2": f"fonts/KaTeX_{n}.woff2" for n in _KATEX_FONTS},
+        },
+        "MIT", "package/LICENSE", "chat",
     ),
     Part(
         "@wllama/wllama", "3.13.0",
@@ -123,6 +140,12 @@ def missing(pages: Iterable[str] = ("chat",)) -> list[Part]:
     """The parts of these pages that still have to be fetched."""
     wanted = set(pages)
     return [part for part in PARTS if part.page in wanted and not present(part)]
+
+
+def here(pages: Iterable[str] = ("chat",)) -> list[str]:
+    """Names of the files of these pages that are in the cache."""
+    wanted = set(pages)
+    return [name for part in PARTS if part.page in wanted for name in part.files.values() if find(name)]
 
 
 def find(name: str) -> Path | None:
@@ -179,8 +202,10 @@ def unpack(part: Part, archive: bytes, target: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar, atomic.new_folder(target) as folder:
         for inner, name in taken.items():
             data = _member(part, tar, inner)
-            (folder / name).write_bytes(data)
-            (folder / f"{name}.gz").write_bytes(gzip.compress(data, 6, mtime=0))
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(data, 6, mtime=0))
 
 
 def _member(part: Part, tar: tarfile.TarFile, inner: str) -> bytes:

@@ -71,6 +71,10 @@ def offer(path: Path) -> Offer:
 @functools.lru_cache(maxsize=64)
 def _offer(path: Path, size: int, stamp: int, limit: int) -> Offer:
     with GGUF.open(path) as model:
+        if len(model.paths) > 1:
+            raise ModelFileError(
+                f"{path}: a phone takes a model of one file, and this one has {len(model.paths)} parts"
+            )
         architecture = model.get_str("general.architecture")
         context = model.get_int(f"{architecture}.context_length", 0)
         mark = hashlib.blake2b(f"{path.name} {size} {stamp} {limit}".encode(), digest_size=12).hexdigest()

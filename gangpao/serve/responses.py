@@ -1,7 +1,7 @@
 """OpenAI's Responses API over the chat core, without memory: /v1/responses, whole and streamed.
 
     input     a text or items -> messages; function_call and function_call_output become calls and results
-    output    items: a message and function calls, in the order they were said, each with its events
+    output    items: the thought (reasoning), a message and function calls, in the order they were said, each with its events
 
 Nothing is kept: an answer that goes on from previous_response_id or a conversation is refused, store is ignored. What it
 gives up: tools other than functions, reasoning items (left out of the prompt), log-probabilities.
@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from gangpao.serve import schema
 from gangpao.serve.errors import ApiError
-from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Words, events, given
+from gangpao.serve.faces import Argument, Body, Called, Ended, Event, Started, Thought, Words, events, given
 from gangpao.serve.schema import Whole
 from gangpao.serve.server import Server
 from gangpao.serve.stream import Json, client_of, event_stream, read_json, sse, watched
@@ -29,7 +29,7 @@ from gangpao.serve.stream import Json, client_of, event_stream, read_json, sse, 
 class Piece(schema.Body):
     """A piece of a message or of a result."""
 
-    type: Literal["input_text", "output_text", "text", "refusal", "input_image"]
+    type: Literal["input_text", "output_text", "reasoning_text", "text", "refusal", "input_image"]
     text: str | None = None
     refusal: str | None = None
     image_url: str | None = None
@@ -177,6 +177,11 @@ async def _stream(answer: AsyncGenerator[Event, None], writer: "_Writer") -> Asy
                 yield sse(data, data["type"])
 
 
+def _more(part: Body) -> Body:
+    """What events of an answer's text have and those of a thought's have not."""
+    return {"logprobs": []} if part["type"] == "output_text" else {}
+
+
 def _id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex}"
 
@@ -205,6 +210,10 @@ class _Writer:
                 self.response["model"] = model
                 yield self._event("response.created", response=self._now())
                 yield self._event("response.in_progress", response=self._now())
+            case Thought(text):
+                if self._item is None:
+                    yield from self._begin_reasoning()
+                yield from self._say(text)
             case Words(text):
                 if self._item is None or self._item["type"] != "message":
                     yield from self._begin_message()
@@ -244,26 +253,34 @@ class _Writer:
             "response.output_item.added", output_index=len(self.response["output"]), item=dict(self._item)
         )
 
+    def _begin_reasoning(self) -> Iterator[Body]:
+        yield from self._begin({"id": _id("rs"), "type": "reasoning", "summary": [], "content": []})
+        yield from self._begin_part({"type": "reasoning_text", "text": ""})
+
     def _begin_message(self) -> Iterator[Body]:
         yield from self._end_item("completed")
         yield from self._begin({"id": _id("msg"), "type": "message", "role": "assistant", "content": []})
+        yield from self._begin_part({"type": "output_text", "text": "", "annotations": [], "logprobs": []})
+
+    def _begin_part(self, part: Body) -> Iterator[Body]:
         assert self._item is not None
-        self._item["content"] = [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
-        yield self._of_item("response.content_part.added", content_index=0, part=dict(self._item["content"][0]))
+        self._item["content"] = [part]
+        yield self._of_item("response.content_part.added", content_index=0, part=dict(part))
 
     def _say(self, text: str) -> Iterator[Body]:
         assert self._item is not None
-        self._item["content"][0]["text"] += text
-        yield self._of_item("response.output_text.delta", content_index=0, delta=text, logprobs=[])
+        part = self._item["content"][0]
+        part["text"] += text
+        yield self._of_item(f"response.{part['type']}.delta", content_index=0, delta=text, **_more(part))
 
     def _end_item(self, status: str) -> Iterator[Body]:
         item = self._item
         if item is None:
             return
         item["status"] = status
-        if item["type"] == "message":
+        if item["type"] in ("message", "reasoning"):
             part = item["content"][0]
-            yield self._of_item("response.output_text.done", content_index=0, text=part["text"], logprobs=[])
+            yield self._of_item(f"response.{part['type']}.done", content_index=0, text=part["text"], **_more(part))
             yield self._of_item("response.content_part.done", content_index=0, part=part)
         else:
             done = {"name": item["name"], "arguments": item["arguments"]}
@@ -283,7 +300,7 @@ class _Writer:
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": usage["completion_tokens_details"]["reasoning_tokens"]},
                 "total_tokens": usage["total_tokens"],
             },
             "timings": timings,

@@ -1,28 +1,41 @@
 """`gangpao run`: one prompt in, one answer out, made for pipes.
 
-Only the answer goes to stdout, piece by piece as it comes; loading progress, choices and figures go to stderr, and only
-when that is a terminal. With --json stdout carries exactly one JSON object, after the answer has ended.
+Only the answer goes to stdout, piece by piece as it comes; loading progress, choices, figures and what a model thinks before it
+answers go to stderr, and only when that is a terminal. With --json stdout carries exactly one JSON object, after the answer has
+ended.
 """
 
 import json
 import sys
+from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
+from gangpao import catalog
 from gangpao.engine.generate import Engine, Generation
 from gangpao.engine.sample import SamplingParams, TokenLogprob
-from gangpao.serve import loading
+from gangpao.pull import refs
+from gangpao.serve import find, loading
 from gangpao.serve import options as opt
 from gangpao.serve.conversation import fit
+from gangpao.text.thoughts import Said, split
 
-Prompt = Annotated[str | None, typer.Argument(help="What to ask; - or nothing reads stdin.", show_default=False)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL] [PROMPT]", show_default=False,
+        help="What to ask, behind the model unless -m names it; - or nothing reads stdin.",
+    ),
+]  # fmt: skip
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
 
 
 def run(
-    prompt: Prompt = None,
+    words: Words = None,
     model: opt.Model = None,
+    yes: opt.Yes = False,
     as_json: opt.Json = False,
     system: opt.System = "",
     raw: Raw = False,
@@ -49,16 +62,41 @@ def run(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, seed=seed, max_tokens=max_tokens,
         logprobs=logprobs, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias),
     )  # fmt: skip
-    text = read_prompt(prompt)
+    model, prompt = model_and_prompt(words or [], model)
+    talks = prompt is None and model is not None and sys.stdin.isatty() and not (as_json or raw)
+    text = "" if talks else read_prompt(prompt)
     meter = loading.Meter(cost_profile)
-    engine = loading.load_engine(model, context=context, kv_dtype=kv, num_threads=threads)
-    generation = start(engine, text, params, system=system, raw=raw)
-    tokens: list[TokenLogprob] | None = None if logprobs is None else []
+    load = partial(loading.load_engine, context=context, kv_dtype=kv, num_threads=threads, yes=yes)
+    if talks:  # `run MODEL` at a terminal is a conversation, as with Ollama
+        from gangpao.serve import terminal
+
+        terminal.converse(terminal.Local(load(model), params, meter=meter, load=load, source=model, system=system))
+    else:
+        engine = load(model)
+        _answer(start(engine, text, params, system=system, raw=raw), engine, meter, as_json, logprobs is not None)
+
+
+def _answer(generation: Generation, engine: Engine, meter: "loading.Meter", as_json: bool, logprobs: bool) -> None:
+    tokens: list[TokenLogprob] | None = [] if logprobs else None
     _consume(generation, tokens, quiet=as_json)
     if as_json:
         print(json.dumps(document(engine, generation, meter, tokens), ensure_ascii=False))
     else:
         loading.note(meter.line(generation))
+
+
+def model_and_prompt(words: list[str], model: str | None) -> tuple[str | None, str | None]:
+    """The model and the prompt of `run [-m MODEL] [MODEL] [PROMPT ...]`; None for what is not there.
+
+    Raises ValueError where the first of several words is no model.
+    """
+    if model is None and words and (find.means_model(words[0]) or (len(words) > 1 and refs.parse(words[0]))):
+        model, words = words[0], words[1:]
+    elif model is None and len(words) > 1:
+        raise ValueError(
+            f"{words[0]!r:.60}: no such model.{catalog.near(words[0])} A prompt of several words is written in quotes"
+        )
+    return model, " ".join(words) if words else None
 
 
 def read_prompt(argument: str | None) -> str:
@@ -86,22 +124,40 @@ def start(engine: Engine, text: str, params: SamplingParams, *, system: str = ""
 
 
 def _consume(generation: Generation, tokens: list[TokenLogprob] | None, *, quiet: bool) -> None:
+    splitter, thinking = generation.splitter(), False
     for piece in generation:
         if tokens is not None:
             tokens.extend(piece.logprobs)
         if not quiet:
-            loading.show(piece.text)
+            thinking = _show(splitter.push(piece.text), thinking)
+    if not quiet:
+        _show(splitter.finish(), thinking)
     if not quiet and not generation.text.endswith("\n"):
         print(flush=True)
+
+
+def _show(said: Iterable[Said], thinking: bool) -> bool:
+    """Pieces of thought and answer, where each belongs; thinking, then and returned: whether the last one was a thought."""
+    for one in said:
+        if not one.thought:
+            loading.note("") if thinking else None
+            loading.show(one.text)
+        elif sys.stderr.isatty():
+            text = loading.plain(one.text)
+            print(f"\x1b[2m{text}\x1b[0m" if loading.colors(sys.stderr) else text, end="", file=sys.stderr, flush=True)
+        thinking = one.thought
+    return thinking
 
 
 def document(
     engine: Engine, generation: Generation, meter: "loading.Meter", tokens: list[TokenLogprob] | None = None
 ) -> dict[str, Any]:
-    """The JSON object of an answer; seconds and tokens a second as in Stats."""
+    """The JSON object of an answer; seconds and tokens a second as in Stats. A thought before the answer is its `reasoning`."""
     stats = generation.stats
+    thought, text = split(generation.text, generation.splitter())
     out: dict[str, Any] = {
-        "text": generation.text,
+        "text": text,
+        **({"reasoning": thought} if thought else {}),
         "model": engine.name,
         "finish_reason": generation.finish_reason,
         "prompt_tokens": stats.prompt_tokens,

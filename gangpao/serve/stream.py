@@ -28,9 +28,16 @@ class ClientGone(Exception):
     """The client closed the connection before it was answered."""
 
 
+# What other programs take for the end of a line although JSON may hold it: NEL, and Unicode's line and paragraph separators.
+_LINE_ENDS = {chr(code): f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
 def encoded(content: Any) -> bytes:
-    """JSON in UTF-8. A half of a surrogate pair, which a client may have sent, goes back as the escape it came as."""
+    """JSON in UTF-8, in one line whoever counts the lines. A half of a surrogate pair, which a client may have sent, goes back as
+    the escape it came as."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign, escape in _LINE_ENDS.items():
+        text = text.replace(sign, escape)
     return text.encode("utf-8", "backslashreplace")
 
 

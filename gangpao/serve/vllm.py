@@ -105,6 +105,8 @@ def check_folder(model: str) -> Path:
         )
     if not folder.is_dir():
         raise ValueError(f"{model}: there is no such folder; `gangpao train` leaves one in RUN/export")
+    if not (folder / "config.json").is_file() and (folder / "export").is_dir():
+        folder = folder / "export"  # a run of `gangpao train` was given
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

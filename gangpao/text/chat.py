@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypedDict
 from gangpao.text import recognise, template_worker
 from gangpao.text.families import BY_NAME, Family
 from gangpao.text.rendering import Part, render_parts
+from gangpao.text.thoughts import Marks, marks_of
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.text.tools import CALL, MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
 from gangpao.text.vocabulary import SpecialFinder
@@ -44,13 +45,15 @@ class Masked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat format: a family of ours, or a foreign one; a template's source with its special pieces as text, if it has one."""
+    """A chat format: a family of ours, or a foreign one; a template's source with its special pieces as text, if it has one;
+    the marks around a model's thoughts, if it thinks."""
 
     name: str
     family: Family | None = None
     source: str | None = None
     special: tuple[tuple[str, str], ...] = ()
     stop: tuple[str, ...] = ()
+    thoughts: Marks | None = None
 
     @classmethod
     def named(cls, name: str) -> "ChatTemplate":
@@ -71,16 +74,18 @@ class ChatTemplate:
             for role, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
             if token is not None
         )
+        thoughts = marks_of(source, tokenizer.id_of)
         if source is None:
             family = _family_by_tokens(tokenizer, architecture)
         else:
             found = recognise.family_of(source, dict(special))
             if found is None:
-                return cls("own", source=source, special=special)
+                return cls("own", source=source, special=special, thoughts=thoughts)
             family = found
         # A mark that is no token in this vocabulary has to be looked for in the text.
         as_text = () if tokenizer.id_of(family.end) in tokenizer.end_ids else (family.end.strip(),)
-        return cls(family.name, family, source, special, stop=(*family.stop, *filter(None, as_text)))
+        stop = (*family.stop, *filter(None, as_text))
+        return cls(family.name, family, source, special, stop, thoughts)
 
     def render(self, messages: Messages, *, tools: Tools | None = None, add_generation_prompt: bool = True) -> str:
         """The conversation as text, for reading; BOS only where the format itself writes it.

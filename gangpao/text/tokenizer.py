@@ -23,6 +23,7 @@ from gangpao.text.normalizers import KEY as NORMALIZER
 from gangpao.text.normalizers import normalized, read, without_prefix
 from gangpao.text.pretokenizers import by_name
 from gangpao.text.spm import ScoreMerger
+from gangpao.text.thoughts import KNOWN
 from gangpao.text.vocabulary import Kind, SpacePrefix, Vocabulary
 
 # Keys of our own, for what GGUF has no word for; other programs pass them over.
@@ -84,6 +85,11 @@ class Tokenizer:
         """Ids that text becomes only with parse_special."""
         return self.vocabulary.control_ids
 
+    @property
+    def thought_ids(self) -> frozenset[int]:
+        """Pieces that mark thoughts (thoughts.py). They stay in the text even where a file calls them control pieces."""
+        return frozenset(i for marks in KNOWN for mark in marks if (i := self.vocabulary.ids.get(mark)) is not None)
+
     def id_of(self, piece: str) -> int | None:
         """The id of a piece spelled as the vocabulary spells it, e.g. "<|im_end|>"."""
         return self.vocabulary.ids.get(piece)
@@ -131,7 +137,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, *, keep_special: bool = False, start: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._skip = frozenset() if keep_special else tokenizer.control_ids
+        self._skip = frozenset() if keep_special else tokenizer.control_ids - tokenizer.thought_ids
         self._drop_space = start and tokenizer.vocabulary.space_prefix != "never"
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

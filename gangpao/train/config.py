@@ -1,7 +1,8 @@
 """What a training run is: one TOML file, one frozen record, every option with its default and its meaning.
 
 A run has stages, one after the other (stable, then anneal), each with its own mixture and length. The schedule looks at
-the whole run: it warms up once and decays during the stages that say `decay = true`. Paths are relative to the file.
+the whole run: it warms up once and decays during the stages that say `decay = true`. Paths are relative to the file, those
+of --set to the folder where the command is typed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from gangpao.config import Frozen, load_toml
+from gangpao.config import Frozen, PathText, anchored_overrides, load_toml, read_toml
+from gangpao.data.config import DataConfig
 from gangpao.model.init import KindRule, ParameterKind
 from gangpao.train.schedule import Kind, Schedule, half_life_to
 
@@ -94,31 +96,37 @@ class SaveConfig(Frozen):
     every_steps: int = Field(default=1000, ge=1)
     every_minutes: float = Field(default=30.0, gt=0, description="Also after so much time, whichever comes first.")
     keep_last: int = Field(default=2, ge=1)
-    keep_best: bool = Field(default=True, description="Also the one with the lowest held-out loss.")
+    keep_best: bool = Field(
+        default=True,
+        description="Also the one with the lowest held-out loss, of those saved at a step that was evaluated: take for "
+        "save.every_steps a multiple of evaluation.every_steps.",
+    )
 
 
 class EvaluationConfig(Frozen):
-    """Held-out loss during the run."""
+    """Held-out loss during the run: at these steps and no others, and at the last one."""
 
     every_steps: int = Field(default=500, ge=1)
     limit_tokens: int | None = Field(default=100_000, ge=1, description="Of every source; none: all of it.")
     rows: int = Field(default=8, ge=1, description="Rows in one forward pass.")
-    stages: Literal["all", "last"] = Field(default="all", description="At whose end there is one in any case.")
+    stages: Literal["all", "last"] = Field(default="all", description="all: also at the end of every stage.")
 
 
 class TrainConfig(Frozen):
     """A whole run."""
 
-    data: str = Field(min_length=1, description="TOML of the data build.")
-    data_dir: str | None = Field(default=None, description="Where the build lies or goes; none: <run>/data.")
+    data: PathText = Field(min_length=1, description="TOML of the data build.")
+    data_dir: PathText | None = Field(default=None, description="Where the build lies or goes; none: <run>/data.")
     data_set: tuple[str, ...] = Field(default=(), description="key=value over the TOML of the data.")
     model: ModelChoice = ModelChoice()
     rules: dict[ParameterKind, KindRule] = Field(
         default={},
         description="First values and learning rates by kind of parameter, in place of the model's own rules.",
     )
-    init_from: str | None = Field(default=None, description="Folder of a checkpoint whose weights to begin with.")
-    branch_from: str | None = Field(
+    init_from: PathText | None = Field(
+        default=None, description="Run, or Hugging Face folder, whose weights to begin with."
+    )
+    branch_from: PathText | None = Field(
         default=None, description="Run, or checkpoint of one, to go on from; it is only read."
     )
     upcycle: UpcycleConfig | None = None
@@ -150,7 +158,9 @@ class TrainConfig(Frozen):
     save: SaveConfig = SaveConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = Field(default=0, ge=0, lt=2**32)
-    threads: int | None = Field(default=None, ge=1, description="None: the physical cores.")
+    threads: int | None = Field(
+        default=None, ge=1, description="None: one a core where the run begins; kept when it goes on."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     parallel: Literal["replicate", "shard"] = Field(
         default="replicate", description="Over ranks of torchrun; shard: FSDP2."
@@ -223,9 +233,12 @@ class TrainConfig(Frozen):
 
 
 def load_train_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
-    """A run's TOML with `a.b=c` over it; its relative paths become relative to the folder of the file."""
+    """A run's TOML with `a.b=c` over it, its paths absolute. Raises ValueError naming file, line and key."""
+    if "sources" in read_toml(path):
+        raise ValueError(
+            f"{path}: this describes data (it has [sources]): `gangpao data build {path} --out FOLDER` builds it, and a run's TOML "
+            "names it as data"
+        )
     config = load_toml(path, TrainConfig, overrides)
-    fields = ("data", "data_dir", "init_from", "branch_from")
-    given = {name: value for name in fields if (value := getattr(config, name))}
-    moved = {name: str((path.parent / Path(value).expanduser()).absolute()) for name, value in given.items()}
-    return config.model_copy(update=moved)
+    data_set = anchored_overrides(config.data_set, DataConfig, path, "data_set", overrides)
+    return config.model_copy(update={"data_set": data_set})

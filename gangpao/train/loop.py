@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from gangpao import machine
 from gangpao.train import state
 from gangpao.train.config import GuardConfig, SaveConfig
+from gangpao.train.lanes import Lanes, summed
 from gangpao.train.loss import Terms
 from gangpao.train.optim import Average, Optimizer
 from gangpao.train.parallel import World, exchange_gradients, like, local, reshard, whole
@@ -82,6 +83,7 @@ class Job:
     learning_rate(step) counts steps from 1. begin: steps that were done elsewhere (a branch); before: where they left the
     data. evaluate(stop) returns held-out losses by name, or None when stop() said so; "heldout" among them chooses the best
     checkpoint. forward: the model as it is called, when that is another object (torch.compile). no_sync: see TrainConfig.
+    lanes: the threads of a step.
     """
 
     folder: Path
@@ -105,14 +107,16 @@ class Job:
     before: dict[str, Any] | None = None
     forward: nn.Module | None = None
     no_sync: bool = False
+    lanes: Lanes = field(default_factory=lambda: Lanes(1, torch.get_num_threads()))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where a run came to. signal: the number of the one that ended it early, else None."""
+    """Where a run came to. signal: the number of the one that ended it early, else None. begun: the step this call began at."""
 
     step: int
     signal: int | None
+    begun: int = 0
 
 
 def compute_gradients(job: Job, batches: Sequence[Any], scale: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -123,9 +127,7 @@ def compute_gradients(job: Job, batches: Sequence[Any], scale: float) -> tuple[d
     for i, batch in enumerate(batches):
         if job.no_sync:
             exchange_gradients(job.model, i == len(batches) - 1)
-        terms = job.objective(forward, batch, scale)
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        values = {name: values[name] + v if name in values else v for name, v in terms.values.items()}
+        values = summed([values, job.lanes.backward(job.objective, forward, batch, scale, job.optimizer.parameters)])
     job.world.sum_gradients(job.optimizer.parameters)
     gradients = [p.grad for p in job.optimizer.parameters if p.grad is not None]
     return values, whole(torch.nn.utils.get_total_norm(gradients))
@@ -142,10 +144,14 @@ def apply_gradients(job: Job, norm: float, lr: float) -> None:
 
 
 class Signals:
-    """SIGTERM and SIGINT as a request that the loop looks at between steps. A second SIGINT interrupts at once."""
+    """SIGTERM and SIGINT as a request that the loop looks at between steps. A second one interrupts at once.
 
-    def __init__(self) -> None:
+    say: a line for the person who asked, since the step that is finished first may take long.
+    """
+
+    def __init__(self, *, say: bool = False) -> None:
         self.received: int | None = None
+        self._say = say
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -159,9 +165,11 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == number:
+        if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
+        if self._say:  # written past Python's buffers, which the loop may hold
+            os.write(2, b"\nstopping: this step is finished and saved; once more stops at once, without saving\n")
 
     def __bool__(self) -> bool:
         return self.received is not None
@@ -187,9 +195,10 @@ class Training:
         self.best: tuple[int, float] | None = None
         self.kept: list[int] = []
         self.heldout: float | None = None
+        self.evaluated_step = -1
         self.saved_step = -1
         self.saved_seconds = 0.0
-        self.signals = Signals()
+        self.signals = Signals(say=job.report.shown)
         self._stage: Stage | None = None
         self._source: Source | None = None
         self._before = job.before
@@ -214,12 +223,18 @@ class Training:
                     self.save()  # somewhere to go back to
             self.job.report.begin(self.step, self.total)
             self.saved_seconds = self.job.report.seconds
-            asked = False
+            begun, asked = self.step, False
             while self.step < self.total and not asked:
                 asked = self._advance()
             if self.saved_step != self.step:
                 self.save(must=True)
-        return Outcome(self.step, self.signals.received if self.step < self.total else None)
+            if self.step == self.total and self.evaluated_step != self.step and not self._asked():
+                self._evaluate()  # a signal came in the last step, so this is another call
+        return Outcome(self.step, self.signals.received if self.step < self.total else None, begun)
+
+    def _asked(self) -> bool:
+        """Whether a signal came to any rank."""
+        return bool(self.job.world.sums([bool(self.signals)])[0])
 
     def stage(self) -> tuple[Stage, int]:
         """The stage that the next step belongs to, and the step it ends at."""
@@ -272,7 +287,7 @@ class Training:
         ends = self.step == end
         regular = self.step % self.job.save.every_steps == 0 or ends
         wanted = ends and (self.job.evaluate_stages or self.step == self.total)
-        if not asked and (wanted or self.step % self.job.evaluate_every == 0 or (regular and self.job.save.keep_best)):
+        if not asked and (wanted or self.step % self.job.evaluate_every == 0):
             self._evaluate()
         if ends:
             self.kept.append(self.step)
@@ -291,11 +306,10 @@ class Training:
         if losses is None:
             return
         self.job.report.write({"step": self.step, "heldout": losses})
-        shown = (
-            losses if len(losses) < 5 else {k: v for k, v in losses.items() if k == "heldout"}
-        )  # the rest: metrics.jsonl
+        # The rest is in metrics.jsonl, and in the summary at the end.
+        shown = losses if len(losses) < 5 else {k: v for k, v in losses.items() if k in ("heldout", "heldout_bpb")}
         self.job.report.note(f"step {self.step} held-out: " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
-        self.heldout = losses.get("heldout")
+        self.heldout, self.evaluated_step = losses.get("heldout"), self.step
         self.job.report.tick()
 
     # --- steps that went wrong
@@ -358,7 +372,8 @@ class Training:
                 f"step {self.step}: {bad[0] if bad else 'a weight'} is not finite any more; "
                 "nothing was saved over the last checkpoint"
             )
-        if self.heldout is not None and (self.best is None or self.heldout < self.best[1]):
+        measured = self.heldout is not None and self.evaluated_step == self.step  # of these very weights
+        if measured and self.heldout is not None and (self.best is None or self.heldout < self.best[1]):
             self.best = (self.step, self.heldout)
         failed: OSError | None = None
         try:
@@ -408,6 +423,7 @@ class Training:
             "best": self.best,
             "kept": self.kept,
             "heldout": self.heldout,
+            "evaluated_step": self.evaluated_step,
             "seconds": self.job.report.seconds,
             "metrics_position": self.job.report.position(),
         }
@@ -428,6 +444,7 @@ class Training:
         self.step, self.tokens, self.recent = r["step"], r["tokens"], list(r["recent"])
         self.bad_in_row, self.rollbacks, self.heldout = r["bad_in_row"], r["rollbacks"], r["heldout"]
         self.best, self.kept = (tuple(r["best"]) if r["best"] else None), list(r["kept"])
+        self.evaluated_step = r.get("evaluated_step", r["step"])
         self.saved_step = self.step
         self.job.report.seconds = max(self.job.report.seconds, r["seconds"])
         self._stage = self._source = None

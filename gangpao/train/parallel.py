@@ -88,7 +88,7 @@ def start(device: str = "auto", *, group: bool = False) -> World:
     """
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
-        raise ValueError("device cuda: torch sees no GPU here; install a build of torch with CUDA, or set device=cpu")
+        raise ValueError("device cuda: torch sees no GPU here; install a build of torch with CUDA, or --set device=cpu")
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:

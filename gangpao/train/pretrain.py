@@ -18,6 +18,7 @@ the second sees the rows, in their order, that the first would have seen. A stag
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import json
 import math
@@ -35,20 +36,22 @@ from torch import Tensor
 
 from gangpao import cost, machine
 from gangpao.atomic import locked, publish
-from gangpao.config import merge
+from gangpao.config import explained, merge
 from gangpao.data.build import Built, build, open_built
 from gangpao.data.config import DataConfig, load_data_config
-from gangpao.data.pack import Loader, Part, evaluation_batches
-from gangpao.log import show_bytes
+from gangpao.data.pack import Batch, Loader, Part, evaluation_batches
+from gangpao.log import Progress, Silent
 from gangpao.model import weights
 from gangpao.model.config import PRESETS, ModelConfig
-from gangpao.model.count import GRADIENT_STATES, activation_bytes, flops_per_token, parameters
+from gangpao.model.count import flops_per_token, parameters
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
 from gangpao.train import parallel, state
 from gangpao.train.config import StageConfig, TrainConfig, load_train_config
+from gangpao.train.lanes import Lanes, lanes_for, split_rows
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights
-from gangpao.train.loss import NextToken, logits_bytes
+from gangpao.train.loss import NextToken
+from gangpao.train.memory import admit, is_out_of_memory, rows_are_separable, ways_out
 from gangpao.train.optim import Average, Optimizer
 from gangpao.train.parallel import World
 from gangpao.train.record import RUN, read_run, same_run, write_run
@@ -60,7 +63,8 @@ BUSY = "another process is training here; stop it or choose another folder"
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What all parts of a run share. known: run.json of earlier calls, None for a new run."""
+    """What all parts of a run share. known: run.json of earlier calls that saved something, None for a new run. precision_by: who
+    chose it: "configured", "auto", or "known" for a run that goes on."""
 
     config: TrainConfig
     out: Path
@@ -68,6 +72,7 @@ class _Run:
     built: Built
     world: World
     known: dict[str, Any] | None
+    precision_by: str
     watch: Callable[[dict[str, Any]], None] | None = None
 
     @property
@@ -104,23 +109,37 @@ def run_config(
 
     watch: see Report. built: the data, when it is open already.
     """
-    known = read_run(out)
-    if resume and known is None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: a file is in the way; give the folder of the run, which may not exist yet")
+    if resume and not (out / RUN).exists():
         raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
+    if config.init_from:
+        config = config.model_copy(update={"init_from": str(_folder_with_weights(Path(config.init_from)))})
+    # A start that failed before its first checkpoint leaves nothing that another one would have to go on with.
+    known = read_run(out) if state.checkpoints(out / "checkpoints") else None
+    precision_by = "known" if known else "auto" if config.precision == "auto" else "configured"
     if known is not None:
         config = same_run(config, known, out)
     else:
-        config = resolved_precision(config)
+        config = resolved_threads(resolved_precision(config))
         if config.branch_from:
             config = config.model_copy(update={"branch_from": str(stable_checkpoint(Path(config.branch_from)))})
-    torch.set_num_threads(config.threads or machine.physical_cores())
+    torch.set_num_threads(config.threads or 1)
     rank = int(os.environ.get("RANK", "0"))
     with locked(out, BUSY) if rank == 0 else contextlib.nullcontext():
         wanted = load_data_config(Path(config.data), config.data_set)
-        built = built or _data(wanted, Path(config.data_dir) if config.data_dir else out / "data", rank)
+        built = built or _data(wanted, config, out, rank, stream)
         world = parallel.start(config.device, group=config.parallel == "shard" and config.offload)
         try:
-            return _train(_Run(config, out, wanted, built, world, known, watch), stream if world.rank == 0 else None)
+            r = _Run(config, out, wanted, built, world, known, precision_by, watch)
+            return _train(r, stream if world.rank == 0 else None)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"memory ran out while training. The same command goes on from what is saved in {out}, with less: "
+                f"{ways_out(config, world.size)}"
+            ) from error
         finally:
             world.close()
 
@@ -147,12 +166,16 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
     job.before = before
     try:
         training = Training(job)
+        for line in heading(r, shape):
+            job.report.note(line)
         if world.rank == 0 and r.known is None:  # only now: a mistake leaves no run behind
             write_run(r.out, config, shape, r.built, world, r.begin)
         outcome = training.fit()
     finally:
         job.report.close()
-    if outcome.signal is None and config.export:
+        job.lanes.close()
+    there = outcome.begun == outcome.step and (r.out / "export").is_dir()  # of the call that finished the run
+    if outcome.signal is None and config.export and not there:
         values = job.average.values if job.average else dict(model.named_parameters())
         finished = {name: parallel.whole(t.detach()) for name, t in values.items()}
         if world.rank == 0:
@@ -166,6 +189,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
     stages, learning_rate = _stages(config, r.built, r.wanted), config.schedule_from(r.begin).learning_rate
     forward = cast(torch.nn.Module, torch.compile(model)) if config.compile else None
     dtype = torch.bfloat16 if config.precision == "bf16" else None
+    lanes = _lanes(config, shape, world)
     peak = config.peak_tflops * 1e12 if config.peak_tflops else measured_peak(world.device, dtype or torch.float32)
     report = Report(
         r.out if world.rank == 0 else None,
@@ -189,7 +213,7 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         clip=config.optimizer.clip,
         guard=config.guard,
         save=config.save,
-        evaluate=evaluator(model, NextToken(dtype=dtype, device=world.device), r.built, config)
+        evaluate=evaluator(model, NextToken(dtype=dtype, device=world.device), r.built, config, lanes)
         if r.built.heldout
         else None,
         evaluate_every=config.evaluation.every_steps,
@@ -199,21 +223,35 @@ def _job(r: _Run, shape: ModelConfig, model: Transformer, optimizer: Optimizer, 
         begin=r.begin,
         forward=forward,
         no_sync=config.no_sync,
+        lanes=lanes,
     )
+
+
+def _lanes(config: TrainConfig, shape: ModelConfig, world: World) -> Lanes:
+    threads, gradients = config.threads or 1, 4 * parameters(shape).total
+    separable = rows_are_separable(config, shape, world)
+    return lanes_for(threads, config.micro_batch_size, gradients, separable=separable)
 
 
 # --- data and stages
 
 
-def _data(wanted: DataConfig, folder: Path, rank: int) -> Built:
+def _data(wanted: DataConfig, config: TrainConfig, out: Path, rank: int, stream: TextIO | None) -> Built:
     """The token shards; rank 0 makes them where they are not there, the others wait for the files."""
-    if rank == 0:
-        return build(wanted, folder)
-    while True:  # no process group yet: its timeout is for lost ranks, and a build takes minutes
+    folder = Path(config.data_dir) if config.data_dir else out / "data"
+    while rank:  # no process group yet: its timeout is for lost ranks, and a build takes minutes
         try:
             return open_built(folder)
         except (ValueError, OSError):
             time.sleep(1.0)
+    try:
+        with Progress(stream) if stream else Silent() as progress:
+            return build(wanted, folder, progress=progress)
+    except ValueError as error:
+        raise ValueError(
+            f"the data of this run, {config.data}: {error}. Here a change of it is written "
+            f"--set 'data_set=[\"KEY=VALUE\"]'; `gangpao data build` builds it alone, and --set data_dir=FOLDER takes what it built"
+        ) from error
 
 
 def _same_data(r: _Run) -> None:
@@ -264,10 +302,14 @@ def _parts(stage: StageConfig, built: Built, usual: dict[str, float]) -> list[Pa
 
 
 def evaluator(
-    model: Transformer, objective: NextToken, built: Built, config: TrainConfig
+    model: Transformer, objective: NextToken, built: Built, config: TrainConfig, lanes: Lanes
 ) -> Callable[[Callable[[], bool]], dict[str, float] | None]:
     """Held-out nats per token and bits per byte of every source, and of all together ("heldout" and "heldout_bpb")."""
     e = config.evaluation
+
+    @torch.no_grad()
+    def loss(batch: Batch) -> float:
+        return float(objective(model, batch, 1.0).values["loss"])
 
     def evaluate(stop: Callable[[], bool]) -> dict[str, float] | None:
         out: dict[str, float] = {}
@@ -277,8 +319,7 @@ def evaluator(
             for batch in evaluation_batches(shards, config.seq_len, e.rows, e.limit_tokens):
                 if stop():
                     return None
-                with torch.no_grad():
-                    nats += float(objective(model, batch, 1.0).values["loss"])
+                nats += sum(lanes.map(loss, split_rows(batch, lanes.count)))
                 count += objective.measure(batch)[0]
             if count:
                 out[f"{name}_nats"] = nats / count
@@ -317,14 +358,15 @@ def model_config(config: TrainConfig, built: Built) -> ModelConfig:
         return ModelConfig.model_validate(parent["model"])
     preset = config.model.preset
     if preset is not None and preset not in PRESETS:
-        raise ValueError(f"model.preset {preset!r:.60}: there are {', '.join(PRESETS)}")
+        near = difflib.get_close_matches(preset, PRESETS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"model.preset {preset!r:.60}: there are {', '.join(PRESETS)}{meant}")
     special = {"vocab_size": built.vocab_size, **special_ids(built.tokenizer_dir)}
     base = PRESETS[preset].model_dump() if preset else {}
     try:
         return ModelConfig.model_validate(merge(merge(base, special), config.model.change))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"model.change.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(explained(error, ModelConfig, config.model.change, "model.change")) from error
 
 
 def special_ids(folder: Path) -> dict[str, int]:
@@ -339,6 +381,16 @@ def special_ids(folder: Path) -> dict[str, int]:
         if text in ids:
             out[f"{key}_id"] = ids[text]
     return out
+
+
+def _folder_with_weights(path: Path) -> Path:
+    """The Hugging Face folder that init_from means: itself, or the export of a run. Raises ValueError where there is none."""
+    for folder in (path, path / "export"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"init_from {path}: no config.json here: give a Hugging Face folder, or a run that has its export/"
+    )
 
 
 def _model(shape: ModelConfig, config: TrainConfig, fresh: bool) -> Transformer:
@@ -357,6 +409,10 @@ def _model(shape: ModelConfig, config: TrainConfig, fresh: bool) -> Transformer:
 
 def stable_checkpoint(path: Path) -> Path:
     """The checkpoint itself, or the newest of a run in which nothing has decayed. Raises ValueError where there is none."""
+    if not path.is_dir():
+        raise ValueError(
+            f"branch_from {path}: there is no such folder, so no checkpoint from before the decay is here; give the folder of a run"
+        )
     chosen = [path] if (path / state.MANIFEST).is_file() else state.checkpoints(path / "checkpoints")
     for candidate in reversed(chosen):
         if not state.Checkpoint(candidate).record["decayed"]:
@@ -366,44 +422,6 @@ def stable_checkpoint(path: Path) -> Path:
     )
 
 
-def training_bytes(
-    shape: ModelConfig, tokens: int, *, optimizer: str, recompute: bool, bf16: bool = False, ema: bool = False
-) -> tuple[int, int]:
-    """Estimate of (weights, gradients and optimizer; what a forward and backward pass over `tokens` tokens keeps)."""
-    states = GRADIENT_STATES - (4 if optimizer == "muon" else 0) + (4 if ema else 0)
-    activations = (1 if bf16 else 2) * activation_bytes(shape, tokens, recompute=recompute)
-    return states * parameters(shape).total, activations + logits_bytes(shape.vocab_size)
-
-
-def admit(shape: ModelConfig, config: TrainConfig, world: World) -> None:
-    """Raises ValueError when memory will not do, with need, have and three ways out."""
-    tokens, kind = config.micro_batch_size * config.seq_len, config.optimizer.kind
-    options = {"recompute": config.recompute, "bf16": config.precision == "bf16", "ema": bool(config.ema)}
-    fixed, working = training_bytes(shape, tokens, optimizer=kind, **options)
-    fixed //= (config.shard_ranks or world.size) if config.parallel == "shard" else 1
-    if config.no_sync:
-        working += 4 * parameters(shape).total  # whole gradients
-    host = machine.available_memory()
-    if world.device.type != "cuda":
-        _fits(fixed + working, host, fixed, "")
-        return
-    free = torch.cuda.mem_get_info(world.device)[0]
-    if config.offload:  # on the GPU: the layer at work, the next one, and the embedding
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        _fits(fixed * ranks, host, fixed * ranks, " of the machine")
-        fixed = 4 * (parameters(shape).embedding + 2 * parameters(shape).non_embedding // shape.num_hidden_layers)
-    _fits(fixed + working, free, fixed, " of the GPU")
-
-
-def _fits(need: int, have: int, fixed: int, where: str) -> None:
-    if need > have:
-        raise ValueError(
-            f"training needs about {show_bytes(need)} ({show_bytes(fixed)} of it weights and optimizer) and "
-            f"{show_bytes(have)}{where} are free: "
-            "set recompute=true, a smaller micro_batch_size, or a smaller model"
-        )
-
-
 def resolved_precision(config: TrainConfig) -> TrainConfig:
     """`precision = auto` decided once, for all resumptions: bf16 on GPUs and on processors with instructions for it.
 
@@ -411,9 +429,43 @@ def resolved_precision(config: TrainConfig) -> TrainConfig:
     """
     if config.precision != "auto":
         return config
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return config.model_copy(update={"precision": "bf16" if _multiplies_bf16(config.device) else "fp32"})
+
+
+def _multiplies_bf16(device: str) -> bool:
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     known = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("amx_tile", "avx512_bf16")]
-    return config.model_copy(update={"precision": "bf16" if cuda or any(known) else "fp32"})
+    return cuda or any(known)
+
+
+def heading(r: _Run, shape: ModelConfig) -> list[str]:
+    """What is about to be trained, and on what, and why so: the first lines of a run."""
+    config, count = r.config, parameters(shape)
+    steps = config.stage_steps()
+    stages = ", ".join(f"{stage.name} {n:,}" for stage, n in zip(config.stages, steps, strict=True))
+    precision = {
+        "configured": "as configured", "known": "as when the run began",
+        "auto": "the hardware multiplies it" if config.precision == "bf16" else "no instructions for bf16 here",
+    }[r.precision_by]  # fmt: skip
+    n = torch.get_num_threads()
+    threads = f"{n} thread{'s' if n > 1 else ''} (--set threads=N changes it)"
+    place = f"{torch.cuda.get_device_name(r.world.device)}" if r.world.device.type == "cuda" else machine.cpu_name()
+    ranks = f"{r.world.size} ranks, each with " if r.world.size > 1 else ""
+    lines = [
+        f"{r.out}: {count.total:,} parameters, {sum(steps):,} steps of {config.batch_tokens:,} tokens ({stages})",
+        f"{ranks}{threads}, {config.precision} ({precision}), {place}",
+    ]
+    if r.known is None and (r.out / RUN).exists():
+        lines.append("an earlier start in this folder saved nothing: this one begins anew")
+    return lines
+
+
+def resolved_threads(config: TrainConfig) -> TrainConfig:
+    """`threads` decided once, for all resumptions: where sums are parted depends on it. One a core, shared by ranks."""
+    if config.threads is not None:
+        return config
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return config.model_copy(update={"threads": max(1, machine.physical_cores() // ranks)})
 
 
 @functools.cache

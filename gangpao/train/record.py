@@ -10,6 +10,7 @@ import functools
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gangpao.model.config import ModelConfig
 from gangpao.model.count import parameters
 from gangpao.train.config import TrainConfig
 from gangpao.train.parallel import World
+from gangpao.train.state import checkpoints, step_of
 
 RUN = "run.json"
 # What may differ between two calls that train the same run: none of it changes the results beyond rounding.
@@ -37,6 +39,7 @@ FREE = {
     "tensorboard",
     "data_dir",
     "micro_batch_size",
+    "recompute",
     "compile",
     "export",
     "parallel",
@@ -55,7 +58,9 @@ def read_run(out: Path) -> dict[str, Any] | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {"config": dict(data["config"]), "data": dict(data["data"]), **data}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); choose another folder") from error
+        raise ValueError(
+            f"{path}: cannot be read ({error}), and {saved_of(out)} belongs to it; choose another folder"
+        ) from error
 
 
 def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConfig:
@@ -66,15 +71,66 @@ def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConf
         config = config.model_copy(update={"branch_from": before["branch_from"]})
     if config.precision == "auto":  # decided when the run began, perhaps on another machine
         config = config.model_copy(update={"precision": before["precision"]})
+    if config.threads is None:  # the same
+        config = config.model_copy(update={"threads": before["threads"] or machine.physical_cores()})
     now = config.model_dump(mode="json")
+    for key in _PATHS:
+        if _same_path(before.get(key), now.get(key)):
+            now[key] = before.get(key)
     differ = sorted(key for key in now.keys() | before.keys() if key not in FREE and now.get(key) != before.get(key))
     if differ:
-        key = differ[0]
+        changes = [change for key in differ for change in _changes(key, before.get(key), now.get(key))]
+        more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise ValueError(
-            f"{out} holds a run with another {', '.join(differ)} ({key}: {before.get(key)!r:.80} there, {now.get(key)!r:.80} now): "
-            "choose another folder, or take the change back to go on with it"
+            f"{out} holds {saved_of(out)} of a run with another {', '.join(differ)} ({'; '.join(changes[:_SHOWN])}{more}): take "
+            f"the change back to go on with it, give another --out (there, --set branch_from={out} goes on from its last "
+            f"checkpoint before the decay), or delete it and begin anew: rm -r {out}"
         )
     return config
+
+
+# What counts behind these is what the folder of the run has by now: the data by its fingerprint, the weights.
+_PATHS = ("data", "init_from")
+_SHOWN = 3
+
+
+def _same_path(before: Any, now: Any) -> bool:
+    """Whether two paths mean one thing, or the one before has moved, as with the checkout it lies in."""
+    if not isinstance(before, str) or not isinstance(now, str):
+        return False
+    return not Path(before).exists() or Path(before).resolve() == Path(now).resolve()
+
+
+def saved_of(out: Path) -> str:
+    """What is saved of a run, in words."""
+    saved = checkpoints(out / "checkpoints")
+    return f"the saved step {step_of(saved[-1]):,}" if saved else "nothing saved"
+
+
+def _changes(key: str, before: Any, now: Any) -> Iterator[str]:
+    """The values that differ below a key, each on its own: `optimizer.lr: 0.01 there, 0.5 now`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                yield from _changes(f"{key}.{name}", before.get(name), now.get(name))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            if old != new:
+                yield from _changes(f"{key}.{i}", old, new)
+    else:
+        yield f"{key}: {_shown(before)} there, {_shown(now)} now"
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = str(value)
+    return text if len(text) <= 60 else "..." + text[-57:]  # of a path, the end tells
 
 
 def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, world: World, begin: int) -> None:

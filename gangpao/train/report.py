@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+_BAR = 10  # columns
+_DROPPED_FIRST = ("mfu", "norm", "lr", "yuan")
+
+
 class Report:
     """Metrics of one run, written to a folder (None: nowhere) and shown on a stream (None: nowhere).
 
@@ -49,10 +53,16 @@ class Report:
         self._board = _board(folder) if tensorboard and folder else None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._width: int | None = None  # columns for text beside the bar
         self._total = 0
         self._shown = -math.inf
         self._step_seconds: float | None = None
         self._clock = time.monotonic()
+
+    @property
+    def shown(self) -> bool:
+        """Whether somebody watches."""
+        return self._stream is not None
 
     def begin(self, step: int, total: int) -> None:
         """Training goes from `step` to `total`."""
@@ -62,8 +72,9 @@ class Report:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=Console(file=self._stream))
+            console = Console(file=self._stream)
+            columns = (BarColumn(bar_width=_BAR), TextColumn("{task.description}"))
+            self._bar, self._width = Progress(*columns, console=console), console.width - _BAR - 1
             self._bar.start()
             self._task = self._bar.add_task("", total=total, completed=step)
 
@@ -121,20 +132,25 @@ class Report:
             print(text, file=self._stream, flush=True)
 
     def _text(self, step: int, line: dict[str, Any]) -> str:
+        """The figures of a step; on a narrow terminal those that a person looks at first."""
         left = (self._total - step) * (self._step_seconds or 0.0)
-        parts = [
-            f"{line['stage']} {step}/{self._total}",
-            f"loss {line.get('loss', math.nan):.4f}",
-            f"lr {line.get('lr', 0.0):.3g}",
-            f"norm {line.get('grad_norm', math.nan):.3g}",
-            f"{line['tok_s']:,.0f} tok/s",
-        ]
+        parts = {
+            "step": f"{line['stage']} {step}/{self._total}",
+            "loss": f"loss {line.get('loss', math.nan):.4f}",
+            "lr": f"lr {line.get('lr', 0.0):.3g}",
+            "norm": f"norm {line.get('grad_norm', math.nan):.3g}",
+            "speed": f"{line['tok_s']:,.0f} tok/s",
+        }
         if "mfu" in line:
-            parts.append(f"mfu {line['mfu'] * 100:.0f} %")
-        parts.append(f"{show_seconds(left)} left")
+            parts["mfu"] = f"mfu {line['mfu'] * 100:.0f} %"
+        parts["left"] = f"{show_seconds(left)} left"
         if "yuan" in line:
-            parts.append(f"{line['yuan']:.4g} yuan")
-        return "  ".join(parts)
+            parts["yuan"] = cost.show_yuan(line["yuan"])
+        for name in _DROPPED_FIRST:
+            if self._width is None or len("  ".join(parts.values())) <= self._width:
+                break
+            parts.pop(name, None)
+        return "  ".join(parts.values())
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far, on the disk."""

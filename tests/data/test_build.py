@@ -190,7 +190,7 @@ def test_a_change_redoes_what_depends_on_it(inputs, tmp_path):
     def said(settings):
         notes = Notes()
         built = build(settings, out, progress=notes)
-        return built, [what for what in notes.said if not what.startswith("reading")]
+        return built, [what for what in notes.said if not what.startswith(("reading", "source"))]
 
     first, steps = said(config(inputs))
     assert steps == [
@@ -384,23 +384,28 @@ def test_mistakes_are_explained(inputs, tmp_path, change, said):
         build(load_data_config(path, [change]), tmp_path / "out")
 
 
-def test_the_root_comes_from_the_environment(inputs, tmp_path, monkeypatch):
-    settings = config(inputs, root="")
-    monkeypatch.setenv("GANGPAO_SHARED", str(tmp_path))
-    with pytest.raises(ValueError, match="GANGPAO_SHARED"):
-        settings.root_dir()
-    inputs.rename(tmp_path / "data")
-    assert settings.root_dir() == tmp_path / "data"
-    monkeypatch.delenv("GANGPAO_SHARED")
+def test_paths_are_relative_to_the_file_and_those_of_overrides_to_the_current_folder(inputs, tmp_path, monkeypatch):
+    built = build(config(inputs), tmp_path / "first")
+    shutil.copytree(built.tokenizer_dir, inputs / "given")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(ValueError, match="--set root=FOLDER"):
-        settings.root_dir()
+    text = '[sources.a]\npath = "a.jsonl"\n[tokenizer]\ndir = "{}"\n'
+    (inputs / "plain.toml").write_text(text.format("given"))
+    (tmp_path / "up.toml").write_text('root = "in"\n' + text.format("in/given"))
+    for path, overrides in (
+        (Path("../in/plain.toml"), []),
+        (Path("../up.toml"), []),
+        (tmp_path / "up.toml", ["root=../in", "tokenizer.dir=../in/given"]),
+    ):
+        settings = load_data_config(path, overrides)
+        assert Path(settings.root).is_absolute()
+        assert build(settings, tmp_path / "out").train["a"].num_documents
+    with pytest.raises(ValueError, match="no-such is not a folder"):
+        build(load_data_config(tmp_path / "up.toml", ["root=no-such"]), tmp_path / "out")
 
 
 def test_the_tiny_corpus_builds_without_any_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GANGPAO_SHARED", raising=False)
     start = time.monotonic()
     built = build(load_data_config(ROOT / "configs" / "data-tiny.toml"), tmp_path / "out", progress=Progress())
     assert time.monotonic() - start < 30
@@ -413,12 +418,12 @@ def test_the_tiny_corpus_builds_without_any_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_nano_corpus(tmp_path, monkeypatch):
+def test_the_nano_corpus(tmp_path):
     if not (SHARED / "data" / "text").is_dir():
         pytest.skip("the shared data is not there: set GANGPAO_SHARED to the folder that holds data/text")
     pytest.importorskip("zstandard")
-    monkeypatch.setenv("GANGPAO_SHARED", str(SHARED))
-    built = build(load_data_config(ROOT / "configs" / "data-nano.toml"), tmp_path / "out")
+    settings = load_data_config(ROOT / "configs" / "data-nano.toml", [f"root={SHARED / 'data'}"])
+    built = build(settings, tmp_path / "out")
     total = sum(s.num_tokens for s in built.train.values())
     assert 20e6 < total < 45e6
     assert 8000 < built.vocab_size <= 8192

@@ -21,12 +21,20 @@ CHINESE = (
 )
 
 
-@given(st.text(st.characters(codec=None), max_size=60))
+_PIECES = [
+    "`", "```", "~~~", "\n", "\n\n\n\n", "  ", "\r\n", "\r", "a", "+", "\u212a", "\u200b", "\ufeff", "\0", "\x0c", "e\u0301",
+    "x = 1;", "@@ -1 +1 @@", "words here ",
+]  # fmt: skip
+
+
+@given(st.text(st.characters(codec=None), max_size=60) | st.lists(st.sampled_from(_PIECES), max_size=25).map("".join))
 @settings(max_examples=300, deadline=None)
 def test_tidying_twice_is_tidying_once(text):
-    once = normalise(text)
-    assert normalise(once) == once
-    once.encode()
+    for kind in ("auto", "prose", "code"):
+        once = normalise(text, kind)
+        assert normalise(once, kind) == once
+        once.encode()
+    once = normalise(text, "prose")
     assert not any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in once)
 
 
@@ -42,7 +50,31 @@ def test_tidying_twice_is_tidying_once(text):
     ],
 )
 def test_what_tidying_does(raw, tidy):
-    assert normalise(raw) == tidy
+    assert normalise(raw, "prose") == tidy
+
+
+PATCH = (
+    "Keep the sign of the Kelvin scale \u212a\n\n--- a/units.c\n+++ b/units.c\n@@ -1,4 +1,4 @@\n \n-degree = '\u212a';  \n"
+    "+degree = 'K';\n \x0c\n return \u037e \ufa10 e\u0301\u200b;\n"
+)
+
+
+@pytest.mark.parametrize("text", [PATCH, "x = 1  \n\n\n\n\n\ny = [2]\t\n", "s = '\ufeff\u200b'\r\nt = 2\n"])
+def test_code_and_patches_keep_every_character(text):
+    assert normalise(text) == normalise(text, "code") == text
+    assert normalise(text, "prose") != text
+    assert normalise(f"\ufeff{text}\0") == text
+
+
+def test_code_of_windows_gets_the_line_ends_of_the_others():
+    assert normalise("a = 1;\r\nb = 2;\r\n") == "a = 1;\nb = 2;\n"
+
+
+def test_what_stands_between_fences_in_prose_is_kept():
+    around = PROSE + "\n{}\n" + PROSE
+    fenced = "```diff\n \n-a  \n+\u212a\n\n\n\n\n```"
+    assert normalise(around.format(fenced).replace(".\n", ". \n")) == around.format(fenced).strip()
+    assert "K" in normalise(around.format(fenced.replace("```", "")))
 
 
 @pytest.mark.parametrize("text", [PROSE * 3, CHINESE * 3 + PROSE], ids=["en", "zh"])

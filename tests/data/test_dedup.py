@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from gangpao.data.dedup import MinHash, exact_duplicates, jaccard, near_duplicates
-from gangpao.data.ngrams import runs, shingles, units
+from gangpao.data.ngrams import runs, units
+from gangpao.data.ngrams import shingles as shingles_of
 from tests.data import makers
+
+
+def shingles(text, length):
+    return shingles_of(units(text), length)
 
 
 def slow_units(text):

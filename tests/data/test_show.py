@@ -90,3 +90,58 @@ def test_importing_the_room_loads_nothing_heavy():
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_without_a_command_there_is_help_and_no_error():
+    assert "Usage" in run()
+    assert "fetch" in run()
+
+
+INTERRUPTED = """
+import os, signal, sys
+from gangpao import cli
+from gangpao.data import build
+build._POOL_BYTES = 0
+if sys.argv[1] == "alone":
+    build._Build._train_tokenizer = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+else:
+    build.as_completed = lambda _: os.killpg(0, signal.SIGINT)
+sys.exit(cli.main(["data", "build", sys.argv[2], "--out", sys.argv[3], *sys.argv[4:]]))
+"""
+
+
+@pytest.mark.parametrize("where", ["alone", "with workers"])
+def test_ctrl_c_says_in_one_line_what_is_kept(tmp_path, where):
+    out = tmp_path / "out"
+    words = [word for change in SMALL for word in ("--set", change)]
+    command = [sys.executable, "-c", INTERRUPTED, where, str(TINY), str(out), *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, start_new_session=True)
+    assert done.returncode == 130, done.stderr
+    last = f"stopped; the finished steps are kept in {out}, and the same command goes on from there"
+    assert done.stderr.splitlines()[-1] == last
+    assert "Traceback" not in done.stderr
+    assert "stories" in run("build", TINY, "--out", out, *words)
+
+
+def test_workers_do_not_run_the_command_again(tmp_path):
+    """Some installers write a script that runs whenever it is imported, which is what a new worker would do."""
+    script = tmp_path / "gangpao"
+    script.write_text(
+        "import sys\nfrom gangpao.cli import main\nfrom gangpao.data import build\nbuild._POOL_BYTES = 0\nsys.exit(main())\n"
+    )
+    words = [word for change in SMALL for word in ("--set", change)]
+    command = [sys.executable, str(script), "data", "build", str(TINY), "--out", str(tmp_path / "out"), *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cleaning 3 sources") == 1
+
+
+def test_a_folder_with_other_things_in_it_keeps_them(tmp_path):
+    mine = [tmp_path / "out" / name / "keep.txt" for name in ("work/notes", "shards/mine", "tokenizer-x")]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    run("build", TINY, "--out", tmp_path / "out", *[word for change in SMALL for word in ("--set", change)])
+    assert all(path.is_file() for path in mine)

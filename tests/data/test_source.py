@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from gangpao.data import source as module
+from gangpao.data import files as module
 from gangpao.data.config import Source
-from gangpao.data.source import Document, files_of, read
+from gangpao.data.forms import Document, Malformed
+from gangpao.data.source import files_of, read
 from tests.data import makers
 
 ROWS = [{"text": f"Dokument {i}\nmit Zeilen und 字 {'x' * (i * 37 % 300)}", "other": i} for i in range(300)]
@@ -15,7 +16,7 @@ ROWS = [{"text": f"Dokument {i}\nmit Zeilen und 字 {'x' * (i * 37 % 300)}", "ot
 
 def texts(path, **options):
     source = Source(path=str(path), **options)
-    return [d and d.text for d in read(source, files_of(source, path.parent))]
+    return [d.text if isinstance(d, Document) else None for d in read(source, files_of(source, path.parent))]
 
 
 def zst(path, data, *, frames=1):
@@ -60,8 +61,8 @@ def test_text_files_and_patterns(tmp_path):
     for name, content in (("b.txt", "second"), ("a.md", "first"), ("x/c.txt", "third")):
         (tmp_path / name).write_text(content)
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe broken")
-    assert texts(tmp_path / "*") == ["first", "second", "\ufffd\ufffd broken"]
-    assert texts(tmp_path / "**" / "*.txt") == ["second", "\ufffd\ufffd broken", "third"]
+    assert texts(tmp_path / "*") == ["first", "second", None]
+    assert texts(tmp_path / "**" / "*.txt") == ["second", None, "third"]
 
 
 def test_rows_that_are_no_documents_are_counted(tmp_path):
@@ -83,14 +84,19 @@ def test_rows_that_are_no_documents_are_counted(tmp_path):
 def test_conversations_need_known_roles_and_an_answer(tmp_path):
     good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "name": "x"}]
     bad = [
-        [], None, "text", [{"role": "user", "content": "q"}], [*good, {"role": "tool", "content": "x"}],
-        [*good, {"role": "user"}], [*good, "x"], [*good, {"role": "user", "content": None}],
+        [], None, "text", [{"role": "user", "content": "q"}], [*good, {"role": "narrator", "content": "x"}],
+        [*good, {"role": "user"}], [*good, 3], [*good, {"role": "user", "content": None}],
     ]  # fmt: skip
     path = makers.jsonl(tmp_path / "a.jsonl", [{"talk": m} for m in [good, *bad]])
     source = Source(path="a.jsonl", messages="talk")
     found = list(read(source, [path]))
     assert found[0] == Document(messages=({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}))
-    assert found[1:] == [None] * len(bad)
+    assert [row.why for row in found[1:] if isinstance(row, Malformed)] == [
+        "has no list of turns under 'talk'", "has no list of turns under 'talk'", "has no list of turns under 'talk'",
+        "has no answer to learn from", 'turn 3 has the role "narrator"', "turn 3 has no content", "turn 3 has the role 3",
+        "turn 3 has no content",
+    ]  # fmt: skip
+    assert found[1].where == f"{path} line 2"
     assert found[0].contents() == "q\na"
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gangpao.engine.generate import Engine
+from gangpao.text.thoughts import Marks
 
 BOS, END, USER, AI = 256, 257, 258, 259
 VOCAB = 260
@@ -87,7 +88,7 @@ class FakeTokenizer:
     def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False) -> list[int]:
         return ([BOS] if add_bos else []) + list(text.encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
@@ -110,6 +111,7 @@ class FakeStream:
 
 class FakeTemplate:
     stop: tuple[str, ...] = ()
+    thoughts: Marks | None = None
 
     def encode(self, tokenizer: FakeTokenizer, messages, add_generation_prompt: bool = True) -> list[int]:
         ids = [BOS]

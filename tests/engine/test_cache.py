@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gangpao.engine.cache import PAGE, KVPool, bytes_needed, common
 from gangpao.engine.gguf import GGUF
+from gangpao.engine.rope import Angles
 from gangpao.engine.transformer import Segment, Transformer
 from tests.engine.gguf_maker import random_model
 from tests.engine.tiny import write_tiny
@@ -107,7 +108,7 @@ def test_hidden_states_are_those_of_the_logits(model):
 def test_books_are_kept(rng, pages):
     """Random beginnings, growths, cuts and ends over a small alphabet, without a model: no page is lost or given out twice."""
     config = _Config()
-    pool = KVPool(config, PAGE * 4, "f16", PAGE * pages, np.ones(8), 1.0)
+    pool = KVPool(config, PAGE * 4, "f16", PAGE * pages, Angles(np.ones(8), 1.0))
     live: list = []
     known: list[list[int]] = []
     for _ in range(60):
@@ -139,7 +140,7 @@ class _Config:
 
 
 def test_the_longest_unused_goes_first():
-    pool = KVPool(_Config(), PAGE * 2, "int8", PAGE * 4, np.ones(8), 1.0)
+    pool = KVPool(_Config(), PAGE * 2, "int8", PAGE * 4, Angles(np.ones(8), 1.0))
     for start in (0, 1000, 2000):
         cache = pool.begin([*range(start, start + PAGE)])
         assert cache.reserve(PAGE - cache.length)
@@ -154,7 +155,7 @@ def test_the_longest_unused_goes_first():
 
 
 def test_a_full_pool_says_no_and_loses_nothing():
-    pool = KVPool(_Config(), PAGE * 3, "f16", PAGE * 3, np.ones(8), 1.0)
+    pool = KVPool(_Config(), PAGE * 3, "f16", PAGE * 3, Angles(np.ones(8), 1.0))
     one, two = pool.new(), pool.new()
     assert one.reserve(PAGE * 2)
     assert not two.reserve(PAGE * 2)

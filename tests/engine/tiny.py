@@ -17,11 +17,12 @@ def byte_pieces() -> list[str]:
     return [chr(b) if b in plain else chr(next(extra)) for b in range(256)]
 
 
-def write_tiny(path: Path, seed: int = 0, template: str = "") -> Path:
-    """Write the model and return its path. Weights are normal noise in F32, so every id can come. template: jinja2, for chats."""
+def write_tiny(path: Path, seed: int = 0, template: str = "", part_tensors: int = 0) -> Path:
+    """Write the model and return its path. Weights are normal noise in F32, so every id can come. template: jinja2, for
+    chats. part_tensors: split into files of that many tensors, path-00001-of-0000N.gguf; the first one is returned."""
     rng = np.random.default_rng(seed)
     pieces = [*byte_pieces(), *SPECIAL]
-    w = gguf.GGUFWriter(path, "llama")
+    w = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     w.add_name("tiny")
     w.add_context_length(CONTEXT)
     w.add_embedding_length(HIDDEN)
@@ -62,4 +63,4 @@ def write_tiny(path: Path, seed: int = 0, template: str = "") -> Path:
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
-    return path
+    return next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf")))) if part_tensors else path

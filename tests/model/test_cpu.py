@@ -79,8 +79,9 @@ def test_attention_that_turns_is_rope_and_then_attention(documents, heads):
 
 @pytest.mark.parametrize("time", [1, 2, cpu.BLOCK - 1, cpu.BLOCK, cpu.BLOCK + 1, 3 * cpu.BLOCK])
 def test_any_length(time):
+    """At one position the gradients of q and k are zero: ours exactly, torch's up to rounding that differs between machines."""
     for mine, theirs in both(ours, reference, some(1, 2, 1, time, 8), None, 1.0):
-        assert error(mine, theirs) < 1e-5
+        assert error(mine, theirs) < 1e-5 or (mine - theirs).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)

@@ -150,7 +150,7 @@ def test_ends_of_a_text():
 
 @pytest.mark.parametrize("said", ["llama", "minicpm"])
 @pytest.mark.parametrize("scales", [SCALES, {"scale_emb": 12.0}, {"scale_depth": 1.4}, {"dim_model_base": 16}])
-def test_scales_survive_whatever_the_model_is_called(said, scales, tmp_path):
+def test_scales_survive_whatever_the_model_is_called(said, scales):
     """A configuration called llama lost them, and the trained model read back as another one."""
     config = tiny("llama", model_type=said, **scales)
     assert config.model_type == "minicpm"
@@ -158,9 +158,6 @@ def test_scales_survive_whatever_the_model_is_called(said, scales, tmp_path):
     again = from_hf(json.loads(json.dumps(to_hf(config))))
     assert (again.scale_emb, again.logit_scale) == (config.scale_emb, config.logit_scale)
     assert again.residual_scale == pytest.approx(config.residual_scale)
-    model = Transformer.build(config, seed=2)
-    folder = weights.save(tmp_path / "m", config, weights.state(model))
-    assert logits(weights.load(folder)).equal(logits(model))
 
 
 def test_a_copy_with_scales_is_written_by_value_too():
@@ -177,12 +174,18 @@ def test_a_copy_with_scales_is_written_by_value_too():
         tiny("qwen3", moe=tiny("moe").moe), tiny("mla", moe=tiny("moe").moe),
     ],
 )  # fmt: skip
-def test_what_no_published_class_computes_is_kept_under_our_name(config, tmp_path):
+def test_what_no_published_class_computes_is_kept_under_our_name(config):
     data = to_hf(config)
     assert (data["model_type"], data["architectures"]) == ("gangpao", ["GangpaoForCausalLM"])
+    assert from_hf(json.loads(json.dumps(data))) == config
+
+
+@pytest.mark.parametrize(
+    "config", [tiny("llama", **SCALES), tiny("minicpm", qk_norm=True)], ids=["scales", "norms too"]
+)
+def test_a_saved_model_reads_back_as_itself(config, tmp_path):
     model = Transformer.build(config, seed=2)
-    folder = weights.save(tmp_path / "m", config, weights.state(model))
-    again = weights.load(folder)
+    again = weights.load(weights.save(tmp_path / "m", config, weights.state(model)))
     assert again.config == config
     assert logits(again).equal(logits(model))
 
@@ -204,3 +207,6 @@ def test_sparse_attention_is_kept_said_and_computed_densely(tmp_path, caplog):
     assert "past 4,096 positions" in caplog.text
     sparse = build("minicpm", sparse_config=config.sparse_config)
     assert logits(sparse, IDS).equal(logits(build("minicpm"), IDS))
+    folded, _ = weights.fold_to_llama(sparse.config, weights.state(sparse))
+    assert from_hf(to_hf(folded)) == folded
+    assert tiny("llama", sparse_config=config.sparse_config).model_type == "minicpm"

@@ -5,12 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from gangpao.model.config import PRESETS, ModelConfig, from_hf, to_hf
 from gangpao.model.count import parameters
 from gangpao.model.show import examine, find, report
-from gangpao.model.transformer import Transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = json.loads((ROOT / "tests/fixtures/minicpm_configs.json").read_text(encoding="utf-8"))["rows"]
@@ -40,8 +38,6 @@ def test_it_loads_with_the_exact_count_or_names_what_is_missing(name, tmp_path, 
         return
     config = ModelConfig.from_file(tmp_path / "config.json")
     assert parameters(config).total == row["total"]
-    with torch.device("meta"):
-        assert sum(p.numel() for p in Transformer(config).parameters()) == row["total"]
     assert config.remarks == find(str(tmp_path)).remarks
     said = caplog.text + report(name, examine(find(str(tmp_path)), 4096, 4096))
     assert said.count(row.get("remark", "note:")) == (2 if "remark" in row else 0)
@@ -62,7 +58,7 @@ def test_its_preset_has_its_shape(name):
     assert config.model_dump(exclude=changed) == preset.model_dump(exclude=changed)
 
 
-@pytest.mark.parametrize("page", ["models.md", "models.zh.md"])
+@pytest.mark.parametrize("page", ["checkpoints.md", "checkpoints.zh.md"])
 def test_the_docs_say_the_same(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     rows = [

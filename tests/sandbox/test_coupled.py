@@ -1,6 +1,7 @@
 """The law of coupled terms: planted ones are found again, and the intervals hold what they say."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -66,3 +67,27 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         low, high = fit_coupled(points(rng, 0.004, **law), floor=(1.1, 0.2)).interval(6e5, 2e7)
         held += low < planted(6e5, 2e7, **law) < high
     assert held >= 33
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_plan_holds_when_the_runs_of_a_size_share_their_luck():
+    """The quick sandbox's design: four sizes, three decays of one stable run each, two seeds; a run three times past them."""
+    hits, total = 0, 60
+    for seed in range(total):
+        rng = np.random.default_rng(seed)
+        E, p = rng.normal(0.45, 0.05), rng.choice([1.0, 1.3, 1.75, 2.5])
+        alpha, beta = 0.33 * np.exp(0.4 * rng.standard_normal(2))
+
+        def loss(N, D, E=E, p=p, alpha=alpha, beta=beta):
+            size, data = math.log(0.1) - alpha * math.log(N / 4e4), math.log(0.1) - beta * math.log(D / 3e5)
+            return E + math.exp(np.logaddexp(p * size, p * data) / p)
+
+        points = []
+        for N in (5968, 23_712, 79_824, 188_992):
+            for luck in 0.009 * rng.standard_normal(2):
+                noise = luck + 0.005 * rng.standard_normal(3)
+                pairs = zip((149_504, 300_032, 600_064), noise, strict=True)
+                points += [Point(N, D, loss(N, D) * (1 + e)) for D, e in pairs]
+        low, high = fit_coupled(points, floor=(0.45, 0.05)).interval(47_392, 1_883_136)
+        hits += low <= loss(47_392, 1_883_136) * (1 + 0.0103 * rng.standard_normal()) <= high
+    assert hits >= 0.88 * total

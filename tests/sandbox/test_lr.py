@@ -47,7 +47,7 @@ def test_a_rule_that_keeps_its_rate_is_told_from_one_that_does_not(tmp_path):
     facts = json.loads(json.dumps(out.facts, allow_nan=False))
     assert facts["noise"] == {rule: pytest.approx(0.0005, rel=0.35) for rule in ("minicpm", "standard")}
     keeps, moves = shift(out, "minicpm"), shift(out, "standard")
-    assert (keeps["answer"], keeps["sure"], moves["answer"], moves["sure"]) == ("yes", True, "no", True)
+    assert (keeps["answer"], moves["answer"]) == ("yes", "no")
     assert keeps["step"] == pytest.approx(0.005 / 0.0035)
     assert keeps["low"] <= 1 <= keeps["high"]
     assert moves["low"] <= 64 / 256 <= moves["high"]
@@ -92,10 +92,10 @@ def test_an_edge_is_said_with_the_rate_to_add(tmp_path):
     lab = make(tmp_path, rates=RATES[5:], rules=("minicpm",))  # all above 0.01
     out = lr.run(lab, Trials(loss, noise=0.0002))
     assert shift(out, "minicpm") == {
-        **shift(out, "minicpm"), "answer": "unknown", "sure": False, "low": 0.0, "high": None,
+        **shift(out, "minicpm"), "answer": "cannot tell", "low": 0.0, "high": None,
     }  # fmt: skip
     assert f"add {RATES[5] ** 2 / RATES[6]:.2g} to lr.rates" in out.verdict["en"]
-    assert "cannot answer" in out.verdict["en"]
+    assert "cannot be told" in out.verdict["en"]
     assert out.facts["optimum"]["minicpm"] is None
     assert same_numbers(out)
 
@@ -104,7 +104,7 @@ def test_an_edge_may_still_say_no(tmp_path):
     """The large model's best is below the grid, the small one's far inside it."""
     out = lr.run(make(tmp_path, standard_rates=HIGHER[3:], rules=("standard",)), Trials(loss, noise=0.0002))
     found = shift(out, "standard")
-    assert (found["answer"], found["sure"], found["low"]) == ("no", True, 0.0)
+    assert (found["answer"], found["low"]) == ("no", 0.0)
     assert found["high"] < 0.6
     assert "to lr.standard_rates" in out.verdict["en"]
 
@@ -134,11 +134,11 @@ def test_one_seed_has_an_interval_but_no_noise(tmp_path):
 
 def test_noise_that_hides_the_bottom_does_not_give_a_sure_answer(tmp_path):
     answers = [
-        (s["answer"], s["sure"])
+        s["answer"]
         for salt in "abcdef"
         for s in lr.run(make(tmp_path, rules=("minicpm",)), Trials(loss, noise=0.1, salt=salt)).facts["shifts"]
     ]
-    assert ("yes", True) not in answers
+    assert set(answers) == {"cannot tell"}
 
 
 def test_pruned_and_unjudged_trials_are_no_walls(tmp_path):
@@ -153,7 +153,7 @@ def test_pruned_and_unjudged_trials_are_no_walls(tmp_path):
 
 def test_all_diverged_says_so(tmp_path):
     out = lr.run(make(tmp_path), Trials(loss, end=lambda q: ("diverged", "nan")))
-    assert {s["answer"] for s in out.facts["shifts"]} == {"unknown"}
+    assert {s["answer"] for s in out.facts["shifts"]} == {"cannot tell"}
     assert "too few trials ended well" in out.verdict["en"]
     json.dumps(out.facts, allow_nan=False)
     experiment.picture(out, "zh")

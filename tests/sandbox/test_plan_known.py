@@ -188,7 +188,10 @@ def test_memory_that_decides_is_said(laws, ready, monkeypatch):
     free = plan.make_plan("3e11 flops", laws, ready)
     assert not [en for en, _ in free.notes if "memory" in en]
     least = plan.need(ready, pretrain.model_config(free.config, ready.built), rows=1, recompute=True)
-    for memory, text in ((free.memory - 1, "are recomputed"), (least - 1, "of memory limited the size: with more, ")):
+    for memory, text in (
+        (free.memory - 1, "are recomputed"),
+        (least - 1, "of memory limited the size: more would make "),
+    ):
         made = plan.make_plan("3e11 flops", laws, ready, here=here(laws, ready, memory=memory), force=True)
         assert [en for en, _ in made.notes if text in en]
     there = plan.make_plan("3e11 flops on cloud-2-vcpu", laws, ready)

@@ -1,11 +1,13 @@
 """Searches: what they choose from, which study is whose, and what is left of one that was killed."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from gangpao import cli
-from gangpao.sandbox.config import Range, SearchConfig
+from gangpao.atomic import write_json
+from gangpao.sandbox.config import Range, SandboxConfig, SearchConfig
 from gangpao.sandbox.drive import Driver, seconds_left
 from gangpao.sandbox.space import fitted, grid_of, search_name
 from gangpao.sandbox.sweep import (
@@ -19,7 +21,7 @@ from gangpao.sandbox.sweep import (
     work,
     write_config,
 )
-from gangpao.sandbox.trial import Lab, Result, key_of
+from gangpao.sandbox.trial import RESULT, Lab, Result, key_of
 
 RATES = SearchConfig(space={"lr": Range(low=0.005, high=0.02)}, sampler="random", trials=3, pruner="none")
 
@@ -214,3 +216,49 @@ def test_an_error_of_a_worker_is_said_whole(config, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"was killed by signal 9: it said nothing \(all it said: .*batch-0.log\)$"):
         driver.submit("batch", [driver.lab.spec()])
     driver.close()
+
+
+def written(lab, spec):
+    """A result on the disk, as a trial leaves it: the best rate is the lowest, seeds scatter by a thousandth."""
+    state = "diverged" if spec.lr > 0.019 else "done"
+    bpb = 1 + spec.lr + 0.001 * (spec.seed - 0.5) if state == "done" else None
+    found = made_up(lab, spec, state=state, bpb=bpb)
+    lab.folder(spec).mkdir(parents=True, exist_ok=True)
+    write_json(lab.folder(spec) / RESULT, found.model_dump(mode="json"))
+    return found
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_the_command_leaves_outcome_report_and_plot(config, tmp_path, workers_here, monkeypatch, capsys, seeds):
+    monkeypatch.setattr("gangpao.sandbox.sweep.ensure", lambda lab, spec, watch=None: written(lab, spec))
+    space = {"lr": Range(choices=(0.005, 0.0051, 0.01, 0.02)), "optimizer": Range(choices=("adamw", "muon"))}
+    search = SearchConfig(space=space, sampler="grid", pruner="none", seeds=seeds)
+    file = write_config(config.model_copy(update={"search": search, "workers": 1}), tmp_path)
+    file = file.rename(tmp_path / "search.json")
+    monkeypatch.setattr(
+        "gangpao.sandbox.config.load_sandbox_config",
+        lambda path, over: SandboxConfig.model_validate_json(path.read_text()),
+    )
+    command = ["sandbox", "search", str(file), "--out", str(tmp_path / "box")]
+    assert cli.main([*command, "--estimate"]) == 0
+    assert "search: 8 trials, 0 known; 8 to train" in capsys.readouterr().out
+    assert not (tmp_path / "box" / "search").exists()
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    last = json.loads(printed.splitlines()[-1])
+    assert (last["best"]["lr"], last["trials"], last["pruned"]) == (0.005, 8, 0)
+    folder = tmp_path / "box" / "search"
+    outcome = json.loads((folder / "outcome.json").read_text())
+    assert outcome["facts"]["best"] == last["best"]
+    assert len(outcome["rows"]) == 8
+    assert [row["state"]["en"] for row in outcome["rows"]].count("diverged") == 2
+    # Two optimizers do the same here, so nothing tells the best from the second; of the four near ones only seeds know.
+    assert [v["answer"] for v in outcome["verdicts"]] == ["cannot tell"]
+    assert len(outcome["facts"]["as_good"]) == (4 if len(seeds) > 1 else 0)
+    assert "The best lr, 0.005, lies at an end of its range" in outcome["verdict"]["en"]
+    assert outcome["made"]["config"] == str(file)
+    for language in ("en", "zh"):
+        assert outcome["verdict"][language] in (folder / f"report.{language}.md").read_text()
+        assert (folder / f"plot.{language}.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["sandbox", "report", "--out", str(tmp_path / "box")]) == 0
+    assert "## A search" in (tmp_path / "box" / "report.en.md").read_text()

@@ -1,5 +1,6 @@
-"""The commands at the beginning of docs/sandbox.md, as a newcomer types them: from nothing to a plan that can be trained."""
+"""The commands at the beginning of docs/sandbox.md, as a newcomer types them: from nothing to a planned run that was predicted."""
 
+import json
 import re
 import shlex
 import time
@@ -21,11 +22,14 @@ def commands(page):
 
 def test_both_languages_show_the_same_tour():
     assert commands("sandbox.md") == commands("sandbox.zh.md")
-    assert [shlex.split(line)[1] for line in commands("sandbox.md")] == ["check", "lr", "scaling", "plan", "report"]
+    steps = [shlex.split(line) for line in commands("sandbox.md")]
+    assert [words[1] if words[0] == "sandbox" else words[0] for words in steps] == [
+        "check", "lr", "scaling", "plan", "train", "compare", "report",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_the_tour_ends_with_a_plan(tmp_path, monkeypatch, capsys):
+def test_the_tour_ends_with_what_was_predicted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     begin = time.monotonic()
@@ -33,5 +37,9 @@ def test_the_tour_ends_with_a_plan(tmp_path, monkeypatch, capsys):
         assert cli.main(shlex.split(line)) == 0, capsys.readouterr().err[-2000:]
     print(capsys.readouterr().out)
     print(f"the tour took {(time.monotonic() - begin) / 60:.1f} min")
+    box = tmp_path / "runs" / "sandbox"
     assert load_train_config(tmp_path / "runs" / "plan.toml").stages
-    assert list((tmp_path / "runs" / "sandbox").rglob("*.html"))
+    assert list(box.rglob("*.html"))
+    (runs,) = (json.loads(path.read_text()) for path in box.glob("plans/*/runs.json"))
+    assert [(run["inside"], run["before"], run["wide"]) for run in runs] == [(True, True, False)]
+    assert "inside the interval" in (box / "report.en.md").read_text()

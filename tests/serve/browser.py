@@ -12,6 +12,7 @@ import pytest
 from gangpao.serve import parts
 
 WAIT_MS = 10_000
+TEXT_FILES = ".composer input[accept*='.txt']"  # where text files are picked
 
 
 def chromium() -> str:

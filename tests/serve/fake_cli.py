@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parent.parent.parent))
 
 from gangpao import cli
 from gangpao.serve import loading
+from gangpao.text.thoughts import KNOWN
 from tests.engine.fakes import fake_engine
 
 real_load_engine = loading.load_engine
@@ -26,6 +27,7 @@ def load_engine(model, *, context=None, **options):
     if "FAKE_REPLIES" in os.environ:
         engine = fake_engine(*json.loads(os.environ["FAKE_REPLIES"]), context=context or 512)
         engine.name = model or "fake"
+        engine.template.thoughts = KNOWN[0]
     else:
         engine = real_load_engine(model, context=context, **options)
     delay = float(os.environ.get("FAKE_DELAY", "0"))

@@ -34,6 +34,6 @@ def server_at(*args):
 def say(remote, text="hi"):
     run = remote.ask(text)
     try:
-        return "".join(piece.text for piece in run), run
+        return "".join(said.text for said in run if not said.thought), run
     finally:
         remote.keep(run)

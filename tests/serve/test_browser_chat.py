@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,47 +9,8 @@ import pytest
 
 from gangpao.serve import parts
 from tests.serve.attacks import ALLOWED, ATTACKS
-from tests.serve.browser import Reader, browser, context_of, need_parts
-from tests.serve.web_fake import Endpoint, serving
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with serving(tmp_path_factory.mktemp("pages")) as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
-    with browser("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as opened:
-        yield opened
-
-
-@pytest.fixture
-def endpoint(running: Endpoint) -> Endpoint:
-    running.reset()
-    return running
-
-
-@pytest.fixture(scope="module")
-def profile(chrome: Any) -> Any:
-    return context_of(chrome)
-
-
-@pytest.fixture
-def visitor(profile: Any, endpoint: Endpoint) -> Iterator[Reader]:
-    """Somebody who has not opened the page yet, in a browser that has forgotten everything."""
-    made = Reader(profile, endpoint.url)
-    yield made
-    clear = {"origin": endpoint.url, "storageTypes": "all"}
-    profile.new_cdp_session(made.page).send("Storage.clearDataForOrigin", clear)
-    made.page.close()
-    assert made.complaints == []
-
-
-@pytest.fixture
-def reader(visitor: Reader) -> Reader:
-    return visitor.open()
+from tests.serve.browser import TEXT_FILES, Reader, context_of, need_parts
+from tests.serve.web_fake import Endpoint
 
 
 def test_a_question_is_answered_with_its_speed_and_price(reader: Reader, endpoint: Endpoint) -> None:
@@ -411,14 +371,17 @@ def test_system_prompt_sampling_and_model_are_sent(reader: Reader, endpoint: End
 
 
 def test_images_are_for_models_that_see(reader: Reader, endpoint: Endpoint) -> None:
-    attach = reader.page.locator("button[aria-label='Attach an image']")
-    assert attach.get_attribute("aria-disabled") == "true"
-    assert "reads text only" in (attach.get_attribute("title") or "")
+    buttons = [reader.page.locator(f"button[aria-label='{name}']") for name in ("Attach an image", "Take a photo")]
+    assert [button.is_visible() for button in buttons] == [False, False]
+    picture = Path(__file__).parents[2] / "gangpao/serve/web/icon-192.png"
+    reader.page.set_input_files(TEXT_FILES, picture)
+    reader.page.wait_for_selector(".toast >> text=icon-192.png is an image, and this model reads text only.")
+    assert reader.page.locator(".thumbs > *").count() == 0
     endpoint.sees = True
     reader.page.reload()
     reader.page.wait_for_selector("body[data-ready]")
-    assert attach.get_attribute("aria-disabled") == "false"
-    reader.page.set_input_files("input[type=file]", Path(__file__).parents[2] / "gangpao/serve/web/icon-192.png")
+    assert [button.is_visible() for button in buttons] == [True, True]
+    reader.page.set_input_files("input[accept^=image]", picture)
     reader.page.wait_for_selector(".thumb")
     reader.page.click("button[aria-label='Take a photo']")
     reader.page.wait_for_function("() => document.querySelector('video')?.videoWidth > 0")

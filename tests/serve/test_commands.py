@@ -34,7 +34,7 @@ def store(tmp_path, monkeypatch):
 def test_pull_list_rm(store, capsys):
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^ d  tiny +368 kB +none +Tiny$", out, re.MULTILINE)
+    assert re.search(r"^ d  tiny +368 kB +untested +none +Tiny$", out, re.MULTILINE)
     assert cli.main(["pull", "tiny"]) == 0
     path = capsys.readouterr().out.strip()
     assert path == str(store / "tiny" / "tiny.gguf")
@@ -49,15 +49,14 @@ def test_pull_list_rm(store, capsys):
 
 
 def test_run_takes_and_pulls_the_default_and_says_so(store, capsys):
-    assert cli.main(["run", "--json", "--max-tokens", "4", "--seed", "1", "hello"]) == 0
+    assert cli.main(["run", "--yes", "--json", "--max-tokens", "4", "--seed", "1", "hello"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["model"] == "tiny"
-    assert "model: tiny, the best default model" in err
-    assert "pulling" in err
+    assert "no model here yet. On offer: tiny, the best default model" in err
     assert cli.main(["run", "--json", "--max-tokens", "4", "--seed", "1", "hello"]) == 0
     again, err = capsys.readouterr()
     assert json.loads(again)["text"] == json.loads(out)["text"]
-    assert "pulling" not in err
+    assert err.startswith("model: tiny, the best of the installed models")
 
 
 def test_same_seed_same_text_through_threads_and_kv(store, capsys):
@@ -84,10 +83,12 @@ def test_bench(store, capsys):
     assert cli.main(["bench", "tiny", "--prompt-tokens", "40", "--decode-tokens", "5", "--repeat", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
-    assert set(result) == {"prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s"}
-    assert all(v > 0 for v in result.values())
+    assert set(result) == {
+        "prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s", "others_cpus", "steal", "load_1m",
+    }  # fmt: skip
+    assert all(result[name] > 0 for name in ("prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s"))
     assert [line.split()[0] for line in lines[:-1]] == [
-        "model", "kernels", "prefill", "decode", "weights", "memory", "load",
+        "model", "kernels", "prefill", "decode", "weights", "memory", "load", "machine",
     ]  # fmt: skip
 
 
@@ -105,7 +106,17 @@ def test_doctor(store, capsys, monkeypatch):
     assert "gemma3-270m" not in by_name  # not run by our engine
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for word in ("processor", "kernels", "bandwidth", "20.0 GB/s", "qwen2.5-coder-1.5b", "largest that fits", "next:"):
+    assert facts["quiet"] is facts["machine"].startswith("quiet")
+    for word in (
+        "processor",
+        "machine ",
+        "kernels",
+        "bandwidth",
+        "20.0 GB/s",
+        "qwen2.5-coder-1.5b",
+        "largest that fits",
+        "next:",
+    ):
         assert word in text
 
 

@@ -1,5 +1,6 @@
 """chat --connect: a conversation with a server over HTTP, with servers that behave and servers that do not."""
 
+import json
 import re
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def test_a_stream_full_of_oddities():
         text, run = say(remote)
         say(remote)
     assert text == run.text == "泰山"
+    assert run.thoughts == "hm"
+    assert [m["content"] for m in remote.messages] == ["hi", "泰山"] * 2
     assert (run.stats.prompt_tokens, run.stats.cached_tokens, run.stats.completion_tokens) == (9, 4, 5)
     assert run.stats.decode_tps == pytest.approx(8.0)
     assert remote.figures(run) == f"5 tokens · 8.0 tok/s · first after {run.stats.ttft_s:.2f} s · 0.0020 yuan"
@@ -110,6 +113,74 @@ def test_a_server_that_does_not_stream():
     whole = {"choices": [{"message": {"role": "assistant", "content": "all at once"}, "finish_reason": "stop"}]}
     with fake(lambda _: answer(200, whole, Content_Type="application/json")) as server:
         assert say(talk(server.url))[0] == "all at once"
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"reasoning_content": "hm, "}, {"reasoning_content": "so"}, {"content": "yes"}],
+        [{"reasoning": "hm, so", "content": ""}, {"content": "yes"}],
+        [{"content": "<thi"}, {"content": "nk>\nhm, so\n</think>"}, {"content": "\n\nyes"}],
+        [{"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm, so"}]}]}, {"content": "yes"}],
+        [
+            {"content": [{"type": "thinking", "thinking": "hm, so"}, {"type": "text", "text": "ye"}]},
+            {"content": [{"text": "s"}]},
+        ],
+    ],
+)
+def test_a_thought_is_apart_however_it_is_sent(deltas):
+    pieces = [f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n".encode() for delta in deltas]
+    with fake(lambda _: streamed(*pieces, chunk(finish="stop"), DONE)) as server:
+        remote = talk(server.url)
+        text, run = say(remote)
+        assert (text, run.text, run.thoughts) == ("yes", "yes", "hm, so")
+        say(remote)
+        assert [m["content"] for m in server.chats()[1].body["messages"]] == ["hi", "yes", "hi"]
+
+
+def test_content_in_parts_is_shown():
+    parts = [{"type": "text", "text": "泰"}, {"type": "image_url"}, None, {"type": "text", "text": "山"}, {"text": 7}]
+    body = {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}
+    with fake(lambda _: answer(200, body, Content_Type="application/json")) as server:
+        assert say(talk(server.url))[0] == "泰山"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "no\nsuch\r\n  thing\x1b[2J"}}, "no such thing[2J"),
+        ({"detail": [{"msg": "坏了", "loc": ["body"]}]}, "坏了"),
+        ("<!doctype html>\n<html><head>\n<title>\n502 Bad\nGateway</title></head>\n<body>...", "502 Bad Gateway"),
+        ("one\n\ntwo", "one two"),
+    ],
+)
+def test_a_refusal_is_one_line(body, said):
+    data = body.encode() if isinstance(body, str) else body
+    with fake(lambda _: answer(400, data)) as server, pytest.raises(RemoteError) as caught:
+        say(talk(server.url))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert said in text
+    assert "<" not in text
+
+
+def test_settings_models_and_another_answer():
+    listing = {"data": [{"id": "a"}, {"id": "b"}]}
+    with fake(lambda _: streamed(*GOOD, DONE), models=listing) as server:
+        remote = talk(server.url, "a", params={"seed": 5})
+        assert remote.models() == ["a", "b"]
+        with pytest.raises(RemoteError, match=r"lists no model c; it has a, b$"):
+            remote.switch("c")
+        say(remote)
+        remote.switch("b")
+        remote.set("top_p", 0.5)
+        remote.undo()
+        remote.keep(remote.ask("hi", attempt=2))
+        remote.set("top_p", None)
+        say(remote)
+    bodies = [asked.body for asked in server.chats()]
+    assert [(b["model"], b["seed"], b.get("top_p")) for b in bodies] == [("a", 5, None), ("b", 7, 0.5), ("b", 5, None)]
+    assert [m["content"] for m in bodies[1]["messages"]] == ["hi"]
 
 
 @pytest.mark.parametrize(

@@ -175,8 +175,8 @@ def test_models_tokens_and_health(client, live_server, reference, wire):
     health = wire.get(f"{url}/health")
     assert (health.status_code, health.json()["status"]) == (200, "ok")
     text = wire.get(f"{url}/metrics").text
-    assert 'gangpao:num_requests_running{model_name="smollm2-135m"} 0' in text
-    assert "gangpao:time_to_first_token_seconds_count" in text
+    assert 'vllm:num_requests_running{model_name="smollm2-135m",engine="0"} 0' in text
+    assert "vllm:time_to_first_token_seconds_count" in text
 
 
 @pytest.mark.parametrize(

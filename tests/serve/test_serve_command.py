@@ -57,7 +57,10 @@ def test_a_signal_lets_answers_end_and_exits_with_0(tiny_path, number):
 
     thread = threading.Thread(target=ask)
     thread.start()
-    while 'requests_running{model_name="tiny"} 2' not in httpx2.get(f"{server.url}/metrics", trust_env=False).text:
+    while (
+        'requests_running{model_name="tiny",engine="0"} 2'
+        not in httpx2.get(f"{server.url}/metrics", trust_env=False).text
+    ):
         time.sleep(0.01)
     code, err = server.end(number)
     thread.join()
@@ -101,7 +104,8 @@ def test_keys_from_a_file_and_from_the_line(tiny_path, tmp_path, capsys):
     [
         (["--host", "0.0.0.0"], "needs a key"), (["--api-key", "a b"], "one word"), (["--api-key", ""], "one word"),
         (["--tls-cert", "x"], "belong together"), (["-m", "no-such-model"], "no such model"), (["--batch", "0"], "batch"),
-        (["--api-key-file", "/nowhere/k"], "/nowhere/k"), (["extra"], "for --engine vllm only"), (["--context", "1"], "context"),
+        (["--api-key-file", "/nowhere/k"], "/nowhere/k"), (["--", "--extra"], "for --engine vllm only"),
+            (["no-such-model"], "no such model"), (["--context", "1"], "context"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_is_loaded(capsys, args, words, tiny_path):

@@ -127,7 +127,7 @@ def figures(url):
     """The server's own figures by name, labels left out."""
     text = httpx2.get(f"{url}/metrics", trust_env=False, timeout=30).text
     rows = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
-    return {name.partition("{")[0].removeprefix("gangpao:"): float(value) for name, value in rows}
+    return {name.partition("{")[0].rpartition(":")[2]: float(value) for name, value in rows}
 
 
 def soak(url, seconds, clients=CLIENTS):

@@ -157,6 +157,9 @@ def client(served, key=None):
 def test_what_is_not_a_checkpoint_is_refused(tmp_path, spoil, said):
     path = checkpoint(tmp_path / "m")
     assert vllm.check_folder(str(path)) == path
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "export").symlink_to(path)
+    assert vllm.check_folder(str(tmp_path / "run")) == tmp_path / "run" / "export"
     spoil(path)
     with pytest.raises(ValueError, match=said):
         vllm.check_folder(str(path))

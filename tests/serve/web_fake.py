@@ -28,6 +28,7 @@ class Endpoint:
     """What is answered next. `pieces` are sent one by one; `hold` keeps a stream open behind its last piece."""
 
     pieces: list[str] = field(default_factory=lambda: ["Hello ", "there."])
+    thoughts: list[str] = field(default_factory=list)
     finish: str = "stop"
     hold: bool = False
     fail: tuple[int, dict[str, Any], dict[str, str]] | None = None  # status, error, headers
@@ -68,9 +69,10 @@ class Endpoint:
 
         try:
             yield event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
-            for piece in self.pieces:
-                yield event([{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
-                await asyncio.sleep(0.01)
+            for name, pieces in (("reasoning_content", self.thoughts), ("content", self.pieces)):
+                for piece in pieces:
+                    yield event([{"index": 0, "delta": {name: piece}, "finish_reason": None}])
+                    await asyncio.sleep(0.01)
             while self.hold:
                 await asyncio.sleep(0.01)
             yield event([{"index": 0, "delta": {}, "finish_reason": self.finish}], timings=TIMINGS)

@@ -240,7 +240,7 @@ def test_the_last_the_best_and_the_ends_of_stages_are_kept(tmp_path):
         stages=(("stable", 5), ("decay", 8)),
         save=save,
         evaluate=lambda stop: {"heldout": next(heldout)},
-        evaluate_every=99,
+        evaluate_every=2,
     )
     training = fit(j)
     assert training.best == (4, 1.0)

@@ -86,7 +86,7 @@ def test_progress_has_loss_speed_time_left_and_yuan(tmp_path):
     )
     report.close()
     line = stream.getvalue().splitlines()[0]
-    for part in ("stable 4/10", "loss 2.5000", "lr 0.01", "200 tok/s", "mfu 50 %", "3 s left", "2 yuan"):
+    for part in ("stable 4/10", "loss 2.5000", "lr 0.01", "200 tok/s", "mfu 50 %", "3 s left", "2.00 yuan"):
         assert part in line
     lines = read_metrics(tmp_path)
     assert (lines[0]["mfu"], lines[0]["tok_s"], lines[0]["yuan"]) == (0.5, 200.0, 2.0)

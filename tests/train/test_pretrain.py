@@ -18,8 +18,9 @@ from gangpao.data.build import load_data_config
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
 from gangpao.model.transformer import Transformer
-from gangpao.train import pretrain, show, state
+from gangpao.train import memory, pretrain, show, state
 from gangpao.train.config import TrainConfig, load_train_config
+from gangpao.train.lanes import Lanes
 from gangpao.train.loop import read_metrics
 from gangpao.train.loss import NextToken
 from gangpao.train.parallel import World
@@ -93,6 +94,35 @@ def test_a_lost_tail_is_trained_again_to_the_same_bits(parent, configured, tmp_p
     assert same_end(copy, parent)
 
 
+def test_threads_are_decided_once_and_a_run_goes_on_with_them(configured, tmp_path, monkeypatch):
+    """On a machine with other cores, too: to the bits of the run that was not interrupted."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    overrides = [text for text in configured("micro_batch_size=8") if not text.startswith("threads=")]
+    monkeypatch.setattr(pretrain.machine, "physical_cores", lambda: 2)
+    run(whole, overrides)
+    assert json.loads((whole / "run.json").read_text())["config"]["threads"] == 2
+    shutil.copytree(whole, parts)
+    for path in state.checkpoints(parts / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    monkeypatch.setattr(pretrain.machine, "physical_cores", lambda: 5)
+    run(parts, overrides)
+    assert same_end(whole, parts)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config = load_train_config(CONFIGS / "train-tiny.toml")
+    assert pretrain.resolved_threads(config).threads == 2  # of five cores, for each of two ranks
+    torch.set_num_threads(1)
+
+
+def test_held_out_losses_do_not_depend_on_lanes(parent, configured, data_dir):
+    config = load_train_config(CONFIGS / "train-tiny.toml", tuple(configured()))
+    model, built = weights.load(parent / "export"), pretrain.open_built(data_dir)
+    found = []
+    for lanes in (Lanes(1), Lanes(3)):
+        found.append(pretrain.evaluator(model, NextToken(), built, config, lanes)(lambda: False))
+        lanes.close()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 def test_sources_in_any_order_resume(configured, tmp_path):
     """The position is JSON with sorted keys; a mixture in another order than that must find itself in it."""
     mixture = "mixture={talks=0.2, sums=0.3, stories=0.5}"
@@ -149,7 +179,7 @@ def test_bits_per_byte_are_nats_by_the_bytes_they_stand_for(parent, configured, 
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"limit_tokens": None})})
     built = pretrain.open_built(data_dir)
     model = weights.load(parent / "export")
-    found = pretrain.evaluator(model, NextToken(), built, config)(lambda: False)
+    found = pretrain.evaluator(model, NextToken(), built, config, Lanes(1))(lambda: False)
     shards = built.heldout["sums"]
     nats, count = 0.0, 0
     for batch in pretrain.evaluation_batches(shards, config.seq_len, 3):
@@ -164,7 +194,7 @@ def test_bits_per_byte_are_nats_by_the_bytes_they_stand_for(parent, configured, 
         nats / count * shards.num_tokens / shards.num_bytes / math.log(2), rel=1e-5
     )
     assert "talks_bpb" not in found
-    assert pretrain.evaluator(model, NextToken(), built, config)(lambda: True) is None
+    assert pretrain.evaluator(model, NextToken(), built, config, Lanes(1))(lambda: True) is None
     lines = [m["heldout"] for m in read_metrics(parent) if isinstance(m.get("heldout"), dict)]
     assert len(lines) >= 2
 
@@ -174,7 +204,7 @@ def test_bits_per_byte_are_nats_by_the_bytes_they_stand_for(parent, configured, 
     [
         ("model.preset=minicpm-9000b", "there are minicpm-9m"),
         ("model.change.head_dim=7", "RoPE rotates pairs"),
-        ("model.change.head_dims=8", "Extra inputs"),
+        ("model.change.head_dims=8", "model.change: head_dims: unknown key; did you mean head_dim"),
         ('stages=[{name="a", steps=1, mixture={storys=1}}]', "no source 'storys' in the data; there are"),
         ("batch_tokens=500", "not a multiple of seq_len"),
         ("optimizer.learning_rate=1", "optimizer.learning_rate: unknown key"),
@@ -193,10 +223,11 @@ def test_too_little_memory_is_said_with_three_ways_out(configured):
     config = load_train_config(CONFIGS / "train-tiny.toml", ("micro_batch_size=8",))
     large = ModelConfig.model_validate(shape().model_dump() | {"hidden_size": 65_536, "intermediate_size": 1 << 20})
     with pytest.raises(
-        ValueError, match=r"needs about .* are free: set recompute=true, a smaller micro_batch_size, or"
+        ValueError,
+        match=r"needs about .* are free. Ways out: --set recompute=true, --set micro_batch_size=4, a smaller model .*=1",
     ):
-        pretrain.admit(large, config, World())
-    pretrain.admit(shape(), config, World())
+        memory.admit(large, config, World())
+    memory.admit(shape(), config, World())
 
 
 @pytest.mark.parametrize("name", ["tiny", "nano", "small-gpu"])
@@ -214,16 +245,13 @@ def test_the_shipped_configurations_are_whole(name):
 
 
 def test_the_command_line_runs_by_default(parent, configured, tmp_path, capsys):
-    arguments = [str(CONFIGS / "train-tiny.toml"), "--out", str(parent)]
+    arguments = [str(CONFIGS / "train-tiny.toml"), "--json", "--out", str(parent)]
     for override in configured():
         arguments += ["--set", override]
     get_command(show.app).main(arguments, standalone_mode=False)
-    assert json.loads(capsys.readouterr().out) == {
-        "run": str(parent),
-        "step": 12,
-        "done": True,
-        "export": str(parent / "export"),
-    }
+    found = json.loads(capsys.readouterr().out)
+    wanted = {"run": str(parent), "step": 12, "steps": 12, "done": True, "export": str(parent / "export")}
+    assert {key: found[key] for key in wanted} == wanted
 
 
 def test_labels_of_the_real_loader_mean_what_the_loss_thinks(data_dir):

@@ -42,7 +42,7 @@ export class ServerBackend {
     }));
   }
 
-  /** Yields { text }, { finish }, { usage } and { timings } as they come. Raises ChatError, AbortError when stopped. */
+  /** Yields { thought }, { text }, { finish }, { usage } and { timings } as they come. Raises ChatError, AbortError when stopped. */
   async *chat({ model, messages, params }, signal) {
     const body = { ...params, model, messages, stream: true, stream_options: { include_usage: true } };
     const answer = await this.#fetch("/v1/chat/completions", {
@@ -54,6 +54,8 @@ export class ServerBackend {
       const chunk = JSON.parse(event);
       if (chunk.error) throw new ChatError("stream", chunk.error.message);
       const choice = chunk.choices?.[0];
+      const thought = choice?.delta?.reasoning_content ?? choice?.delta?.reasoning;
+      if (thought) yield { thought };
       if (choice?.delta?.content) yield { text: choice.delta.content };
       if (choice?.finish_reason) {
         finished = true;

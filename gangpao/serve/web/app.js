@@ -4,6 +4,7 @@ import { Announcer } from "./announce.js";
 import { ChatError } from "./api.js";
 import { Composer } from "./composer.js";
 import { h, iconButton } from "./dom.js";
+import { dropTarget, withFiles } from "./files.js";
 import { setLanguage, setTheme, t } from "./i18n.js";
 import { loadLibraries } from "./markdown.js";
 import { Messages, errorText, greeting } from "./messages.js";
@@ -32,6 +33,7 @@ export class App {
   async start() {
     setLanguage(this.settings.language);
     this.store = await openStore(this.options.store ?? "gangpao");
+    await this.store.setKeep(this.settings.keep);
     this.store.onchange((id) => this.#changedElsewhere(id));
     this.build();
     document.addEventListener("keydown", (event) => this.#key(event));
@@ -55,12 +57,18 @@ export class App {
       edit: (node, text) => this.edit(node, text), again: (node) => this.again(node),
       choose: (node, step) => this.choose(node, step), key: () => this.enterKey(),
     });
-    this.composer = new Composer({ send: (content) => this.send(content), stop: () => this.stop(), problem: (text) => this.toast(text) });
+    this.composer = new Composer({ send: (content, files) => this.send(content, files), stop: () => this.stop(), problem: (text) => this.toast(text) });
     this.picker = h("select", { className: "picker", "aria-label": t("model"), onchange: () => this.pick(this.picker.value) });
     this.note = h("p", { className: "fine" });
     this.toasts = h("div", { className: "toasts", role: "status" });
     const menu = iconButton("menu", t("openList"), () => this.sidebar.toggle(), { className: "icon-button menu-button", "aria-controls": "sidebar", "aria-expanded": "false" });
     this.panel = this.options.panel?.(this) ?? null;
+    const main = h("main", { className: "main" },
+      h("header", { className: "top" }, menu, this.picker, h("span", { className: "space" }),
+        iconButton("new", t("newConversation"), () => this.fresh(), { className: "icon-button narrow-only" })),
+      this.panel, this.messages.element,
+      h("div", { className: "bottom" }, this.messages.jump, this.composer.element, this.note));
+    dropTarget(main, (files) => this.composer.add(files));
     this.root.replaceChildren(
       h("a", { className: "skip", href: "#question", textContent: t("skip"), onclick: (event) => {
         event.preventDefault();
@@ -68,11 +76,7 @@ export class App {
       } }),
       this.sidebar.element,
       h("div", { className: "veil", onclick: () => this.sidebar.toggle(false) }),
-      h("main", { className: "main" },
-        h("header", { className: "top" }, menu, this.picker, h("span", { className: "space" }),
-          iconButton("new", t("newConversation"), () => this.fresh(), { className: "icon-button narrow-only" })),
-        this.panel, this.messages.element,
-        h("div", { className: "bottom" }, this.messages.jump, this.composer.element, this.note)),
+      main,
       this.toasts, this.announcer.element);
     this.composer.fill(draft);
     this.#drawModels();
@@ -120,6 +124,11 @@ export class App {
       setLanguage(changes.language);
       this.build();
     }
+  }
+
+  async setKeep(keep) {
+    this.change({ keep });
+    await this.store.setKeep(keep);
   }
 
   moreSettings() {
@@ -258,17 +267,17 @@ export class App {
 
   // --- asking
 
-  async send(content) {
+  async send(content, files = []) {
     const { conversation } = this;
     if (this.composer.blocked || this.runs.has(conversation.id)) return;
     const last = path(conversation).at(-1);
-    await this.#ask(conversation, append(conversation, last?.id ?? "", "user", content));
+    await this.#ask(conversation, append(conversation, last?.id ?? "", "user", content, files.length ? { files } : {}));
   }
 
   async edit(node, text) {
     await this.#ended();
     const kept = typeof node.content === "string" ? text : [...node.content.filter((part) => part.type !== "text"), { type: "text", text }];
-    await this.#ask(this.conversation, append(this.conversation, node.parent, "user", kept));
+    await this.#ask(this.conversation, append(this.conversation, node.parent, "user", kept, node.files ? { files: node.files } : {}));
   }
 
   async again(node) {
@@ -339,15 +348,19 @@ export class App {
     const turns = path(conversation, question.id);
     // A question that got no word of an answer is forgotten: templates want questions and answers to take turns.
     const silent = (index) => turns[index]?.role === "assistant" && !textOf(turns[index].content);
-    const messages = turns.filter((_, index) => !silent(index) && !silent(index + 1)).map(({ role, content }) => ({ role, content }));
+    const messages = turns.filter((_, index) => !silent(index) && !silent(index + 1)).map(({ role, content, files }) => ({ role, content: asRead(content, files) }));
     if (conversation.system) messages.unshift({ role: "system", content: conversation.system });
     const request = { model: this.model, messages, params: this.settings.params };
     const known = {};
     let first = 0;
+    let words = 0;
     for await (const part of this.backend.chat(request, controller.signal)) {
-      if (part.text) {
+      if (part.text || part.thought) {
         first ||= performance.now();
-        node.content += part.text;
+        if (part.text) words ||= performance.now();
+        if (part.thought && !node.thought) this.announcer.say(t("thinking"));
+        if (part.thought) node.thought = (node.thought ?? "") + part.thought;
+        node.content += part.text ?? "";
         this.#grown(run);
       }
       if (part.finish) node.finish = part.finish;
@@ -355,6 +368,7 @@ export class App {
     }
     if (node.finish === "open") node.finish = controller.signal.aborted ? "stopped" : "stop";
     node.stats = measure(known, run.started, first);
+    if (node.thought) node.stats.thought = ((words || performance.now()) - first) / 1000;
   }
 
   /** Draw at most once a frame, save at most once a second. */
@@ -424,6 +438,12 @@ function measure({ usage, timings }, started, first) {
   const tps = timings?.decode_tps ?? timings?.predicted_per_second ?? (seconds > 0 ? Math.max(0, tokens - 1) / seconds : 0);
   const stats = { tokens, tps, first: first ? (first - started) / 1000 : 0, yuan: timings?.yuan ?? 0 };
   return Object.fromEntries(Object.entries(stats).map(([name, value]) => [name, Number(value) || 0]));
+}
+
+/** What of a question goes to the model: files are quoted before its text. Thoughts of earlier answers stay here. */
+function asRead(content, files) {
+  if (typeof content === "string") return withFiles(content, files);
+  return content.map((part) => (part.type === "text" ? { ...part, text: withFiles(part.text, files) } : part));
 }
 
 /** An answer that was being written when the page was left has stopped there. */

@@ -1,45 +1,43 @@
 // Where a question is written. Enter sends, Shift+Enter makes a line, and an input method keeps its own Enter.
 
 import { dialog, h, iconButton } from "./dom.js";
+import { ACCEPT, MAX_FILES, readText, tag } from "./files.js";
 import { t } from "./i18n.js";
 
 const MAX_SIDE = 1344; // pixels; no small model looks closer
 const MAX_IMAGES = 8;
+const IMAGES = "image/png,image/jpeg,image/webp";
 
 export class Composer {
-  /** `actions`: send(content), stop(). content is a string, or parts where images are attached. */
+  /** `actions`: send(content, files), stop(), problem(text). content is a string, or parts where images are attached. */
   constructor(actions) {
     this.actions = actions;
     this.images = [];
+    this.files = []; // { name, text }
     this.sees = false;
     this.running = false;
     this.field = h("textarea", {
       rows: 1, placeholder: t("ask"), "aria-label": t("ask"), enterkeyhint: "send", autocomplete: "off",
       oninput: () => this.#changed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event),
     });
-    this.file = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", multiple: true, hidden: true, onchange: () => this.#take() });
-    this.attach = iconButton("image", t("attach"), () => this.sees && this.file.click());
-    this.camera = iconButton("camera", t("camera"), () => this.sees && this.#capture());
+    const picker = (accept) => h("input", { type: "file", accept, multiple: true, hidden: true, onchange: (event) => this.#picked(event.target) });
+    this.textPicker = picker(ACCEPT);
+    this.imagePicker = picker(IMAGES);
+    this.attachText = iconButton("clip", t("attachText"), () => this.textPicker.click());
+    this.attach = iconButton("image", t("attach"), () => this.imagePicker.click());
+    this.camera = iconButton("camera", t("camera"), () => this.#capture());
     this.button = iconButton("send", t("send"), () => this.press(), { className: "icon-button go" });
     this.thumbs = h("div", { className: "thumbs" });
-    this.reason = h("span", { id: "no-images", className: "offscreen" });
     this.element = h("form", { className: "composer", onsubmit: (event) => event.preventDefault() },
-      this.thumbs, this.field, h("div", { className: "row" }, this.attach, this.camera, this.reason, this.file, h("span", { className: "space" }), this.button));
+      this.thumbs, this.field, h("div", { className: "row" }, this.attachText, this.attach, this.camera, this.textPicker, this.imagePicker, h("span", { className: "space" }), this.button));
     this.setSees(false);
     this.setRunning(false);
   }
 
-  /** Whether the chosen model takes images. */
+  /** Whether the chosen model takes images; the buttons for them are there then only. */
   setSees(sees) {
     this.sees = sees;
-    this.reason.textContent = sees ? "" : t("noImages");
-    for (const [button, label] of [[this.attach, t("attach")], [this.camera, t("camera")]]) {
-      // Not `disabled`: a disabled button cannot be reached, and then nobody learns why.
-      button.setAttribute("aria-disabled", String(!sees));
-      button.title = sees ? label : `${label}: ${t("noImages")}`;
-      if (sees) button.removeAttribute("aria-describedby");
-      else button.setAttribute("aria-describedby", "no-images");
-    }
+    this.attach.hidden = this.camera.hidden = !sees;
   }
 
   setRunning(running) {
@@ -71,21 +69,25 @@ export class Composer {
   press() {
     if (this.running) return this.actions.stop();
     const text = this.field.value.trim();
-    if (this.blocked || (!text && !this.images.length)) return this.field.focus();
+    if (this.blocked || this.#empty) return this.field.focus();
     const parts = this.images.map((url) => ({ type: "image_url", image_url: { url } }));
     const content = parts.length ? [...parts, { type: "text", text }] : text;
+    const { files } = this;
     this.field.value = "";
     this.images = [];
-    this.#drawThumbs();
-    this.#changed();
-    return this.actions.send(content);
+    this.files = [];
+    this.#drawAttached();
+    return this.actions.send(content, files);
+  }
+
+  get #empty() {
+    return !this.field.value.trim() && !this.images.length && !this.files.length;
   }
 
   #changed() {
     this.field.style.height = "auto";
     this.field.style.height = `${Math.min(this.field.scrollHeight, 240)}px`;
-    const empty = !this.field.value.trim() && !this.images.length;
-    this.button.disabled = !this.running && (empty || this.blocked === true);
+    this.button.disabled = !this.running && (this.#empty || this.blocked === true);
   }
 
   #key(event) {
@@ -96,38 +98,55 @@ export class Composer {
     if (!this.running) this.press();
   }
 
-  async #take() {
-    await this.#add([...this.file.files]);
-    this.file.value = "";
+  async #picked(picker) {
+    const files = [...picker.files];
+    picker.value = "";
+    await this.add(files);
   }
 
   async #paste(event) {
-    const files = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/"));
-    if (!files.length || !this.sees) return;
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!files.length) return;
     event.preventDefault();
-    await this.#add(files);
+    await this.add(files);
   }
 
-  async #add(files) {
-    for (const file of files.slice(0, MAX_IMAGES - this.images.length)) {
+  /** Attach files: images where the model sees, texts always. What cannot be attached is told. */
+  async add(files) {
+    for (const file of files) {
       try {
-        const bitmap = await createImageBitmap(file);
-        this.images.push(shrunk(bitmap, bitmap.width, bitmap.height));
-      } catch {
-        this.actions.problem(t("badImage", { name: file.name }));
+        await (file.type.startsWith("image/") ? this.#addImage(file) : this.#addText(file));
+      } catch (error) {
+        this.actions.problem(error.message);
       }
     }
-    this.#drawThumbs();
-    this.#changed();
+    this.#drawAttached();
+    this.focus();
   }
 
-  #drawThumbs() {
-    this.thumbs.replaceChildren(...this.images.map((url, index) => h("div", { className: "thumb" }, h("img", { src: url, alt: t("attachedImage") }),
-      iconButton("close", t("removeImage"), () => {
-        this.images.splice(index, 1);
-        this.#drawThumbs();
-        this.#changed();
-      }))));
+  async #addImage(file) {
+    if (!this.sees) throw new Error(t("noImages", { name: file.name }));
+    if (this.images.length >= MAX_IMAGES) throw new Error(t("tooManyFiles", { n: MAX_IMAGES }));
+    const bitmap = await createImageBitmap(file).catch(() => {
+      throw new Error(t("badImage", { name: file.name }));
+    });
+    this.images.push(shrunk(bitmap, bitmap.width, bitmap.height));
+  }
+
+  async #addText(file) {
+    if (this.files.length >= MAX_FILES) throw new Error(t("tooManyFiles", { n: MAX_FILES }));
+    this.files.push(await readText(file));
+  }
+
+  #drawAttached() {
+    const remove = (list, one) => () => {
+      list.splice(list.indexOf(one), 1);
+      this.#drawAttached();
+    };
+    this.thumbs.replaceChildren(
+      ...this.images.map((url) => h("div", { className: "thumb" }, h("img", { src: url, alt: t("attachedImage") }), iconButton("close", t("removeImage"), remove(this.images, url)))),
+      ...this.files.map((file) => tag(file, remove(this.files, file))));
+    this.#changed();
   }
 
   async #capture() {
@@ -142,8 +161,7 @@ export class Composer {
     video.srcObject = stream;
     const shoot = h("button", { type: "button", className: "button primary", textContent: t("takePhoto"), onclick: () => {
       this.images.push(shrunk(video, video.videoWidth, video.videoHeight));
-      this.#drawThumbs();
-      this.#changed();
+      this.#drawAttached();
       box.close();
     } });
     const box = dialog(t("camera"), t("close"), video, h("div", { className: "row end" }, shoot));

@@ -84,7 +84,7 @@ export class DeviceBackend {
     await wllama?.exit();
   }
 
-  /** As the server's: yields { text }, { finish }, { usage } and { timings }. */
+  /** As the server's: yields { thought }, { text }, { finish }, { usage } and { timings }. */
   async *chat({ messages, params }, signal) {
     if (!this.wllama) throw new ChatError("device");
     const request = { ...params, messages, stream: true, stream_options: { include_usage: true }, abortSignal: signal };
@@ -92,6 +92,7 @@ export class DeviceBackend {
       for await (const chunk of await this.wllama.createChatCompletion(request)) {
         signal.throwIfAborted();
         const choice = chunk.choices?.[0];
+        if (choice?.delta?.reasoning_content) yield { thought: choice.delta.reasoning_content };
         if (choice?.delta?.content) yield { text: choice.delta.content };
         if (choice?.finish_reason) yield { finish: choice.finish_reason };
         if (chunk.usage) yield { usage: chunk.usage };

@@ -3,45 +3,49 @@
 // marked cuts a text into blocks; only blocks whose source changed are rendered again. Three walls stand between an
 // answer and the page: HTML in it is shown as the text it is, what marked makes goes through DOMPurify with a short list
 // of allowed elements, and the page's policy runs no script that is not a file of ours. Images are never loaded.
-// Without the libraries, which are not part of gangpao, everything is plain text.
+// Without the libraries, which are not part of gangpao, everything is plain text; without KaTeX alone, formulas are (math.js).
 
 import { copyFrom, h } from "./dom.js";
+import { drawMath, mathExtensions, setKatex } from "./math.js";
 import { t } from "./i18n.js";
 
 const TAGS = ["p", "br", "strong", "em", "del", "code", "pre", "ul", "ol", "li", "blockquote", "a", "hr", "input", "h1", "h2",
   "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td", "span"];
 const ATTRIBUTES = ["href", "title", "class", "start", "align", "type", "checked", "disabled"];
 const POLICY = { ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ATTRIBUTES, ALLOW_DATA_ATTR: false, ALLOW_ARIA_ATTR: false,
-  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i, RETURN_DOM_FRAGMENT: true };
+  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i, RETURN_DOM_FRAGMENT: true,
+  // The rule for addresses would else be asked about these, too, and drop them: no boxes, every list from 1, no columns aligned.
+  ADD_URI_SAFE_ATTR: ["type", "start", "align"] };
 const MAX_COLOURED = 30_000; // characters of code; colouring more takes longer than reading it
 const POLL_MS = 1500;
 const POLLS = 80;
+const NAMES = ["marked", "dompurify", "highlight", "katex"]; // the last one is not needed for the others
 
 let libraries = null;
 
-/** Load the libraries, asking the server to fetch them first. Resolves to "" or to why there are none. */
+/** Load the libraries, asking the server to fetch them first. Resolves to "" or to why there are none; formulas alone may lack. */
 export async function loadLibraries(state = serverState) {
   let problem = "";
   for (let poll = 0; poll < POLLS; poll++) {
-    const { ready, problem: why } = await state();
-    if (ready) {
-      try {
-        const [marked, purify, coloured] = await Promise.all(
-          ["marked", "dompurify", "highlight"].map((name) => import(`/parts/${name}.js`)));
-        libraries = prepare(marked, purify.default, coloured.default);
-        return "";
-      } catch (error) {
-        return String(error);
-      }
-    }
+    const { ready, problem: why, here } = await state();
+    if (ready || why) return (await use(here ?? NAMES.map((name) => `${name}.js`))) ? "" : why || "?";
     problem = why;
-    if (why) break;
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
   return problem || "?";
 }
 
-/** Whether the server has the libraries; without a network the browser may have kept them. */
+/** Use those libraries that are there; whether answers can be formatted. */
+async function use(here) {
+  const found = NAMES.filter((name) => here.includes(`${name}.js`));
+  const loaded = await Promise.allSettled(found.map((name) => import(`/parts/${name}.js`)));
+  const { marked, dompurify, highlight } = Object.fromEntries(found.map((name, index) => [name, loaded[index].value]));
+  if (globalThis.katex) setKatex(globalThis.katex);
+  if (marked && dompurify && highlight) libraries = prepare(marked, dompurify.default, highlight.default);
+  return libraries !== null;
+}
+
+/** Which libraries the server has; without a network the browser may have kept them. */
 async function serverState() {
   try {
     return await (await fetch("/web/parts", { method: "POST" })).json();
@@ -58,7 +62,7 @@ function prepare({ Marked }, purify, coloured) {
     image: ({ href, text }) => `<a href="${escape(href)}">[${escape(text || href)}]</a>`,
   };
   purify.addHook("uponSanitizeAttribute", (element, data) => {
-    if (data.attrName === "class" && !/^(language-[\w+#.-]+|hljs-[\w -]+)$/.test(data.attrValue)) data.keepAttr = false;
+    if (data.attrName === "class" && !/^(language-[\w+#.-]+|hljs-[\w -]+|math-(?:inline|display))$/.test(data.attrValue)) data.keepAttr = false;
   });
   purify.addHook("afterSanitizeAttributes", (element) => {
     if (element.nodeName === "A") {
@@ -70,7 +74,7 @@ function prepare({ Marked }, purify, coloured) {
       else element.setAttribute("disabled", "");
     }
   });
-  return { marked: new Marked({ gfm: true, breaks: true, renderer }), purify, coloured };
+  return { marked: new Marked({ gfm: true, breaks: true, renderer, extensions: mathExtensions(escape) }), purify, coloured };
 }
 
 /** Shows a growing text in `element`. */
@@ -108,6 +112,7 @@ export class Markdown {
 function render(token) {
   const fragment = libraries.purify.sanitize(libraries.marked.parser([token]), POLICY);
   fragment.querySelectorAll("pre").forEach(dressCode);
+  drawMath(fragment);
   fragment.querySelectorAll("table").forEach((table) => {
     const frame = h("div", { className: "table", tabindex: "0", role: "region", "aria-label": t("table") });
     table.replaceWith(frame);

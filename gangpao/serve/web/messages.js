@@ -1,8 +1,10 @@
 // The messages of a conversation: question, answer, what can be done with them, and what an answer cost.
 
 import { copyFrom, h, icon, iconButton } from "./dom.js";
+import { shown } from "./files.js";
 import { t, yuan } from "./i18n.js";
 import { Markdown } from "./markdown.js";
+import { Thought } from "./thought.js";
 import { path, place, textOf } from "./tree.js";
 
 const NEAR_PX = 80;
@@ -11,7 +13,8 @@ export class Messages {
   /** `actions`: edit(node, text), again(node), choose(node, step), key(), for what is pressed here. */
   constructor(actions) {
     this.actions = actions;
-    this.items = new Map(); // node id -> { element, body, markdown }
+    this.items = new Map(); // node id -> { element, body, markdown, thought }
+    this.opened = new Set(); // ids of answers whose thought somebody reads
     this.list = h("div", { className: "messages", role: "group", "aria-label": t("conversation") });
     this.jump = iconButton("down", t("toEnd"), () => this.toEnd(), { className: "icon-button jump", hidden: true });
     this.element = h("div", { className: "scroller", tabindex: "-1" }, this.list);
@@ -59,6 +62,7 @@ export class Messages {
     const item = this.items.get(node.id);
     if (!item) return;
     item.markdown.show(textOf(node.content), false);
+    item.thought.show(node, true);
     if (this.pinned) this.element.scrollTop = this.element.scrollHeight;
   }
 
@@ -70,22 +74,28 @@ export class Messages {
       "aria-busy": running ? "true" : null, dataset: { id: node.id },
     }, body);
     let markdown = null;
+    let thought = null;
     if (mine) this.#question(body, node);
     else {
       markdown = new Markdown(body);
       markdown.show(textOf(node.content), !running);
+      thought = new Thought(this.opened.has(node.id), (open) => this.opened[open ? "add" : "delete"](node.id));
+      thought.show(node, running);
+      body.before(thought.element);
     }
     if (node.error) element.append(this.#error(node));
     else if (node.finish === "length") element.append(h("p", { className: "note", textContent: t("cutShort") }));
     else if (node.finish === "stopped") element.append(h("p", { className: "note", textContent: t("stopped") }));
     if (!running) element.append(this.#footer(node, where, element));
-    return { element, body, markdown };
+    return { element, body, markdown, thought };
   }
 
   #question(body, node) {
     const images = typeof node.content === "string" ? [] : node.content.filter((part) => part.type === "image_url");
     for (const part of images) body.append(h("img", { src: part.image_url.url, alt: t("attachedImage") }));
-    body.append(h("p", { className: "plain", textContent: textOf(node.content) }));
+    body.append(...(node.files ?? []).map(shown));
+    const text = textOf(node.content);
+    if (text) body.append(h("p", { className: "plain", textContent: text }));
   }
 
   #footer(node, { index, count }, element) {

@@ -29,7 +29,7 @@ export function openSettings(app, more = []) {
     section(t("sampling"), h("p", { className: "hint", textContent: t("samplingHint") }),
       h("div", { className: "grid" }, SAMPLING.map((row) => samplingField(app, row)))),
     ...more,
-    section(t("data"), h("p", { className: "hint", textContent: t("dataHint") }), dataButtons(app, () => box.close())));
+    section(t("data"), h("p", { className: "hint", textContent: t("dataHint") }), keepSwitch(app), dataButtons(app, () => box.close())));
   box.classList.add("settings");
   return box;
 }
@@ -64,6 +64,12 @@ function samplingField(app, [name, min, max, step]) {
       return app.change({ params });
     } });
   return h("label", { className: "stack" }, h("span", { textContent: t(`sampling_${name}`) }), field);
+}
+
+function keepSwitch(app) {
+  const box = h("input", { type: "checkbox", checked: app.settings.keep, onchange: () => app.setKeep(box.checked) });
+  return h("div", { className: "stack" }, h("label", { className: "check" }, box, h("span", { textContent: t("keep") })),
+    h("p", { className: "hint", textContent: t("keepHint") }));
 }
 
 function dataButtons(app, close) {

@@ -92,7 +92,7 @@ export class Sidebar {
 
 function searchText(conversation) {
   const nodes = Object.values(conversation.nodes);
-  return [conversation.title, ...nodes.map((node) => textOf(node.content))].join("\n").toLowerCase();
+  return [conversation.title, ...nodes.flatMap((node) => [textOf(node.content), ...(node.files ?? []).map(({ name }) => name)])].join("\n").toLowerCase();
 }
 
 function dayOf(time) {
@@ -119,9 +119,9 @@ export function exportJson(conversations) {
   download(fileName(title, "json"), "application/json", `${JSON.stringify(body, null, 1)}\n`);
 }
 
-/** The first words of the first question. */
+/** The first words of the first question, or the name of what came with it. */
 export function titleOf(conversation) {
   const first = path(conversation)[0];
-  const text = first ? textOf(first.content).trim().split("\n")[0] : "";
+  const text = (first && textOf(first.content).trim().split("\n")[0]) || first?.files?.[0].name || "";
   return text.length > 48 ? `${text.slice(0, 47)}…` : text;
 }

@@ -1,6 +1,10 @@
 // What the browser keeps: conversations in IndexedDB (in memory where that is forbidden), settings in localStorage.
+//
+// Somebody may switch that off (settings.keep): then conversations that change are in memory only, and the API key is in
+// sessionStorage, which ends with the tab. What was kept before stays, is still shown, and can be deleted.
 
 const SETTINGS = "gangpao.settings";
+const KEY = "gangpao.key";
 
 /** A place for conversations. `kept` says whether they outlive the page. */
 export async function openStore(name) {
@@ -27,7 +31,8 @@ class Store {
   constructor(database, name) {
     this.database = database;
     this.kept = database !== null;
-    this.memory = new Map();
+    this.keep = true; // whether changes are written
+    this.memory = new Map(); // what is not written, by id
     this.channel = "BroadcastChannel" in globalThis ? new BroadcastChannel(name) : null;
   }
 
@@ -40,19 +45,30 @@ class Store {
     return request(work(this.database.transaction("conversations", mode).objectStore("conversations")));
   }
 
+  /** Write what is said from now on, or do not. What was not written until now is, when it is switched on. */
+  async setKeep(keep) {
+    this.keep = keep;
+    if (!keep || !this.database) return;
+    for (const conversation of this.memory.values()) await this.put(conversation);
+  }
+
   /** All conversations, the one used last first. */
   async all() {
-    const found = this.database ? await this.#run("readonly", (store) => store.getAll()) : [...this.memory.values()];
+    const written = this.database ? await this.#run("readonly", (store) => store.getAll()) : [];
+    const found = [...written.filter(({ id }) => !this.memory.has(id)), ...this.memory.values()];
     return found.sort((a, b) => b.updated - a.updated);
   }
 
   async get(id) {
-    return this.database ? this.#run("readonly", (store) => store.get(id)) : this.memory.get(id);
+    const unwritten = this.memory.get(id);
+    return unwritten || !this.database ? unwritten : this.#run("readonly", (store) => store.get(id));
   }
 
   async put(conversation) {
-    if (this.database) await this.#run("readwrite", (store) => store.put(conversation));
-    else this.memory.set(conversation.id, conversation);
+    if (this.database && this.keep) {
+      await this.#run("readwrite", (store) => store.put(conversation));
+      this.memory.delete(conversation.id);
+    } else this.memory.set(conversation.id, conversation);
     this.channel?.postMessage(conversation.id);
   }
 
@@ -69,13 +85,14 @@ class Store {
   }
 }
 
-const DEFAULTS = { theme: "auto", language: "auto", model: "", system: "", key: "", params: {}, device: {} };
+const DEFAULTS = { theme: "auto", language: "auto", model: "", system: "", key: "", keep: true, params: {}, device: {} };
 
 /** The settings, with defaults for what was never set. */
 export function loadSettings() {
   try {
     const saved = JSON.parse(localStorage.getItem(SETTINGS) ?? "{}");
-    return { ...structuredClone(DEFAULTS), ...(saved && typeof saved === "object" ? saved : {}) };
+    const found = { ...structuredClone(DEFAULTS), ...(saved && typeof saved === "object" ? saved : {}) };
+    return found.keep ? found : { ...found, key: sessionStorage.getItem(KEY) ?? "" };
   } catch {
     return structuredClone(DEFAULTS);
   }
@@ -83,7 +100,9 @@ export function loadSettings() {
 
 export function saveSettings(settings) {
   try {
-    localStorage.setItem(SETTINGS, JSON.stringify(settings));
+    localStorage.setItem(SETTINGS, JSON.stringify(settings.keep ? settings : { ...settings, key: "", system: "" }));
+    if (settings.keep || !settings.key) sessionStorage.removeItem(KEY);
+    else sessionStorage.setItem(KEY, settings.key);
   } catch {
     return false; // storage is forbidden: they last as long as the page
   }

@@ -4,7 +4,9 @@
 // node: { id, parent ("" under the root), role, content, children, chosen (index), ... }
 // What is shown is the path that follows `chosen` from the root.
 
-const LIMITS = { nodes: 20_000, text: 4_000_000, title: 200 };
+import { withFiles } from "./files.js";
+
+const LIMITS = { nodes: 20_000, text: 4_000_000, title: 200, files: 64 };
 
 export function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
@@ -81,7 +83,7 @@ export function checked(raw) {
   for (const [id, node] of entries) {
     if (!node || !["user", "assistant"].includes(node.role)) fail();
     const out = { id: text(id, 64), parent: text(node.parent ?? "", 64), role: node.role, created: time(node.created) };
-    nodes[id] = { ...out, content: checkedContent(node.content, text, fail), ...children(node), ...checkedNotes(node) };
+    nodes[id] = { ...out, content: checkedContent(node.content, text, fail), ...children(node), ...checkedNotes(node, text, fail) };
   }
   const root = children(raw.root);
   let reached = 0;
@@ -112,8 +114,13 @@ function checkedContent(content, text, fail) {
   });
 }
 
-function checkedNotes(node) {
+function checkedNotes(node, text, fail) {
   const out = {};
+  if (node.thought) out.thought = text(node.thought, LIMITS.text);
+  if (node.files) {
+    if (!Array.isArray(node.files) || node.files.length > LIMITS.files) fail();
+    out.files = node.files.map((file) => ({ name: text(file?.name, LIMITS.title), text: text(file?.text, LIMITS.text) }));
+  }
   if (typeof node.model === "string") out.model = node.model.slice(0, 200);
   if (typeof node.finish === "string") out.finish = node.finish.slice(0, 40);
   const stats = node.stats;
@@ -129,7 +136,7 @@ export function toMarkdown(conversation, names) {
   const blocks = [`# ${conversation.title || names.untitled}`];
   if (conversation.system) blocks.push(`> ${conversation.system.replaceAll("\n", "\n> ")}`);
   for (const node of path(conversation)) {
-    blocks.push(`## ${node.role === "user" ? names.you : node.model || names.model}`, textOf(node.content));
+    blocks.push(`## ${node.role === "user" ? names.you : node.model || names.model}`, withFiles(textOf(node.content), node.files));
   }
   return `${blocks.join("\n\n")}\n`;
 }
