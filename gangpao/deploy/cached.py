@@ -20,7 +20,7 @@ from gangpao.atomic import locked
 
 Progress = Callable[[int, int], None]
 
-_FORM = 1  # raise it when an export of the same folder becomes another file
+_FORM = 2  # raise it when an export of the same folder becomes another file
 _WEIGHTS = (".safetensors", ".bin")
 _SMALL = (".json", ".jinja", ".model", ".txt")
 _BUSY = "another gangpao is exporting this checkpoint; try again when it is done"

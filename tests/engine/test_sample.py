@@ -14,6 +14,7 @@ from gangpao.engine.sample import (
     REPETITION_WINDOW,
     Sampler,
     SamplingParams,
+    defaults_of,
     keep_min_p,
     keep_top_p,
     largest,
@@ -247,3 +248,17 @@ def test_a_sample_from_a_real_vocabulary_costs_under_a_millisecond():
         sampler.sample(logits)
         times.append(time.perf_counter() - start)
     assert sorted(times)[20] < 1e-3
+
+
+def test_a_files_recommendation_becomes_the_default():
+    metadata = {
+        "general.sampling.temp": 0.25, "general.sampling.top_k": 30.0, "general.sampling.top_p": 0.5,
+        "general.sampling.min_p": 0.125, "general.sampling.penalty_repeat": 1.5, "general.sampling.mirostat": 2,
+    }  # fmt: skip
+    params = defaults_of(metadata)
+    expected = {"temperature": 0.25, "top_k": 30, "top_p": 0.5, "min_p": 0.125, "repetition_penalty": 1.5}
+    assert params == SamplingParams(**expected)
+    assert isinstance(params.top_k, int)
+    wild = {"general.sampling.temp": 1e9, "general.sampling.top_k": "many", "general.sampling.top_p": 0.5}
+    assert defaults_of(wild) == SamplingParams(top_p=0.5)
+    assert defaults_of({}) == SamplingParams()
