@@ -54,7 +54,6 @@ def test_the_search_finds_what_is_read():
     assert {
         "HF_TOKEN",
         "GANGPAO_HOME",
-        "GANGPAO_SHARED",
         "NO_COLOR",
         "RANK",
         "VLLM_API_KEY",
