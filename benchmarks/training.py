@@ -45,7 +45,7 @@ from gangpao.model.count import parameters
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
 from gangpao.train.config import OptimizerConfig
-from gangpao.train.lanes import Lanes, lanes_for
+from gangpao.train.lanes import lanes_for
 from gangpao.train.loop import Job, Stage, Training
 from gangpao.train.loss import NextToken
 from gangpao.train.optim import Optimizer
@@ -141,8 +141,9 @@ def train_ours(work: Work, steps: int, between: Callable[[int], None] = id) -> t
     """Seconds of every step, and the loss of the first rows before and after."""
     model = weights.load(work.folder, dtype=torch.float32)
     source = Memory(token_rows(work))
-    dtype = torch.bfloat16 if work.precision == "bf16" else None
-    objective, lanes = NextToken(dtype=dtype), _lanes(model, work)
+    objective = NextToken(dtype=torch.bfloat16 if work.precision == "bf16" else None)
+    size = 4 * parameters(model.config).total  # of the gradients; the replay is of one pass, so without lanes
+    lanes = lanes_for(work.threads, work.micro_rows, size, separable=work.side != "products")
     options = OptimizerConfig(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=WEIGHT_DECAY, clip=CLIP)
 
     def loss() -> float:
@@ -154,22 +155,13 @@ def train_ours(work: Work, steps: int, between: Callable[[int], None] = id) -> t
     with tempfile.TemporaryDirectory() as folder:
         timed = Timed(Path(folder), steps, between)
         optimizer = Optimizer(model.named_parameters(), lambda name: rule_of(name, model.config), options)
-        stages = [Stage("stable", steps + 1, lambda before: source)]
         job = Job(
-            Path(folder), model, optimizer, objective, stages, learning_rate=lambda step: LR, rows=work.rows,
-            micro_rows=work.micro_rows, report=timed, clip=CLIP, lanes=lanes,
+            Path(folder), model, optimizer, objective, [Stage("stable", steps + 1, lambda before: source)], clip=CLIP,
+            learning_rate=lambda step: LR, rows=work.rows, micro_rows=work.micro_rows, report=timed, lanes=lanes,
         )  # fmt: skip
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(Enough), contextlib.closing(lanes), contextlib.closing(timed):
             Training(job).fit()
-        timed.close()
-    lanes.close()
     return timed.times, [*losses, loss()]
-
-
-def _lanes(model: Transformer, work: Work) -> Lanes:
-    """As `gangpao train` does; the replay of products needs the shapes of one pass, so it has threads inside operations."""
-    gradients = 4 * parameters(model.config).total
-    return lanes_for(work.threads, work.micro_rows, gradients, separable=work.side != "products")
 
 
 def train_theirs(work: Work, steps: int) -> tuple[Times, list[float]]:

@@ -214,7 +214,7 @@ def _explain(error: ErrorDetails, model_cls: type[BaseModel], layers: Sequence[_
     if missing:
         return f"{where}: {key} is required and missing"
     value, words = error.get("ctx", {}).get("tag", error["input"]), said(error)
-    if words.startswith("must") and not isinstance(value, dict | list | tuple):  # those have too many words to repeat
+    if words.startswith("must"):
         words += f", not {_shown(value)}"
     near = difflib.get_close_matches(str(value), re.findall(r'"([^"]*)"', _allowed(error)), n=1)
     words += f"; did you mean {near[0]}?" if near else ""
@@ -228,9 +228,9 @@ _WORDS = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be an integer"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    **dict.fromkeys(("list_type", "tuple_type"), "must be a list: [...]"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a table"),
-    "string_type": 'must be text in quotes: "..."',
+    "string_type": "must be text in quotes",
 }  # fmt: skip
 
 
@@ -273,7 +273,11 @@ def _fields_named(model_cls: type[BaseModel], name: str) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value as TOML spells it, shortened."""
+    """A value as TOML spells it, shortened; of a table its keys, of a list how long it is."""
+    if isinstance(value, dict):
+        return _short(f"a table with {', '.join(map(str, value)) or 'nothing'}")
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
     return _short(str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str))
 
 

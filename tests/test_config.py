@@ -121,7 +121,12 @@ def test_the_error_names_the_layer_that_is_wrong(write):
         ),
         ('owner = "a"\nkeys = 3', "line 2: keys: unknown key; did you mean lock.keys? (known: owner"),
         ('owner = "a"\nlock = 3', "line 2: lock: must be a table, not 3"),
-        ('owner = ["a"]', 'line 1: owner: must be text in quotes: "..."'),
+        ('owner = ["a", "b"]', "line 1: owner: must be text in quotes, not a list of 2"),
+        (
+            'owner = {name = "a", year = 1, more = [1, 2]}',
+            "line 1: owner: must be text in quotes, not a table with name, year, more",
+        ),
+        ('owner = "a"\ncarts = {x = 3}', "line 2: carts.x: must be a table, not 3"),
         (
             'owner = "a"\n[carts.x]\nparts = [\n {kind = "wheel"},\n {kind = "wheel", spokes = 0.5},\n]',
             "line 3: carts.x.parts.1.spokes: must be an integer, not 0.5",
@@ -130,7 +135,10 @@ def test_the_error_names_the_layer_that_is_wrong(write):
             'owner = "a"\n[[carts.x.parts]]\nkind = "wheel"\n[[carts.x.parts]]\nspokes = 3',
             "line 4: carts.x.parts.1: it needs the key kind",
         ),
-        ('owner = """a\n[lock]\n"""\nplan = ' + f"[{'1, ' * 50}]", 'line 4: plan: must be text in quotes: "..."'),
+        (
+            'owner = """a\n[lock]\n"""\nplan = ' + f"[{'1, ' * 50}]",
+            "line 4: plan: must be text in quotes, not a list of 50",
+        ),
         ('owner = "a"\nsize = "' + "long " * 50 + '"', ': must be a number, not "long long long'),
     ],
 )
@@ -203,21 +211,3 @@ def test_config_dir_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config.config_dir() == tmp_path / ".config" / "gangpao"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('owner = {name = "a", year = 1, more = [1, 2]}', "owner: must be a valid string, not a table with name, year, more"),
-        ('owner = ["a", "b"]', "owner: must be a valid string, not a list of 2"),
-        (f'owner = "a"\nsize = "{"x" * 300}"', "size: must be a valid number, not 'xxxxx"),
-        ('owner = "a"\ncarts = 3', "carts: must be a table, not 3"),
-        ('owner = "a"\ncarts = {x = 3}', "carts.x: must be a table, not 3"),
-    ],
-)  # fmt: skip
-def test_errors_show_values_in_a_few_words(write, text, said):
-    with pytest.raises(ValueError, match=r".") as error:
-        config.load_toml(write(text), Yard)
-    assert f"yard.toml: {said}" in str(error.value)
-    assert not {"{", "["} & set(str(error.value))
-    assert len(str(error.value)) < 300

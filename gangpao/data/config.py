@@ -11,11 +11,11 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from gangpao.config import Frozen, load_toml, merge, parse_override
+from gangpao.config import Frozen, PathText, load_toml
 
 Format = Literal["auto", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt", "huggingface", "public", "generated"]
 Form = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt"]
@@ -135,7 +135,7 @@ class TrainTokenizer(Frozen):
 class TokenizerConfig(Frozen):
     """A Hugging Face folder (`dir`), or settings to train a vocabulary with."""
 
-    dir: str = Field(
+    dir: PathText = Field(
         default="",
         description="A folder with tokenizer.json, tokenizer.model, or vocab.json and merges.txt; relative to this file.",
     )
@@ -176,7 +176,7 @@ class Decontaminate(Frozen):
 class DataConfig(Frozen):
     """A corpus. Names of sources are letters, digits, dots, dashes and underscores."""
 
-    root: str = Field(
+    root: PathText = Field(
         default="", description="Where paths of sources start, itself relative to this file. Empty: this file's folder."
     )
     sources: dict[str, Source]
@@ -220,18 +220,5 @@ def load_data_config(path: Path | str, overrides: Iterable[str] = ()) -> DataCon
 
     Paths in the file are relative to its folder, those in overrides to the current one; both come out absolute.
     """
-    path, overrides = Path(path), tuple(overrides)
-    config = load_toml(path, DataConfig, overrides)
-    given: dict[str, Any] = {}
-    for text in overrides:
-        given = merge(given, parse_override(text))
-    root = _based(config.root, Path() if "root" in given else path.parent)
-    folder = config.tokenizer.dir
-    if folder:
-        folder = _based(folder, Path() if "dir" in given.get("tokenizer", {}) else path.parent)
-    tokenizer = config.tokenizer.model_copy(update={"dir": folder})
-    return config.model_copy(update={"root": root, "tokenizer": tokenizer})
-
-
-def _based(path: str, folder: Path) -> str:
-    return os.path.abspath(folder / Path(path).expanduser())
+    config = load_toml(Path(path), DataConfig, overrides)
+    return config.model_copy(update={"root": config.root or os.path.abspath(Path(path).parent)})

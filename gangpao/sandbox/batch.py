@@ -25,7 +25,8 @@ from gangpao.sandbox import fit, plot, verdict
 from gangpao.sandbox.conditions import conditions
 from gangpao.sandbox.config import Size
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
-from gangpao.sandbox.lr import WIDE, Sweep, excluded, noise_said, span, sweeps_of
+from gangpao.sandbox.laws import WIDE
+from gangpao.sandbox.lr import Sweep, excluded, noise_said, span, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
 from gangpao.sandbox.verdict import BELOW_ZERO, UNKNOWN, Verdict
 

@@ -60,8 +60,9 @@ def _floor_said(law: Law) -> list[Said]:
         zh = f"在各点允许的规律中，有 {share:.0%} 的 E（任何模型都不会低于的损失）为 0"
     else:
         return []
-    en += ": the points do not tell it, and losses far away are probably predicted too low; run longer and larger, or give a floor."
-    return [(en, zh + "：这些点定不出 E，远处的损失很可能预测得过低；请训练更久、更大，或给出 floor。")]
+    en += ": the points do not tell it, and losses far away are probably predicted too low; "
+    en += "run longer and larger, or give scaling.floor."
+    return [(en, zh + "：这些点定不出 E，远处的损失很可能预测得过低；请训练更久、更大，或给出 scaling.floor。")]
 
 
 def _ratio_said(law: Law) -> list[Said]:

@@ -15,6 +15,7 @@ from gangpao.atomic import read_json
 from gangpao.sandbox import fit
 from gangpao.sandbox.conditions import conditions, differing, told, unsaid
 from gangpao.sandbox.coupled import CoupledFit
+from gangpao.sandbox.laws import WIDE
 from gangpao.sandbox.schedule import Told, told_apart
 from gangpao.sandbox.study import law_of
 from gangpao.sandbox.trial import Lab
@@ -39,7 +40,7 @@ class Measured:
             return None
         (aa, ab), (_, bb) = self.covariance
         x = math.log(loss)
-        wide = 1.959964 * math.sqrt(max(0.0, aa + 2 * ab * x + bb * x * x))
+        wide = WIDE * math.sqrt(max(0.0, aa + 2 * ab * x + bb * x * x))
         return law.predict(loss) * math.exp(-wide), law.predict(loss) * math.exp(wide)
 
 

@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 EXPONENTS = (0.02, 3.0)  # below, a power cannot be told from a logarithm; above, it is gone within a doubling or two
 PARAMETERS = 5
 HUBER = 1.345  # 95 % efficient when the noise is normal
+WIDE = 1.959964  # half the 95 % interval of a normal number
 FLOOR = 1e-7  # relative residuals below are rounding
 SHARES = np.linspace(0, 0.9, 10)  # of the variance of the noise: what may be common to the runs of a size
 _GRID = 24
@@ -407,7 +408,7 @@ def bootstrap(
 
 def student(dof: int) -> float:
     """The 97.5 % point of Student's t: exact for one and two, else the Cornish-Fisher series (within 1 %)."""
-    z = 1.959964
+    z = WIDE
     if dof == 1:
         return 12.7062
     if dof == 2:

@@ -27,7 +27,6 @@ from gangpao.sandbox.verdict import Answer, Limits, Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDE = 1.959964
 COSTS = 0.3  # percent of the loss: less than that is called no cost
 
 

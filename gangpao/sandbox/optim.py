@@ -22,8 +22,8 @@ import numpy as np
 
 from gangpao.sandbox import fit, plot
 from gangpao.sandbox.experiment import Language, Outcome, Submit, Text, join
-from gangpao.sandbox.laws import student
-from gangpao.sandbox.lr import WIDE, Sweep, excluded, noise_said, opened, span, sweeps_of
+from gangpao.sandbox.laws import WIDE, student
+from gangpao.sandbox.lr import Sweep, excluded, noise_said, opened, span, sweeps_of
 from gangpao.sandbox.trial import Lab, Result, Spec
 from gangpao.sandbox.verdict import UNKNOWN, Limits, Verdict
 

@@ -48,6 +48,9 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Train, with progress on stderr; what became of the run on stdout at the end, of rank 0 under torchrun."""
+    # Read by OpenMP when torch is loaded: threads inside operations wait some tenths of a millisecond for one another, then sleep.
+    # OpenMP's own number is 300,000: beside other work they burn their share of the processors by waiting.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with _ctrl_c_later():
         from gangpao.train import pretrain, report, summary
     try:

@@ -30,7 +30,7 @@ TERMS = {  # names of what a configuration may say stay, as do signs and units
     "adamw", "cosine", "AdamW", "Muon", "muon", "minicpm", "standard", "wsd", "wsd_linear", "WSD", "bpb", "token", "FLOPs", "nat",
     "alpha", "beta", "inf", "nan", "min", "en-", "zh-", "code-", "ND", "guard.on_bad_step", "seq_len", "batch.batches",
     "batch.check", "batch.tokens", "lr.rates", "optim.rates", "optim.tokens", "schedule.cosine_rates", "schedule.decays",
-    "scaling.targets", "lr.seeds", "batch.seeds", "mix.seeds", "optim.seeds", "schedule.seeds",
+    "Chinchilla", "scaling.floor", "scaling.targets", "lr.seeds", "batch.seeds", "mix.seeds", "optim.seeds", "schedule.seeds",
 }  # fmt: skip
 ENDS = [
     ("diverged", "step 13: loss nan, gradient norm 3.5; stopped as guard.on_bad_step says; nothing is saved yet"),
@@ -108,7 +108,7 @@ def test_words_in_cells_are_those_of_the_language(tmp_path):
     cells = made("mix", tmp_path).rows
     assert {"不含监督数据", "含监督数据"} == {row["mixture"]["zh"] for row in cells}
     assert "总计" in {row["group"]["zh"] for row in cells}
-    assert {"更低", "更高", "在噪声之内"} >= {row["verdict"]["zh"] for row in cells if row["verdict"]} != set()
+    assert {"更低", "更高", "无法判断"} >= {row["verdict"]["zh"] for row in cells if row["verdict"]} != set()
     target = {
         "predicted": 1.0,
         "low": 0.9,

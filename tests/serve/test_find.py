@@ -217,10 +217,10 @@ def test_run_with_a_name_at_a_terminal_is_a_conversation(home, terminal, monkeyp
     assert (talks[0].engine.name, talks[0].system) == ("tiny", "Be kind.")
 
 
-def test_a_folder_is_told_how_to_become_a_file(home, capsys):
+def test_a_folder_that_is_no_model_says_what_one_has(home, capsys):
     (home / "export").mkdir()
     assert cli.main(["chat", str(home / "export")]) == 2
-    assert f"`gangpao export {home / 'export'} FILE.gguf`" in capsys.readouterr().err
+    assert "a run has run.json and export/, a Hugging Face folder config.json and weights" in capsys.readouterr().err
 
 
 # --- what cannot run

@@ -43,7 +43,7 @@ def test_a_run_says_what_it_trains_on_what_and_what_became_of_it(tmp_path, confi
     assert cli.main(command(out, configured())) == 0
     said, err = capsys.readouterr()
     assert re.search(r"mine: [\d,]+ parameters, 12 steps of 512 tokens \(stable 8, decay 4\)\n", err)
-    assert re.search(r"1 thread \(as configured\), fp32 \(as configured\), \w+", err)
+    assert re.search(r"1 thread \(--set threads=N changes it\), fp32 \(as configured\), \w+", err)
     assert re.search(r"decay 12/12  loss [\d.]+ .* tok/s .* left  [\d.]+ yuan\n", err)
     assert "  heldout_bpb " in err
     assert said.startswith(f"trained: {out}, 12 steps\n")
@@ -293,6 +293,17 @@ def test_data_that_is_not_there_is_said_with_options_of_this_command(tmp_path, c
         run(tmp_path / "run", configured())
     with pytest.raises(ValueError, match=r"d\.toml: this describes data .*gangpao data build"):
         load_train_config(tmp_path / "d.toml")
+
+
+def test_paths_in_the_changes_of_the_data_are_relative_to_the_file_of_the_run(tmp_path, monkeypatch):
+    """So that a run goes on from wherever it is started; a --set of the whole list is relative to where it is typed."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = TINY.read_text().replace('"data-tiny.toml"', f'"{CONFIGS}/data-tiny.toml"\ndata_set = ["root=text"]')
+    (tmp_path / "run.toml").write_text(text)
+    assert load_train_config(tmp_path / "run.toml").data_set == (f'root="{tmp_path}/text"',)
+    typed = load_train_config(tmp_path / "run.toml", ('data_set=["root=text"]',))
+    assert typed.data_set == (f'root="{tmp_path}/here/text"',)
 
 
 def test_init_from_takes_a_run(finished):
