@@ -19,9 +19,9 @@ from pathlib import Path
 
 from gangpao.text.folder import merge_pair, protobuf_fields, read_object
 from gangpao.text.normalizers import KEY as NORMALIZER
-from gangpao.text.normalizers import Step, steps_of, written
+from gangpao.text.normalizers import PREFIX, SPACES, steps_of, written
 from gangpao.text.pretokenizers import RULES, PreTokenizer
-from gangpao.text.tokenizer import END_IDS, LSTRIP_IDS, RSTRIP_IDS, SPACE_PREFIX, Tokenizer
+from gangpao.text.tokenizer import END_IDS, LSTRIP_IDS, NORMALIZED_IDS, RSTRIP_IDS, SPACE_PREFIX, Tokenizer
 from gangpao.text.vocabulary import Vocabulary
 
 _END_ROLES = ("eos", "eot", "eom")
@@ -44,6 +44,7 @@ _UNREAD = {
     "where that changes a text",
     LSTRIP_IDS: "some added tokens take the white space before them; programs other than gangpao keep it",
     RSTRIP_IDS: "some added tokens take the white space after them; programs other than gangpao keep it",
+    NORMALIZED_IDS: "some added tokens are looked for in normalized text; programs other than gangpao look in the text as it is",
     SPACE_PREFIX: "a space stands in front of a text, not after special tokens; llama.cpp puts one there too",
 }
 
@@ -124,22 +125,19 @@ def _ours(path: Path, data: Mapping[str, object], vocabulary: Vocabulary) -> dic
     """What only our reader understands. Raises ValueError for a normalizer that a file cannot carry."""
     steps = steps_of(data.get("normalizer"))
     if not vocabulary.byte_level:  # add_space_prefix says the prefix, and every reader writes U+2581 for a space
-        steps = [step for step in steps if not _is_sentencepiece(step)]
+        steps = [step for step in steps if step not in (PREFIX, SPACES)]
     out: dict[str, object] = {}
     if steps:
         try:
             out[NORMALIZER] = written(steps)
         except ValueError as error:
             raise ValueError(f"{path / 'tokenizer.json'}: {error}, so an export would give other ids") from error
+    if vocabulary.normalized:
+        out[NORMALIZED_IDS] = sorted(vocabulary.normalized)
     for key, side in ((LSTRIP_IDS, 0), (RSTRIP_IDS, 1)):
         if ids := sorted(i for i, strips in vocabulary.strips.items() if strips[side]):
             out[key] = ids
     return out | ({SPACE_PREFIX: "first"} if vocabulary.space_prefix == "first" else {})
-
-
-def _is_sentencepiece(step: Step) -> bool:
-    pattern = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-    return step in ({"type": "Prepend", "prepend": "\u2581"}, pattern)
 
 
 def sampling(folder: Path, on_note: Callable[[str], None]) -> dict[str, object]:

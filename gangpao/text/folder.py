@@ -12,10 +12,11 @@ text normalisation tables in a tokenizer.model (precompiled_charsmap), byte-leve
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gangpao.text.mergers import LibraryMerger, Loaded, Merger, SpacePrefixed
+from gangpao.text.normalizers import Step, normal_pieces, normalized, steps_of, without_prefix
 from gangpao.text.spm import ScoreMerger
 from gangpao.text.vocabulary import Kind, SpacePrefix, Vocabulary
 
@@ -108,6 +109,7 @@ class _Table:
         self.pieces: list[str] = []
         self.kinds = bytearray()
         self.strips: dict[int, tuple[bool, bool]] = {}
+        self.normalized: set[int] = set()
         limit = 2 * len(ids) + 100_000
         for piece, token in ids.items():
             if not isinstance(token, int) or not 0 <= token < limit:
@@ -130,6 +132,8 @@ class _Table:
         self.put(token, content, Kind.CONTROL if added.get("special") else Kind.USER_DEFINED)
         if added.get("lstrip") or added.get("rstrip"):
             self.strips[token] = (bool(added.get("lstrip")), bool(added.get("rstrip")))
+        elif added.get("normalized") and not added.get("special"):
+            self.normalized.add(token)
 
     def _is_special(self, token: int) -> bool:
         return token < len(self.kinds) and self.kinds[token] in (Kind.CONTROL, Kind.USER_DEFINED)
@@ -152,6 +156,7 @@ class _Table:
             space_prefix=scheme,
             merged=frozenset(merged),
             strips=self.strips,
+            normalized=frozenset(self.normalized),
             ends=[i for i in config.ends(self._is_special) if i < len(self.pieces)],
         )
 
@@ -169,6 +174,9 @@ def _from_tokenizer_json(path: Path, config: _Config) -> Loaded:
     added = data.get("added_tokens")
     for token in added if isinstance(added, list) else ():
         table.add(token if isinstance(token, dict) else {})
+    steps = steps_of(data.get("normalizer"))
+    if not steps:  # they are found in the text as it is
+        table.normalized.clear()
     pairs = [pair for pair in map(merge_pair, merges) if pair is not None]
     byte_level = _uses(data.get("pre_tokenizer"), "ByteLevel") or _uses(data.get("decoder"), "ByteLevel")
     scheme = _space_scheme(data)
@@ -180,14 +188,25 @@ def _from_tokenizer_json(path: Path, config: _Config) -> Loaded:
     kept = [[a, b] for a, b in pairs if not control & {a, b, a + b}]
     bare: Json = {"added_tokens": [], "post_processor": None, "decoder": None, "truncation": None, "padding": None}
     data = {**data, **bare, "model": {**model, "vocab": ordinary, "merges": kept}}
+    if vocabulary.normalized:
+        return Loaded(vocabulary, *_normalizing(path, data, vocabulary, steps), config.chat_template)
     rest = _library(path, {**data, **_without_prefix(data)})
     if scheme == "never":
         first: Merger = rest
-    elif [step.get("type") for step in _steps(data.get("normalizer"))] == ["Prepend", "Replace"]:
+    elif [step.get("type") for step in steps] == ["Prepend", "Replace"]:
         first = SpacePrefixed(rest)  # the same thing, without building the library's tables twice
     else:
         first = _library(path, data)
     return Loaded(vocabulary, rest, first, config.chat_template)
+
+
+def _normalizing(path: Path, data: Json, vocabulary: Vocabulary, steps: Sequence[Step]) -> tuple[Merger, Merger]:
+    """The mergers for what continues a text and for what begins one, where added tokens are looked for after normalizing."""
+    bare: Json = {**data, "normalizer": None}
+    rest = _library(path, {**bare, "pre_tokenizer": _without_prefix(data)["pre_tokenizer"]})
+    first = _library(path, bare) if _uses(data.get("pre_tokenizer"), "Metaspace") else rest
+    added = normal_pieces(steps, {vocabulary.pieces[i]: i for i in vocabulary.normalized})
+    return normalized(without_prefix(steps), rest, added), normalized(steps, first, added)
 
 
 def _library(path: Path, data: Json) -> LibraryMerger:

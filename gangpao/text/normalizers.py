@@ -7,9 +7,10 @@ What it gives up: Replace with a regular expression, and the tables of SentenceP
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gangpao.text.mergers import Merger
+from gangpao.text.vocabulary import SpecialFinder
 
 Step = Mapping[str, object]
 
@@ -17,6 +18,9 @@ KEY = "gangpao.tokenizer.normalizer"
 MAX_STEPS = 32
 MAX_GROWTH = 64  # characters out of one, at most, by replacements
 MAX_CHARACTERS = 256  # of a replacement or prefix
+# What SentencePiece does to a text, in these words; a GGUF file says it as tokenizer.ggml.add_space_prefix.
+SPACES: Step = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+PREFIX: Step = {"type": "Prepend", "prepend": "\u2581"}
 # Step -> the fields it may have, with their types.
 _FIELDS: dict[str, dict[str, type]] = {
     "NFC": {},
@@ -94,27 +98,52 @@ def read(value: object) -> list[Step]:
     return steps
 
 
+def normalizer_of(steps: Sequence[Step]) -> Callable[[str], str]:
+    """Text to normalized text. Raises ValueError for steps that the library does not take."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models
+
+    bare = json.loads(Library(models.BPE()).to_str())
+    described = {"type": "Sequence", "normalizers": [dict(step) for step in steps]}
+    try:
+        normalizer = Library.from_str(json.dumps(bare | {"normalizer": described})).normalizer
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"normalizer: the tokenizers library does not take it: {error}") from error
+    apply: Callable[[str], str] = normalizer.normalize_str
+    return apply
+
+
 class Normalized:
-    """A merger of normalized text."""
+    """A merger of normalized text. pieces: added tokens that are looked for after normalizing, as they look then, with ids."""
 
-    def __init__(self, steps: Sequence[Step], merge: Merger) -> None:
-        from tokenizers import Tokenizer as Library
-        from tokenizers import models
-
-        bare = json.loads(Library(models.BPE()).to_str())
-        described = {"type": "Sequence", "normalizers": [dict(step) for step in steps]}
-        try:
-            self._normalizer = Library.from_str(json.dumps(bare | {"normalizer": described})).normalizer
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{KEY}: the tokenizers library does not take it: {error}") from error
+    def __init__(self, steps: Sequence[Step], merge: Merger, pieces: Mapping[str, int]) -> None:
+        self._normalize = normalizer_of(steps)
         self._merge = merge
+        self._pieces = pieces
+        self._finder = SpecialFinder(pieces)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text without special pieces; none where nothing of it is left."""
-        normal = self._normalizer.normalize_str(text)
-        return self._merge.encode(normal) if normal else []
+        parts: list[str | int] = [self._normalize(text)]
+        for piece in self._finder.occurring(str(parts[0])):
+            parts = [cut for part in parts for cut in ([part] if isinstance(part, int) else self._around(part, piece))]
+        return [
+            i for part in parts if part != "" for i in ([part] if isinstance(part, int) else self._merge.encode(part))
+        ]
+
+    def _around(self, text: str, piece: str) -> list[str | int]:
+        out: list[str | int] = []
+        for run in text.split(piece):
+            out += [run, self._pieces[piece]]
+        return out[:-1]
 
 
-def normalized(steps: Sequence[Step], merge: Merger) -> Merger:
+def normalized(steps: Sequence[Step], merge: Merger, pieces: Mapping[str, int] | None = None) -> Merger:
     """The merger itself where there is nothing to normalize."""
-    return Normalized(steps, merge) if steps else merge
+    return Normalized(steps, merge, pieces or {}) if steps else merge
+
+
+def normal_pieces(steps: Sequence[Step], ids: Mapping[str, int]) -> dict[str, int]:
+    """Added tokens as they look in normalized text, with their ids; a prefix of the normalizer becomes part of them."""
+    apply = normalizer_of(steps) if ids else str
+    return {apply(piece): token for piece, token in ids.items()}

@@ -20,7 +20,7 @@ import numpy as np
 from gangpao.text import folder
 from gangpao.text.mergers import LibraryMerger, Merger, SpacePrefixed, byte_level_merger
 from gangpao.text.normalizers import KEY as NORMALIZER
-from gangpao.text.normalizers import normalized, read, without_prefix
+from gangpao.text.normalizers import PREFIX, SPACES, normal_pieces, normalized, read, without_prefix
 from gangpao.text.pretokenizers import by_name
 from gangpao.text.spm import ScoreMerger
 from gangpao.text.thoughts import KNOWN
@@ -30,6 +30,7 @@ from gangpao.text.vocabulary import Kind, SpacePrefix, Vocabulary
 END_IDS = "gangpao.tokenizer.end_token_ids"  # every id that ends an answer
 LSTRIP_IDS = "gangpao.tokenizer.lstrip_token_ids"  # pieces that take the white space before them
 RSTRIP_IDS = "gangpao.tokenizer.rstrip_token_ids"  # and after them
+NORMALIZED_IDS = "gangpao.tokenizer.normalized_token_ids"  # pieces that are looked for after normalizing
 SPACE_PREFIX = "gangpao.tokenizer.space_prefix"  # "first": a space in front of a text, but not after a special piece
 
 
@@ -183,11 +184,14 @@ def _from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     build = _byte_level if model == "gpt2" else _sentencepiece
     vocabulary, merge = build(metadata, pieces, kinds)
     steps = read(metadata[NORMALIZER]) if NORMALIZER in metadata else []
-    later = without_prefix(steps)
     prefixed: Merger = merge if vocabulary.space_prefix == "never" else SpacePrefixed(merge)
+    if vocabulary.normalized and not vocabulary.byte_level:  # their looks depend on what SentencePiece does to a text
+        steps += [PREFIX, SPACES] if vocabulary.space_prefix == "always" else [SPACES]
+    later = without_prefix(steps)
     if later != steps:  # a prefix of the normalizer's own
         vocabulary.space_prefix, prefixed = "always", merge
-    first, rest = normalized(steps, prefixed), normalized(later, merge)
+    added = normal_pieces(steps, {vocabulary.pieces[i]: i for i in vocabulary.normalized})
+    first, rest = normalized(steps, prefixed, added), normalized(later, merge, added)
     return Tokenizer(vocabulary, rest, first, template if isinstance(template, str) else None)
 
 
@@ -209,6 +213,7 @@ def _byte_level(
         adds_bos=_flag(metadata, "add_bos_token", rule.adds_bos),
         merged=frozenset(a + b for a, b in merges),
         strips=_strips(metadata, len(pieces)),
+        normalized=_normalized(metadata, kinds),
         ends=_ends(metadata, len(pieces)),
     )
     vocabulary.adds_bos = vocabulary.adds_bos and vocabulary.bos_id is not None
@@ -233,6 +238,7 @@ def _sentencepiece(
         adds_bos=_flag(metadata, "add_bos_token", True),
         space_prefix=_space_prefix(metadata),
         strips=_strips(metadata, count),
+        normalized=_normalized(metadata, kinds),
         ends=_ends(metadata, count),
     )
     vocabulary.adds_bos = vocabulary.adds_bos and vocabulary.bos_id is not None
@@ -309,6 +315,10 @@ def _ids(metadata: Mapping[str, object], key: str, count: int) -> list[int]:
 def _strips(metadata: Mapping[str, object], count: int) -> dict[int, tuple[bool, bool]]:
     left, right = (set(_ids(metadata, key, count)) for key in (LSTRIP_IDS, RSTRIP_IDS))
     return {i: (i in left, i in right) for i in left | right}
+
+
+def _normalized(metadata: Mapping[str, object], kinds: bytearray) -> frozenset[int]:
+    return frozenset(i for i in _ids(metadata, NORMALIZED_IDS, len(kinds)) if kinds[i] == Kind.USER_DEFINED)
 
 
 def _space_prefix(metadata: Mapping[str, object]) -> SpacePrefix:

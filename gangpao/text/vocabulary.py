@@ -73,6 +73,7 @@ class Vocabulary:
     byte_level: ordinary pieces are spelled in GPT-2's alphabet of bytes; otherwise in text with U+2581 for a space.
     merged: pieces that merging can produce (see the module docstring). strips: id -> (left, right), special pieces that
     take the white space beside them. ends: further ids that end a generation, from the file's metadata.
+    normalized: user-defined pieces that a merger looks for after normalizing, and `split` does not.
     """
 
     pieces: list[str]
@@ -86,6 +87,7 @@ class Vocabulary:
     merged: frozenset[str] = frozenset()
     strips: Mapping[int, tuple[bool, bool]] = field(default_factory=dict)
     ends: Iterable[int] = ()
+    normalized: frozenset[int] = frozenset()
     ids: dict[str, int] = field(init=False)
     end_ids: frozenset[int] = field(init=False)
     control_ids: frozenset[int] = field(init=False)
@@ -137,7 +139,7 @@ class Vocabulary:
         """Cut special pieces out of a text: strings to merge, and ids. Without parse_special user-defined ones only."""
         if parse_special not in self._finders:
             wanted = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED) if parse_special else (Kind.USER_DEFINED,)
-            pieces = [self.pieces[i] for i, kind in enumerate(self.kinds) if kind in wanted]
+            pieces = [self.pieces[i] for i, k in enumerate(self.kinds) if k in wanted and i not in self.normalized]
             self._finders[parse_special] = SpecialFinder(pieces)
         parts: list[str | int] = [text]
         for piece in self._finders[parse_special].occurring(text):

@@ -121,6 +121,25 @@ def test_normalizers_go_over(name, tmp_path):
     assert [text for text in HARD if here.encode(text) != there.encode(text)] == []
 
 
+@pytest.mark.parametrize("name", ["nfc", "lowercase", "strip", "accents", "replace"])
+def test_added_tokens_are_looked_for_after_normalizing_where_they_are(name, tmp_path):
+    added = ["<Tool>", "he", AddedToken("<Raw>", normalized=False), AddedToken("<é>", normalized=True)]
+    library = byte_level(normalizers.Sequence(NORMALIZERS[name]), added)
+    texts = [f"{a}{space}{token}{space}{a}" for a in ("", "hello", "ÉE") for space in ("", " ", "\n") for token in
+             ("<Tool>", "<TOOL>", "<tool>", "<Raw>", "<raw>", "<é>", "<e\u0301>", "<É>")]  # fmt: skip
+    _, there = both(save(tmp_path, library), [*texts, *HARD])
+    here = Tokenizer.from_dir(tmp_path)
+    assert [text for text in texts if here.encode(text) != there.encode(text)] == []
+    assert here.decode(here.encode("hello <Raw>he")) == there.decode(there.encode("hello <Raw>he"))
+
+
+def test_added_tokens_of_a_sentencepiece_vocabulary_are_found_as_the_library_finds_them(tmp_path):
+    library = sentencepiece_like(added=["<Tool>", AddedToken("<Raw>", normalized=False)])
+    ends = ("", "hello", " hello")
+    texts = [f"hello{space}{token}{end}" for space in ("", " ") for token in ("<Tool>", "<Raw>") for end in ends]
+    both(save(tmp_path, library), [*texts, *(text.removeprefix("hello") for text in texts)])
+
+
 def test_a_prefix_of_the_normalizer_goes_over(tmp_path):
     both(save(tmp_path, byte_level(normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("hell")]))))
 
