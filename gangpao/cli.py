@@ -33,7 +33,10 @@ COMMANDS = {
     "rm": ("gangpao.serve.models:rm", "Delete an installed model."),
     "bench": ("gangpao.serve.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
-    "data": ("gangpao.data.show:app", "Training data: build it from a configuration, count it, read it."),
+    "data": (
+        "gangpao.data.show:app",
+        "Training data: get text, build a corpus from a configuration, count it, read it.",
+    ),
     "train": ("gangpao.train.show:app", "Train a model from a TOML file, or plot runs."),
     "sandbox": ("gangpao.sandbox.show:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
     "model": ("gangpao.model.show:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),

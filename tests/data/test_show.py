@@ -102,6 +102,7 @@ import os, signal, sys
 from gangpao import cli
 from gangpao.data import build
 build._POOL_BYTES = 0
+build.machine.logical_cores = lambda: 2
 if sys.argv[1] == "alone":
     build._Build._train_tokenizer = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 else:
@@ -128,14 +129,15 @@ def test_workers_do_not_run_the_command_again(tmp_path):
     """Some installers write a script that runs whenever it is imported, which is what a new worker would do."""
     script = tmp_path / "gangpao"
     script.write_text(
-        "import sys\nfrom gangpao.cli import main\nfrom gangpao.data import build\nbuild._POOL_BYTES = 0\nsys.exit(main())\n"
+        "import sys\nfrom gangpao.cli import main\nfrom gangpao.data import build\nbuild._POOL_BYTES = 0\n"
+        "build.machine.logical_cores = lambda: 2\nsys.exit(main())\n"
     )
     words = [word for change in SMALL for word in ("--set", change)]
     command = [sys.executable, str(script), "data", "build", str(TINY), "--out", str(tmp_path / "out"), *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cleaning 3 sources") <= 1  # a pipe is told what takes some seconds
+    assert done.stderr.count("cleaning 3 sources") == 1
 
 
 def test_a_folder_with_other_things_in_it_keeps_them(tmp_path):
