@@ -62,7 +62,7 @@ class Lanes:
         torch.set_num_threads(outside)
 
     def map(self, work: Callable[[Any], Result], parts: Sequence[Any]) -> list[Result]:
-        """work of every part, in their order. One of several exceptions is raised when all are done."""
+        """work of every part, in their order. Raises what went wrong in the first of them that did."""
         if self.count == 1:
             return [work(part) for part in parts]
         futures = [self._pool.submit(work, part) for part in parts]
