@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,8 +54,7 @@ class ModelFileError(ValueError):
     """A model file that is damaged, hostile or not supported; the message says what, where and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor: shape in numpy order (the last axis is contiguous), type name, byte offset in its file and size; of a
     split model, the number of the part it lies in, from 0."""
 
