@@ -71,9 +71,9 @@ def test_angles_do_not_depend_on_instruction_sets_of_numpy():
     there = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
     if not there:
         pytest.skip("numpy has one set of instructions here")
-    code = "from tests.engine.test_rope import angles_digest; print(angles_digest())"
+    code = f"import runpy; print(runpy.run_path({__file__!r})['angles_digest']())"
     env = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(there)}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-W", "ignore", "-c", code], env=env, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == DIGEST, done.stderr
