@@ -48,6 +48,8 @@ _SCALARS = {
     0: ("B", "u1"), 1: ("b", "i1"), 2: ("H", "<u2"), 3: ("h", "<i2"), 4: ("I", "<u4"), 5: ("i", "<i4"), 6: ("f", "<f4"),
     7: ("B", "u1"), 10: ("Q", "<u8"), 11: ("q", "<i8"), 12: ("d", "<f8"),
 }  # fmt: skip
+_NUMBERS = {code: struct.Struct("<" + code) for code in "BbHhIiQqfd"}
+_ENTRIES = [struct.Struct(f"<{dims}QIQ") for dims in range(MAX_DIMS + 1)]  # a tensor's shape, type and offset
 
 
 class ModelFileError(ValueError):
@@ -89,7 +91,8 @@ class _Cursor:
         return at
 
     def number(self, code: str, what: str) -> Any:
-        return struct.unpack_from("<" + code, self.data, self.need(struct.calcsize(code), what))[0]
+        form = _NUMBERS[code]
+        return form.unpack_from(self.data, self.need(form.size, what))[0]
 
     def count(self, what: str, limit: int) -> int:
         n: int = self.number("Q", what)
@@ -166,9 +169,10 @@ def _strings(c: _Cursor, key: str, n: int) -> list[str]:
     """A vocabulary has 150,000 of these: the loop is kept tight. Bytes that are not UTF-8 become U+FFFD."""
     data, at, end, room = c.data, c.at, len(c.data), c.room
     unpack, sizeof = struct.Struct("<Q").unpack_from, str.__sizeof__  # a tenth of sys.getsizeof
-    out = []
+    out: list[str] = []
+    append, last = out.append, end - 8
     for _ in range(n):
-        if at + 8 > end:
+        if at > last:
             raise c.fail(f"{key} ends early", at)
         size = unpack(data, at)[0]
         at += 8
@@ -176,10 +180,11 @@ def _strings(c: _Cursor, key: str, n: int) -> list[str]:
             raise c.fail(f"a string of {key} needs {size} bytes, {end - at} are left", at)
         if 5 * size > room:  # also where the strings before this one have left less than nothing
             raise c.fail(f"{key} needs more memory than a header of this file may take", at)
-        text = data[at : at + size].tobytes().decode("utf-8", "replace")
+        next_at = at + size
+        text = str(data[at:next_at], "utf-8", "replace")
+        at = next_at
         room -= sizeof(text) + 16
-        out.append(text)
-        at += size
+        append(text)
     c.at, c.room = at, max(0, room)
     return out
 
@@ -202,23 +207,23 @@ def _tensor(c: _Cursor) -> TensorInfo:
     name = c.name("a tensor name", MAX_TENSOR_NAME)
     c.spend(800, name)
     at = c.at
-    dims = c.number("I", f"dimensions of {name}")
+    dims = c.number("I", "a number of dimensions")
     if not 1 <= dims <= MAX_DIMS:
         raise c.fail(f"tensor {name} has {dims} dimensions, 1 to {MAX_DIMS} are possible", at)
-    shape = tuple(int(c.number("Q", f"shape of {name}")) for _ in range(dims))[::-1]
-    if any(d == 0 or d > 1 << 40 for d in shape) or math.prod(shape) > 1 << 44:
+    entry = _ENTRIES[dims]
+    *sizes, number, offset = entry.unpack_from(c.data, c.need(entry.size, "a tensor's entry"))
+    shape, elements = tuple(sizes[::-1]), math.prod(sizes)
+    if max(sizes) > 1 << 40 or not 0 < elements <= 1 << 44:
         raise c.fail(f"tensor {name} has the impossible shape {shape}", at)
-    number = c.number("I", f"type of {name}")
     kind = BY_ID.get(number)
     if kind is None:
         raise ModelFileError(
-            f"{c.path}: tensor {name} is of type {UNSUPPORTED.get(number, number)}, which is not supported (at byte {c.at - 4}); "
+            f"{c.path}: tensor {name} is of type {UNSUPPORTED.get(number, number)}, which is not supported (at byte {c.at - 12}); "
             f"take a file in one of {', '.join(BY_NAME)}, for example Q4_K_M or Q8_0"
         )
     if shape[-1] % kind.block_size:
         raise c.fail(f"tensor {name} has rows of {shape[-1]}, not whole {kind.name} blocks of {kind.block_size}", at)
-    nbytes = kind.row_bytes(shape[-1]) * math.prod(shape[:-1])
-    return TensorInfo(name, shape, kind.name, c.number("Q", f"offset of {name}"), nbytes)
+    return TensorInfo(name, shape, kind.name, offset, elements // kind.block_size * kind.type_size)
 
 
 def _tensors(c: _Cursor, n: int, alignment: Any) -> dict[str, TensorInfo]:

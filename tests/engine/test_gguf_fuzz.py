@@ -304,6 +304,17 @@ def open_or_none(path) -> GGUF | None:
         return None
 
 
+def core_speed() -> float:
+    """Of this core now, beside whatever shares it: 1 where it does a fixed loop as fast as a quiet one of 3 GHz, or faster.
+    What is bounded is the reader, not the machine."""
+    data, unpack = memoryview(struct.pack("<Q", 3) * 4096), struct.Struct("<Q").unpack_from
+    started = time.thread_time()
+    for _ in range(64):
+        for at in range(0, 8 * 4096, 8):
+            str(data[at : at + unpack(data, at)[0]], "utf-8", "replace")
+    return min(1.0, 0.09 / (time.thread_time() - started))
+
+
 @pytest.mark.parametrize("what", BOMBS)
 def test_memory_and_time_are_bounded(tmp_path, what, request):
     path = tmp_path / "m.gguf"
@@ -317,11 +328,11 @@ def test_memory_and_time_are_bounded(tmp_path, what, request):
     gguf = open_or_none(path)
     took = time.thread_time() - started
     assert private() - before < limit
-    if took >= SECONDS:  # beside another process of tests a core is slower: what is bounded is the reader
+    if took * (pace := core_speed()) >= SECONDS:  # a core may change its speed at any moment
         started = time.thread_time()
         open_or_none(path)
-        took = min(took, time.thread_time() - started)
-    assert took < SECONDS
+        took, pace = min(took, time.thread_time() - started), min(pace, core_speed())
+    assert took * pace < SECONDS
     del gguf
     if what not in MANY:  # the peak too, which a decoder reaches for a moment; tracing a million objects takes too long
         tracemalloc.start()
