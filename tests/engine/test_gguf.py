@@ -251,7 +251,7 @@ DAMAGE = {
     "alignment 2^31": (file_of(tensor("t"), keys=[key("general.alignment", U32, b"\0\0\0\x80")]), "power of two"),
     "alignment as text": (file_of(tensor("t"), keys=[key("general.alignment", STRING, text("32"))]), "power of two"),
     "one part of a split model": (file_of(keys=[key("split.count", U16, b"\3\0")]), "one of 3 parts"),
-    "a tensor table cut short": (header(tensors=1) + tensor("abcdefgh")[:-1], "needs 8 bytes"),
+    "a tensor table cut short": (header(tensors=1) + tensor("abcdefgh")[:-1], "needs 20 bytes"),
     "a tensor name of 257 bytes": (file_of(tensor("x" * (MAX_TENSOR_NAME + 1))), "length of a tensor name is 257"),
     "a tensor name that is not UTF-8": (file_of(tensor(b"\xff")), "tensor name is not UTF-8"),
     "no dimensions": (file_of(tensor("t", ())), "0 dimensions"),
