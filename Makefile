@@ -27,7 +27,7 @@ chat: $(VENV)/installed  ## talk with an installed model, or download one after 
 test: $(VENV)/developing  ## run all checks and tests (pulls the small test model once)
 	@echo "model of the tests: smollm2-135m (98 MB), kept in your cache"
 	@$(BIN)/gangpao pull smollm2-135m || echo "no smollm2-135m: the tests that need it will be skipped, by name"
-	@$(BIN)/python -P -c "from gangpao.serve import parts; parts.fetch({'chat', 'phone'})" \
+	@$(BIN)/python -P -c "from gangpao.serve.pages import libraries; libraries.fetch({'chat', 'phone'})" \
 	  || echo "no browser libraries: the tests of the pages that need them will be skipped, by name"
 	@$(MAKE) --no-print-directory check
 	@echo "pytest" && $(BIN)/pytest --ignore=tests/test_repository.py --numprocesses=auto --dist=loadfile $(ARGS)

@@ -1,7 +1,7 @@
 """The phone page on this machine: what loading costs, and tokens a second of the model inside a browser.
 
 A server of ours gives the page and the model to a headless chromium, the network is switched off, and the page's own
-backend (gangpao/serve/web/device.js) answers one question some times, with one thread and with all. Beside it stands the
+backend (gangpao/serve/pages/web/device.js) answers one question some times, with one thread and with all. Beside it stands the
 same question put to the server, which computes with our engine on the same machine: what a browser costs.
 
     python benchmarks/phone_page.py --out     writes benchmarks/results/phone_page_<hardware>_<date>.md
@@ -26,8 +26,8 @@ import httpx2
 import report
 
 from gangpao import catalog, machine
-from gangpao.serve import parts
 from gangpao.serve.app import running
+from gangpao.serve.pages import libraries
 from gangpao.serve.server import Server, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +125,7 @@ def markdown(model: str, size: int, ready_s: float, rows: Sequence[Row], args: a
         "commit": report.commit(ROOT),
         "CPU": f"{report.cpu_name()}, {os.cpu_count()} cores seen by the system",
         "load before": f"{os.getloadavg()[0]:.1f} (1 minute)",
-        "browser library": next(f"{p.package} {p.version}" for p in parts.PARTS if p.package == "@wllama/wllama"),
+        "browser library": next(f"{p.package} {p.version}" for p in libraries.PARTS if p.package == "@wllama/wllama"),
         "model": f"{model}, {size / 1e6:.1f} MB",
         "from an empty browser to ready": f"{ready_s:.1f} s, download over the loopback interface included",
     }
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="answers for each number of threads")
     parser.add_argument("--out", action="store_true", help="write the result file")
     args = parser.parse_args(argv)
-    parts.fetch({"chat", "phone"})
+    libraries.fetch({"chat", "phone"})
     path = catalog.resolve(args.model)
     threads = sorted({1, os.cpu_count() or 1})
     with running(Server(Settings({args.model: path}, port=0, context=2048))) as url:

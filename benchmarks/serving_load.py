@@ -32,8 +32,8 @@ import peers
 from engines import Settings
 
 from gangpao.engine.config import ModelConfig
-from gangpao.engine.gguf import GGUF
-from gangpao.text.chat import ChatTemplate
+from gangpao.formats.gguf import GGUF
+from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.tokenizer import Tokenizer
 
 STREAMS = 8

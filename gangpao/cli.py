@@ -23,16 +23,16 @@ from typer.main import get_command
 import gangpao
 
 COMMANDS = {
-    "chat": ("gangpao.serve.terminal:chat", "Talk with a model in the terminal."),
-    "run": ("gangpao.serve.run:run", "Answer one prompt: text, or one JSON object, on stdout."),
-    "serve": ("gangpao.serve.command:serve", "Serve models over an OpenAI-compatible HTTP API."),
-    "pull": ("gangpao.serve.models:pull", "Download a model of the catalog or of a hub, verified and resumable."),
-    "list": ("gangpao.serve.models:list_", "Show the catalog, what is installed, and what runs."),
-    "show": ("gangpao.serve.show:show", "Say what is known of a model: its file, its size, its source."),
-    "ps": ("gangpao.serve.show:ps", "Show which models a running server holds in memory."),
-    "rm": ("gangpao.serve.models:rm", "Delete an installed model."),
-    "bench": ("gangpao.serve.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
-    "doctor": ("gangpao.serve.doctor:doctor", "Say what this machine can run, and how fast."),
+    "chat": ("gangpao.commands.chat:chat", "Talk with a model in the terminal."),
+    "run": ("gangpao.commands.run:run", "Answer one prompt: text, or one JSON object, on stdout."),
+    "serve": ("gangpao.commands.serve:serve", "Serve models over an OpenAI-compatible HTTP API."),
+    "pull": ("gangpao.commands.pull:pull", "Download a model of the catalog or of a hub, verified and resumable."),
+    "list": ("gangpao.commands.list:list_", "Show the catalog, what is installed, and what runs."),
+    "show": ("gangpao.commands.show:show", "Say what is known of a model: its file, its size, its source."),
+    "ps": ("gangpao.commands.ps:ps", "Show which models a running server holds in memory."),
+    "rm": ("gangpao.commands.rm:rm", "Delete an installed model."),
+    "bench": ("gangpao.commands.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
+    "doctor": ("gangpao.commands.doctor:doctor", "Say what this machine can run, and how fast."),
     "data": (
         "gangpao.data.show:app",
         "Training data: get text, build a corpus from a configuration, count it, read it.",

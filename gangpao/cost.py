@@ -100,3 +100,14 @@ def show_yuan(amount: float) -> str:
         return "0 yuan"
     digits = max(2, 1 - math.floor(math.log10(amount)))
     return f"{amount:.{digits}f} yuan"
+
+
+class Meter:
+    """Turns seconds of this machine into yuan, by the cost profile of that name or the default one."""
+
+    def __init__(self, profile: str | None = None) -> None:
+        self.name, self._profile = get_profile(profile)
+
+    def yuan(self, seconds: float) -> float:
+        """Price of that much machine time."""
+        return yuan(self._profile, seconds)

@@ -247,3 +247,15 @@ def _output(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def rss_mb() -> float:
+    """Resident memory of this process in MB (1e6 bytes), now where the system tells, else at its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

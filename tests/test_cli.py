@@ -13,7 +13,7 @@ import typer
 from gangpao import cli
 from tests.child import ROOT, environment
 
-DRIVER = ROOT / "tests" / "serve" / "fake_cli.py"
+DRIVER = ROOT / "tests" / "commands" / "fake_cli.py"
 FIELDS = {
     "text", "model", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",
     "yuan", "seed",
@@ -239,7 +239,7 @@ def test_ctrl_c_is_130_and_keeps_what_was_printed():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    from gangpao.serve import run
+    from gangpao.commands import run
 
     def broken(_):
         raise AssertionError("ours")

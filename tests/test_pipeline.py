@@ -60,8 +60,8 @@ def test_the_export_is_the_same_function_in_torch_and_in_the_engine(run, tmp_pat
     import torch
 
     from gangpao.deploy import gguf as writer
-    from gangpao.engine.gguf import GGUF
     from gangpao.engine.transformer import Transformer as Engine
+    from gangpao.formats.gguf import GGUF
     from gangpao.model import weights
     from gangpao.text.tokenizer import Tokenizer
 

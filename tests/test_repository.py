@@ -30,16 +30,18 @@ _TRAIN = {"model", "data", "evaluate"}
 ALLOWED = {
     "kernels": set(),
     "text": set(),
-    "engine": {"kernels", "text"},
-    "serve": {"engine", "text", "kernels", "deploy"},
+    "formats": set(),
+    "engine": {"formats", "kernels", "text"},
+    "commands": {"serve", "engine", "text", "kernels", "formats", "deploy"},
+    "serve": {"engine", "text", "kernels", "formats"},
     "model": set(),
     "data": {"text"},
-    "evaluate": {"engine", "model", "data", "text"},
+    "evaluate": {"engine", "model", "data", "text", "formats"},
     "train": _TRAIN,
     "tune": {"train"} | _TRAIN,
     "compress": {"train", "kernels"} | _TRAIN,
     "sandbox": {"train"} | _TRAIN,
-    "deploy": {"model", "engine", "text"},
+    "deploy": {"model", "engine", "text", "formats"},
 }
 
 
@@ -273,7 +275,7 @@ def test_the_search_for_forbidden_calls_finds_them(code: str, monkeypatch: pytes
 ONE_MACHINE = re.compile(r"(?<![\w.~-])/(?:wor[k]/|far[m]/|roo[t]/|tmp/[w]/|home/[a-z]+/|Users/[a-z]+/)")
 # Packages come from wherever the user's own pip and npm settings say.
 # One address stands for "no setting at all": parts are fetched without npm, which would know it.
-DEFAULT_REGISTRY = "gangpao/serve/parts.py: npm" + "js.org"
+DEFAULT_REGISTRY = "gangpao/serve/pages/libraries.py: npm" + "js.org"
 REGISTRY = re.compile(r"pypi[.]org|pythonhosted[.]org|npmjs[.](?:org|com)|--(?:extra-)?index-ur[l]|--trusted-hos[t]")
 
 

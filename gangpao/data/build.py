@@ -45,7 +45,7 @@ from gangpao.data.select import Chosen, encode
 from gangpao.data.shards import Shards
 from gangpao.data.source import Resolved, matching, resolve
 from gangpao.log import Progress, Silent
-from gangpao.text.folder import TOKENIZER_FILES
+from gangpao.text.hf_folder import TOKENIZER_FILES
 from gangpao.text.tokenizer import Tokenizer
 
 __all__ = ["Built", "DataConfig", "build", "load_data_config", "open_built"]

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.text.chat import ChatTemplate, Masked, Messages
+from gangpao.text.templates.chat import ChatTemplate, Masked, Messages
+from gangpao.text.templates.tools import Tools
 from gangpao.text.tokenizer import Tokenizer
-from gangpao.text.tools import Tools
 from gangpao.text.vocabulary import Kind, SpecialFinder
 
 

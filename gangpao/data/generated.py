@@ -10,7 +10,7 @@ from random import Random
 from typing import NamedTuple
 
 from gangpao.data.config import Kind
-from gangpao.text.chat import Message
+from gangpao.text.templates.chat import Message
 
 
 class _Words(NamedTuple):

@@ -13,7 +13,7 @@ from gangpao.deploy.quants import FILE_TYPES
 from gangpao.log import show_bytes
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
-from gangpao.text.folder import TOKENIZER_FILES
+from gangpao.text.hf_folder import TOKENIZER_FILES
 
 
 def export(

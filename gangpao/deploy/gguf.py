@@ -23,7 +23,7 @@ from gangpao.deploy import proof_numbers, proof_text
 from gangpao.deploy.header import ALIGNMENT, differences, header, metadata
 from gangpao.deploy.plan import TYPE_IDS, Planned, plan
 from gangpao.deploy.quants import FILE_TYPES
-from gangpao.engine.gguf import GGUF
+from gangpao.formats.gguf import GGUF
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
 from gangpao.text.export import gguf_metadata

@@ -23,8 +23,8 @@ from gangpao.deploy.plan import EMBEDDING, HEAD, Planned, pairs_apart
 from gangpao.deploy.quants import first_far
 from gangpao.engine import rope
 from gangpao.engine.config import ModelConfig as EngineConfig
-from gangpao.engine.gguf import GGUF, ModelFileError
 from gangpao.engine.transformer import forward_by_layer
+from gangpao.formats.gguf import GGUF, ModelFileError
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import LayerCache, RMSNorm, angles, inverse_frequencies
 from gangpao.model.transformer import Block

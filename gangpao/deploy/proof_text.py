@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gangpao.deploy.proof_numbers import Difference
 from gangpao.text.export import PROBE
-from gangpao.text.folder import id_list, read_object
+from gangpao.text.hf_folder import id_list, read_object
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.text.vocabulary import Kind
 

@@ -1,7 +1,7 @@
 """Floats to the weight blocks of GGUF files: the formats that need no search (F16, BF16, Q8_0, Q4_0, Q4_1).
 
 The rounding is ggml's reference rounding, so bytes equal those of the `gguf` package (tested). Formats that look for better
-scales (K-quants, importance matrices) belong to compress/. The inverse of each is in kernels/blocks.py.
+scales (K-quants, importance matrices) belong to compress/. The inverse of each is in formats/blocks.py.
 """
 
 from collections.abc import Callable

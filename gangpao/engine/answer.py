@@ -1,6 +1,6 @@
 """From chosen tokens to text that may go out: characters, stop strings, log-probabilities, and when an answer is over.
 
-Whoever computes the logits (one conversation in generate.py, many at once in batch.py), an answer grows in the same way:
+Whoever computes the logits (one conversation in generate.py, many at once in scheduler.py), an answer grows in the same way:
 take(token, logits) -> a Piece to hand out, or None while its text has to wait. No text that was handed out is ever taken
 back: a piece never ends inside a character, and text that could still become a stop string waits.
 """

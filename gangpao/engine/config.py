@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gangpao.engine.gguf import GGUF, ModelFileError
+from gangpao.formats.gguf import GGUF, ModelFileError
 
 RopeKind = Literal["none", "linear", "ntk", "yarn", "longrope"]
 

@@ -9,7 +9,7 @@ after the last piece, after close(), and after Ctrl-C alike. Two promises hold a
 exactly the tokens whose keys and values are in its cache, and no text that was handed out is ever taken back
 (answer.py).
 
-What it gives up: one sequence at a time; batch.py runs many.
+What it gives up: one sequence at a time; scheduler.py runs many.
 """
 
 import os
@@ -18,15 +18,15 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gangpao import kernels, machine
-from gangpao.engine import admission
+from gangpao.engine import memory
 from gangpao.engine.answer import Answer, FinishReason, Piece, Progress, Stats
 from gangpao.engine.cache import KVCache, KVType, common
 from gangpao.engine.config import ModelConfig
-from gangpao.engine.gguf import GGUF
 from gangpao.engine.sample import Logits, SamplingParams, defaults_of
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
-from gangpao.text.chat import ChatTemplate
+from gangpao.formats.gguf import GGUF
+from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.thoughts import Splitter
 from gangpao.text.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ class Engine:
         start = time.perf_counter()
         gguf = GGUF.open(path)
         config = ModelConfig.from_gguf(gguf)
-        context = admission.admit(gguf, config, context, kv_dtype)
+        context = memory.admit(gguf, config, context, kv_dtype)
         kernels.set_num_threads(num_threads or machine.physical_cores())
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         source = tokenizer.chat_template

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from gangpao import kernels
 from gangpao.engine.cache import KVCache, KVPool, KVType
 from gangpao.engine.config import ModelConfig
-from gangpao.engine.gguf import GGUF
 from gangpao.engine.rope import Angles, inverse_frequencies
 from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer
+from gangpao.formats.gguf import GGUF
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from gangpao import kernels
 from gangpao.engine.config import ModelConfig
-from gangpao.engine.gguf import GGUF, ModelFileError
-from gangpao.kernels.blocks import dequantize
+from gangpao.formats.blocks import dequantize
+from gangpao.formats.gguf import GGUF, ModelFileError
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]

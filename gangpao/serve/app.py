@@ -25,12 +25,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gangpao.serve import anthropic, guard, ollama, openai, openapi, pages, responses
-from gangpao.serve.connection import Protocol
-from gangpao.serve.errors import ApiError, body_for
+from gangpao.serve.api import anthropic, ollama, openai, openapi, responses
+from gangpao.serve.http import guard
+from gangpao.serve.http.connection import Protocol
+from gangpao.serve.http.errors import ApiError, body_for
+from gangpao.serve.http.stream import ClientGone, Json
+from gangpao.serve.http.tls import Files, addresses
+from gangpao.serve.pages import routes
 from gangpao.serve.server import Server, Settings
-from gangpao.serve.stream import ClientGone, Json
-from gangpao.serve.tls import Files, addresses
 
 log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
@@ -60,7 +62,7 @@ def make_app(
 
     faces = (anthropic, responses, ollama)
     described = {path: what for face in faces for path, what in face.OPERATIONS.items()}
-    others = [route for module in (*faces, pages) for route in module.routes(server)]
+    others = [route for module in (*faces, routes) for route in module.routes(server)]
     app = Starlette(
         routes=[*openai.routes(server), *openapi.routes(described), *others],
         lifespan=lifespan,
@@ -76,7 +78,7 @@ def make_app(
         hosts=guard.hosts_of(settings.host, settings.allow_hosts),
         keys=settings.api_keys,
         origins=frozenset(settings.allow_origins),
-        public=settings.public | pages.PUBLIC,
+        public=settings.public | routes.PUBLIC,
         any_address=settings.host in ("0.0.0.0", "::"),
         max_body=settings.max_body,
         tls=settings.tls,

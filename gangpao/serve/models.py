@@ -1,111 +1,275 @@
-"""`gangpao pull`, `list` and `rm`: the models of the store, seen from the command line.
+"""The models of a server: loaded when first asked for, unloaded when nobody does, within a budget of memory.
 
-pull asks before it fetches what the engine does not run; list says which those are.
+    use(name)    a context in which that model is loaded and stays so; whoever comes while it is being loaded waits for it
+    budget       what all loaded models may take together; models that nobody uses leave in the order of their last use
 
-The work is done by gangpao.pull and gangpao.catalog; here are only the options and what is printed. Paths and JSON go
-to stdout, progress to stderr.
+One scheduler a model. Everything here runs in one event loop; loading and closing, which take seconds, run in threads. What
+it gives up: two models are never loaded at the same time, so that each sees the memory that the other left.
 """
 
-import json
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Literal
 
-import typer
+from gangpao import machine
+from gangpao.engine import memory
+from gangpao.engine.answer import Progress
+from gangpao.engine.cache import PAGE, KVType, bytes_needed, page_bytes
+from gangpao.engine.config import ModelConfig
+from gangpao.engine.generate import Engine
+from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
+from gangpao.formats.gguf import GGUF
+from gangpao.log import show_bytes
+from gangpao.serve.http.errors import NO_RETRY, ApiError, busy, retry_headers
 
-from gangpao import catalog
-from gangpao.log import Progress, show_bytes
-from gangpao.serve import find
-from gangpao.serve import options as opt
-
-if TYPE_CHECKING:
-    from gangpao.pull import Offer
-
-Name = Annotated[str, typer.Argument(help="A name of the catalog (`gangpao list`), or hf.co/owner/repo[:Q4_K_M].")]
-
-
-def pull(
-    name: Name,
-    source: Annotated[
-        list[str] | None, typer.Option("--source", help="Try only this kind of source, in the order given; repeatable.")
-    ] = None,
-    from_path: Annotated[
-        str | None, typer.Option("--from", help="Take this file, which is checked, then kept.")
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Accept a file nobody announces a hash for.")
-    ] = False,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, max=32, help="Downloads at once.")] = catalog.DEFAULT_JOBS,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Pull also what our engine does not run.")] = False,
-) -> None:
-    """Download a model of the catalog or of a hub, verified and resumable."""
-    from gangpao.pull import pull as fetch
-    from gangpao.pull import pull_ref, refs
-
-    ref = refs.parse(name) if "/" in name else None
-    if ref is not None and (source or from_path):
-        raise ValueError(f"{name}: --source and --from are for names of the catalog")
-    with Progress() as progress:
-        if ref is not None and (found := refs.match(ref, catalog.records())):
-            path = catalog.installed()[found]
-        elif ref is not None:
-            path = pull_ref(
-                ref, agree=lambda offer: _agree_ref(ref, offer, yes), unverified=unverified, progress=progress, jobs=jobs
-            )[1]  # fmt: skip
-        else:
-            _agree(name, yes)
-            path = fetch(name, sources=source, from_path=from_path, unverified=unverified, progress=progress, jobs=jobs)
-    print(path)
+log = logging.getLogger("gangpao.serve")
+SWEEP_S = 5.0
+FULL_RETRY_S = 10.0
 
 
-def _agree(name: str, yes: bool) -> None:
-    entry = catalog.entry(name)
-    if entry.state == "cannot run" and name not in catalog.installed():
-        _ask(name, entry.note or "our engine does not run it", entry.bytes, yes)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How models are loaded. memory: bytes for all models together, None is what the machine has. idle_unload_s: seconds
+    without a request after which a model leaves memory, None is never."""
+
+    batch: int = DEFAULT_BATCH
+    queue: int = DEFAULT_QUEUE
+    context: int | None = None
+    kv: KVType = "f16"
+    threads: int | None = None
+    memory: int | None = None
+    idle_unload_s: float | None = None
 
 
-def _agree_ref(ref: object, offer: "Offer", yes: bool) -> None:
-    reason = find.cannot_run(offer.architecture, offer.quantization)
-    find.say(f"{ref}: {offer.quantization}, {show_bytes(offer.bytes)}, becomes {offer.name}")
-    if reason:
-        _ask(str(ref), reason, offer.bytes, yes)
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A model in memory. users: requests that hold it; preparing: those of them that are not in the scheduler yet."""
+
+    name: str
+    path: Path
+    engine: Engine
+    scheduler: Scheduler
+    need: int
+    users: int = 0
+    preparing: int = 0
+    used: float = field(default_factory=time.monotonic)
+    longest_piece: int = 0
+
+    def __post_init__(self) -> None:
+        # No token stands for more characters than its spelling in the vocabulary has.
+        self.longest_piece = max(map(len, self.engine.tokenizer.vocabulary.pieces))
+
+    @property
+    def unfilled(self) -> int:
+        """Bytes of its cache that it has not asked the system for yet, at most."""
+        pool = self.scheduler.pool
+        return pool.nbytes - pool.nbytes * pool.pages_used // max(1, pool.pages)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody needs it now."""
+        return self.users == 0 and self.scheduler.idle
 
 
-def _ask(name: str, reason: str, size: int, yes: bool) -> None:
-    """Ask before something is fetched that does not run here; leaves with 1 after a no."""
-    what = f"{name} cannot run here: {reason.rstrip('.')}. {show_bytes(size) if size else 'Unknown size'} to download"
-    if not find.agreed(what, yes, f"{what}, so it is not pulled; --yes pulls it nevertheless"):
-        raise typer.Exit(1)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """context: positions of one answer; tokens: of all together; bytes: what the model takes with all of them filled."""
+
+    context: int
+    tokens: int
+    bytes: int
 
 
-def list_(as_json: opt.Json = False) -> None:
-    """Show the catalog, what is installed, and what runs."""
-    rows = [row | {"state": row["state"] or find.file_state(Path(row["path"]))} for row in catalog.listing()]
-    if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
-        return
-    print(table(["", "name", "size", "state", "licence", "what it is"], [_row(row) for row in rows]))
-    print(
-        f"\n* installed in {catalog.models_dir()}   d a default: the best that is here is taken, else the best that fits\n"
-        "runs: run by us, this very file   untested: our engine has all it needs   cannot run: not here, other programs may\n"
-        "for training: weights of the lab, `gangpao export` makes a file to run   any other: gangpao pull hf.co/OWNER/REPOSITORY"
+class Hub:
+    """See the module. models: public name -> file, the default first."""
+
+    def __init__(self, models: Mapping[str, Path], limits: Limits) -> None:
+        self.models = dict(models)
+        self.limits = limits
+        self.progress: dict[str, float] = {}  # share of a model that is read, while it is being loaded
+        self.on_progress: Progress | None = None
+        self.state: Literal["loading", "ok", "failed", "stopping"] = "loading"
+        self._loaded: dict[str, Loaded] = {}
+        self._waiting = 0
+        self._lock = asyncio.Lock()
+        self._closing = False
+
+    def names(self) -> list[str]:
+        """All that may be asked for, the default first."""
+        return list(self.models)
+
+    def loaded(self) -> dict[str, Loaded]:
+        """Models in memory now."""
+        return dict(self._loaded)
+
+    def name_of(self, asked: str | None) -> str:
+        """The public name of a model that a request asked for. Raises ApiError (404)."""
+        name = asked or next(iter(self.models))
+        if name not in self.models:
+            known = ", ".join(list(self.models)[:10])
+            raise ApiError(
+                404, f"there is no model {name[:80]!r} here; there are {known}", param="model", code="model_not_found"
+            )
+        return name
+
+    @contextlib.asynccontextmanager
+    async def use(self, asked: str | None) -> AsyncIterator[Loaded]:
+        """The model of that name (None: the default), loaded for as long as the context is open. Raises ApiError."""
+        found = await self._get(self.name_of(asked))
+        try:
+            yield found
+        finally:
+            found.users -= 1
+            found.used = time.monotonic()
+
+    async def _get(self, name: str) -> Loaded:
+        """The model with one more user, counted before anything else is awaited: nobody unloads it in between."""
+        while True:
+            found = self._loaded.get(name)
+            if found is not None and found.scheduler.alive:
+                found.users += 1
+                return found
+            if self._closing:
+                raise ApiError(503, "the server is shutting down", code="shutting_down")
+            if self._waiting >= self.limits.queue:
+                raise busy(FULL_RETRY_S)
+            self._waiting += 1
+            try:
+                # Shielded: that a client left is no reason to throw half a model away, others wait for it.
+                task = asyncio.ensure_future(self.load(name))
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                await asyncio.shield(task)
+            finally:
+                self._waiting -= 1
+
+    async def load(self, name: str) -> None:
+        """Have the model in memory. Raises ApiError (503) where it does not fit, (500) where its file is damaged."""
+        async with self._lock:
+            found = self._loaded.get(name)
+            if found is not None:
+                if found.scheduler.alive:
+                    return
+                await self._unload(found)  # its thread ended by a bug of ours, which is in the log
+            path = self.models[name]
+            try:
+                gguf = await asyncio.to_thread(GGUF.open, path)
+                config = ModelConfig.from_gguf(gguf)
+                plan = await self._room(name, gguf, config)
+                del gguf
+                self.progress[name] = 0.0
+                engine, scheduler = await asyncio.to_thread(self._open, name, path, plan)
+            except (ValueError, OSError, MemoryError) as error:
+                log.error("%s could not be loaded: %s", name, error)
+                raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
+            finally:
+                self.progress.pop(name, None)
+            self._loaded[name] = Loaded(name, path, engine, scheduler, plan.bytes)
+            if self.state == "failed":
+                self.state = "ok"
+            log.info("%s is loaded: %d tokens of context, up to %s", name, engine.context, show_bytes(plan.bytes))
+
+    def _open(self, name: str, path: Path, plan: _Plan) -> tuple[Engine, Scheduler]:
+        def progress(done: int, total: int) -> None:
+            self.progress[name] = done / max(total, 1)
+            if self.on_progress:
+                self.on_progress(done, total)
+
+        limits = self.limits
+        engine = Engine.load(
+            path, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
+        )  # fmt: skip
+        engine.name = name
+        return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)
+
+    async def _room(self, name: str, gguf: GGUF, config: ModelConfig) -> _Plan:
+        """How to load a model, after idle ones have made room for it. Raises ApiError (503)."""
+        limits = self.limits
+        context = min(limits.context or memory.WIDEST_DEFAULT, config.max_position_embeddings)
+        while True:
+            need = memory.estimate(gguf, config, context, limits.kv)
+            have = self._have()
+            if need.total <= have:
+                return self._plan(need, config, context, have)
+            idle = [m for m in self._loaded.values() if m.idle]
+            if idle:
+                await self._unload(min(idle, key=lambda m: m.used))
+            elif limits.context is None and context > memory.NARROWEST_DEFAULT:
+                context = max(memory.NARROWEST_DEFAULT, context // 2)
+            else:
+                raise self._no_room(name, need.total, have)
+
+    def _plan(self, need: memory.Need, config: ModelConfig, context: int, have: int) -> _Plan:
+        """The cache that all running answers share: as much of their contexts as there is memory for, at least one."""
+        wanted = memory.pool_tokens(config, context, self.limits.kv, self.limits.batch)
+        fixed = need.weights + need.work
+        fits = (have - fixed) // page_bytes(config, self.limits.kv) * PAGE
+        tokens = max(context, min(wanted, fits))
+        return _Plan(context, tokens, fixed + bytes_needed(config, tokens, self.limits.kv))
+
+    def _no_room(self, name: str, need: int, have: int) -> ApiError:
+        others = ", ".join(f"{m.name} ({show_bytes(m.need)})" for m in self._loaded.values())
+        message = f"{name} needs {show_bytes(need)} of memory and {show_bytes(max(0, have))} are free for it"
+        if not others:
+            message += "; take a smaller model or --context, --kv int8, or a larger --memory"
+            return ApiError(503, message, code="out_of_memory", headers=NO_RETRY)
+        message += f"; in use: {others}"
+        return ApiError(503, message, code="out_of_memory", headers=retry_headers(FULL_RETRY_S))
+
+    def _have(self) -> int:
+        """Bytes that one more model may take: what is free, without what the caches of the others have not filled yet."""
+        free = machine.available_memory() - sum(m.unfilled for m in self._loaded.values())
+        if self.limits.memory is None:
+            return free
+        return min(free, self.limits.memory - sum(m.need for m in self._loaded.values()))
+
+    async def _unload(self, model: Loaded, timeout: float | None = None) -> None:
+        self._loaded.pop(model.name, None)
+        await asyncio.to_thread(model.scheduler.close, timeout=timeout)
+        gc.collect()  # an engine is a circle of references; its weights are to be free now
+        log.info("%s is unloaded", model.name)
+
+    async def start(
+        self, on_ready: Callable[[], None] | None = None, on_failed: Callable[[str], None] | None = None
+    ) -> None:
+        """Load the default model; `state` says how that goes, and on_failed is told why it did not."""
+        try:
+            await self.load(next(iter(self.models)))
+        except ApiError as error:
+            self.state = "failed"
+            if on_failed:
+                on_failed(str(error.__cause__ or "") or error.message)
+            else:
+                log.error("%s", error.message)
+            return
+        self.state = "ok"
+        if on_ready:
+            on_ready()
+
+    async def sweep(self) -> None:
+        """Unload what nobody asked for in a long time, until cancelled."""
+        idle_s = self.limits.idle_unload_s
+        while idle_s is not None:
+            await asyncio.sleep(min(SWEEP_S, idle_s / 4))
+            async with self._lock:
+                now = time.monotonic()
+                for model in [m for m in self._loaded.values() if m.idle and now - m.used >= idle_s]:
+                    await self._unload(model)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Unload everything, after what was begun has ended, or after `timeout` seconds."""
+        self._closing, self.state = True, "stopping"
+        async with self._lock:
+            await asyncio.gather(*(self._unload(m, timeout) for m in list(self._loaded.values())))
+
+
+def _reason(error: BaseException) -> str:
+    """An error for a client, who is not to learn where files lie here."""
+    return (
+        "not enough memory" if isinstance(error, MemoryError) else "its file cannot be used; the server's log says why"
     )
-
-
-def _row(row: dict[str, Any]) -> list[str]:
-    marks = ("*" if row["path"] else " ") + ("d" if row["default"] else " ")
-    size = show_bytes(row["bytes"]) if row["bytes"] else "?"
-    return [marks, row["name"], size, row["state"], row["licence"], f"{row['title']} {row['quantization']}".strip()]
-
-
-def rm(name: Name) -> None:
-    """Delete an installed model."""
-    name = find.installed_name(name)
-    freed = catalog.remove(name)
-    print(f"removed {name}, {show_bytes(freed)} freed")
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as their widest cell; the last one is not padded."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

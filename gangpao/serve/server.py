@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gangpao.serve.hub import Hub, Limits
-from gangpao.serve.loading import Meter
-from gangpao.serve.metrics import Metrics
+from gangpao.cost import Meter
+from gangpao.serve.http.metrics import Metrics
+from gangpao.serve.models import Hub, Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from gangpao.text.folder import merge_pair, protobuf_fields, read_object
+from gangpao.text.hf_folder import merge_pair, protobuf_fields, read_object
 from gangpao.text.normalizers import KEY as NORMALIZER
 from gangpao.text.normalizers import PREFIX, SPACES, steps_of, written
 from gangpao.text.pretokenizers import RULES, PreTokenizer

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gangpao.text import folder
+from gangpao.text import hf_folder
 from gangpao.text.mergers import LibraryMerger, Merger, SpacePrefixed, byte_level_merger
 from gangpao.text.normalizers import KEY as NORMALIZER
 from gangpao.text.normalizers import PREFIX, SPACES, normal_pieces, normalized, read, without_prefix
@@ -56,7 +56,7 @@ class Tokenizer:
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """From a Hugging Face folder: tokenizer.json, else tokenizer.model, else vocab.json + merges.txt."""
-        return cls(*folder.load(path))
+        return cls(*hf_folder.load(path))
 
     @property
     def vocab_size(self) -> int:

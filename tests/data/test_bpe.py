@@ -12,7 +12,7 @@ from gangpao.data.bpe import CHAT_MARKS, CHAT_TEMPLATE, train
 from gangpao.data.config import TrainTokenizer
 from gangpao.data.encode import Encoder
 from gangpao.data.generated import texts as generated
-from gangpao.text.chat import ChatTemplate
+from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

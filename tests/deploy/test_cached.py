@@ -8,7 +8,7 @@ import pytest
 from gangpao.atomic import Busy, locked
 from gangpao.deploy import gguf
 from gangpao.deploy.cached import cached_export, exports_dir
-from gangpao.engine.gguf import GGUF
+from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
 from tests.deploy.test_gguf import hf_tokenizer
 from tests.model.test_transformer import build

@@ -11,12 +11,12 @@ import torch
 
 from gangpao.deploy import gguf as writer
 from gangpao.deploy.header import architecture, differences
-from gangpao.engine.gguf import GGUF
 from gangpao.engine.transformer import Transformer as Engine
+from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
 from gangpao.model.config import RopeScaling
 from gangpao.text.tokenizer import Tokenizer
-from tests.engine.gguf_maker import vocabulary
+from tests.formats.gguf_maker import vocabulary
 from tests.llama_oracle import LlamaOracle
 from tests.model.test_transformer import build
 from tests.model.tiny import tiny

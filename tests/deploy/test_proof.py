@@ -14,9 +14,9 @@ from gangpao.deploy import plan as planning
 from gangpao.deploy.proof_numbers import Difference, prove, steps
 from gangpao.engine import transformer as transformer_module
 from gangpao.engine.generate import Engine
-from gangpao.engine.gguf import GGUF
 from gangpao.engine.transformer import Transformer, forward_by_layer
 from gangpao.engine.weights import weights_by_layer
+from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
 from gangpao.model.config import RopeScaling
 from tests.model.test_transformer import build

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gangpao.deploy.quants import FILE_TYPES, fits, quantize
-from gangpao.kernels.blocks import BY_NAME, dequantize
+from gangpao.formats.blocks import BY_NAME, dequantize
 
 KINDS = [k for k in FILE_TYPES if k != "F32"]
 

@@ -3,8 +3,8 @@
 import threading
 
 from gangpao.engine.answer import Piece
-from gangpao.engine.batch import Request
 from gangpao.engine.sample import SamplingParams
+from gangpao.engine.scheduler import Request
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, max_tokens=30)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gangpao.engine.batch import Scheduler
 from gangpao.engine.generate import Engine
+from gangpao.engine.scheduler import Scheduler
 from tests.engine.tiny import write_tiny
 
 

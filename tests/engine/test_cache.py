@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gangpao.engine.cache import PAGE, KVPool, bytes_needed, common
-from gangpao.engine.gguf import GGUF
 from gangpao.engine.rope import Angles
 from gangpao.engine.transformer import Segment, Transformer
-from tests.engine.gguf_maker import random_model
+from gangpao.formats.gguf import GGUF
 from tests.engine.tiny import write_tiny
+from tests.formats.gguf_maker import random_model
 
 SHAPE = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 64, "num_layers": 2}
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gangpao import kernels
-from gangpao.engine.gguf import GGUF, ModelFileError
 from gangpao.engine.transformer import CHUNK, Transformer, greedy
-from tests.engine.gguf_maker import gguf_bytes, random_model, tensor_bytes
+from gangpao.formats.gguf import GGUF, ModelFileError
+from tests.formats.gguf_maker import gguf_bytes, random_model, tensor_bytes
 
 KINDS = [
     "Q4_0",

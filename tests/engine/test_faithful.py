@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from gangpao.engine.config import ModelConfig
-from gangpao.engine.gguf import GGUF
 from gangpao.engine.rope import inverse_frequencies
 from gangpao.engine.transformer import Transformer
-from tests.engine.gguf_maker import random_model
+from gangpao.formats.gguf import GGUF
+from tests.formats.gguf_maker import random_model
 from tests.llama_oracle import LlamaOracle
 
 VOCAB = 320

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gangpao.engine.gguf import GGUF
 from gangpao.engine.transformer import Transformer
+from gangpao.formats.gguf import GGUF
 from tests.llama_oracle import LlamaBatch, LlamaOracle, log_likelihoods
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize as peer
 
-from gangpao.kernels import blocks
+from gangpao.formats import blocks
 from tests.kernels.random_blocks import SHAPES, random_rows
 
 

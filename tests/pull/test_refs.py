@@ -200,7 +200,7 @@ def test_an_address_becomes_an_installed_model(repo, hub):
 
 
 def test_a_split_model_comes_whole_from_either_hub(repo, hub):
-    from gangpao.engine.gguf import GGUF
+    from gangpao.formats.gguf import GGUF
 
     for text in ("o/r:q8_0", "modelscope.cn/o/r:Q8_0"):
         name, path = pull_ref(parse(text), limits=QUICK)

@@ -1,9 +1,8 @@
-"""A real server on a free port, shared by all tests of a session; and for the tests of the chat page, somebody in front of it."""
+"""A real server on a free port, shared by all tests of a session."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -13,8 +12,6 @@ from gangpao.engine.sample import SamplingParams
 from gangpao.serve.app import running
 from gangpao.serve.server import Server, Settings
 from tests.engine.tiny import write_tiny
-from tests.serve.browser import Reader, browser, context_of
-from tests.serve.web_fake import Endpoint, serving
 
 MODEL = "smollm2-135m"
 
@@ -85,45 +82,3 @@ def wire() -> Iterator[httpx2.Client]:
     """A plain HTTP client."""
     with httpx2.Client(timeout=60, trust_env=False) as client:
         yield client
-
-
-# --- the chat page in a real browser
-
-
-@pytest.fixture(scope="module")
-def faked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with serving(tmp_path_factory.mktemp("pages")) as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
-    with browser("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as opened:
-        yield opened
-
-
-@pytest.fixture
-def endpoint(faked: Endpoint) -> Endpoint:
-    faked.reset()
-    return faked
-
-
-@pytest.fixture(scope="module")
-def profile(chrome: Any) -> Any:
-    return context_of(chrome)
-
-
-@pytest.fixture
-def visitor(profile: Any, endpoint: Endpoint) -> Iterator[Reader]:
-    """Somebody who has not opened the page yet, in a browser that has forgotten everything."""
-    made = Reader(profile, endpoint.url)
-    yield made
-    clear = {"origin": endpoint.url, "storageTypes": "all"}
-    profile.new_cdp_session(made.page).send("Storage.clearDataForOrigin", clear)
-    made.page.close()
-    assert made.complaints == []
-
-
-@pytest.fixture
-def reader(visitor: Reader) -> Reader:
-    return visitor.open()

@@ -16,9 +16,9 @@ import time
 import httpx2
 import pytest
 
+from tests.commands.test_serve import Process
 from tests.engine.tiny import write_tiny
-from tests.serve.test_bodies import HOSTILE, SLOW_TEMPLATE
-from tests.serve.test_serve_command import Process
+from tests.serve.http.test_bodies import HOSTILE, SLOW_TEMPLATE
 
 BATCH, QUEUE, SECONDS = 4, 8, 20
 

@@ -8,11 +8,12 @@ import time
 import openai
 import pytest
 
-from gangpao.serve import bounds, schema
-from gangpao.serve.anthropic import MessagesRequest
-from gangpao.serve.loading import rss_mb
-from gangpao.serve.ollama import ChatRequest as OllamaRequest
-from gangpao.serve.responses import ResponsesRequest
+from gangpao.machine import rss_mb
+from gangpao.serve.api import schema
+from gangpao.serve.api.anthropic import MessagesRequest
+from gangpao.serve.api.ollama import ChatRequest as OllamaRequest
+from gangpao.serve.api.responses import ResponsesRequest
+from gangpao.serve.http import json_bounds
 
 HI = b'"messages":[{"role":"user","content":"hi"}]'
 
@@ -147,8 +148,8 @@ LARGE = {
 def test_large_bodies_that_people_send_are_taken(name, ascii_only):
     kind, asked = LARGE[name]
     raw = json.dumps(asked, ensure_ascii=ascii_only).encode()
-    bounds.check(raw, "the body")
-    schema.parse(kind, bounds.loads(raw))
+    json_bounds.check(raw, "the body")
+    schema.parse(kind, json_bounds.loads(raw))
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e999", "NaN", "Infinity", "1" * 400 + ".0"])
@@ -160,20 +161,20 @@ def test_numbers_that_are_none(tiny_server, wire, number):
 
 
 def test_what_counts_as_a_value():
-    bounds.check(rb'{"a\\": "[[[[{{{{\"", "b": [[], {}]}', "x")
-    bounds.check(b"[" * bounds.MAX_DEPTH + b"]" * bounds.MAX_DEPTH, "x")
+    json_bounds.check(rb'{"a\\": "[[[[{{{{\"", "b": [[], {}]}', "x")
+    json_bounds.check(b"[" * json_bounds.MAX_DEPTH + b"]" * json_bounds.MAX_DEPTH, "x")
     with pytest.raises(ValueError, match=r"^x is nested more than 128"):
-        bounds.check(b"[" * (bounds.MAX_DEPTH + 1), "x")
+        json_bounds.check(b"[" * (json_bounds.MAX_DEPTH + 1), "x")
     with pytest.raises(ValueError, match=r"^x has more than 100000 objects"):
-        bounds.check(rb'["\\", ' + b"[]," * (bounds.MAX_VALUES + 1), "x")
-    assert bounds.loads(b'\xef\xbb\xbf["\\ud800", 1.5]') == ["\ud800", 1.5]
+        json_bounds.check(rb'["\\", ' + b"[]," * (json_bounds.MAX_VALUES + 1), "x")
+    assert json_bounds.loads(b'\xef\xbb\xbf["\\ud800", 1.5]') == ["\ud800", 1.5]
 
 
 def test_levels_that_are_found_late_are_no_fault_of_ours(tiny_server, wire, monkeypatch):
     def deep(*_):
         raise RecursionError
 
-    monkeypatch.setattr("gangpao.serve.tools.encode", deep)
+    monkeypatch.setattr("gangpao.serve.answers.tool_calls.encode", deep)
     answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called("{}")))
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, "what was sent is nested too deeply")
 
@@ -186,7 +187,7 @@ def test_what_a_call_holds_is_bounded(tiny_server, wire):
 
 
 def test_functions_are_checked_before_anything_is_encoded(tiny_server, wire, monkeypatch):
-    monkeypatch.setattr("gangpao.serve.tools.encode", lambda *_: 1 / 0)
+    monkeypatch.setattr("gangpao.serve.answers.tool_calls.encode", lambda *_: 1 / 0)
     bad = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "https://a.example"}}}
     answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called("{}"), [bad]))
     assert answer.status_code == 400

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.serve.test_serve_command import Process
+from tests.commands.test_serve import Process
 
 BATCH = 2
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}

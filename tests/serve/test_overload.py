@@ -11,9 +11,9 @@ import time
 import httpx2
 import pytest
 
+from gangpao.machine import rss_mb
 from gangpao.serve.app import running
-from gangpao.serve.connection import Protocol
-from gangpao.serve.loading import rss_mb
+from gangpao.serve.http.connection import Protocol
 from gangpao.serve.server import Server, Settings
 
 

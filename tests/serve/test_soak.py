@@ -16,8 +16,8 @@ import httpx2
 import numpy as np
 import pytest
 
+from tests.commands.test_serve import Process
 from tests.serve.test_overload import send
-from tests.serve.test_serve_command import Process
 
 CLIENTS = 24  # ten times what is answered at once is 40; half of these leave or are quick
 

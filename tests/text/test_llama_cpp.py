@@ -2,7 +2,7 @@
 
 import pytest
 
-from gangpao.engine.gguf import GGUF
+from gangpao.formats.gguf import GGUF
 from gangpao.text.pretokenizers import RULES
 from gangpao.text.tokenizer import Tokenizer
 from tests.llama_oracle import LlamaOracle

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gangpao.text.chat import ChatTemplate
+from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.thoughts import KNOWN, Marks, Said, Splitter, marks_of, split
 from gangpao.text.tokenizer import Tokenizer
 from tests.text import tiny

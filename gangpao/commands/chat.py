@@ -1,0 +1,476 @@
+"""`gangpao chat`: a conversation in the terminal.
+
+A loop of three steps: read a question (line editing and history.py), stream the answer (wrap.py), print one dim line
+of figures. Lines that begin with / are commands, one method each. Ctrl-C ends the answer and keeps what was said; at
+the prompt it has to come twice. Without a terminal on stdin one built-in question is answered instead, so that
+`make chat </dev/null` proves that everything works.
+
+Who answers is a Talk: an engine in this process (Local), or with --connect any server that speaks OpenAI's API
+(terminal/remote.py). The loop is the same.
+
+What it gives up: no full-screen interface, so the terminal's own scrollback, copy and search keep working.
+"""
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import typer
+
+from gangpao import catalog, cost, machine
+from gangpao.commands import options as opt
+from gangpao.commands.model import loading
+from gangpao.commands.model.find import one_of
+from gangpao.commands.terminal import screen, wrap
+from gangpao.commands.terminal.conversation import Conversation, Run, Talk
+from gangpao.commands.terminal.history import History, history_path
+from gangpao.engine.generate import Engine
+from gangpao.engine.sample import SamplingParams
+
+DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
+
+HELP = (
+    ("/help", "this list"),
+    ("/model NAME", "go on with another model; without NAME, the models there are"),
+    (
+        "/set KEY VALUE",
+        "change temperature, top_p, max_tokens, seed, system ...; without VALUE, show it; without KEY, show all",
+    ),
+    ("/retry", "another answer to the last question"),
+    ("/thoughts", "what the model thought before its last answer"),
+    ("/reset", "forget the conversation (the system message stays)"),
+    ("/system TEXT", "set who the model is to be; without TEXT, show it"),
+    ("/stats", "model, context, tokens, speed and cost so far"),
+    ("/save FILE", "write the conversation: Markdown, or JSON for a name in .json"),
+    ("/quit", "leave (Ctrl-D does too)"),
+)
+HELP_END = """\
+A line ending in \\ goes on in the next one; \"\"\" begins and ends a block of lines. \
+Begin with a space to say something that starts with /. Ctrl-C ends an answer."""
+
+
+Connect = Annotated[
+    str | None,
+    typer.Option(
+        "--connect", metavar="URL", help="Talk with a server that speaks OpenAI's API; --model is its name there."
+    ),
+]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", help="The server's API key; OPENAI_API_KEY of the environment if not given.")
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="Certificate (PEM) to trust: the server's own, or its authority's."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Do not check the server's certificate.")]
+NoHistory = Annotated[
+    bool, typer.Option("--no-history", help="Do not read or keep the file of questions typed before.")
+]
+# Options that belong to a model in this process, and those that belong to a server.
+LOCAL_ONLY = ("threads", "context", "kv", "cost_profile", "yes")
+REMOTE_ONLY = ("api_key", "ca", "insecure")
+
+
+def chat(
+    ctx: typer.Context,
+    named: opt.Named = None,
+    model: opt.Model = None,
+    yes: opt.Yes = False,
+    system: opt.System = "",
+    max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
+    temperature: opt.Temperature = opt.DEFAULT.temperature,
+    top_k: opt.TopK = opt.DEFAULT.top_k,
+    top_p: opt.TopP = opt.DEFAULT.top_p,
+    min_p: opt.MinP = opt.DEFAULT.min_p,
+    repetition_penalty: opt.RepetitionPenalty = opt.DEFAULT.repetition_penalty,
+    seed: opt.Seed = None,
+    threads: opt.Threads = None,
+    context: opt.Context = None,
+    kv: opt.Kv = "f16",
+    cost_profile: opt.CostProfile = None,
+    connect: Connect = None,
+    api_key: ApiKey = None,
+    ca: Ca = None,
+    insecure: Insecure = False,
+    no_history: NoHistory = False,
+) -> None:
+    """Talk with a model in the terminal."""
+    given = _given(ctx)
+    check_sides(given)
+    history = History(None if no_history else history_path())
+    model = one_of(named, model)
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        seed=seed, max_tokens=max_tokens,
+    )  # fmt: skip
+    if connect is not None:
+        from gangpao.commands.terminal import remote as remote
+
+        asked = {f.name: getattr(params, f.name) for f in fields(params) if f.name in given}
+        with closing(
+            remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
+        ) as talk:
+            converse(talk, history=history)
+    else:
+        meter = cost.Meter(cost_profile)
+        load = partial(loading.load_engine, context=context, kv_dtype=kv, num_threads=threads, yes=yes)
+        # Nobody else holds the engine, so that another one finds its memory free.
+        here = Local(load(model), params, meter=meter, load=load, source=model, system=system)
+        known = catalog.load().models.get(here.model_name)
+        converse(here, known.question if known else "", history)
+
+
+def converse(talk: Talk, question: str = "", history: History | None = None) -> None:
+    """Answer what is typed, or without a terminal one question: this one, else the built-in one. history: where what is typed is
+    kept; the usual file if not given."""
+    question = question or DEMO
+    session = Chat(talk)
+    if sys.stdin.isatty():
+        session.loop(history or History(history_path()))
+        return
+    print("stdin is not a terminal, so here is one built-in question (`gangpao run -` answers a piped one).")
+    print(f"> {question}")
+    if not session.answer(question):
+        raise typer.Exit(2)
+
+
+def _given(ctx: Any) -> set[str]:
+    """The options on the command line. (Any: typer's context has moved between its versions.)"""
+    return {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+
+
+def check_sides(given: set[str]) -> None:
+    """Raises ValueError for options of a model here together with --connect, or of a server without it."""
+    wrong = given & set(LOCAL_ONLY if "connect" in given else REMOTE_ONLY)
+    if wrong:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
+        why = "a model in this process, not a server's" if "connect" in given else "a server: give --connect URL, too"
+        raise ValueError(f"{names}: only for {why}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Local(Conversation):
+    """A conversation with an engine of this process, and what its answers cost here."""
+
+    meter: cost.Meter
+    load: Callable[[str | None], Engine] = loading.load_engine
+    source: str | None = None  # what was asked to be loaded
+    unset: ClassVar[str] = "random"
+
+    @property
+    def model_name(self) -> str:
+        """The model that answers."""
+        return self.engine.name
+
+    def setting(self, name: str) -> object:
+        """A sampling option as it is; None is a random seed."""
+        return getattr(self.params, name)
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a sampling option from the next question on; None is the default."""
+        changed: Any = {name: getattr(opt.DEFAULT, name) if value is None else value}
+        self.params = replace(self.params, **changed)
+
+    def models(self) -> list[str]:
+        """Models of this machine that the engine can read."""
+        return [name for name, path in catalog.installed().items() if path.suffix == ".gguf"]
+
+    def switch(self, model: str) -> None:
+        """Go on with another installed model. The one before leaves memory first, and comes back when the other cannot be loaded.
+
+        Raises ValueError saying what to do.
+        """
+        catalog.resolve(model)
+        before = self.source or self.engine.name
+        try:
+            self.use(lambda: self.load(model))
+        except BaseException:
+            self.engine = self.load(before)
+            raise
+        self.source = model
+
+    def greeting(self) -> str:
+        """Who answers, in one line."""
+        return f"{self.engine.name}, context {self.engine.context} tokens"
+
+    def figures(self, run: Run) -> str:
+        """What the answer took, in one line."""
+        return screen.figures(run.stats, self.meter.yuan(run.stats.seconds))
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The model, its kernels, and how full its context is."""
+        engine = self.engine
+        return [
+            ("model", f"{engine.name} ({engine.model.config.architecture}), {screen.kernels_line()}"),
+            ("context", f"{self.cached_tokens} of {engine.context} tokens, KV {engine.kv_dtype}"),
+        ]
+
+    def costs(self, seconds: float) -> list[tuple[str, str]]:
+        """Memory in use, and the price of `seconds` of this machine."""
+        return [
+            ("memory", f"{machine.rss_mb():.0f} MB"),
+            ("cost", f"{cost.show_yuan(self.meter.yuan(seconds))} ({self.meter.name})"),
+        ]
+
+
+class Chat:
+    """One conversation with its totals. Prints to stdout."""
+
+    def __init__(self, conversation: Talk) -> None:
+        self.conversation = conversation
+        self.answers = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.decode_steps = 0
+        self.decode_s = 0.0
+        self.attempts = 0  # answers to the last question after the first
+        self.thoughts = ""
+
+    def loop(self, history: History) -> None:
+        """Read and answer until the user leaves."""
+        history.begin()
+        # \x01 and \x02 tell readline that what they enclose takes no room on the line.
+        prompt = "\x01\x1b[1m\x02>\x01\x1b[0m\x02 " if screen.colors(sys.stdout) else "> "
+        note(f"{self.conversation.greeting()}. /help lists commands.")
+        interrupted = False
+        while True:
+            try:
+                text = read_question(prompt)
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print()
+                if interrupted:
+                    return
+                interrupted = True
+                note("Ctrl-C again (or Ctrl-D) leaves.")
+                continue
+            finally:
+                history.keep()
+            interrupted = False
+            if re.match(r"/\w*(\s|$)", text):
+                if not self.command(text.strip()):
+                    return
+            elif text.strip():
+                self.attempts = 0
+                self.answer(text.strip())
+
+    def answer(self, text: str) -> bool:
+        """Stream the answer to one question; Ctrl-C ends it and keeps what was said. False after an error, which is shown."""
+        try:
+            progress = _prefill_progress if sys.stdout.isatty() else None
+            run = self.conversation.ask(text, progress, attempt=self.attempts)
+        except ValueError as error:
+            complain(error)
+            return False
+        except KeyboardInterrupt:
+            print()
+            return True
+        if self.conversation.dropped:
+            note(
+                f"(dropped the {self.conversation.dropped} oldest messages: the context is full; a larger --context holds more)"
+            )
+        stopped, failure = self._show(run)
+        self.thoughts = run.thoughts
+        self._count(run)
+        note(self.conversation.figures(run) + (" · stopped" if stopped else ""))
+        if failure:
+            complain(failure)
+        elif run.finish_reason == "length":
+            note(self._cut_off(run))
+        return failure is None
+
+    def _cut_off(self, run: Run) -> str:
+        """Why an answer was cut off, and what helps."""
+        limit = self.conversation.setting("max_tokens")
+        spent = isinstance(limit, int) and run.stats.completion_tokens >= limit
+        full = "the context is full, a larger --context holds more"
+        why = f"max_tokens is {limit}, /set max_tokens changes it" if spent else full
+        lost = "; nothing but a thought came, so the question is not kept" if run.thoughts and not run.text else ""
+        return f"(cut off: {why}{lost})"
+
+    def _show(self, run: Run) -> tuple[bool, ValueError | None]:
+        """The answer on the screen, and remembered; whether it was stopped, and how it failed."""
+        display = wrap.Display()
+        stopped, failure = False, None
+        try:
+            for said in run:
+                display.show(said)
+        except KeyboardInterrupt:
+            stopped = True
+        except ValueError as error:
+            failure = error
+        finally:
+            self.conversation.keep(run)
+            display.end()
+        return stopped, failure
+
+    def _count(self, run: Run) -> None:
+        self.answers += 1
+        self.tokens += run.stats.completion_tokens
+        self.seconds += run.stats.seconds
+        self.decode_steps += run.stats.decode_steps
+        self.decode_s += run.stats.decode_s
+
+    def command(self, line: str) -> bool:
+        """Run one / command; False when the user wants to leave."""
+        name, _, rest = line[1:].partition(" ")
+        if name in ("quit", "exit", "q"):
+            return False
+        actions: dict[str, Callable[[str], str]] = {
+            "help": _help,
+            "model": self._model,
+            "set": self._set,
+            "retry": self._retry,
+            "thoughts": lambda _: self.thoughts or "the last answer came without a thought",
+            "reset": self._reset,
+            "system": self._system,
+            "stats": self._stats,
+            "save": self._save,
+        }
+        if name not in actions:
+            print(
+                wrap.wrapped(f"there is no command /{name}; {_nearest(name, [*actions, 'quit'], '/')}/help lists them")
+            )
+            return True
+        try:
+            said = actions[name](rest.strip())
+        except (ValueError, OSError) as error:
+            complain(error)
+            return True
+        except KeyboardInterrupt:
+            said = "stopped"
+        if said:
+            print(wrap.wrapped(screen.plain(said)))
+        return True
+
+    def _model(self, name: str) -> str:
+        if not name:
+            rows = [
+                f"{'*' if known == self.conversation.model_name else ' '} {known}"
+                for known in self.conversation.models()
+            ]
+            return "\n".join(rows) + "\n/model NAME goes on with another one (* is in use)"
+        self.conversation.switch(name)
+        return f"{self.conversation.greeting()}; it reads the conversation anew at your next question"
+
+    def _set(self, line: str) -> str:
+        name, _, value = line.partition(" ")
+        name, value = name.replace("-", "_"), value.strip()
+        known = (*opt.SETTINGS, "system")
+        if not name:
+            return "\n".join(f"{name:20} {self._setting(name)}" for name in known)
+        if name not in known:
+            raise ValueError(f"there is no setting {name}; {_nearest(name, known)}/set lists them")
+        if value and name == "system":
+            return self._system(value)
+        if value:
+            self.conversation.set(name, None if value == "default" else opt.setting_of(name, value))
+        about = "" if name == "system" or value else f"; {opt.help_of(name)}"
+        return f"{name} is {self._setting(name)}{about}"
+
+    def _setting(self, name: str) -> str:
+        if name == "system":
+            return self.conversation.system or "(none)"
+        value = self.conversation.setting(name)
+        return str(value) if value is not None else self.conversation.unset
+
+    def _retry(self, _: str) -> str:
+        if self.conversation.setting("temperature") == 0:
+            raise ValueError("at temperature 0 the answer would be the same: /set temperature 0.7, then /retry")
+        taken = self.conversation.undo()
+        count = len(self.conversation.turns)
+        self.attempts += 1
+        try:
+            self.answer(taken[0]["content"])
+        finally:
+            if len(self.conversation.turns) == count:  # no word came: what was there stays
+                self.conversation.turns += taken
+        return ""
+
+    def _reset(self, _: str) -> str:
+        self.conversation.reset()
+        return "forgotten; the next question starts a new conversation"
+
+    def _system(self, text: str) -> str:
+        if not text:
+            return self.conversation.system or "no system message; /system TEXT sets one"
+        self.conversation.system = text
+        return "system message set for the next question"
+
+    def _stats(self, _: str) -> str:
+        speed = self.decode_steps / self.decode_s if self.decode_s else 0.0
+        rows = [
+            *self.conversation.facts(),
+            ("answers", f"{self.answers}, {self.tokens} tokens, {speed:.1f} tok/s"),
+            *self.conversation.costs(self.seconds),
+        ]
+        return "\n".join(f"{name:8} {value}" for name, value in rows)
+
+    def _save(self, name: str) -> str:
+        if not name:
+            raise ValueError("say where: /save FILE")
+        path = Path(name).expanduser()
+        messages = self.conversation.messages
+        if path.suffix == ".json":
+            text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n"
+        else:
+            text = "".join(f"## {m['role']}\n\n{m['content']}\n\n" for m in messages)
+        try:
+            with path.open("x", encoding="utf-8") as out:
+                out.write(text)
+        except FileExistsError:
+            raise ValueError(f"{path} exists already; choose another name or delete it first") from None
+        return f"saved {len(messages)} messages to {path}"
+
+
+def read_question(prompt: str, read: Callable[[str], str] = input) -> str:
+    r"""One question: a line, lines joined by a trailing \, or everything between two triple quotes."""
+    line = read(prompt)
+    if line.lstrip().startswith('"""'):
+        lines = [line.lstrip()[3:]]
+        while not lines[-1].rstrip().endswith('"""'):
+            lines.append(read(". "))
+        lines[-1] = lines[-1].rstrip()[:-3]
+        return " " + "\n".join(lines).strip()  # the space: a block is never a command
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(read(". "))
+    return "\n".join(lines)
+
+
+def _prefill_progress(done: int, total: int) -> None:
+    """A line that is gone again when the answer begins; short prompts finish in one call and show nothing."""
+    sys.stdout.write(screen.dim(f"\rreading {done} of {total} tokens ") if done < total else "\r\x1b[K")
+    sys.stdout.flush()
+
+
+def _help(_: str) -> str:
+    width = max(len(name) for name, _ in HELP) + 1
+    rows = [f"{name:{width}}{wrap.wrapped(text, ' ' * width)}" for name, text in HELP]
+    return "\n".join([*rows, HELP_END])
+
+
+def _nearest(word: str, known: Sequence[str], mark: str = "") -> str:
+    """A hint at what was meant, or nothing."""
+    found = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"did you mean {mark}{found[0]}? " if found else ""
+
+
+def note(text: str) -> None:
+    """A dim line about the conversation, wrapped."""
+    print(screen.dim(wrap.wrapped(text)))
+
+
+def complain(error: Exception) -> None:
+    """An error, wrapped."""
+    print(wrap.wrapped(f"error: {error}"))

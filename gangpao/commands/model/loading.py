@@ -1,0 +1,26 @@
+"""From the model that a command means (find.py) to its engine, with the percentage on stderr."""
+
+from gangpao.commands.model.find import find_model
+from gangpao.commands.terminal.screen import Percent
+from gangpao.cost import show_yuan as show_yuan
+from gangpao.engine.cache import KVType
+from gangpao.engine.generate import Engine
+
+
+def load_engine(
+    model: str | None,
+    *,
+    context: int | None = None,
+    kv_dtype: KVType = "f16",
+    num_threads: int | None = None,
+    yes: bool = False,
+) -> Engine:
+    """The engine of a name, path or address, pulled first if need be. Raises ValueError saying what to do."""
+    name, path = find_model(model, yes=yes)
+    progress = Percent(f"loading {name}")
+    try:
+        engine = Engine.load(path, context=context, kv_dtype=kv_dtype, num_threads=num_threads, progress=progress)
+    finally:
+        progress.clear()
+    engine.name = name
+    return engine

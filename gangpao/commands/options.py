@@ -1,0 +1,90 @@
+"""The command line options that several commands share, each written once.
+
+Names, bounds and help of the sampling options come from SamplingParams; here they only get a type for typer.
+"""
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+import typer
+
+from gangpao.engine.sample import SamplingParams
+
+_FIELDS = {f.name: f for f in fields(SamplingParams)}
+SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.metadata and f.name != "logprobs")
+DEFAULT = SamplingParams()
+
+
+def _sampling(name: str) -> Any:
+    info = _FIELDS[name].metadata
+    return typer.Option(f"--{name.replace('_', '-')}", min=info["low"], max=info["high"], help=info["help"])
+
+
+Temperature = Annotated[float, _sampling("temperature")]
+TopK = Annotated[int, _sampling("top_k")]
+TopP = Annotated[float, _sampling("top_p")]
+MinP = Annotated[float, _sampling("min_p")]
+RepetitionPenalty = Annotated[float, _sampling("repetition_penalty")]
+PresencePenalty = Annotated[float, _sampling("presence_penalty")]
+FrequencyPenalty = Annotated[float, _sampling("frequency_penalty")]
+Seed = Annotated[int | None, _sampling("seed")]
+MaxTokens = Annotated[int, _sampling("max_tokens")]
+Logprobs = Annotated[int | None, _sampling("logprobs")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text; repeatable.")]
+LogitBias = Annotated[
+    list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable.")
+]
+System = Annotated[str, typer.Option("--system", help="The system message: who the model is to be.")]
+MODEL = "a catalog name, a .gguf file, a run or Hugging Face folder, or hf.co/owner/repo[:Q4_K_M]"
+Model = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help=f"{MODEL.capitalize()}; the best that is installed if not given."),
+]
+Named = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as -m.", show_default=False)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL.capitalize()}.")]
+StoreName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A name of the catalog (`gangpao list`), or hf.co/owner/repo[:Q4_K_M].")
+]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Download without asking.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, max=1024, help="Threads to compute with; the physical cores if not given."),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=16, max=1_048_576, help="Most tokens of prompt and answer; by memory if not given."),
+]
+Kv = Annotated[Literal["f16", "int8"], typer.Option("--kv", help="KV cache type; int8 takes about half the memory.")]
+CostProfile = Annotated[
+    str | None, typer.Option("--cost-profile", help="The machine whose price and power make the yuan.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def bias_of(pairs: list[str] | None) -> dict[int, float]:
+    """--logit-bias values as a mapping. Raises ValueError for one that is not ID=BIAS."""
+    out: dict[int, float] = {}
+    for pair in pairs or ():
+        token, _, bias = pair.partition("=")
+        try:
+            out[int(token)] = float(bias)
+        except ValueError:
+            raise ValueError(f"--logit-bias {pair!r:.60}: write ID=BIAS, for example 42=-100") from None
+    return out
+
+
+def setting_of(name: str, text: str) -> Any:
+    """A value typed for one of SETTINGS, checked. Raises ValueError with name, bounds and text."""
+    kind = int if "int" in str(_FIELDS[name].type) else float
+    try:
+        value: Any = kind(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a {'whole ' if kind is int else ''}number, got {text!r:.60}") from None
+    SamplingParams(**{name: value})
+    return value
+
+
+def help_of(name: str) -> str:
+    """What one of SETTINGS does, in a sentence."""
+    text: str = _FIELDS[name].metadata["help"]
+    return text

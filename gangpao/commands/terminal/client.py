@@ -1,0 +1,307 @@
+"""An OpenAI-compatible server as a client sees it: one address, its models, chat requests, server-sent events.
+
+Server sends requests and turns every way to fail into one line that says what to do (RemoteError). A server that is busy
+is asked again when it says so (Retry-After), up to PATIENCE_S seconds in all. Nothing that comes from it is trusted to be
+short, well formed or fit for a terminal: bodies and events have bounds, and control characters are taken out of whatever
+is shown.
+
+What it gives up: one request at a time, no redirects (a key would follow them).
+"""
+
+import json
+import math
+import os
+import re
+import ssl
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from gangpao.commands.terminal import screen
+
+CONNECT_S = 5.0
+# A small machine may read a long prompt for minutes before its first word.
+SILENCE_S = 600.0
+# Waiting for a busy server ends after this many seconds in all.
+PATIENCE_S = 120.0
+RETRIED = {408, 429, 502, 503, 504}
+MAX_EVENT = 16 << 20
+MAX_BODY = 16 << 20
+SHOWN = 400
+
+
+class RemoteError(ValueError):
+    """The server refused, or broke off; in one line, whatever it sent. status is 0 where there was no answer, code its own word."""
+
+    def __init__(self, message: str, status: int = 0, code: str = "") -> None:
+        super().__init__(" ".join(screen.plain(message).split()))
+        self.status = status
+        self.code = code
+
+
+class Server:
+    """An OpenAI-compatible server at an address, with its key and how to check its certificate."""
+
+    def __init__(self, url: str, api_key: str | None, verify: ssl.SSLContext | bool) -> None:
+        self.base = address(url)
+        host = httpx2.URL(self.base).host
+        here = host in ("localhost", "::1") or host.startswith("127.")
+        self.withheld = False
+        if api_key is None:
+            api_key = os.environ.get("OPENAI_API_KEY") or None
+            # A key of the environment may be a costly one, and plain HTTP shows it to everyone on the way.
+            self.withheld = bool(api_key) and not here and self.base.startswith("http:")
+            api_key = None if self.withheld else api_key
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("the API key has characters that no key has: copy it again")
+        self.keyed = api_key is not None
+        headers = {"Accept": "text/event-stream, application/json"}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key}"
+        timeout = httpx2.Timeout(SILENCE_S, connect=CONNECT_S)
+        # A proxy of the environment cannot reach this machine's loopback.
+        self._http = httpx2.Client(headers=headers, timeout=timeout, verify=verify, trust_env=not here)
+
+    def models(self) -> list[str]:
+        """Names that /models lists."""
+        response = self._send("GET", "/models", None)
+        with closing(response):
+            body = parse(read_body(response))
+        listed = body.get("data") if isinstance(body, dict) else None
+        if not isinstance(listed, list):
+            raise RemoteError(f"{self.base}/models is not OpenAI's list: is this the address of such a server?")
+        names = [m["id"] for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        return [screen.plain(name) for name in names]
+
+    def chat(self, body: Mapping[str, Any]) -> httpx2.Response:
+        """An open response (status 200) to a chat request; the caller closes it."""
+        try:
+            return self._send("POST", "/chat/completions", body)
+        except RemoteError as error:
+            if error.status == 404:
+                raise RemoteError(f"{error}{self._known()}", 404, error.code) from None
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _known(self) -> str:
+        try:
+            names = self.models()
+        except RemoteError:
+            return f" (and {self.base}/models does not answer: is this an OpenAI-compatible address?)"
+        return f"; the server has {', '.join(names[:50]) or 'no model'}"
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
+        """The response when it is a 200; waits for a busy server. Raises RemoteError for everything else."""
+        waited = 0.0
+        backoff = 1.0
+        while True:
+            try:
+                request = self._http.build_request(method, self.base + path, json=body)
+                response = self._http.send(request, stream=True)
+            except (httpx2.TransportError, httpx2.InvalidURL) as error:
+                raise RemoteError(self._unreached(error)) from None
+            if response.status_code == 200:
+                return response
+            with closing(response):
+                refusal = self._refusal(response)
+            wait = pause(response, backoff) if refusal.code != "insufficient_quota" else None
+            if wait is None:
+                raise refusal
+            waited += wait
+            if waited > PATIENCE_S:
+                raise RemoteError(f"{refusal} (busy; it asks to wait {wait:.0f} s more)", refusal.status, refusal.code)
+            screen.note(f"the server is busy, asking again in {wait:.1f} s (Ctrl-C gives up)")
+            time.sleep(wait)
+            backoff = min(backoff * 2, 8.0)
+
+    def _refusal(self, response: httpx2.Response) -> RemoteError:
+        """What the server says against a request, with what can be done."""
+        status = response.status_code
+        said, code = said_in(read_body(response))
+        if status == 401:
+            if self.keyed:
+                return RemoteError(f"{self.base} refuses this API key", 401, code)
+            hint = "give it with --api-key"
+            if self.withheld:
+                hint += " (OPENAI_API_KEY is not sent over plain HTTP to another machine unasked)"
+            else:
+                hint += ", or in OPENAI_API_KEY"
+            return RemoteError(f"{self.base} wants an API key: {hint}", 401, code)
+        if 300 <= status < 400:
+            said = f"moved to {response.headers.get('location', 'nowhere')}: use that address"
+        return RemoteError(f"{self.base} answers {status}: {said or response.reason_phrase}", status, code)
+
+    def _unreached(self, error: Exception) -> str:
+        text = " ".join(str(e) for e in causes(error))
+        if isinstance(error, httpx2.ConnectTimeout):
+            return f"{self.base} does not answer within {CONNECT_S:.0f} s"
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return (
+                f"the certificate of {self.base} is not trusted ({text.rpartition('failed: ')[2][:80]}): "
+                "give the server's certificate with --ca FILE, or --insecure to go without"
+            )
+        if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text or "UNKNOWN_PROTOCOL" in text:
+            return f"{self.base} does not speak TLS: try http://"
+        if isinstance(error, httpx2.ConnectError):
+            return f"nothing answers at {self.base} ({text[:80]}): is the server running? `gangpao serve` starts ours"
+        if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError) and self.base.startswith("http:"):
+            return f"{self.base} does not speak plain HTTP ({text[:80] or 'it hung up'}): try https://"
+        return f"{self.base}: {text[:SHOWN] or type(error).__name__}"
+
+
+def address(url: str) -> str:
+    """The address that /chat/completions is appended to: http unless said otherwise, /v1 where there is no path."""
+    url = url.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"--connect {url!r:.80}: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"--connect {url!r:.80}: write an address like http://127.0.0.1:8000 or https://host/v1")
+    if parsed.query or parsed.fragment:
+        raise ValueError(f"--connect {url!r:.80}: an address without ? and #")
+    path = parsed.path.rstrip("/").removesuffix("/chat/completions")
+    return str(parsed.copy_with(path=path or "/v1"))
+
+
+def pause(response: httpx2.Response, backoff: float) -> float | None:
+    """Seconds to wait before the same request again; None when that is pointless. What the server says comes first."""
+    told = response.headers.get("x-should-retry", "").lower()
+    if told == "false" or (told != "true" and response.status_code not in RETRIED):
+        return None
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = response.headers.get(name, "")
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - time.time()
+            except ValueError:
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return backoff
+
+
+def too_long(error: RemoteError) -> bool:
+    """Whether a refusal says that the prompt is longer than the context: each server has words of its own."""
+    if error.status not in (400, 413, 422):
+        return False
+    text = f"{error.code} {error}".lower()
+    return any(words in text for words in ("context_length", "exceed_context", "context length", "context size"))
+
+
+def tls(ca: Path | None, insecure: bool) -> ssl.SSLContext | bool:
+    """How to check the server's certificate: against the system's authorities, a file, or not at all."""
+    if insecure:
+        return False
+    if ca is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(ca))
+    except ssl.SSLError:
+        raise ValueError(f"--ca {ca}: not a certificate in PEM form") from None
+    except OSError as error:
+        raise ValueError(f"--ca {ca}: {error.strerror}") from None
+
+
+def events(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The data of each server-sent event. Comments and other fields are skipped; lines end in LF, CR LF or CR.
+
+    Raises RemoteError for an event larger than MAX_EVENT bytes. An event that the stream ends within still counts.
+    """
+    data: list[str] = []
+    size = 0
+    for line in lines(chunks):
+        if not line:
+            if data:
+                yield "\n".join(data)
+            data, size = [], 0
+            continue
+        name, _, value = line.partition(b":")
+        if name != b"data":
+            continue
+        size += len(line)
+        if size > MAX_EVENT:
+            raise RemoteError(f"the server sent an event of more than {MAX_EVENT >> 20} MiB")
+        data.append(value.removeprefix(b" ").decode("utf-8", "replace"))
+    if data:
+        yield "\n".join(data)
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines of a byte stream without their ends. Only LF, CR LF and CR end one: JSON may hold any other separator."""
+    rest = bytearray()
+    after_cr = False
+    for chunk in chunks:
+        if after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]  # its CR came with the chunk before and has ended the line already
+        after_cr = chunk.endswith(b"\r") or (after_cr and not chunk)
+        rest += chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *whole, last = bytes(rest).split(b"\n")
+        yield from whole
+        rest = bytearray(last)
+        if len(rest) > MAX_EVENT:
+            raise RemoteError(f"the server sent a line of more than {MAX_EVENT >> 20} MiB")
+    if rest:
+        yield bytes(rest)
+
+
+def read_body(response: httpx2.Response) -> bytes:
+    """The body, up to MAX_BODY bytes. What is wrong with the connection is told as RemoteError."""
+    body = bytearray()
+    try:
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise RemoteError(f"the server sent a body of more than {MAX_BODY >> 20} MiB")
+    except (httpx2.TransportError, httpx2.DecodingError) as error:
+        raise RemoteError(f"the server's answer broke off: {error}") from None
+    return bytes(body)
+
+
+def parse(text: bytes | str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        raise RemoteError(f"the server sent something that is not JSON: {shown[:SHOWN]!r}") from None
+
+
+def said_in(body: bytes) -> tuple[str, str]:
+    """(message, code) of an error body: OpenAI's, Ollama's or FastAPI's form, or the beginning of whatever it is."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        text = body.decode("utf-8", "replace")
+        title = re.search("<title[^>]*>(.*?)</title", text, re.IGNORECASE | re.DOTALL)  # a proxy's page
+        return (title[1] if title else text).strip()[:SHOWN], ""
+    error = found.get("error", found) if isinstance(found, dict) else found
+    if not isinstance(error, dict):
+        return str(error)[:SHOWN], ""
+    message = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
+    code = error.get("code")
+    return str(message)[:SHOWN], f"{code if isinstance(code, str) else ''} {error.get('type') or ''}".strip()
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, the innermost first where it says more."""
+    seen: list[BaseException] = []
+    while error is not None and len(seen) < 8:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    texts: set[str] = set()
+    for one in seen:
+        if str(one) and str(one) not in texts:
+            texts.add(str(one))
+            yield one

@@ -1,0 +1,309 @@
+"""`gangpao chat --connect URL`: the same conversation with a server that speaks OpenAI's chat API, ours or another.
+
+A question is one streamed POST /v1/chat/completions with all messages. Only what the user chose is sent: sampling
+options that are not on the command line are left to the server, which knows its model. A server that is busy says
+Retry-After, and is asked again then; every other refusal is one line that says what to do. When the server says that
+the context is full, the oldest half of the turns is left out, as a chat with an engine here does it.
+
+A model's thought comes apart from its answer (reasoning_content or reasoning), as a part of it (type thinking), or in front of it
+between <think> and </think>; it is shown in all three cases and never sent back.
+
+What it gives up: no images, no tools.
+"""
+
+import json
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx2
+
+from gangpao import cost
+from gangpao.commands.terminal import screen
+from gangpao.commands.terminal.client import (
+    SHOWN,
+    RemoteError,
+    Server,
+    causes,
+    events,
+    parse,
+    read_body,
+    said_in,
+    tls,
+    too_long,
+)
+from gangpao.commands.terminal.conversation import Run, Transcript, Turns
+from gangpao.engine.answer import Progress, Stats
+from gangpao.text.templates.chat import Message
+from gangpao.text.thoughts import KNOWN, Said, Splitter
+
+NO_LIST = (404, 405, 501)  # not every server lists its models
+
+
+def connect(
+    url: str,
+    model: str | None,
+    params: Mapping[str, Any],
+    *,
+    system: str = "",
+    api_key: str | None = None,
+    ca: Path | None = None,
+    insecure: bool = False,
+) -> "Remote":
+    """A conversation with the server at `url`; `params` are OpenAI's names of what the user chose.
+
+    The model is the server's only one when none is named. The caller closes what it gets. Raises RemoteError (a
+    ValueError) saying what to do.
+    """
+    server = Server(url, api_key, tls(ca, insecure))
+    try:
+        return Remote(server, pick(server, model), dict(params), system=system)
+    except BaseException:
+        server.close()
+        raise
+
+
+def pick(server: "Server", model: str | None) -> str:
+    """The name to ask for. Raises RemoteError that lists the names when there is a choice to make."""
+    try:
+        names = server.models()
+    except RemoteError as error:
+        if model is not None and error.status in NO_LIST:
+            return model
+        raise
+    if model is not None:
+        return model  # an alias may not be in the list; the server knows
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise RemoteError(f"{server.base} lists no model: name one with --model")
+    raise RemoteError(f"{server.base} has {len(names)} models, choose with --model: {', '.join(names[:50])}")
+
+
+@dataclass(slots=True)
+class Remote(Turns):
+    """A chat with a server: its messages are sent anew with every question, and cost is what the server says."""
+
+    server: Server
+    model: str
+    params: dict[str, Any]
+    yuan: float | None = None
+    last: Stats | None = None
+    unset: ClassVar[str] = "(the server's choice)"
+
+    @property
+    def model_name(self) -> str:
+        """The model that answers."""
+        return self.model
+
+    def setting(self, name: str) -> object:
+        """A sampling option as it is sent; None is not sent."""
+        return self.params.get(name)
+
+    def set(self, name: str, value: object) -> None:
+        """Change a sampling option from the next question on; None leaves it to the server again."""
+        if value is None:
+            self.params.pop(name, None)
+        else:
+            self.params[name] = value
+
+    def models(self) -> list[str]:
+        """Names that the server lists. Raises RemoteError."""
+        return self.server.models()
+
+    def switch(self, model: str) -> None:
+        """Go on with another model of the server. Raises RemoteError where its list has no such name."""
+        try:
+            known = self.server.models()
+        except RemoteError as error:
+            if error.status not in NO_LIST:
+                raise
+            known = [model]  # the server will know
+        if model not in known:
+            raise RemoteError(f"{self.server.base} lists no model {model}; it has {', '.join(known[:50]) or 'none'}")
+        self.model, self.forgotten = model, 0
+
+    def ask(self, text: str, on_prefill: Progress | None = None, *, attempt: int = 0) -> "RemoteRun":
+        """Start the answer to `text`; give it to `keep` when it has ended or was interrupted. attempt: how many answers to the
+        same question came before; a given seed goes on by so many.
+
+        on_prefill is not called: the server does not say how far it is. Raises RemoteError, and remembers nothing.
+        """
+        dropped = 0
+        start = time.perf_counter()
+        while True:
+            turns = [*self.turns[self.forgotten + dropped :], Message(role="user", content=text)]
+            try:
+                response = self.server.chat(self._body([*self.head, *turns], attempt))
+                break
+            except RemoteError as error:
+                if not too_long(error) or len(turns) < 2:
+                    raise
+                half = len(turns) // 2
+                dropped += next((i for i in range(half, len(turns)) if turns[i]["role"] == "user"), len(turns) - 1)
+        self.asked(text, dropped)
+        return RemoteRun(response, start)
+
+    def keep(self, run: Run) -> None:
+        """End the answer and remember what it said, and what it cost. A question without an answer is forgotten."""
+        Turns.keep(self, run)
+        self.last = run.stats
+        if isinstance(run, RemoteRun) and run.yuan is not None:
+            self.yuan = (self.yuan or 0.0) + run.yuan
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.server.close()
+
+    def greeting(self) -> str:
+        """Who answers, in one line."""
+        return f"{self.model} at {self.server.base}"
+
+    def figures(self, run: Run) -> str:
+        """What the answer took, in one line; yuan where the server says them."""
+        return screen.figures(run.stats, run.yuan if isinstance(run, RemoteRun) else None)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The model and its server, and how many tokens the last exchange had."""
+        used = self.last.prompt_tokens + self.last.completion_tokens if self.last else 0
+        return [("model", self.greeting()), ("context", f"{used} tokens, {self._cached()} of them from its cache")]
+
+    def costs(self, seconds: float) -> list[tuple[str, str]]:
+        """What the server said that the answers cost."""
+        return [] if self.yuan is None else [("cost", f"{cost.show_yuan(self.yuan)} (the server's figure)")]
+
+    def _cached(self) -> int:
+        return self.last.cached_tokens if self.last else 0
+
+    def _body(self, messages: list[Message], attempt: int) -> dict[str, Any]:
+        seed = self.params.get("seed")
+        return {
+            "model": self.model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self.params,
+            **({} if seed is None else {"seed": seed + attempt}),
+        }
+
+
+class RemoteRun(Transcript):
+    """One streamed answer. Counts are the server's where it says them (usage, timings), else what was seen here."""
+
+    def __init__(self, response: httpx2.Response, start: float) -> None:
+        super().__init__(Splitter(KNOWN[0]))
+        self.stats = Stats()
+        self._reason: str | None = None
+        self.yuan: float | None = None
+        self._response = response
+        self._start = start
+        self._pieces = self._run()
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, as the server says it."""
+        return self._reason
+
+    def __iter__(self) -> Iterator[Said]:
+        return self._pieces
+
+    def close(self) -> None:
+        """End the answer early: a closed connection is how the server learns of it."""
+        self._pieces.close()
+        self._heard(self._splitter.finish())
+        self._response.close()
+
+    def _run(self) -> Generator[Said, None, None]:
+        try:
+            yield from self._read()
+        except (httpx2.TransportError, httpx2.StreamError, httpx2.DecodingError) as error:
+            why = " ".join(str(e) for e in causes(error))[:SHOWN]
+            raise RemoteError(f"the answer broke off: {why or type(error).__name__}") from None
+
+    def _read(self) -> Generator[Said, None, None]:
+        if "text/event-stream" not in self._response.headers.get("content-type", ""):
+            yield from self._take(parse(read_body(self._response)))  # a server that does not stream
+            yield from self._end()
+            return
+        for data in events(self._response.iter_bytes()):
+            if data.strip() == "[DONE]":
+                yield from self._end()
+                return
+            yield from self._take(parse(data))
+        if self._reason is None:
+            raise RemoteError("the answer broke off: the server closed the connection before its end")
+        yield from self._end()
+
+    def _take(self, chunk: Any) -> Iterator[Said]:
+        """The text of one chunk; everything in it may be missing or null."""
+        if not isinstance(chunk, dict):
+            raise RemoteError(f"the server sent something that is not an answer: {json.dumps(chunk)[:SHOWN]}")
+        if chunk.get("error"):
+            raise RemoteError(f"the server broke off: {said_in(json.dumps(chunk).encode())[0]}")
+        self._count(chunk.get("usage"), chunk.get("timings"))
+        choices = chunk.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict):
+            return
+        self._reason = choice.get("finish_reason") or self._reason
+        said = choice.get("delta") or choice.get("message")
+        if not isinstance(said, dict):
+            return
+        thought, words = _texts(said)
+        if thought or words:
+            self._tick()
+        yield from self._heard([*([Said(thought, thought=True)] if thought else []), *self._splitter.push(words)])
+
+    def _tick(self) -> None:
+        """A chunk came: without the server's own counts, one is taken for one token."""
+        since = time.perf_counter() - self._start
+        if not self.stats.ttft_s:
+            self.stats.ttft_s = since
+        else:
+            self.stats.decode_steps += 1
+        self.stats.completion_tokens += 1
+        self.stats.decode_s = since - self.stats.ttft_s
+
+    def _count(self, usage: Any, timings: Any) -> None:
+        if isinstance(usage, dict):
+            self.stats.prompt_tokens = _number(usage, "prompt_tokens", self.stats.prompt_tokens)
+            self.stats.completion_tokens = _number(usage, "completion_tokens", self.stats.completion_tokens)
+            self.stats.decode_steps = max(0, self.stats.completion_tokens - 1)
+            self.stats.cached_tokens = _number(usage.get("prompt_tokens_details"), "cached_tokens", 0)
+        if isinstance(timings, dict):
+            yuan = timings.get("yuan")
+            if isinstance(yuan, int | float) and math.isfinite(yuan) and yuan >= 0:
+                self.yuan = float(yuan)
+            # Network and client out of the figure: ours says decode_tps, llama.cpp predicted_per_second.
+            speed = timings.get("decode_tps", timings.get("predicted_per_second"))
+            if isinstance(speed, int | float) and math.isfinite(speed) and speed > 0 and self.stats.decode_steps:
+                self.stats.decode_s = self.stats.decode_steps / speed
+
+    def _end(self) -> Iterator[Said]:
+        self._response.close()
+        yield from self._heard(self._splitter.finish())
+
+
+def _texts(said: Mapping[str, Any]) -> tuple[str, str]:
+    """Thought and words of a message or its piece. Content is a text, or a list of parts: texts, and thoughts that hold texts."""
+    thought = said.get("reasoning_content") or said.get("reasoning")
+    content = said.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    words = "".join(_text(part.get("text")) for part in parts if isinstance(part, dict))
+    inner = "".join(_text(part.get("thinking")) for part in parts if isinstance(part, dict))
+    return _text(thought) + inner, words
+
+
+def _text(value: Any) -> str:
+    """A text, or the texts of a list of parts; nothing for anything else."""
+    if isinstance(value, list):
+        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    return value if isinstance(value, str) else ""
+
+
+def _number(mapping: Any, name: str, default: int) -> int:
+    value = mapping.get(name) if isinstance(mapping, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else default

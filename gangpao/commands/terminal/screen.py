@@ -1,0 +1,77 @@
+"""What commands write on a terminal: figures, notes, colours, a percentage. Everything but answers goes to stderr."""
+
+import os
+import sys
+from typing import TextIO
+
+from gangpao.cost import show_yuan
+from gangpao.engine.answer import Stats
+
+
+def figures(stats: Stats, yuan: float | None) -> str:
+    """The line under an answer; yuan is None where nobody says what the machine costs."""
+    line = f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after {stats.ttft_s:.2f} s"
+    return line if yuan is None else f"{line} · {show_yuan(yuan)}"
+
+
+def colors(stream: TextIO) -> bool:
+    """Whether to send escape codes to a stream."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def dim(text: str) -> str:
+    """Grey where stdout shows colours."""
+    return f"\x1b[2m{text}\x1b[0m" if colors(sys.stdout) else text
+
+
+def show(text: str) -> None:
+    """A piece of an answer to stdout, at once. On a terminal without control characters, which a model may have learnt
+    or been talked into: an escape sequence could rewrite the screen or the window's title."""
+    sys.stdout.write(plain(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def plain(text: str) -> str:
+    """Text without control characters, except for tab and newline."""
+    return text.translate(_CONTROL)
+
+
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal; nothing when stderr is a file or a pipe."""
+    if sys.stderr.isatty():
+        print(f"\x1b[2m{text}\x1b[0m" if colors(sys.stderr) else text, file=sys.stderr, flush=True)
+
+
+def kernels_line() -> str:
+    """The kernels in use, in one line."""
+    from gangpao import kernels
+
+    return f"{kernels.describe()}, {kernels.num_threads()} threads"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as their widest cell; the last one is not padded."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+class Percent:
+    """A progress callback that keeps one line on a terminal up to date, and is silent elsewhere."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        percent = done * 100 // max(total, 1)
+        if percent != self._shown and sys.stderr.isatty():
+            self._shown = percent
+            print(f"\r{self._label} {percent} %", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown >= 0:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,328 @@
+"""What a scheduler works on: requests for answers and for embeddings, each with its cache and what it has come to.
+
+A job knows which ids are to go into its cache next and what to do with the rows that come out of a step. An answer chooses a
+token from a row, checks its drafts row by row, and hands pieces out; an embedding adds up hidden states. When to run
+what is the scheduler's business (scheduler.py).
+"""
+
+import bisect
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
+from gangpao.engine.cache import KVCache
+from gangpao.engine.generate import Engine
+from gangpao.engine.sample import Logits, SamplingParams
+from gangpao.engine.speculate import Drafter, verify
+from gangpao.engine.transformer import Segment
+
+T = TypeVar("T")
+Floats = npt.NDArray[np.float32]
+
+
+class Constraint(Protocol):
+    """What an answer may say next: a grammar's state. Used by one answer only, from the scheduler's thread."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete and nothing may follow."""
+
+    def apply(self, logits: Logits) -> None:
+        """Set the logits [V] of every token that may not come next to -inf, in place."""
+
+    def accept(self, token: int) -> None:
+        """Go on behind a chosen token."""
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, one after the other; empty when there is a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to make. stop: a chat template's turn marks, beside those of params. client: whose turn it uses up.
+
+    continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
+    text so far may be tried (they never change the answer).
+    """
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    stop: Sequence[str] = ()
+    client: str = ""
+    constraint: Constraint | None = None
+    continues: bool = False
+    speculate: bool = True
+
+
+Event = Piece | Exception
+OnEvent = Callable[[Event], None]
+OnEmbedding = Callable[[Floats | Exception], None]
+MAX_FORCED = 16  # tokens of a grammar without a choice that are computed at once
+
+
+class Handle:
+    """A request on its way. on_event gets Pieces, the last with a finish_reason, or one exception; nothing after cancel()."""
+
+    def __init__(self, job: "Job") -> None:
+        self._job = job
+
+    @property
+    def stats(self) -> Stats:
+        """Counts and seconds so far; machine_s is this answer's share of the steps it took part in."""
+        return self._job.stats
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from submit to the first step; 0 before that."""
+        return self._job.stats.queue_s
+
+    @property
+    def seed(self) -> int:
+        """The seed in use, also when none was asked for; 0 for an embedding."""
+        return self._job.answer.sampler.seed if isinstance(self._job, AnswerJob) else 0
+
+    @property
+    def text(self) -> str:
+        """Everything handed out so far."""
+        return self._job.answer.text if isinstance(self._job, AnswerJob) else ""
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended; None before it has."""
+        return self._job.answer.finish_reason if isinstance(self._job, AnswerJob) else None
+
+    @property
+    def stopped_by(self) -> str:
+        """The stop string that ended the answer; empty when none did."""
+        return self._job.answer.stopped_by if isinstance(self._job, AnswerJob) else ""
+
+    def cancel(self) -> None:
+        """Stop before the next step and free everything. Harmless when it has ended already."""
+        self._job.cancelled = True
+
+
+class Job:
+    """A request in the scheduler. `ids` is everything that belongs into its cache, of which to_compute are not there yet."""
+
+    done = False
+    fresh = False  # whether remembered prefixes are of no use
+
+    def __init__(self, ids: Sequence[int], client: str) -> None:
+        self.ids = list(ids)
+        self.client = client
+        self.cache: KVCache | None = None
+        self.stats = Stats(prompt_tokens=len(self.ids))
+        self.cancelled = False
+        self.submitted = time.perf_counter()
+        self.began = 0.0
+        self.passed = 0  # by younger ones, while there was no room for it
+        self.handle = Handle(self)
+
+    @property
+    def to_compute(self) -> int:
+        """How many ids are not in the cache yet."""
+        assert self.cache is not None
+        return len(self.ids) - self.cache.length
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the prompt is done and the answer grows token by token."""
+        return False
+
+    def draft(self, context: int, beside: int) -> list[int]:
+        """Ids that may come next, to be computed with the last one; `beside` answers share the step."""
+        return []
+
+    def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
+        """What a step is asked for when it computes these ids and drafts."""
+        raise NotImplementedError
+
+    def hear(self, rows: Floats) -> None:
+        """Take what came out of the step for that segment."""
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits that nothing will come any more."""
+        raise NotImplementedError
+
+    def _tell(self, listener: Callable[[T], None], event: T) -> None:
+        """Hand an event out; a consumer whose event loop is closed is a consumer that left."""
+        if not self.cancelled:
+            try:
+                listener(event)
+            except RuntimeError:
+                self.cancelled = True
+
+
+class AnswerJob(Job):
+    """An answer that is being made."""
+
+    def __init__(self, engine: Engine, request: Request, on_event: OnEvent) -> None:
+        super().__init__(request.prompt_ids, request.client)
+        self.request = request
+        self.answer = Answer(
+            engine.tokenizer, engine.model.config.vocab_size, request.prompt_ids, request.params,
+            stop=request.stop, continues=request.continues, capacity=engine.context,
+        )  # fmt: skip
+        self.stats = self.answer.stats
+        self._drafter = Drafter(self.ids) if request.speculate else None
+        self._drafts: list[int] = []
+        self._on_event = on_event
+        self._spoke = 0.0
+
+    @property
+    def done(self) -> bool:  # type: ignore[override]
+        """Whether the last piece is out."""
+        return self.answer.finish_reason is not None
+
+    @property
+    def decoding(self) -> bool:
+        return self.to_compute == 1 and self.stats.completion_tokens > 0
+
+    def draft(self, context: int, beside: int) -> list[int]:
+        room = min(self.request.params.max_tokens - self.stats.completion_tokens, context - len(self.ids)) - 1
+        if room < 1:
+            return []
+        if self.request.constraint is not None:
+            return self.request.constraint.forced()[: min(room, MAX_FORCED)]
+        return self._drafter.propose(self.ids, room, beside) if self._drafter else []
+
+    def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
+        assert self.cache is not None
+        self._drafts = list(drafts)
+        whole = len(ids) == self.to_compute
+        return Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0)
+
+    def hear(self, rows: Floats) -> None:
+        """Go through the rows behind the last id and each draft, for as long as the drafts were right."""
+        assert self.cache is not None
+        drafts = self._drafts
+        right = verify(rows, drafts, self._say)
+        if drafts:
+            self.stats.drafted += len(drafts)
+            self.stats.accepted += right
+            if self._drafter and self.request.constraint is None:
+                self._drafter.learn(len(drafts), right)
+        if len(rows):
+            self.cache.truncate(min(self.cache.length, len(self.ids) - 1))
+
+    def fail(self, error: Exception) -> None:
+        self._send(error)
+
+    def _choose(self, logits: Logits) -> int:
+        """The next token by the request's settings and constraint."""
+        constraint = self.request.constraint
+        if constraint is None:
+            return self.answer.sampler.sample(logits)
+        allowed = logits.copy()
+        constraint.apply(allowed)
+        token = self.answer.sampler.sample(allowed)
+        constraint.accept(token)
+        return token
+
+    def _say(self, logits: Logits) -> int | None:
+        """One token: chosen, into the answer, and out what may go out; None when it was the last."""
+        token = self._choose(logits)
+        now, stats = time.perf_counter(), self.stats
+        if stats.completion_tokens == 0:
+            stats.ttft_s, self._spoke = now - self.submitted, now
+        else:
+            stats.decode_steps += 1
+            stats.decode_s = now - self._spoke
+        piece = self.answer.take(token, logits)
+        self.ids.append(token)
+        constraint = self.request.constraint
+        if constraint is not None and constraint.finished and not self.done:
+            if piece:
+                self._send(piece)
+            piece = self.answer.finish("stop")
+        if piece:
+            self._send(piece)
+        return None if self.done else token
+
+    def _send(self, event: Event) -> None:
+        self._tell(self._on_event, event)
+
+
+class EmbeddingJob(Job):
+    """The mean of the last hidden states of a text. Nothing of it is cached before: a cached position has no states."""
+
+    fresh = True
+
+    def __init__(self, ids: Sequence[int], client: str, on_done: OnEmbedding) -> None:
+        super().__init__(ids, client)
+        self._on_done = on_done
+        self._sum: npt.NDArray[np.float64] | None = None
+
+    def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
+        assert self.cache is not None
+        if self.cache.length == 0:  # also when it gave its pages back in the middle
+            self._sum = None
+        return Segment(self.cache, ids, hidden=True)
+
+    def hear(self, rows: Floats) -> None:
+        total = rows.sum(axis=0, dtype=np.float64)
+        self._sum = total if self._sum is None else self._sum + total
+        if self.to_compute == 0:
+            self.done = True
+            self._tell(self._on_done, (self._sum / len(self.ids)).astype(np.float32))
+
+    def fail(self, error: Exception) -> None:
+        self._tell(self._on_done, error)
+
+
+class Queue:
+    """Waiting jobs: what had begun and gave way, then one line for each client, served in turns."""
+
+    def __init__(self) -> None:
+        self._begun: list[Job] = []
+        self._lines: dict[str, deque[Job]] = {}
+
+    def __len__(self) -> int:
+        return len(self._begun) + sum(map(len, self._lines.values()))
+
+    def __iter__(self) -> Iterator[Job]:
+        yield from self._begun
+        for line in self._lines.values():
+            yield from line
+
+    def put(self, job: Job) -> None:
+        """To the end of its client's line."""
+        self._lines.setdefault(job.client, deque()).append(job)
+
+    def put_back(self, job: Job) -> None:
+        """What was taken, before all others: it is its client's turn again. What had begun needs no turn."""
+        if job.began:
+            bisect.insort(self._begun, job, key=lambda j: j.began)
+            return
+        line = self._lines.pop(job.client, deque())
+        line.appendleft(job)
+        self._lines = {job.client: line, **self._lines}
+
+    def take(self) -> Job | None:
+        """What began first, else the first of the client whose turn it is, who then goes to the end of the round."""
+        if self._begun:
+            return self._begun.pop(0)
+        for client in list(self._lines):
+            line = self._lines.pop(client)
+            if not line:
+                continue
+            job = line.popleft()
+            if line:
+                self._lines[client] = line
+            return job
+        return None
+
+    def drop_cancelled(self) -> int:
+        """Take out what nobody waits for any more, and say how many that were."""
+        before = len(self)
+        self._begun = [job for job in self._begun if not job.cancelled]
+        lines = {client: deque(job for job in line if not job.cancelled) for client, line in self._lines.items()}
+        self._lines = {client: line for client, line in lines.items() if line}
+        return before - len(self)

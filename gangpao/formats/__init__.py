@@ -1,0 +1,1 @@
+"""What model files are: weight blocks and the GGUF container. Needs no compiled code."""

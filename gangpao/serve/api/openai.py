@@ -1,0 +1,113 @@
+"""OpenAI's routes, and the few that every server of models has: thin, the work is in chat.py, completions.py and embeddings.py."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+import gangpao
+from gangpao.serve.api import chat as chat_module
+from gangpao.serve.api import completions, embeddings
+from gangpao.serve.http.errors import ApiError
+from gangpao.serve.http.stream import DONE, Json, client_of, event_stream, read_json, sse, watched
+from gangpao.serve.server import Server
+
+
+def routes(server: Server) -> list[Route]:
+    """The routes of one server."""
+
+    async def chat(request: Request) -> Response:
+        body = await read_json(request)
+        if body.get("stream") is True:
+            return await event_stream(request, _events(chat_module.stream(server, body, client_of(request))))
+        return Json(await watched(request, chat_module.complete(server, body, client_of(request))))
+
+    async def complete(request: Request) -> Response:
+        body = await read_json(request)
+        if body.get("stream") is True:
+            return await event_stream(request, _events(completions.stream(server, body, client_of(request))))
+        return Json(await watched(request, completions.complete(server, body, client_of(request))))
+
+    async def embed(request: Request) -> Response:
+        body = await read_json(request)
+        found = await watched(request, embeddings.embed(server, body, client_of(request)))
+        return embeddings.answer_of(found, "data", found.pop("data"))
+
+    async def tokenize(request: Request) -> Response:
+        return Json(await watched(request, completions.tokenize(server, await read_json(request))))
+
+    async def detokenize(request: Request) -> Response:
+        return Json(await watched(request, completions.detokenize(server, await read_json(request))))
+
+    async def models(request: Request) -> Response:
+        return Json({"object": "list", "data": [_model(server, name) for name in server.hub.names()]})
+
+    async def model(request: Request) -> Response:
+        return Json(_model(server, server.hub.name_of(request.path_params["name"])))
+
+    async def health(request: Request) -> Response:
+        return _health(server)
+
+    async def metrics(request: Request) -> Response:
+        counters = {name: m.scheduler.counters for name, m in server.hub.loaded().items()}
+        return PlainTextResponse(server.metrics.text(counters), media_type="text/plain; version=0.0.4")
+
+    return [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/v1/embeddings", embed, methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", model, methods=["GET"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/health", health, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]
+
+
+async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield sse(chunk)
+    yield DONE
+
+
+def _model(server: Server, name: str) -> dict[str, Any]:
+    """One of GET /v1/models; meta says more about a model that is in memory."""
+    out: dict[str, Any] = {"id": name, "object": "model", "created": int(server.started), "owned_by": "gangpao"}
+    loaded = server.hub.loaded().get(name)
+    meta: dict[str, Any] = {"loaded": loaded is not None, "input_modalities": ["text"]}
+    if loaded is not None:
+        config = loaded.engine.model.config
+        meta |= {
+            "context": loaded.engine.context,
+            "n_ctx_train": config.max_position_embeddings,
+            "n_vocab": config.vocab_size,
+            "n_embd": config.hidden_size,
+            "memory_bytes": loaded.need,
+            "embeddings": "the mean of the last hidden states, of length 1; not trained for search",
+        }
+    return out | {"meta": meta}
+
+
+def _health(server: Server) -> Response:
+    """200 when the default model answers; 503 while it is being loaded, and where it cannot be."""
+    hub = server.hub
+    body: dict[str, Any] = {
+        "status": hub.state,
+        "version": gangpao.__version__,
+        "uptime_s": round(time.time() - server.started, 1),
+        "models": sorted(hub.loaded()),
+    }
+    if hub.progress:
+        body["loading"] = {name: round(share, 3) for name, share in hub.progress.items()}
+    return Json(body, 200 if hub.state == "ok" else 503, headers={} if hub.state == "ok" else {"retry-after": "1"})
+
+
+def not_found(path: str) -> ApiError:
+    """The error for a path that no route has."""
+    return ApiError(404, f"there is no {path[:100]} here; /openapi.json lists what there is", code="not_found")

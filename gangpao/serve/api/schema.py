@@ -1,0 +1,318 @@
+"""What clients may send: the fields of each request, their types and bounds.
+
+Whole numbers may be written 1 or 1.0, as in JSON; nothing else is converted, so "0.7" is no temperature. null is the same as
+not there. Fields of OpenAI's API that do nothing here are accepted by name (IGNORED); unknown ones are, too, and go to the log.
+The bounds of sampling values are the engine's own (SamplingParams).
+
+A check costs what it looks at, and it runs where everybody else waits: every list has a bound, ends at its first wrong entry, and
+where a field may be several things, a look at its type says which of them is checked. json_bounds.py has counted the body before.
+"""
+
+import math
+import re
+from dataclasses import fields
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+)
+
+from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_CHARS, SamplingParams
+from gangpao.serve.http.errors import ApiError
+from gangpao.serve.http.json_bounds import MAX_NUMBERS
+
+T = TypeVar("T", bound=BaseModel)
+E = TypeVar("E")
+
+MAX_N = 16
+MAX_INPUTS = 2048
+MAX_MESSAGES = 4096
+MAX_METADATA = 256
+
+# Of OpenAI's chat and completion requests of 2026: known, and without effect here.
+IGNORED = frozenset({
+    "audio", "best_of", "function_call", "functions", "metadata", "modalities", "moderation", "prediction",
+    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier",
+    "service_tier", "store", "user", "verbosity", "web_search_options",
+})  # fmt: skip
+
+_BOUNDS = {f.name: f.metadata for f in fields(SamplingParams) if f.metadata}
+MAX_TOKENS: int = _BOUNDS["max_tokens"]["high"]
+UNLIMITED = "Where it is not given, the answer goes on until the model ends it or the context is full."
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and math.isfinite(value) and value.is_integer() else value
+
+
+def _few(most: int) -> BeforeValidator:
+    """The bound before a look at each entry: pydantic counts a dict only when all of it is checked."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise ValueError(f"{len(value)} entries are more than {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _kind(value: Any) -> str | None:
+    return _TEXT if isinstance(value, str) else _LIST if isinstance(value, list) else None
+
+
+class _AtFirst(FailFast):
+    """The first wrong entry is enough. With a hash, as parts of unions need one."""
+
+    __hash__ = object.__hash__
+
+
+_TEXT, _LIST = "<text>", "<list>"
+Whole = Annotated[int, BeforeValidator(_whole)]
+Bias = Annotated[dict[str, float], _few(MAX_LOGIT_BIAS)]
+Metadata = Annotated[dict[str, str], _few(MAX_METADATA)]
+Many = Annotated[list[E], _AtFirst(), Field(max_length=MAX_MESSAGES)]
+TextOr = Annotated[
+    Annotated[str, Tag(_TEXT)] | Annotated[list[E], Tag(_LIST), _AtFirst(), Field(max_length=MAX_MESSAGES)],
+    Discriminator(_kind, custom_error_type="text_or_list", custom_error_message="Input should be a text or a list"),
+]
+
+
+def setting(name: str, note: str = "", *, low: float | None = None) -> Any:
+    """An optional field with the engine's bounds and help. note: a sentence to add; low: another lower bound."""
+    info = _BOUNDS[name]
+    lowest = info["low"] if low is None else low
+    return Field(None, ge=lowest, le=info["high"], description=f"{info['help']} {note}".rstrip())
+
+
+class Body(BaseModel):
+    """A request's body."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
+
+
+class StreamOptions(Body):
+    """include_usage: a last chunk with `choices: []` that carries the counts."""
+
+    include_usage: bool | None = None
+
+
+class Sampling(Body):
+    """What all that generate text have in common."""
+
+    model: str | None = Field(None, max_length=512, description="A name of GET /v1/models; the first where not given.")
+    temperature: float | None = setting("temperature")
+    top_p: float | None = setting("top_p")
+    top_k: Whole | None = setting("top_k", "-1 keeps all, too.", low=-1)
+    min_p: float | None = setting("min_p")
+    repetition_penalty: float | None = setting("repetition_penalty")
+    presence_penalty: float | None = setting("presence_penalty")
+    frequency_penalty: float | None = setting("frequency_penalty")
+    seed: Whole | None = setting("seed", "-1 is random, too.", low=-1)
+    max_tokens: Whole | None = setting("max_tokens")
+    n: Whole | None = Field(None, ge=1, le=MAX_N, description="Answers to make; the i-th takes seed + i.")
+    stop: TextOr[str] | None = Field(
+        None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
+    )
+    logit_bias: Bias | None = Field(
+        None, max_length=MAX_LOGIT_BIAS, description="Token id, written as a string -> -100 to 100, added to its logit."
+    )
+    speculate: bool | None = Field(None, description="Try drafts from the text so far; they never change the answer.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def usage_wanted(self) -> bool:
+        """Whether a stream is to end with the counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def params(self, logprobs: int | None, max_tokens: int | None, room: int | None = None) -> SamplingParams:
+        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400).
+
+        max_tokens: instead of the request's own; room: the most tokens where neither says it.
+        """
+        given = {name: value for name in _BOUNDS if (value := getattr(self, name, None)) is not None}
+        given.pop("logprobs", None)
+        if given.get("seed") == -1:
+            del given["seed"]
+        if given.get("top_k") == -1:
+            given["top_k"] = 0
+        if max_tokens is not None:
+            given["max_tokens"] = max_tokens
+        if room is not None:
+            given.setdefault("max_tokens", min(room, MAX_TOKENS))
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        try:
+            return SamplingParams(**given, logprobs=logprobs, stop=tuple(s for s in stop if s), logit_bias=self._bias())
+        except ValueError as error:
+            words = re.findall("[a-z_]+", str(error))
+            raise ApiError(
+                400, str(error), param=next((w for w in words if w in type(self).model_fields), None)
+            ) from None
+
+    def _bias(self) -> dict[int, float]:
+        out = {}
+        for key, value in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and len(key) <= 9):
+                raise ValueError(f"logit_bias: {key!r:.60} is not a token id")
+            out[int(key)] = value
+        return out
+
+
+class ImageURL(Body):
+    """An image; a data: URL unless the server may fetch from its host."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class Part(Body):
+    """A part of a message: text, or an image."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageURL | str | None = None
+
+
+class ChatMessage(Body):
+    """One turn. tool_calls and tool_call_id are what the model called, and which call a tool answers."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: TextOr[Part] | None = None
+    name: str | None = None
+    tool_calls: Many[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class ChatRequest(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: Many[ChatMessage] = Field(min_length=1)
+    max_tokens: Whole | None = setting("max_tokens", UNLIMITED)
+    max_completion_tokens: Whole | None = setting("max_tokens", UNLIMITED)
+    logprobs: bool | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=20, description="Alternatives a token; needs logprobs.")
+    response_format: dict[str, Any] | None = None
+    tools: Many[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+def _ids(value: list[Any]) -> list[int]:
+    if set(map(type, value)) <= {int}:
+        return value
+    if set(map(type, value)) <= {int, float} and (whole := list(map(int, value))) == value:
+        return whole
+    raise ValueError("token ids must be whole numbers")
+
+
+def _tokens(value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise ValueError("Input should be a list of token ids")
+    return _ids(value)
+
+
+def _inputs(value: Any) -> str | list[str] | list[int] | list[list[int]]:
+    if isinstance(value, str):
+        return value
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, int | float):
+        return _ids(value)
+    if isinstance(value, list):
+        if len(value) > MAX_INPUTS:
+            raise ValueError(f"{len(value)} texts are more than {MAX_INPUTS}")
+        kinds = set(map(type, value))
+        if kinds <= {str}:
+            return value
+        if kinds == {list}:
+            return [_ids(one) for one in value]
+    raise ValueError("Input should be a text, a list of texts, a list of token ids, or a list of such lists")
+
+
+Tokens = Annotated[list[int], PlainValidator(_tokens, json_schema_input_type=list[int])]
+Inputs = Annotated[
+    str | list[str] | list[int] | list[list[int]],
+    PlainValidator(_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions: text that goes on from a prompt, without a chat template; special tokens count as such."""
+
+    prompt: Inputs = Field(description="A text, token ids, or a list of either.")
+    max_tokens: Whole | None = setting("max_tokens", f"{SamplingParams().max_tokens} where it is not given.")
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: Whole | None = Field(None, ge=0, le=20)
+
+
+class EmbeddingRequest(Body):
+    """POST /v1/embeddings: means of the last hidden states of a language model, of length 1. Not trained for search."""
+
+    model: str | None = Field(None, max_length=512)
+    input: Inputs
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Whole | None = Field(None, ge=1, description="Must be the model's own; nothing is cut off.")
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize. prompt: a text (content is another name for it), or messages, which the chat template turns into one."""
+
+    model: str | None = Field(None, max_length=512)
+    prompt: str | None = None
+    content: str | None = None
+    messages: Many[ChatMessage] | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = Field(
+        None, description="Begin with BOS where the model expects it; true by default."
+    )
+    parse_special: bool | None = Field(None, description="Whether special pieces spelled in the text count as such.")
+    with_pieces: bool | None = Field(None, description="Also give the text of each token.")
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    model: str | None = Field(None, max_length=512)
+    tokens: Tokens = Field(description=f"Up to {MAX_NUMBERS}.")
+
+
+class Error(BaseModel):
+    """message: what and what to do; param: the field to blame."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not 2xx."""
+
+    error: Error
+
+
+def parse(kind: type[T], body: dict[str, Any]) -> T:
+    """The request as `kind`. Raises ApiError (400) naming the first field that is wrong."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = [str(p) for p in first["loc"]]
+    names = list(kind.model_fields)
+    param = path[0] if path and path[0] in names else None
+    where = ".".join(p for p in path if len(p) <= 40 and p not in (_TEXT, _LIST))[:120]
+    raise ApiError(400, f"{where}: {first['msg'].removeprefix('Value error, ')}"[:300], param=param)
+
+
+def unknown(body: dict[str, Any], kind: type[BaseModel]) -> list[str]:
+    """Names of fields that mean nothing to us, shortened, for the log."""
+    strange = (name for name in body if name not in kind.model_fields and name not in IGNORED)
+    return [repr(name[:40]) for name in islice(strange, 20)]

@@ -1,0 +1,1 @@
+"""What knows HTTP and no model: connections, who may talk, bounds of JSON, streams, errors, TLS, figures."""

@@ -1,0 +1,1 @@
+"""`gangpao serve --engine vllm`: vLLM as a process behind our guard."""

@@ -1,0 +1,320 @@
+"""The only chat template: messages in, prompt ids out (and the loss mask that training uses).
+
+A conversation becomes a list of parts: markup, which may hold control tokens, and what people said, which may not. Ids
+are made from the parts, never from one long string, so that a user who types "<|im_start|>system" gets those
+characters and no turn of their own. Everything between two control tokens is encoded as one run, as the reference does,
+with one exception: an answer starts and ends a run, because it did so when the model said it. That is also what makes
+ids stable: the prompt of one turn is a prefix of the next one's, and the cache can be reused.
+
+Known formats are data (formats.py). A template we do not recognise (detect.py) runs in a process of its own
+(sandbox_parent.py); contents go in with the first character of every control token replaced by a private one, which
+is turned back after the control tokens have been found. A conversation with tools goes through tools.py first.
+
+What it gives up: images, and marks that are ordinary text inside a foreign template.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypedDict
+
+from gangpao.text.templates import detect, sandbox_parent
+from gangpao.text.templates.formats import BY_NAME, Family
+from gangpao.text.templates.render import Part, render_parts
+from gangpao.text.templates.tools import CALL, MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
+from gangpao.text.thoughts import Marks, marks_of
+from gangpao.text.tokenizer import Tokenizer
+from gangpao.text.vocabulary import SpecialFinder
+
+
+class Message(TypedDict):
+    """One turn: role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Messages = Sequence[Mapping[str, Any]]  # Message, or with tools OpenAI's: role tool, and tool_calls of an assistant
+
+
+class Masked(NamedTuple):
+    """Ids of a conversation, and 1 for each that the model is to learn: its answers and their ends."""
+
+    ids: list[int]
+    mask: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A chat format: a family of ours, or a foreign one; a template's source with its special pieces as text, if it has one;
+    the marks around a model's thoughts, if it thinks."""
+
+    name: str
+    family: Family | None = None
+    source: str | None = None
+    special: tuple[tuple[str, str], ...] = ()
+    stop: tuple[str, ...] = ()
+    thoughts: Marks | None = None
+
+    @classmethod
+    def named(cls, name: str) -> "ChatTemplate":
+        """A family by name, e.g. "minicpm". Raises ValueError listing the names."""
+        if name not in BY_NAME:
+            raise ValueError(f"no chat template called {name!r}; there are {', '.join(sorted(BY_NAME))}")
+        family = BY_NAME[name]
+        return cls(family.name, family, stop=family.stop)
+
+    @classmethod
+    def for_model(cls, source: str | None, *, tokenizer: Tokenizer, architecture: str = "") -> "ChatTemplate":
+        """The template of a checkpoint: `source` is its jinja text (tokenizer.chat_template), None when it has none.
+
+        A foreign template's mistakes show when something is rendered, not here.
+        """
+        special = tuple(
+            (f"{role}_token", tokenizer.vocabulary.pieces[token])
+            for role, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
+            if token is not None
+        )
+        thoughts = marks_of(source, tokenizer.id_of)
+        if source is None:
+            family = _family_by_tokens(tokenizer, architecture)
+        else:
+            found = detect.family_of(source, dict(special))
+            if found is None:
+                return cls("own", source=source, special=special, thoughts=thoughts)
+            family = found
+        # A mark that is no token in this vocabulary has to be looked for in the text.
+        as_text = () if tokenizer.id_of(family.end) in tokenizer.end_ids else (family.end.strip(),)
+        stop = (*family.stop, *filter(None, as_text))
+        return cls(family.name, family, source, special, stop, thoughts)
+
+    def render(self, messages: Messages, *, tools: Tools | None = None, add_generation_prompt: bool = True) -> str:
+        """The conversation as text, for reading; BOS only where the format itself writes it.
+
+        tools: functions the model may call, as OpenAI describes them. Raises ValueError for a role or an order of roles that
+        the format does not have.
+        """
+        plan = self._plan(messages, tools)
+        if self.family is not None:
+            return "".join(part.text for part in render_parts(self.family, plan.messages, add_generation_prompt))
+        return self._render_foreign(plan, add_generation_prompt, lambda text: text)
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Prompt ids, BOS included where the model wants one. Raises ValueError as `render` does."""
+        plan = self._plan(messages, tools)
+        if self.family is not None:
+            parts = render_parts(self.family, plan.messages, add_generation_prompt)
+            return _encode_parts(tokenizer, (*self.family.text_marks, *plan.marks), parts).ids
+        return self._encode_foreign(tokenizer, plan, add_generation_prompt)
+
+    def encode_with_mask(self, tokenizer: Tokenizer, messages: Messages, *, tools: Tools | None = None) -> Masked:
+        """Ids of a finished conversation for training, and their mask (equally long).
+
+        A format whose turns end in nothing (MiniCPM) gets EOS after its last answer. Raises ValueError for a foreign
+        template, which does not say whose words are whose.
+        """
+        plan = self._plan(messages, tools)
+        if self.family is None:
+            raise ValueError("a loss mask needs a chat format that gangpao knows; name one, e.g. chatml")
+        parts = render_parts(self.family, plan.messages, False)
+        masked = _encode_parts(tokenizer, (*self.family.text_marks, *plan.marks), parts)
+        if not self.family.end and messages[-1]["role"] == "assistant" and tokenizer.eos_id is not None:
+            masked.ids.append(tokenizer.eos_id)
+            masked.mask.append(1)
+        return masked
+
+    def _plan(self, messages: Messages, tools: Tools | None) -> "_Plan":
+        """Checked messages in the roles that this format has."""
+        _check(messages)
+        if not needs_tools(messages, tools):
+            return _Plan(messages)
+        if self.family is None and CALL in (self.source or ""):
+            return _Plan(for_template(messages), tools, MARKS)  # the template says tools itself
+        family = self.family
+        form = OWN if family is None else form_of(self.source, self.special, family)
+        return _Plan(without_tools(messages, tools, form, family), None, MARKS)
+
+    def _render_foreign(self, plan: "_Plan", add_generation_prompt: bool, cover: Callable[[str], str]) -> str:
+        assert self.source is not None
+        context = {
+            "messages": _covered(plan.messages, cover),
+            "add_generation_prompt": add_generation_prompt,
+            "tools": _covered(plan.tools, cover),
+            "documents": None,
+            "bos_token": "",
+            "eos_token": "",
+            **dict(self.special),
+        }
+        return sandbox_parent.shared().render(self.source, context)
+
+    def _encode_foreign(self, tokenizer: Tokenizer, plan: "_Plan", add_generation_prompt: bool) -> list[int]:
+        assert self.source is not None
+        disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools))])
+        text = self._render_foreign(plan, add_generation_prompt, disguise.on)
+        run = _Run(tokenizer)
+        for piece in tokenizer.vocabulary.split(text, parse_special=True):
+            if isinstance(piece, int):
+                run.put_id(piece, 0)
+                continue
+            for part, is_mark in _cut_marks(piece, disguise.marks):
+                put = run.put_letters if is_mark else run.put_text
+                put(disguise.off(part), 0)
+        return run.finish().ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be rendered: messages, tools if the template says them itself, and marks that nobody may type."""
+
+    messages: Messages
+    tools: Tools | None = None
+    marks: tuple[str, ...] = ()
+
+
+class _Run:
+    """Ids so far, and the text that has not been encoded yet because more may join it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._out = Masked([], [])
+        self._text = ""
+        self._trained = 0
+        self._fresh = True  # whether SentencePiece would put a space in front of the next text
+
+    def put_text(self, text: str, trained: int) -> None:
+        if trained != self._trained:
+            self.cut()
+        self._text += text
+        self._trained = trained
+
+    def put_letters(self, text: str, trained: int) -> None:
+        """A typed mark keeps its characters, as tokens that no real mark has."""
+        for character in text:
+            self.cut()
+            self.put_text(character, trained)
+        self.cut()
+
+    def put_id(self, token: int, trained: int) -> None:
+        self.cut()
+        self._add([token], trained)
+        self._fresh = self._tokenizer.vocabulary.space_prefix == "always"
+
+    def cut(self) -> None:
+        """Nothing that comes later may merge with what came before."""
+        if self._text:
+            self._add(self._tokenizer.encode(self._text, start=self._fresh), self._trained)
+            self._text, self._fresh = "", False
+
+    def finish(self) -> Masked:
+        """Everything, with the BOS the model wants in front."""
+        self.cut()
+        bos, out = self._tokenizer.bos_id, self._out
+        if self._tokenizer.adds_bos and bos is not None and out.ids[:1] != [bos]:
+            out.ids.insert(0, bos)
+            out.mask.insert(0, 0)
+        return out
+
+    def _add(self, ids: Iterable[int], trained: int) -> None:
+        before = len(self._out.ids)
+        self._out.ids.extend(ids)
+        self._out.mask.extend([trained] * (len(self._out.ids) - before))
+
+
+def _encode_parts(tokenizer: Tokenizer, typed_marks: Iterable[str], parts: Iterable[Part]) -> Masked:
+    run = _Run(tokenizer)
+    marks = SpecialFinder(typed_marks)
+    for part in parts:
+        trained = int(part.trained)
+        if part.trained and not part.inner:
+            run.cut()
+        if part.markup:
+            for piece in tokenizer.vocabulary.split(part.text, parse_special=True):
+                if isinstance(piece, int):
+                    run.put_id(piece, trained)
+                else:
+                    run.put_text(piece, trained)
+            continue
+        for text, is_mark in _cut_marks(part.text, marks):
+            put = run.put_letters if is_mark else run.put_text
+            put(text, trained)
+    return run.finish()
+
+
+def _cut_marks(text: str, marks: SpecialFinder) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it is a mark; where marks overlap the longer one is found."""
+    pieces = [(text, False)] if text else []
+    for mark in marks.occurring(text):
+        pieces = [cut for piece in pieces for cut in ([piece] if piece[1] else _around(piece[0], mark))]
+    return pieces
+
+
+def _around(text: str, mark: str) -> Iterator[tuple[str, bool]]:
+    for i, between in enumerate(text.split(mark)):
+        if i:
+            yield mark, True
+        if between:
+            yield between, False
+
+
+class _Disguise:
+    """Control tokens (and `marks`) spelled in contents, made unrecognisable and recognisable again: their first character
+    becomes one of Unicode's private ones that occurs in none of `texts`. marks: finds the marks under their disguise."""
+
+    def __init__(self, tokenizer: Tokenizer, marks: Sequence[str], texts: Sequence[str]) -> None:
+        pieces = [*(tokenizer.vocabulary.pieces[i] for i in tokenizer.control_ids), *marks]
+        self._finder = SpecialFinder(pieces)
+        used = set("".join(texts))
+        free = (chr(c) for c in range(0xF0000, 0xFFFFE) if chr(c) not in used)
+        self._masks = {first: next(free) for first in sorted({piece[0] for piece in pieces})}
+        self._back = {ord(mask): first for first, mask in self._masks.items()}
+        self.marks = SpecialFinder([self._masks[mark[0]] + mark[1:] for mark in marks])
+
+    def on(self, text: str) -> str:
+        while found := self._finder.occurring(text):
+            for piece in found:
+                text = text.replace(piece, self._masks[piece[0]] + piece[1:])
+        return text
+
+    def off(self, text: str) -> str:
+        return text.translate(self._back)
+
+
+def _covered(value: Any, cover: Callable[[str], str]) -> Any:
+    """A JSON-like value with `cover` over every text but markup; lone surrogates, which JSON lacks, become "?"."""
+    if isinstance(value, str):
+        return cover(value.encode("utf-8", "replace").decode())
+    if isinstance(value, Mapping):
+        return {cover(key): _covered(v, cover) for key, v in value.items()}
+    if isinstance(value, Sequence):
+        if value and isinstance(value[0], Part):
+            return "".join(part.text if part.markup else _covered(part.text, cover) for part in value)
+        return [_covered(v, cover) for v in value]
+    return value
+
+
+def _check(messages: Messages) -> None:
+    if not messages:
+        raise ValueError("a conversation needs at least one message")
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant", "tool"):
+            raise ValueError(f"message {i}: role must be system, user, assistant or tool, not {role!r:.60}")
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise ValueError(f"message {i}: content must be a string, not {type(content).__name__}")
+        before = messages[i - 1] if i else {}
+        if role == "tool" and before.get("role") != "tool" and not before.get("tool_calls"):
+            raise ValueError(f"message {i}: a tool's result must follow the assistant's tool_calls or another result")
+
+
+def _family_by_tokens(tokenizer: Tokenizer, architecture: str) -> Family:
+    """A family for a checkpoint without a template, by the marks its vocabulary holds as single tokens."""
+    for mark, name in (("<|im_start|>", "chatml"), ("<|start_header_id|>", "llama-3"), ("<start_of_turn>", "gemma-3")):
+        if tokenizer.id_of(mark) is not None:
+            return replace(BY_NAME[name], begin="")
+    return BY_NAME["minicpm" if architecture == "minicpm" else "plain"]

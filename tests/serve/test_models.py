@@ -1,0 +1,188 @@
+"""Several models: loaded when asked for, unloaded when idle or when another one needs the memory."""
+
+import asyncio
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gangpao import machine
+from gangpao.engine import memory
+from gangpao.engine.config import ModelConfig
+from gangpao.formats.gguf import GGUF
+from gangpao.serve import models as hub_module
+from gangpao.serve.app import running
+from gangpao.serve.http.errors import ApiError
+from gangpao.serve.models import Hub, Limits
+from gangpao.serve.server import Server, Settings
+
+
+@pytest.fixture
+def files(tiny_path, tmp_path):
+    """Three models that differ in name only."""
+    return {name: shutil.copy(tiny_path, tmp_path / f"{name}.gguf") for name in ("a", "b", "c")}
+
+
+def need(path, batch=1):
+    """What the hub counts for one of them."""
+    gguf = GGUF.open(path)
+    config = ModelConfig.from_gguf(gguf)
+    found = memory.estimate(gguf, config, config.max_position_embeddings, "f16")
+    return found.total + (batch - 1) * found.cache
+
+
+def run(hub, *steps):
+    """Run coroutines one after the other in one loop, then close the hub."""
+
+    async def all_of_them():
+        try:
+            return [await step for step in steps]
+        finally:
+            await hub.close()
+
+    return asyncio.run(all_of_them())
+
+
+async def touch(hub, name):
+    async with hub.use(name) as found:
+        return found.name
+
+
+def test_a_model_is_loaded_when_first_asked_for_and_once(files, monkeypatch):
+    hub = Hub(files, Limits(batch=1, threads=1))
+    opened = []
+    real = hub._open
+    monkeypatch.setattr(hub, "_open", lambda name, *rest: (opened.append(name), real(name, *rest))[1])
+
+    async def many():
+        return await asyncio.gather(*(touch(hub, "b") for _ in range(5)), touch(hub, None))
+
+    (names,) = run(hub, many())
+    assert names == ["b"] * 5 + ["a"]
+    assert sorted(opened) == ["a", "b"]
+
+
+def test_idle_models_make_room_the_longest_unused_first(files):
+    size = need(files["a"])
+    hub = Hub(files, Limits(batch=1, threads=1, memory=2 * size + 1000))
+
+    async def story():
+        await touch(hub, "a")
+        await touch(hub, "b")
+        await touch(hub, "a")
+        await touch(hub, "c")
+        first = set(hub.loaded())
+        async with hub.use("a"), hub.use("c"):
+            with pytest.raises(ApiError) as caught:
+                await touch(hub, "b")
+        return first, caught.value
+
+    ((first, refused),) = run(hub, story())
+    assert first == {"a", "c"}
+    assert (refused.status, refused.code) == (503, "out_of_memory")
+    assert "in use: a (" in refused.message
+    assert "are free" in refused.message
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_what_never_fits_says_so_and_is_not_to_be_tried_again(files):
+    hub = Hub(files, Limits(batch=1, threads=1, memory=need(files["a"]) // 2))
+
+    async def story():
+        with pytest.raises(ApiError) as caught:
+            await touch(hub, "a")
+        return caught.value
+
+    (refused,) = run(hub, story())
+    assert (refused.status, refused.headers["x-should-retry"]) == (503, "false")
+    assert "--memory" in refused.message
+
+
+def test_the_pool_takes_what_the_budget_leaves(files):
+    size = need(files["a"])
+    cache = need(files["a"], 2) - size
+    hub = Hub(files, Limits(batch=8, threads=1, memory=size + 3 * cache))
+
+    async def story():
+        async with hub.use("a") as found:
+            return found.need, found.scheduler.pool.nbytes
+
+    ((total, pool),) = run(hub, story())
+    assert total <= size + 3 * cache
+    assert pool >= 4 * cache * 0.9
+
+
+def test_idle_models_leave_and_busy_ones_stay(files, monkeypatch):
+    monkeypatch.setattr(hub_module, "SWEEP_S", 0.01)
+    hub = Hub(files, Limits(batch=1, threads=1, idle_unload_s=0.05))
+
+    async def story():
+        sweeper = asyncio.create_task(hub.sweep())
+        async with hub.use("a"):
+            await touch(hub, "b")
+            await asyncio.sleep(0.3)
+            during = set(hub.loaded())
+        await asyncio.sleep(0.3)
+        sweeper.cancel()
+        return during, set(hub.loaded())
+
+    assert run(hub, story()) == [({"a"}, set())]
+
+
+def test_a_damaged_file_is_one_error_and_the_others_go_on(files, tmp_path, wire):
+    bad = tmp_path / "secret-place" / "bad.gguf"
+    bad.parent.mkdir()
+    bad.write_bytes(b"GGUF" + b"\xff" * 100)
+    with running(Server(Settings({"bad": bad, "a": files["a"]}, port=0, threads=1))) as url:
+        assert wire.get(f"{url}/health").status_code == 503
+        broken = wire.post(f"{url}/v1/completions", json={"prompt": "x"})
+        assert (broken.status_code, broken.headers["x-should-retry"]) == (500, "false")
+        assert "secret-place" not in broken.text
+        good = wire.post(f"{url}/v1/completions", json={"model": "a", "prompt": "x", "max_tokens": 2})
+        assert good.status_code == 200
+        assert wire.get(f"{url}/health").status_code == 200
+
+
+def test_health_says_loading_and_requests_wait_for_it(files, wire, monkeypatch):
+    gate = threading.Event()
+    server = Server(Settings(files, port=0, threads=1))
+    real = server.hub._open
+
+    def slow(*args):
+        assert gate.wait(20)
+        return real(*args)
+
+    monkeypatch.setattr(server.hub, "_open", slow)
+    with running(server, ready=False) as url, ThreadPoolExecutor() as threads:
+        health = wire.get(f"{url}/health")
+        assert (health.status_code, health.json()["status"]) == (503, "loading")
+        answer = threads.submit(wire.post, f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        assert wire.get(f"{url}/v1/models").json()["data"][0]["meta"]["loaded"] is False
+        gate.set()
+        assert answer.result(20).status_code == 200
+        assert wire.get(f"{url}/health").json()["models"] == ["a"]
+
+
+def test_a_scheduler_that_died_is_replaced(files):
+    hub = Hub(files, Limits(batch=1, threads=1))
+
+    async def story():
+        async with hub.use("a") as found:
+            first = found.scheduler
+        await asyncio.to_thread(first.close)
+        async with hub.use("a") as found:
+            return found.scheduler is not first, found.scheduler.alive
+
+    assert run(hub, story()) == [(True, True)]
+
+
+def test_memory_free_now_counts_caches_that_are_not_full_yet(files, monkeypatch):
+    hub = Hub(files, Limits(batch=4, threads=1))
+
+    async def story():
+        async with hub.use("a") as found:
+            monkeypatch.setattr(machine, "available_memory", lambda: found.unfilled + 1000)
+            return hub._have()
+
+    assert run(hub, story()) == [1000]
