@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from gangpao.config import Frozen, config_dir, load_toml
+from gangpao.formats.split_names import parts_of
 from gangpao.log import show_bytes
 
 STAGING = ".staging"
@@ -34,14 +35,12 @@ RESIDENT_RATIO = 1.2
 PROCESS_BYTES = 150_000_000
 DISK_MARGIN = 64_000_000
 DEFAULT_JOBS = 4
-MAX_PARTS = 512
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REMOTE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
-_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+]{0,63}")
 
 
@@ -89,15 +88,6 @@ def _matches(pattern: re.Pattern[str], what: str) -> AfterValidator:
 def is_repo(text: str) -> bool:
     """Whether a text may be a repository of a hub: owner/name."""
     return _REPO.fullmatch(text) is not None and ".." not in text
-
-
-def parts_of(file: str) -> list[str]:
-    """All files of the model that a file belongs to: itself, or x-00001-of-0000N.gguf and so on, whichever part it is."""
-    found = _SPLIT.fullmatch(file)
-    count = int(found["count"]) if found else 1
-    if found is None or not 1 <= int(found["number"]) <= count <= MAX_PARTS:
-        return [file]
-    return [f"{found['stem']}-{i:05d}-of-{found['count']}{found['suffix']}" for i in range(1, count + 1)]
 
 
 Name = Annotated[str, AfterValidator(check_name)]
@@ -311,12 +301,6 @@ def resolve(name_or_path: str) -> Path:
         entry(name_or_path)  # an unknown name gets its own message
         raise ValueError(f"{name_or_path}: not on this machine yet; get it with: gangpao pull {name_or_path}")
     return found
-
-
-def stem_of(path: Path) -> str:
-    """What a model file is called, without its suffix and the number of its part."""
-    found = _SPLIT.fullmatch(path.name)
-    return found["stem"] if found else path.stem
 
 
 def records() -> dict[str, dict[str, Any]]:

@@ -349,19 +349,7 @@ def test_the_largest_that_fits():
     assert catalog.largest_fitting(10**6) is None
 
 
-def test_parts_of_a_split_model():
-    parts = [f"a/X-Q8_0-0000{i}-of-00003.GGUF" for i in (1, 2, 3)]
-    assert all(catalog.parts_of(part) == parts for part in parts)
-    for single in (
-        "x.gguf",
-        "x-00004-of-00003.gguf",
-        "x-00000-of-00003.gguf",
-        "x-00001-of-99999.gguf",
-        "x-1-of-3.gguf",
-    ):
-        assert catalog.parts_of(single) == [single]
-    assert catalog.stem_of(Path("a/x-00002-of-00003.gguf")) == "x"
-    assert catalog.stem_of(Path("a/x.y.gguf")) == "x.y"
+def test_a_split_model_has_a_source_of_as_many_parts():
     good = {"title": "t", "family": "llama", "file": "a-00001-of-00002.gguf"}
     source = {"kind": "huggingface", "repo": "a/b", "file": "B-00001-of-00002.gguf"}
     catalog.Catalog.model_validate({"models": {"a": good | {"sources": [source]}}})

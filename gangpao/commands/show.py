@@ -14,6 +14,7 @@ from gangpao.commands import options as opt
 from gangpao.commands.model import find
 from gangpao.engine.config import ModelConfig
 from gangpao.formats.gguf import GGUF
+from gangpao.formats.split_names import parts_of, stem_of
 from gangpao.log import show_bytes
 
 
@@ -30,7 +31,7 @@ def examine(model: str) -> dict[str, Any]:
     """Everything known of a name, an address or a path. Raises ValueError where that is nothing."""
     path = Path(model).expanduser()
     if catalog.is_path(model) and path.exists():
-        return {"name": catalog.stem_of(path)} | _file(path)
+        return {"name": stem_of(path.name)} | _file(path)
     name = find.installed_name(model)
     here, models = catalog.installed(), catalog.load().models
     entry = models.get(name) if name in here else catalog.entry(name)
@@ -65,7 +66,7 @@ def _file(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {
         "path": str(path),
         "bytes": catalog.bytes_of(path),
-        "parts": len(catalog.parts_of(path.name)),
+        "parts": len(parts_of(path.name)),
     }
     if path.is_dir():
         return out | {"state": "for training", "parts": None}

@@ -9,7 +9,7 @@ import typer
 
 from gangpao.deploy import gguf
 from gangpao.deploy.plan import whole
-from gangpao.deploy.quants import FILE_TYPES
+from gangpao.formats.blocks import WRITTEN
 from gangpao.log import show_bytes
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
@@ -20,7 +20,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A Hugging Face folder: config.json, weights and tokenizer.")],
     target: Annotated[Path, typer.Argument(help="A new .gguf file, or a new folder for Llama's form.")],
     kind: Annotated[
-        str, typer.Option("--type", help=f"Type of the matrices in a .gguf file: {', '.join(FILE_TYPES)}.")
+        str, typer.Option("--type", help=f"Type of the matrices in a .gguf file: {', '.join(WRITTEN)}.")
     ] = "Q8_0",
     check: Annotated[
         bool,

@@ -20,9 +20,10 @@ from typing import IO
 import torch
 
 from gangpao.deploy import proof_numbers, proof_text
-from gangpao.deploy.header import ALIGNMENT, differences, header, metadata
-from gangpao.deploy.plan import TYPE_IDS, Planned, plan
-from gangpao.deploy.quants import FILE_TYPES
+from gangpao.deploy.header import differences, metadata
+from gangpao.deploy.plan import Planned, plan
+from gangpao.formats import gguf_write
+from gangpao.formats.blocks import WRITTEN
 from gangpao.formats.gguf import GGUF
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
@@ -80,8 +81,8 @@ def write(
     also: a further check of the hidden file, before that of the numbers. Otherwise as `export`.
     """
     out = Path(target)
-    if kind not in FILE_TYPES:
-        raise ValueError(f"type {kind!r:.40} is not one we write; choose one of {', '.join(FILE_TYPES)}")
+    if kind not in WRITTEN:
+        raise ValueError(f"type {kind!r:.40} is not one we write; choose one of {', '.join(WRITTEN)}")
     if out.exists():
         raise ValueError(f"{out} exists already; choose another name or delete it first")
     fields = metadata(config, kind, name or out.stem) | _padded(tokenizer, config.vocab_size)
@@ -113,13 +114,13 @@ def write(
 def _write_file(
     file: IO[bytes], fields: Mapping[str, object], planned: list[Planned], advance: Callable[[], None]
 ) -> None:
-    file.write(header(fields, ((t.name, t.shape, TYPE_IDS[t.kind], t.nbytes) for t in planned)))
+    file.write(gguf_write.header(planned, gguf_write.metadata(fields), len(fields)))
     for tensor in planned:
-        file.write(bytes(-file.tell() % ALIGNMENT))
+        file.write(bytes(gguf_write.padding(file.tell())))
         for piece in tensor.data():
             file.write(piece.data)
         advance()
-    file.write(bytes(-file.tell() % ALIGNMENT))
+    file.write(bytes(gguf_write.padding(file.tell())))
     file.flush()
     os.fsync(file.fileno())
 

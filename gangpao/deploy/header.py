@@ -1,4 +1,4 @@
-"""What a GGUF header says: which architecture a model is, its numbers under that name, and the bytes of keys and tensors.
+"""What a GGUF header says: which architecture a model is, its numbers under that name, and the keys that tell.
 
 The architecture follows from the numbers, never from a model's name: scales make it a minicpm, a norm on q and k a qwen3,
 biases a qwen2. So what was trained under one name and computes like another is written as what it computes,
@@ -8,16 +8,12 @@ and a combination that no architecture of GGUF has is refused.
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterable, Mapping
 
-import numpy as np
-
-from gangpao.deploy.quants import FILE_TYPES
+from gangpao.formats.blocks import WRITTEN
+from gangpao.formats.gguf_write import ALIGNMENT
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import inverse_frequencies
 
-ALIGNMENT = 32
 _ROPE_TYPES = ("linear", "yarn", "longrope", "llama3")
 _YARN_BORDERS = (32.0, 1.0)  # beta_fast and beta_slow of the paper
 
@@ -47,7 +43,7 @@ def metadata(config: ModelConfig, kind: str, name: str) -> dict[str, object]:
     out: dict[str, object] = {
         "general.architecture": a,
         "general.name": name,
-        "general.file_type": FILE_TYPES[kind],
+        "general.file_type": WRITTEN[kind].file_type,
         "general.alignment": ALIGNMENT,
         f"{a}.block_count": c.num_hidden_layers,
         f"{a}.context_length": c.max_position_embeddings,
@@ -124,39 +120,3 @@ def _rope_keys(c: ModelConfig, a: str) -> dict[str, object]:
         attention /= 1.0 + 0.1 * math.log(s.factor)  # readers multiply by the paper's value themselves
         out |= {f"{key}.yarn_beta_fast": s.beta_fast, f"{key}.yarn_beta_slow": s.beta_slow}
     return out | {f"{key}.attn_factor": attention}
-
-
-def header(fields: Mapping[str, object], tensors: Iterable[tuple[str, tuple[int, ...], int, int]]) -> bytes:
-    """Everything before the data. tensors: name, numpy shape, number of the type and bytes, in the order of the data."""
-    rows = list(tensors)
-    out = [b"GGUF", struct.pack("<IQQ", 3, len(rows), len(fields))]
-    out += [_string(key) + _typed(key, value) for key, value in fields.items()]
-    offset = 0
-    for name, shape, kind, nbytes in rows:
-        out.append(_string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape[::-1]))
-        out.append(struct.pack("<IQ", kind, offset))
-        offset += nbytes + -nbytes % ALIGNMENT
-    whole = b"".join(out)
-    return whole + bytes(-len(whole) % ALIGNMENT)
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _typed(key: str, value: object) -> bytes:
-    """A value with its type: bool, u32, f32, string, or an array of i32, f32 or strings."""
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, int):
-        return struct.pack("<II", 4, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _string(value)
-    assert isinstance(value, list), f"{key}: {type(value).__name__} has no place in a header"
-    if value and isinstance(value[0], str):
-        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
-    kind, code = (6, "<f4") if value and isinstance(value[0], float) else (5, "<i4")
-    return struct.pack("<IIQ", 9, kind, len(value)) + np.array(value, dtype=code).tobytes()

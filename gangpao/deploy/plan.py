@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from gangpao.deploy.header import architecture, rope_as_divisors
-from gangpao.deploy.quants import Unwritable, fits, quantize
 from gangpao.engine.config import ARCHITECTURES
+from gangpao.formats.blocks import BY_NAME, Unwritable, fits, quantize
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import inverse_frequencies
@@ -26,7 +26,6 @@ Source = tuple[str, torch.Tensor]
 
 ROWS = 4096  # of a matrix at once: a large one as float32 is larger than the checkpoint's layers
 
-TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", HEAD: "output.weight"}
 _LAYER_TENSORS = {
@@ -55,7 +54,7 @@ class Planned:
 
     name: str
     sources: tuple[Source, ...]
-    kind: str
+    type: str
     heads: int = 0
 
     @property
@@ -66,18 +65,17 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        row = quantize(np.zeros((1, self.shape[-1]), np.float32), self.kind).nbytes
-        return row * int(np.prod(self.shape[:-1], dtype=np.int64))
+        return BY_NAME[self.type].row_bytes(self.shape[-1]) * int(np.prod(self.shape[:-1], dtype=np.int64))
 
     def data(self) -> Iterator[npt.NDArray[np.uint8]]:
         """The bytes, some rows at a time. Raises ValueError naming the tensor for values that have no place in its type."""
         for source, (name, _) in enumerate(self.sources):
             for begin, values in self.rows(source):
                 try:
-                    yield quantize(values, self.kind)
+                    yield quantize(values, self.type)
                 except Unwritable as error:
                     order = " (pairs side by side)" if self.heads else ""
-                    where = f"tensor {name}, to be written as {self.kind}: row {begin + error.row}{order}"
+                    where = f"tensor {name}, to be written as {self.type}: row {begin + error.row}{order}"
                     raise ValueError(f"{where}: {error.what}") from error
 
     def rows(self, source: int = 0) -> Iterator[tuple[int, Floats]]:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from gangpao.deploy.header import architecture
 from gangpao.deploy.plan import EMBEDDING, HEAD, Planned, pairs_apart
-from gangpao.deploy.quants import first_far
 from gangpao.engine import rope
 from gangpao.engine.config import ModelConfig as EngineConfig
 from gangpao.engine.transformer import forward_by_layer
+from gangpao.formats.blocks import BY_NAME, WRITTEN
 from gangpao.formats.gguf import GGUF, ModelFileError
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import LayerCache, RMSNorm, angles, inverse_frequencies
@@ -36,7 +36,9 @@ PROMPT_TOKENS = 24
 # Largest difference that rounding explains, as a share: of what a layer adds to the hidden states (root mean squares), and of
 # the largest log-probability. Float weights meet float activations; the others meet activations in 8 bits, 32 with one scale.
 # Measured: docs/decisions.md.
-LIMITS = {"F32": 1e-3, "F16": 1e-3, "BF16": 1e-3, "Q8_0": 0.08, "Q4_0": 0.08, "Q4_1": 0.08}
+LIMIT_FLOAT, LIMIT_BLOCKS = 1e-3, 0.08
+_SMALLEST = 5e-6  # how far a weight may move at least: 127 times the spacing of the smallest scales in F16
+_BLOCK = 32
 
 _FLOAT = 1e-6  # and of the hidden states themselves, where a layer adds little or nothing
 
@@ -69,9 +71,10 @@ def prove(
     _compare_header(read, config)
     _compare_angles(gguf, read, config)
     ids = np.linspace(0, config.vocab_size - 1, min(PROMPT_TOKENS, config.max_position_embeddings)).astype(int).tolist()
+    limit = LIMIT_FLOAT if BY_NAME[kind].block_size == 1 else LIMIT_BLOCKS
     with _one_torch_thread():
         states = _Reference(gguf, config, planned).states(ids)
-        _compare_layers(forward_by_layer(gguf, ids), states, config.num_hidden_layers, LIMITS[kind], advance)
+        _compare_layers(forward_by_layer(gguf, ids), states, config.num_hidden_layers, limit, advance)
 
 
 def steps(config: ModelConfig) -> int:
@@ -137,20 +140,33 @@ def _compare_weights(gguf: GGUF, tensor: Planned) -> None:
             pass
 
 
+def _first_far(values: Floats, read: Floats, kind: str) -> tuple[int, int] | None:
+    """Row and column of the first value [R, C] that moved farther on its way through the type than rounding moves it."""
+    block = _BLOCK if values.shape[1] % _BLOCK == 0 else values.shape[1]
+    step = WRITTEN[kind].step
+    far = np.abs(values - read).reshape(len(values), -1, block)
+    top = np.abs(values).reshape(far.shape).max(axis=-1, keepdims=True)
+    wrong = ~(far <= top * np.float32(step * 1.01) + np.float32(_SMALLEST if step else 0))
+    if not wrong.any():
+        return None
+    row, column = np.unravel_index(int(np.argmax(wrong)), values.shape)
+    return int(row), int(column)
+
+
 def _read(gguf: GGUF, tensor: Planned, source: int = 0) -> Iterator[Floats]:
     """A source's rows as the file holds them, in the file's order, in pieces that were compared with the checkpoint's."""
     if tensor.name not in gguf.tensors:
         raise Difference(f"weights: {tensor.name} is not in the file")
     info = gguf.tensors[tensor.name]
-    if (info.shape, info.type) != (tensor.shape, tensor.kind):
+    if (info.shape, info.type) != (tensor.shape, tensor.type):
         raise Difference(
-            f"weights: {tensor.name} is {info.type} {info.shape} in the file, not {tensor.kind} {tensor.shape}"
+            f"weights: {tensor.name} is {info.type} {info.shape} in the file, not {tensor.type} {tensor.shape}"
         )
     name = tensor.sources[source][0]
     offset = source * int(np.prod(tensor.shape[1:-1], dtype=np.int64)) if "_exps" in tensor.name else 0
     for begin, expected in tensor.rows(source):
         found = gguf.rows(tensor.name, offset + begin, offset + begin + len(expected))
-        if (at := first_far(expected, found, tensor.kind)) is not None:
+        if (at := _first_far(expected, found, tensor.type)) is not None:
             order = " (pairs side by side)" if tensor.heads else ""
             raise Difference(
                 f"weights: {name}, row {begin + at[0]}{order}, column {at[1]} is {found[at]:g} in the file and {expected[at]:g} "

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gangpao import catalog
 from gangpao.formats.blocks import BY_ID, BY_NAME, UNSUPPORTED, dequantize
+from gangpao.formats.split_names import parts_of
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -43,8 +43,9 @@ ROOM = 48 << 20  # bytes of memory that a header may become, besides twice the f
 MAX_ALIGNMENT = 1 << 20
 MAX_DIMS = 4
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {
+# Types of values by their number; of numbers the code of struct and of numpy.
+STRING, ARRAY, BOOL = 8, 9, 7
+SCALARS = {
     0: ("B", "u1"), 1: ("b", "i1"), 2: ("H", "<u2"), 3: ("h", "<i2"), 4: ("I", "<u4"), 5: ("i", "<i4"), 6: ("f", "<f4"),
     7: ("B", "u1"), 10: ("Q", "<u8"), 11: ("q", "<i8"), 12: ("d", "<f8"),
 }  # fmt: skip
@@ -133,34 +134,34 @@ class _Cursor:
 
 
 def _value(c: _Cursor, kind: int, key: str) -> Any:
-    if kind in _SCALARS:
-        value = c.number(_SCALARS[kind][0], f"value of {key}")
-        if kind == _BOOL:
+    if kind in SCALARS:
+        value = c.number(SCALARS[kind][0], f"value of {key}")
+        if kind == BOOL:
             if value > 1:
                 raise c.fail(f"{key} is a truth value of {value}", c.at - 1)
             return bool(value)
         return value
-    if kind == _STRING:
+    if kind == STRING:
         return c.text(f"value of {key}", len(c.data))
-    if kind == _ARRAY:
+    if kind == ARRAY:
         return _array(c, key, 0)
     raise c.fail(f"{key} has the unknown value type {kind}", c.at - 4)
 
 
 def _array(c: _Cursor, key: str, depth: int) -> Any:
     kind = c.number("I", f"element type of {key}")
-    if kind in _SCALARS:
-        dtype = np.dtype(_SCALARS[kind][1])
+    if kind in SCALARS:
+        dtype = np.dtype(SCALARS[kind][1])
         n = c.count(f"length of {key}", max(0, len(c.data) - c.at - 8) // dtype.itemsize)
         at = c.need(n * dtype.itemsize, key)
         c.spend(n * dtype.itemsize + 160, key)
         values = np.frombuffer(c.data, dtype=dtype, count=n, offset=at).copy()
-        if kind == _BOOL and n and values.max() > 1:
+        if kind == BOOL and n and values.max() > 1:
             raise c.fail(f"{key} holds truth values other than 0 and 1", at)
-        return values.view(bool) if kind == _BOOL else values
-    if kind == _STRING:
+        return values.view(bool) if kind == BOOL else values
+    if kind == STRING:
         return _strings(c, key, c.objects_count(f"length of {key}", 8))
-    if kind == _ARRAY and depth < MAX_DEPTH:
+    if kind == ARRAY and depth < MAX_DEPTH:
         return [_array(c, key, depth + 1) for _ in range(c.objects_count(f"length of {key}", 12, NESTED_PRICE))]
     raise c.fail(f"{key} is an array of the unknown or too deeply nested type {kind}", c.at - 4)
 
@@ -281,7 +282,7 @@ class _Part:
 
     def sibling(self, number: int) -> Path:
         """Where part `number` (from 0) lies. Raises ModelFileError where the name or the folder does not say."""
-        names = catalog.parts_of(self.path.name)
+        names = parts_of(self.path.name)
         if len(names) != self.count:
             raise ModelFileError(
                 f"{self.path}: this is one of {self.count} parts of a split model, and its name does not say which: the parts "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gangpao import catalog
+from gangpao.formats.split_names import parts_of
 from gangpao.log import Progress, Silent, show_bytes
 from gangpao.pull import hubs, refs, wheels
 from gangpao.pull.fetch import Download, Remote, Web, check_online, offline, retrying
@@ -195,7 +196,7 @@ def _present(work: Work) -> Path | None:
     """The model's path if it is there and right. A file put there by hand is checked once and then recorded."""
     folder, model = catalog.folder_of(work.name), work.model
     path, record = folder / model.file, catalog.read_record(work.name)
-    if model.format != "gguf" or len(catalog.parts_of(model.file)) > 1:
+    if model.format != "gguf" or len(parts_of(model.file)) > 1:
         files = record.get("files")
         whole = isinstance(files, dict) and all(
             (folder / str(file)).is_file() and (folder / str(file)).stat().st_size == size

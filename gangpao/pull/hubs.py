@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from gangpao import catalog
+from gangpao.formats.split_names import parts_of
 from gangpao.pull.fetch import Remote, Web
 from gangpao.pull.staging import SourceError
 
@@ -27,7 +28,7 @@ DATA_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 def find(web: Web, source: catalog.HuggingFace | catalog.ModelScope, model: catalog.Entry) -> list[Remote]:
     """The files to fetch from a hub, with all that the catalog or the hub knows of them. Raises SourceError."""
-    if source.file is not None and len(catalog.parts_of(source.file)) > 1:
+    if source.file is not None and len(parts_of(source.file)) > 1:
         return _parts(web, source, model)
     if isinstance(source, catalog.HuggingFace):
         return _huggingface(web, source, model)
@@ -90,7 +91,7 @@ def _parts(web: Web, source: catalog.HuggingFace | catalog.ModelScope, model: ca
     """The files of a split model, each with what the hub announces of it, under the names they get here."""
     there = listing(web, source)
     out = []
-    for path, file in zip(catalog.parts_of(source.file or ""), catalog.parts_of(model.file), strict=True):
+    for path, file in zip(parts_of(source.file or ""), parts_of(model.file), strict=True):
         if path not in there:
             raise SourceError(f"{host_of(source)}/{source.repo}: holds no {path}")
         out.append(dataclasses.replace(there[path], file=file))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gangpao import catalog
+from gangpao.formats.split_names import parts_of
 from gangpao.pull.staging import SourceError
 
 Kind = Literal["huggingface", "modelscope"]
@@ -116,7 +117,7 @@ def groups(paths: Iterable[str]) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {}
     there = {path for path in paths if path.lower().endswith(".gguf") and not _OTHER.search(path.rpartition("/")[2])}
     for path in sorted(there):
-        parts = catalog.parts_of(path)
+        parts = parts_of(path)
         if path == parts[0] and there.issuperset(parts):
             out[path] = parts
     return out
@@ -181,7 +182,7 @@ def store_name(repo: str, chosen: str, paths: Iterable[str]) -> str:
 
 def file_name(name: str, file: str) -> str:
     """What a file of a hub is called in the store: the store's name, with the number of the part."""
-    parts = catalog.parts_of(file)
+    parts = parts_of(file)
     return (
         f"{name[:40]}-{parts.index(file) + 1:05d}-of-{len(parts):05d}.gguf" if len(parts) > 1 else f"{name[:59]}.gguf"
     )
@@ -196,9 +197,7 @@ def match(ref: Ref, records: Mapping[str, Mapping[str, object]]) -> str | None:
             continue
         file = str(source.get("file") or "")
         asked = _ALIASES.get(ref.quant.upper(), ref.quant.upper())
-        wrong = (ref.file and ref.file not in catalog.parts_of(file)) or (
-            asked and label(file) not in (asked, f"UD-{asked}")
-        )
+        wrong = (ref.file and ref.file not in parts_of(file)) or (asked and label(file) not in (asked, f"UD-{asked}"))
         if str(source.get("repo", "")).lower() == ref.repo.lower() and not wrong:
             fits[label(file)] = name
     order = [*PREFERENCE, *fits]

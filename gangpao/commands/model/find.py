@@ -17,6 +17,7 @@ from gangpao.commands.model import checkpoint
 from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.config import ARCHITECTURES, ModelConfig
 from gangpao.formats.gguf import GGUF
+from gangpao.formats.split_names import stem_of
 from gangpao.log import Progress, show_bytes
 from gangpao.pull import Offer, can_be_had, pull, pull_ref, refs
 
@@ -53,7 +54,7 @@ def _of_path(path: Path) -> tuple[str, Path]:
         file = checkpoint.gguf_of(path, percent)
     finally:
         percent.clear()
-    return catalog.stem_of(file), file
+    return stem_of(file.name), file
 
 
 def installed_name(model: str) -> str:

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from gangpao.formats import gguf_split
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.pages import libraries, phone
 
@@ -217,21 +218,21 @@ def _model_routes(server: "Server") -> list[Route]:
     async def piece(request: Request) -> Response:
         name, index = request.path_params["name"], request.path_params["index"]
         offers = await run_in_threadpool(lambda: dict(phone.offers({name: models[name]} if name in models else {})))
-        pieces = offers[name].pieces if name in offers else ()
-        if not 1 <= index <= len(pieces):
+        if name not in offers or not 1 <= index <= len(offers[name].pieces):
             raise ApiError(404, "there is no such model or piece here", code="model_not_found")
-        return _piece(request, models[name], pieces[index - 1])
+        return _piece(request, offers[name], index)
 
     return [Route("/phone/models", listing), Route("/phone/models/{name}/{index:int}", piece)]
 
 
-def _piece(request: Request, path: Path, piece: phone.Piece) -> Response:
+def _piece(request: Request, offer: phone.Offer, number: int) -> Response:
     """A piece, or the range of it that is asked for; another ETag in If-Range gives the whole."""
-    sent = {**PHONE_HEADERS, "accept-ranges": "bytes", "etag": piece.etag}
-    if piece.etag in request.headers.get("if-none-match", ""):
+    piece, etag = offer.pieces[number - 1], f'"{offer.etag(number)}"'
+    sent = {**PHONE_HEADERS, "accept-ranges": "bytes", "etag": etag}
+    if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=sent)
     asked = request.headers.get("range")
-    if request.headers.get("if-range", piece.etag) != piece.etag:
+    if request.headers.get("if-range", etag) != etag:
         asked = None
     try:
         span = phone.byte_range(asked, piece.size)
@@ -244,5 +245,5 @@ def _piece(request: Request, path: Path, piece: phone.Piece) -> Response:
     status, kind = 206 if span else 200, "application/octet-stream"
     if request.method == "HEAD":
         return Response(status_code=status, headers=sent, media_type=kind)
-    body: Iterator[bytes] = phone.read(path, piece, start, stop)
+    body: Iterator[bytes] = gguf_split.read(offer.path, piece, start, stop)
     return StreamingResponse(body, status, headers=sent, media_type=kind)

@@ -4,10 +4,9 @@ import gguf
 import numpy as np
 import pytest
 
-from gangpao.deploy.quants import FILE_TYPES, fits, quantize
-from gangpao.formats.blocks import BY_NAME, dequantize
+from gangpao.formats.blocks import BY_NAME, WRITTEN, dequantize, fits, quantize
 
-KINDS = [k for k in FILE_TYPES if k != "F32"]
+KINDS = [k for k in WRITTEN if k != "F32"]
 
 
 def rows():
@@ -32,7 +31,7 @@ def test_bytes_equal_those_of_the_gguf_package(kind):
     assert np.array_equal(ours, expected.view(np.uint8).reshape(64, -1))
 
 
-@pytest.mark.parametrize("kind", FILE_TYPES)
+@pytest.mark.parametrize("kind", WRITTEN)
 def test_the_way_back_is_near(kind):
     x = rows()
     y = dequantize(quantize(x, kind), kind)
@@ -50,7 +49,7 @@ def test_what_cannot_be_written_is_refused():
     assert fits(48, "F16")
 
 
-@pytest.mark.parametrize("kind", FILE_TYPES)
+@pytest.mark.parametrize("kind", WRITTEN)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_refused(kind, value):
     bad = rows()
