@@ -1,64 +1,59 @@
 """What a GGUF header says: which architecture a model is, its numbers under that name, and the keys that tell.
 
-The architecture follows from the numbers, never from a model's name: scales make it a minicpm, a norm on q and k a qwen3,
-biases a qwen2. So what was trained under one name and computes like another is written as what it computes,
-and a combination that no architecture of GGUF has is refused.
+The architecture follows from the numbers, never from a model's name (formats/architectures.py has the rows). So what was
+trained under one name and computes like another is written as what it computes, and a combination that no architecture of GGUF
+has is refused.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from gangpao.formats.architectures import KEYS, GGUFForm, gguf_form
 from gangpao.formats.blocks import WRITTEN
 from gangpao.formats.gguf_write import ALIGNMENT
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import inverse_frequencies
 
+_PARTS = {
+    "qk_norm": "a norm on q and k", "scales": "MiniCPM's scales", "attention_bias": "biases on q, k and v", "experts": "experts"
+}  # fmt: skip
 _ROPE_TYPES = ("linear", "yarn", "longrope", "llama3")
 _YARN_BORDERS = (32.0, 1.0)  # beta_fast and beta_slow of the paper
 
 
-def architecture(c: ModelConfig) -> str:
-    """GGUF's name of what this configuration computes. Raises ValueError where there is none."""
+def form_of(c: ModelConfig) -> GGUFForm:
+    """The architecture of GGUF that computes what this configuration computes. Raises ValueError where there is none."""
     if c.mla:
         raise ValueError(
             "latent attention (MiniCPM3) has no GGUF form that our engine reads yet; export to Hugging Face instead"
         )
+    # What changes no number has no part in it: neutral scales, and sparse attention, which is computed densely.
     scaled = (c.scale_emb, c.residual_scale, c.logit_scale) != (1.0, 1.0, 1.0)
-    if c.qk_norm and (scaled or c.attention_bias):
-        what = "MiniCPM's scales" if scaled else "biases on q, k and v"
+    parts = replace(c.parts, scales=scaled, experts=c.moe is not None)
+    row = gguf_form(parts, c.model_type, divisors=_needs_divisors(c))
+    if row is None or row.gguf is None:
+        found = [name for part, name in _PARTS.items() if getattr(parts, part)]
         raise ValueError(
-            f"a norm on q and k together with {what} is an architecture that GGUF does not have (qwen3 has the norm alone)"
+            f"{' together with '.join(found)} is an architecture that GGUF does not have (qwen3 has the norm alone)"
         )
-    if c.qk_norm:
-        return "qwen3"
-    if scaled or c.model_type == "minicpm":
-        return "minicpm"
-    return "qwen2" if c.attention_bias and not _needs_divisors(c) else "llama"  # llama.cpp's qwen2 reads no divisors
+    return row.gguf
 
 
 def metadata(config: ModelConfig, kind: str, name: str) -> dict[str, object]:
     """Keys of the header that describe the model. Raises ValueError for what GGUF cannot say."""
-    c, a = config, architecture(config)
+    c, form = config, form_of(config)
+    a = form.name
     out: dict[str, object] = {
         "general.architecture": a,
         "general.name": name,
         "general.file_type": WRITTEN[kind].file_type,
         "general.alignment": ALIGNMENT,
-        f"{a}.block_count": c.num_hidden_layers,
-        f"{a}.context_length": c.max_position_embeddings,
-        f"{a}.embedding_length": c.hidden_size,
-        f"{a}.feed_forward_length": c.intermediate_size,
-        f"{a}.attention.head_count": c.num_attention_heads,
-        f"{a}.attention.head_count_kv": c.num_key_value_heads,
-        f"{a}.attention.key_length": c.head_dim,
         f"{a}.attention.value_length": c.head_dim,
-        f"{a}.attention.layer_norm_rms_epsilon": c.rms_norm_eps,
-        f"{a}.rope.dimension_count": c.head_dim,
-        f"{a}.rope.freq_base": c.rope_theta,
-        f"{a}.vocab_size": c.vocab_size,
     }
-    if a == "minicpm":  # always all three: a silent file means 12, 1.4 and 256
+    out |= {f"{a}.{key}": getattr(c, field) for field, key in KEYS.items()}
+    if form.scales:  # always all three: a silent file means other ones
         out |= {
             f"{a}.embedding_scale": c.scale_emb,
             f"{a}.residual_scale": c.residual_scale,
@@ -81,9 +76,10 @@ def _needs_divisors(c: ModelConfig) -> bool:
 
 
 def rope_as_divisors(c: ModelConfig) -> bool:
-    """Whether the file holds divisors, and names no scaling type then. llama.cpp's qwen3 refuses a file that has them."""
+    """Whether the file holds divisors, and names no scaling type then. llama.cpp refuses such a file where its architecture has no
+    divisors."""
     s = c.rope_scaling
-    return _needs_divisors(c) and (architecture(c) != "qwen3" or (s is not None and s.rope_type == "llama3"))
+    return _needs_divisors(c) and (form_of(c).divisors or (s is not None and s.rope_type == "llama3"))
 
 
 def differences(config: ModelConfig) -> list[str]:
@@ -93,9 +89,14 @@ def differences(config: ModelConfig) -> list[str]:
         out.append(
             f"dynamic rope scaling has no GGUF form: the file is the checkpoint up to {config.max_position_embeddings:,} positions"
         )
-    if architecture(config) == "qwen3" and _needs_divisors(config):
+    form = form_of(config)
+    if _needs_divisors(config) and not form.divisors:
         divisors = rope_as_divisors(config)
-        does = "does not load a qwen3 with rotary divisors (llama3)" if divisors else "takes 32 and 1 as YaRN's borders"
+        does = (
+            f"does not load a {form.name} with rotary divisors (llama3)"
+            if divisors
+            else "takes 32 and 1 as YaRN's borders"
+        )
         out.append(f"llama.cpp {does}; gangpao runs the file as the checkpoint is")
     return out
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gangpao.deploy.header import architecture, rope_as_divisors
-from gangpao.engine.config import ARCHITECTURES
+from gangpao.deploy.header import form_of, rope_as_divisors
+from gangpao.formats.architectures import EMBEDDING, EXPERT_TENSORS, HEAD, LAYER_TENSORS, TENSORS
 from gangpao.formats.blocks import BY_NAME, Unwritable, fits, quantize
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
@@ -25,24 +25,6 @@ Floats = npt.NDArray[np.float32]
 Source = tuple[str, torch.Tensor]
 
 ROWS = 4096  # of a matrix at once: a large one as float32 is larger than the checkpoint's layers
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", HEAD: "output.weight"}
-_LAYER_TENSORS = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-}
-_EXPERTS = {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +74,7 @@ class Planned:
 def plan(config: ModelConfig, tensors: Mapping[str, torch.Tensor], kind: str) -> list[Planned]:
     """The tensors of the file, in its order. Raises ValueError when tensors and configuration do not belong together."""
     named = whole(config, tensors)
-    interleaved = ARCHITECTURES[architecture(config)].interleaved
+    interleaved = form_of(config).interleaved
     counts = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads} if interleaved else {}
     out = []
     for name, sources in _placed(named):
@@ -150,16 +132,16 @@ def _placed(named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, tuple[Sour
     """GGUF name and sources of every tensor; the experts of a layer become one."""
     experts: dict[str, list[Source]] = {}
     for name, tensor in named.items():
-        if name in _TENSORS:
-            yield _TENSORS[name], ((name, tensor),)
+        if name in TENSORS:
+            yield TENSORS[name], ((name, tensor),)
             continue
         head, _, suffix = name.rpartition(".")
         layer, inner = head.split(".", 3)[2:]
         if inner.startswith("mlp.experts."):
-            gguf = f"blk.{layer}.{_EXPERTS[inner.split('.')[-1]]}.{suffix}"
+            gguf = f"blk.{layer}.{EXPERT_TENSORS[inner.split('.')[-1]]}.{suffix}"
             experts.setdefault(gguf, []).append((name, tensor))
         else:
-            yield f"blk.{layer}.{_LAYER_TENSORS[inner]}.{suffix}", ((name, tensor),)
+            yield f"blk.{layer}.{LAYER_TENSORS[inner]}.{suffix}", ((name, tensor),)
     for gguf, sources in experts.items():
         yield gguf, tuple(sorted(sources, key=lambda pair: int(pair[0].split(".experts.")[1].split(".")[0])))
 

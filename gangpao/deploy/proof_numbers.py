@@ -18,11 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gangpao.deploy.header import architecture
-from gangpao.deploy.plan import EMBEDDING, HEAD, Planned, pairs_apart
+from gangpao.deploy.header import form_of
+from gangpao.deploy.plan import Planned, pairs_apart
 from gangpao.engine import rope
 from gangpao.engine.config import ModelConfig as EngineConfig
 from gangpao.engine.transformer import forward_by_layer
+from gangpao.formats.architectures import EMBEDDING, HEAD
 from gangpao.formats.blocks import BY_NAME, WRITTEN
 from gangpao.formats.gguf import GGUF, ModelFileError
 from gangpao.model.config import ModelConfig
@@ -94,8 +95,8 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _compare_header(read: EngineConfig, config: ModelConfig) -> None:
-    if read.architecture != architecture(config):
-        raise Difference(f"header: architecture is {read.architecture} in the file, not {architecture(config)}")
+    if read.architecture != (name := form_of(config).name):
+        raise Difference(f"header: architecture is {read.architecture} in the file, not {name}")
     pairs = {
         "embedding_scale": (read.embedding_scale, config.scale_emb),
         "residual_scale": (read.residual_scale, config.residual_scale),

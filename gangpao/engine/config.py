@@ -1,8 +1,4 @@
-"""What a model is: the numbers of its GGUF header as one frozen record, and the architectures we run as data.
-
-MiniCPM, Qwen and Llama are one graph with other numbers: three scales, a bias, a norm on q and k, the order in which
-the file keeps rotated pairs. So an architecture is a row of `ARCHITECTURES`, never a subclass or a test on a name.
-"""
+"""What a model is: the numbers of its GGUF header as one frozen record. Architectures are rows of formats/architectures.py."""
 
 from __future__ import annotations
 
@@ -10,31 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from gangpao.formats.architectures import KEYS, Architecture, GGUFForm, by_gguf_name
 from gangpao.formats.gguf import GGUF, ModelFileError
 
 RopeKind = Literal["none", "linear", "ntk", "yarn", "longrope"]
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How one GGUF architecture differs from the others.
-
-    interleaved: q and k rows are stored so that the rotated pair is (2i, 2i+1); loading reorders them to (i, i + half).
-    qk_norm: q and k of every head pass through an RMSNorm before RoPE.
-    minicpm_scales: scale_emb, scale_depth and dim_model_base apply, with MiniCPM's defaults where the file is silent.
-    """
-
-    interleaved: bool = False
-    qk_norm: bool = False
-    minicpm_scales: bool = False
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(interleaved=True),
-    "minicpm": Architecture(interleaved=True, minicpm_scales=True),
-    "qwen2": Architecture(),
-    "qwen3": Architecture(qk_norm=True),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +51,30 @@ class ModelConfig:
     name: str = ""
 
     @property
-    def traits(self) -> Architecture:
-        """The row of ARCHITECTURES."""
-        return ARCHITECTURES[self.architecture]
+    def row(self) -> Architecture:
+        """The row of the architecture."""
+        return by_gguf_name()[self.architecture]
 
     @classmethod
     def from_gguf(cls, gguf: GGUF) -> ModelConfig:
         """Reads and checks the header. Raises ModelFileError for an unknown architecture or impossible sizes."""
         arch = gguf.get_str("general.architecture")
-        if arch not in ARCHITECTURES:
+        known = by_gguf_name()
+        row = known.get(arch)
+        if row is None or row.gguf is None:
             raise ModelFileError(
-                f"{gguf.path}: architecture '{arch}' is not supported; this engine runs {', '.join(sorted(ARCHITECTURES))}"
+                f"{gguf.path}: architecture '{arch}' is not supported; this engine runs {', '.join(sorted(known))}"
             )
+        key = {field: f"{arch}.{name}" for field, name in KEYS.items()}
         if gguf.get_int(f"{arch}.expert_count", 0):
             raise ModelFileError(f"{gguf.path}: mixture-of-experts models are not supported yet; take a dense model")
-        hidden = gguf.get_int(f"{arch}.embedding_length")
-        layers = gguf.get_int(f"{arch}.block_count")
-        heads = gguf.get_int(f"{arch}.attention.head_count")
-        kv_heads = gguf.get_int(f"{arch}.attention.head_count_kv", heads)
+        hidden = gguf.get_int(key["hidden_size"])
+        layers = gguf.get_int(key["num_hidden_layers"])
+        heads = gguf.get_int(key["num_attention_heads"])
+        kv_heads = gguf.get_int(key["num_key_value_heads"], heads)
         _check_positive(gguf, embedding_length=hidden, block_count=layers, head_count=heads, head_count_kv=kv_heads)
-        head_dim = gguf.get_int(f"{arch}.attention.key_length", hidden // heads)
-        context = gguf.get_int(f"{arch}.context_length")
+        head_dim = gguf.get_int(key["head_dim"], hidden // heads)
+        context = gguf.get_int(key["max_position_embeddings"])
         config = cls(
             architecture=arch,
             hidden_size=hidden,
@@ -104,15 +82,15 @@ class ModelConfig:
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            intermediate_size=gguf.get_int(f"{arch}.feed_forward_length"),
+            intermediate_size=gguf.get_int(key["intermediate_size"]),
             vocab_size=_vocab_size(gguf, hidden),
-            rms_norm_eps=gguf.get_float(f"{arch}.attention.layer_norm_rms_epsilon"),
-            rope_theta=gguf.get_float(f"{arch}.rope.freq_base", 10000.0),
-            rope_dim=gguf.get_int(f"{arch}.rope.dimension_count", head_dim),
+            rms_norm_eps=gguf.get_float(key["rms_norm_eps"]),
+            rope_theta=gguf.get_float(key["rope_theta"], 10000.0),
+            rope_dim=gguf.get_int(key["rope_dim"], head_dim),
             rope_scaling=_rope_scaling(gguf, arch, context),
             max_position_embeddings=context,
             name=gguf.get_str("general.name", ""),
-            **_scales(gguf, arch, hidden, layers),
+            **_scales(gguf, row.gguf, hidden, layers),
         )
         _check_shape(gguf, config)
         return config
@@ -153,19 +131,20 @@ def _vocab_size(gguf: GGUF, hidden: int) -> int:
     return info.shape[0]
 
 
-def _scales(gguf: GGUF, arch: str, hidden: int, layers: int) -> dict[str, float]:
-    """MiniCPM's three numbers. Files of 2024 lack the keys and mean 12, 1.4 and 256.
+def _scales(gguf: GGUF, form: GGUFForm, hidden: int, layers: int) -> dict[str, float]:
+    """The three scales of an architecture that has them; where the file is silent, those of its row.
 
     In the file, logit_scale is what logits are divided by: hidden_size / dim_model_base (llama.cpp's converter writes it so).
     """
-    if not ARCHITECTURES[arch].minicpm_scales:
+    silent = form.scales
+    if silent is None:
         return {}
-    divisor = gguf.get_float(f"{arch}.logit_scale", hidden / 256.0)
+    divisor = gguf.get_float(f"{form.name}.logit_scale", hidden / silent.dim_model_base)
     if not (math.isfinite(divisor) and divisor > 0):
-        raise ModelFileError(f"{gguf.path}: {arch}.logit_scale is {divisor}, it must be a positive number")
+        raise ModelFileError(f"{gguf.path}: {form.name}.logit_scale is {divisor}, it must be a positive number")
     return {
-        "embedding_scale": gguf.get_float(f"{arch}.embedding_scale", 12.0),
-        "residual_scale": gguf.get_float(f"{arch}.residual_scale", 1.4 / math.sqrt(layers)),
+        "embedding_scale": gguf.get_float(f"{form.name}.embedding_scale", silent.scale_emb),
+        "residual_scale": gguf.get_float(f"{form.name}.residual_scale", silent.scale_depth / math.sqrt(layers)),
         "logit_scale": 1.0 / divisor,
     }
 

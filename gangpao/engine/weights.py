@@ -98,7 +98,7 @@ class _Loader:
         prefix = f"blk.{i}"
         q_rows, kv_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         q_order = k_order = None
-        if c.traits.interleaved:
+        if c.row.gguf and c.row.gguf.interleaved:
             q_order = rotate_half_order(c.num_attention_heads, c.head_dim, c.rope_dim)
             k_order = rotate_half_order(c.num_key_value_heads, c.head_dim, c.rope_dim)
         qkv = [
@@ -107,7 +107,7 @@ class _Loader:
             self.matrix(f"{prefix}.attn_v", kv_rows, c.hidden_size),
         ]
         q_norm = k_norm = None
-        if c.traits.qk_norm:
+        if c.row.parts.qk_norm:
             q_norm = self.vector(f"{prefix}.attn_q_norm.weight", c.head_dim)
             k_norm = self.vector(f"{prefix}.attn_k_norm.weight", c.head_dim)
         attention = kernels.attention_spec(

@@ -2,8 +2,8 @@
 
 Llama, Qwen, MiniCPM, its mixture of experts and MiniCPM3's latent attention are one graph; what differs is data. A whole
 optional part (experts, latent attention) is a nested record or None, a small difference is a field with a neutral default.
-Nothing in model/ tests a name. `model_type` is only what config.json will say: it follows the values where a name cannot
-say them, so a Llama with MiniCPM's scales is a MiniCPM.
+Which class of others computes a model is a row of formats/architectures.py, chosen by value. `model_type` is only what
+config.json will say: it follows the values where a name cannot say them, so a Llama with MiniCPM's scales is a MiniCPM.
 
 A foreign config.json is data as well, read by `foreign`.
 """
@@ -16,12 +16,21 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gangpao.config import Frozen
+from gangpao.formats.architectures import Architecture, Parts, by_model_type
+from gangpao.formats.architectures import class_of as class_of_parts
 from gangpao.model import foreign
 
-ModelType = Literal["llama", "minicpm", "minicpm3", "qwen2", "qwen3"]
+
+def _is_known(name: str) -> str:
+    if name not in (known := by_model_type()):
+        raise ValueError(f"model_type {name!r:.60} is not one that this lab builds; there are {', '.join(known)}")
+    return name
+
+
+ModelType = Annotated[str, AfterValidator(_is_known)]
 Stretch = Annotated[float, Field(gt=0)]
 log = logging.getLogger("gangpao.model")
 
@@ -146,6 +155,17 @@ class ModelConfig(Frozen):
         return self
 
     @property
+    def parts(self) -> Parts:
+        """What this model's graph has, by its values."""
+        return Parts(
+            scales=(self.scale_emb, self.scale_depth, self.dim_model_base) != (1.0, None, None),
+            experts=self.moe is not None or self.sparse_config is not None,  # one class has both
+            latent=self.mla is not None,
+            attention_bias=self.attention_bias,
+            qk_norm=self.qk_norm,
+        )
+
+    @property
     def rope_dim(self) -> int:
         """Dimensions of a head that RoPE turns."""
         return self.mla.qk_rope_head_dim if self.mla else self.head_dim
@@ -212,18 +232,9 @@ def from_hf(data: dict[str, Any]) -> ModelConfig:
     return ModelConfig.model_validate(foreign.fields(data))
 
 
-def class_of(config: ModelConfig) -> foreign.Family | None:
+def class_of(config: ModelConfig) -> Architecture | None:
     """The published class that computes this model, by its values; the one of its model_type if that can."""
-    c = config
-    parts = {
-        "scales": (c.scale_emb, c.scale_depth, c.dim_model_base) != (1.0, None, None),
-        "experts": c.moe is not None or c.sparse_config is not None,  # one class has both
-        "latent": c.mla is not None,
-        "biases": c.attention_bias,
-        "norms": c.qk_norm,
-    }
-    said = foreign.FAMILIES[c.model_type]
-    return next((family for family in (said, *foreign.FAMILIES.values()) if family.fits(**parts)), None)
+    return class_of_parts(config.parts, config.model_type)
 
 
 _ROPE_KEYS = {
@@ -259,7 +270,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     if not config.mla:
         data["head_dim"] = config.head_dim
     if (
-        family.scales
+        family.parts.scales
     ):  # neutral ones are numbers too: OpenBMB's class cannot compute with null, and would take 1 for none
         data.setdefault("scale_depth", math.sqrt(config.num_hidden_layers))
         data.setdefault("dim_model_base", config.hidden_size)

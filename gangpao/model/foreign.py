@@ -10,66 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from gangpao.formats.architectures import LATENT_RANKS, Architecture, by_any_name, by_model_type
 
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One class of transformers, or OpenBMB's own, that our graph computes.
-
-    defaults: what the class takes where the file is silent. The flags say which of our optional parts the class has; biases
-    (on q, k and v), norms (on heads of q and k) and latent (attention) it has always, scales and experts where asked.
-    """
-
-    model_type: str
-    class_name: str
-    defaults: Json = field(default_factory=dict)
-    scales: bool = False
-    experts: bool = False
-    latent: bool = False
-    biases: bool = False
-    norms: bool = False
-
-    def fits(self, *, scales: bool, experts: bool, latent: bool, biases: bool, norms: bool) -> bool:
-        """Whether this class computes a model with these parts, and nothing else."""
-        optional = (self.scales or not scales) and (self.experts or not experts)
-        return optional and (self.latent, self.biases, self.norms) == (latent, biases, norms)
-
-
-_ANY = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "tie_word_embeddings": False, "rope_theta": 10000.0}
-_LATENT = {"q_lora_rank": 768, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32}
-_QWEN = {"max_position_embeddings": 32_768, "num_key_value_heads": 32}
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family("llama", "LlamaForCausalLM", _ANY | {"max_position_embeddings": 2048}),
-        Family(
-            "minicpm", "MiniCPMForCausalLM", _ANY | {"tie_word_embeddings": True, "max_position_embeddings": 2048},
-            scales=True, experts=True,
-        ),
-        Family(
-            "minicpm3", "MiniCPM3ForCausalLM",
-            _ANY | _LATENT | {"tie_word_embeddings": True, "max_position_embeddings": 32_768}, scales=True, latent=True,
-        ),
-        Family("qwen2", "Qwen2ForCausalLM", _ANY | _QWEN, biases=True),
-        Family("qwen3", "Qwen3ForCausalLM", _ANY | _QWEN | {"head_dim": 128}, norms=True),
-    )
-}  # fmt: skip
 SCALES = ("scale_emb", "scale_depth", "dim_model_base")
 # MiniCPM-V 1.0 and 2.0 hold a MiniCPM-2B under this prefix, beside a picture encoder and a resampler.
 VISION_PREFIX = "llm."
 _VISION = "minicpmv"
-_NAMES = {
-    **{name: name for name in FAMILIES},
-    **{family.class_name: name for name, family in FAMILIES.items()},
-    **{family.class_name.replace("ForCausalLM", "Config"): name for name, family in FAMILIES.items()},
-    "minicpm4": "minicpm", "MiniCPM4ForCausalLM": "minicpm", "MiniCPM4Config": "minicpm",
-    "MiniCPMLongRopeForCausalLM": "minicpm", "MiniCPMMoEForCausalLM": "minicpm",
-    "minicpmv": _VISION, "MiniCPMV": _VISION, "MiniCPMVConfig": _VISION,
-}  # fmt: skip
+_VISION_NAMES = ("minicpmv", "MiniCPMV", "MiniCPMVConfig")
 # Parts of names, in lower case, of what is published and not computed here, with what is missing.
 _MISSING = {
     "sala": "its layers of lightning (linear) attention are not implemented",
@@ -116,7 +68,7 @@ _SIZES = {
     "max_position_embeddings",
 }  # fmt: skip
 _EXPERTS = {"num_experts", "num_experts_per_tok", "router_aux_loss_coef"}
-_RANKS = {*_LATENT, "v_head_dim"}
+_RANKS = {*LATENT_RANKS, "v_head_dim"}
 _REALS = {"rms_norm_eps", "initializer_range"}
 _SWITCHES = {"tie_word_embeddings", "attention_bias"}
 _ROPE = {"rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"}
@@ -145,14 +97,14 @@ def fields(data: Json) -> dict[str, Any]:
         out["eos_token_id"] = known["eos_token_id"]
     if not out.get("sparse_config"):
         out.pop("sparse_config", None)
-    out |= {"attention_bias": family.biases, "qk_norm": family.norms} | _scales(data, family)
+    out |= {"attention_bias": family.parts.attention_bias, "qk_norm": family.parts.qk_norm} | _scales(data, family)
     out |= _heads(data, known, family)
     if known.get("num_experts"):
         out["moe"] = {key: known[key] for key in _EXPERTS & known.keys()}
     return out | rope(data, family)
 
 
-def family_of(data: Json) -> tuple[Family, str]:
+def family_of(data: Json) -> tuple[Architecture, str]:
     """What a file is about, and the prefix of its language model's tensors. Raises ValueError naming what is not computed."""
     kind, classes = data.get("model_type"), data.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in [kind or "", *classes]):
@@ -161,13 +113,15 @@ def family_of(data: Json) -> tuple[Family, str]:
     said |= {f"architectures names {name!r:.60}, which": name for name in classes}
     if not said:
         said = _told_by_auto_map(data)
+    known = {name: row.model_type for name, row in by_any_name().items()}
+    known |= dict.fromkeys(_VISION_NAMES, _VISION)
     for phrase, name in said.items():
         reason = next((why for part, why in _MISSING.items() if part in name.lower()), None)
         if reason:
             raise ValueError(f"{phrase} is not supported: {reason}")
-        if name not in _NAMES:
-            raise ValueError(f"{phrase} is not supported; this lab builds {', '.join(FAMILIES)}")
-    told = {_NAMES[name] for name in said.values()} or _told_by_keys(data)
+        if name not in known:
+            raise ValueError(f"{phrase} is not supported; this lab builds {', '.join(by_model_type())}")
+    told = {known[name] for name in said.values()} or _told_by_keys(data)
     if len(told) > 1:
         raise ValueError(
             f"model_type and architectures contradict each other ({', '.join(map(str, said.values()))}): they compute different "
@@ -176,8 +130,8 @@ def family_of(data: Json) -> tuple[Family, str]:
     name = told.pop()
     if name == _VISION:
         _refuse_other_vision(data)
-        return FAMILIES["minicpm"], VISION_PREFIX
-    return FAMILIES[name], ""
+        return by_model_type()["minicpm"], VISION_PREFIX
+    return by_model_type()[name], ""
 
 
 def _told_by_auto_map(data: Json) -> dict[str, str]:
@@ -194,7 +148,7 @@ def _told_by_keys(data: Json) -> set[str]:
     if not any(data.get(key) is not None for key in SCALES):
         raise ValueError(
             "model_type, architectures and auto_map are all missing, so the file does not say what it is; "
-            f"write model_type into it ({', '.join(FAMILIES)})"
+            f"write model_type into it ({', '.join(by_model_type())})"
         )
     return {"minicpm3" if data.get("kv_lora_rank") else "minicpm"}
 
@@ -206,14 +160,14 @@ def _refuse_other_vision(data: Json) -> None:
         )
 
 
-def _refuse_foreign(data: Json, family: Family, prefix: str) -> None:
+def _refuse_foreign(data: Json, family: Architecture, prefix: str) -> None:
     for key, values in _FIXED.items():
         value = data.get(key)
         spelled = value.lower() if isinstance(value, str) else value
         if value is not None and spelled not in values:
             why = f": {_WHY[key]}" if key in _WHY else ""
             raise ValueError(f"{key} is {value!r:.60}, and only {values[0]!r} is implemented{why}")
-    if data.get("attention_bias") and not family.biases:
+    if data.get("attention_bias") and not family.parts.attention_bias:
         raise ValueError(
             f"attention_bias is on: {family.model_type} then has biases on q, k, v and o, which are not implemented "
             "(qwen2's on q, k and v are)"
@@ -223,8 +177,8 @@ def _refuse_foreign(data: Json, family: Family, prefix: str) -> None:
     known = (
         _SIZES | _REALS | _SWITCHES | _ROPE | _OTHERS | _IGNORED | _FIXED.keys() | {"quantization_config"} | set(SCALES)
     )
-    known |= (_EXPERTS | {"sparse_config"}) if family.experts else set()
-    known |= (_RANKS | {"qk_head_dim"}) if family.latent else set()
+    known |= (_EXPERTS | {"sparse_config"}) if family.parts.experts else set()
+    known |= (_RANKS | {"qk_head_dim"}) if family.parts.latent else set()
     known |= _PICTURES if prefix else set()
     if unknown := sorted(key for key in data.keys() - known if data[key] is not None):
         raise ValueError(
@@ -259,9 +213,9 @@ def _check_types(known: Json) -> None:
                 raise ValueError(f"{key} is {known[key]!r:.60}, and must be {wanted}")
 
 
-def _scales(data: Json, family: Family) -> dict[str, Any]:
+def _scales(data: Json, family: Architecture) -> dict[str, Any]:
     """MiniCPM's three numbers. null means neutral, as in transformers; absent ones are asked for."""
-    if not family.scales:
+    if not family.parts.scales:
         if given := [key for key in SCALES if data.get(key) not in (None, 1, 1.0)]:
             raise ValueError(
                 f"{', '.join(f'{key} {data[key]}' for key in given)} beside model_type {family.model_type!r}: that class ignores "
@@ -278,7 +232,7 @@ def _scales(data: Json, family: Family) -> dict[str, Any]:
     return {key: data[key] for key in SCALES if data[key] is not None}
 
 
-def _heads(data: Json, known: Json, family: Family) -> dict[str, Any]:
+def _heads(data: Json, known: Json, family: Architecture) -> dict[str, Any]:
     """head_dim, num_key_value_heads and the widths of latent attention."""
     heads, hidden = known.get("num_attention_heads"), known.get("hidden_size")
     whole = int(hidden // heads) if heads and hidden and heads > 0 else None
@@ -287,13 +241,13 @@ def _heads(data: Json, known: Json, family: Family) -> dict[str, Any]:
         "num_key_value_heads" in data or "num_key_value_heads" not in family.defaults
     ):
         out["num_key_value_heads"] = heads
-    if not family.latent:
+    if not family.parts.latent:
         return out | {"head_dim": known.get("head_dim") or family.defaults.get("head_dim") or whole}
     if "q_lora_rank" in data and data["q_lora_rank"] is None:
         raise ValueError("q_lora_rank is null: latent attention with full-rank queries is not implemented")
     mla = (
         {"v_head_dim": whole}
-        | {key: family.defaults[key] for key in _LATENT}
+        | {key: family.defaults[key] for key in LATENT_RANKS}
         | {key: known[key] for key in _RANKS & known.keys()}
     )
     width = mla["qk_nope_head_dim"] + mla["qk_rope_head_dim"]
@@ -316,7 +270,7 @@ _ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _ROPE_NAMES = {"su": "longrope", "ntk": "dynamic"}  # older names
 
 
-def rope(data: Json, family: Family) -> dict[str, Any]:
+def rope(data: Json, family: Architecture) -> dict[str, Any]:
     """rope_theta and rope_scaling, as transformers 4 (rope_scaling) and 5 (rope_parameters) spell them."""
     given = {key: data[key] for key in ("rope_scaling", "rope_parameters") if data.get(key)}
     for key, value in given.items():
@@ -330,7 +284,7 @@ def rope(data: Json, family: Family) -> dict[str, Any]:
     return read[0]
 
 
-def _one_rope(where: str, given: Json, data: Json, family: Family) -> dict[str, Any]:
+def _one_rope(where: str, given: Json, data: Json, family: Architecture) -> dict[str, Any]:
     s = {key: value for key, value in given.items() if value is not None}
     kind = str(s.pop("rope_type", None) or s.get("type", "default"))
     s.pop("type", None)
@@ -369,7 +323,7 @@ def _one_rope(where: str, given: Json, data: Json, family: Family) -> dict[str, 
     return out | {"rope_scaling": {"rope_type": kind} | _resolved(where, kind, s, data, family)}
 
 
-def _resolved(where: str, kind: str, s: dict[str, Any], data: Json, family: Family) -> dict[str, Any]:
+def _resolved(where: str, kind: str, s: dict[str, Any], data: Json, family: Architecture) -> dict[str, Any]:
     """The keys of RopeScaling: what transformers derives at run time is derived here."""
     longest = data.get("max_position_embeddings") or family.defaults["max_position_embeddings"]
     original = s.get("original_max_position_embeddings") or longest
@@ -383,7 +337,7 @@ def _resolved(where: str, kind: str, s: dict[str, Any], data: Json, family: Fami
     if s.pop("truncate", True) is not True:
         raise ValueError(f"{where}.truncate is off, and only YaRN's whole bounds are implemented")
     one, all_dims = s.pop("mscale", 0), s.pop("mscale_all_dim", 0)
-    if all_dims and family.latent:
+    if all_dims and family.parts.latent:
         raise ValueError(f"{where}.mscale_all_dim scales latent attention's scores, which is not implemented")
     if kind == "yarn" and one and all_dims and s["factor"] > 1:
         grown = math.log(s["factor"]) * 0.1

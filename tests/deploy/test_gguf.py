@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gangpao.deploy import gguf as writer
-from gangpao.deploy.header import architecture, differences
+from gangpao.deploy.header import differences, form_of
 from gangpao.engine.transformer import Transformer as Engine
 from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
@@ -116,7 +116,7 @@ def test_where_llama_cpp_differs_the_export_says_so(rope, tmp_path):
 )
 def test_what_no_architecture_has_is_refused(kind, fields, says, tmp_path):
     with pytest.raises(ValueError, match=says):
-        architecture(tiny(kind, **fields))
+        form_of(tiny(kind, **fields))
 
 
 def test_the_head_is_what_the_weights_say(tmp_path):

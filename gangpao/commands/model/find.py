@@ -15,7 +15,8 @@ import typer
 from gangpao import catalog, machine
 from gangpao.commands.model import checkpoint
 from gangpao.commands.terminal.screen import Percent
-from gangpao.engine.config import ARCHITECTURES, ModelConfig
+from gangpao.engine.config import ModelConfig
+from gangpao.formats.architectures import by_gguf_name
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import stem_of
 from gangpao.log import Progress, show_bytes
@@ -109,8 +110,8 @@ def _of_hub(ref: refs.Ref) -> tuple[str, Path]:
 
 def cannot_run(architecture: str, quantization: str) -> str:
     """Why the engine does not run such a file, as far as its head and its name tell; "" where nothing speaks against it."""
-    if architecture and architecture not in ARCHITECTURES:
-        return f"our engine does not run the architecture {architecture} (it runs {', '.join(sorted(ARCHITECTURES))})"
+    if architecture and architecture not in by_gguf_name():
+        return f"our engine does not run the architecture {architecture} (it runs {', '.join(sorted(by_gguf_name()))})"
     if quantization.removeprefix("UD-").startswith(("IQ", "MXFP")):
         return f"our engine does not read the type {quantization} (take Q4_K_M or Q8_0)"
     return ""
