@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gangpao import catalog, machine
+from gangpao import catalog, kernels, machine
 from gangpao.engine.cache import PAGE, KVType, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.transformer import CHUNK
 from gangpao.formats.gguf import GGUF
 
-# Packed bytes over file bytes; panels keep K-quant scales wider (kernels/src/panel.h), the others keep their size.
-PACKED_RATIO = {"Q2_K": 1.01, "Q3_K": 1.06, "Q4_K": 1.03, "Q5_K": 1.03, "Q6_K": 1.02, "TQ1_0": 1.6, "TQ2_0": 1.3}
 WIDEST_DEFAULT = 8192
 NARROWEST_DEFAULT = 1024
 # Measured, anonymous pages: Python with numpy, typer, pydantic and our modules 28 MB and some slack; the GGUF header and
@@ -44,12 +42,12 @@ class Need:
 def estimate(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType) -> Need:
     """Peak memory of the model with a full cache of `context` positions."""
     untied = "output.weight" in gguf.tensors
-    weights = 0.0
+    weights = 0
     for name, info in gguf.tensors.items():
         if untied and name == "token_embd.weight":
             continue  # stays in the file; rows are read as they are needed
-        weights += info.nbytes * PACKED_RATIO.get(info.type, 1.0)
-    return Need(int(weights), bytes_needed(config, context, kv_dtype), work_bytes(config))
+        weights += kernels.packed_bytes(info.type, *info.shape) if len(info.shape) == 2 else info.nbytes
+    return Need(weights, bytes_needed(config, context, kv_dtype), work_bytes(config))
 
 
 def pool_tokens(config: ModelConfig, context: int, kv_dtype: KVType, batch: int) -> int:

@@ -34,6 +34,7 @@ from gangpao.kernels._native import (
     linear,
     num_threads,
     pack,
+    packed_bytes,
     quantize,
     read_bandwidth,
     rmsnorm,
@@ -41,6 +42,7 @@ from gangpao.kernels._native import (
     set_isa,
     set_num_threads,
     swiglu,
+    weight_types,
 )
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "linear",
     "num_threads",
     "pack",
+    "packed_bytes",
     "quantize",
     "read_bandwidth",
     "rmsnorm",
@@ -68,6 +71,7 @@ __all__ = [
     "set_isa",
     "set_num_threads",
     "swiglu",
+    "weight_types",
 ]
 
 _WHY = {

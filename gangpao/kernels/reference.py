@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gangpao.kernels import _native
+
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -29,19 +31,10 @@ class Format:
     zero: int = 0
 
 
-FORMATS: dict[str, Format] = {
-    "Q4_0": Format(4, "F16", 8),
-    "Q4_1": Format(4, "F16_MIN"),
-    "Q5_0": Format(5, "F16", 16),
-    "Q5_1": Format(5, "F16_MIN"),
-    "Q8_0": Format(8, "F16"),
-    "Q2_K": Format(2, "K16_MIN"),
-    "Q3_K": Format(3, "K16", 4),
-    "Q4_K": Format(4, "K"),
-    "Q5_K": Format(5, "K"),
-    "Q6_K": Format(6, "K16", 32),
-    "TQ1_0": Format(2, "F16", 1),
-    "TQ2_0": Format(2, "F16", 1),
+# From the extension, which packs in them; that they are right shows where panels are taken apart and compared with what the
+# bytes of the file mean (tests/kernels).
+FORMATS = {
+    name: Format(bits, style, zero) for name, _, _, bits, style, zero in _native.weight_types() if style != "FLOAT"
 }
 
 

@@ -6,6 +6,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from gangpao import kernels
+from gangpao.formats import blocks
 from gangpao.kernels import reference
 from tests.kernels.random_blocks import SHAPES, random_rows
 
@@ -344,3 +345,28 @@ def test_many_threads_finish():
         kernels.set_num_threads(threads)
         for _ in range(300):
             assert np.array_equal(run_linear(layer, x), expected)
+
+
+def test_one_row_a_type_here_and_one_in_the_extension():
+    """A linear weight type is a row of formats/blocks.py and one of src/pack.cpp; nothing else has its numbers."""
+    packed = {name: (block, size) for name, block, size, *_ in kernels.weight_types()}
+    assert packed == {t.name: (t.block_size, t.type_size) for t in blocks.TYPES}
+    assert reference.FORMATS.keys() == SHAPES.keys() == {t.name for t in blocks.TYPES if t.block_size > 1}
+    assert {kind: shape[:2] for kind, shape in SHAPES.items()} == {kind: packed[kind] for kind in SHAPES}
+
+
+@pytest.mark.parametrize("kind", blocks.BY_NAME)
+def test_packed_bytes_are_known_before_packing(kind):
+    block = blocks.BY_NAME[kind]
+    arena = kernels.Arena()
+    for rows, cols in ((1, 256), (17, 512), (33, 1280 - 32 * (block.block_size == 32))):
+        raw = np.zeros((rows, block.row_bytes(cols)), np.uint8)
+        packed = kernels.pack(raw, kind, rows, cols, None, arena)
+        assert kernels.packed_bytes(kind, rows, cols) == packed.nbytes
+
+
+def test_packed_bytes_of_what_cannot_be_packed():
+    with pytest.raises(ValueError, match="IQ4_NL cannot be packed"):
+        kernels.packed_bytes("IQ4_NL", 16, 256)
+    with pytest.raises(ValueError, match="not whole blocks"):
+        kernels.packed_bytes("Q4_K", 16, 128)

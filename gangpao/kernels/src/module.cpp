@@ -4,11 +4,13 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <stdexcept>
 
+#include "pack.h"
 #include "runtime.h"
 
 namespace nb = nanobind;
@@ -125,6 +127,13 @@ NB_MODULE(_native, m) {
           return pack(raw.data(), raw.size(), type, rows, cols, o, arena);
         },
         nb::arg("raw"), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("order").none(), nb::arg("arena"));
+  m.def("packed_bytes", &packed_bytes, nb::arg("type"), nb::arg("rows"), nb::arg("cols"));
+  m.def("weight_types", [] {
+    std::vector<std::tuple<std::string, int, int, int, std::string, int>> out;
+    for (const SourceType& t : all_sources())
+      out.emplace_back(t.name, t.block, t.bytes, t.format.bits, style_name(t.format.style), t.format.zero);
+    return out;
+  });
   m.def("linear", &linear, nb::arg("w"), nb::arg("x"), nb::arg("out"), nb::arg("add") = false, nb::arg("scale") = 1.0f, Release());
   m.def("rmsnorm", &rmsnorm, nb::arg("x"), nb::arg("n"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"), Release());
   m.def("quantize", &quantize, nb::arg("x"), nb::arg("n"), nb::arg("out"), Release());

@@ -258,6 +258,16 @@ const SourceType* find_source(const std::string& name) {
   return nullptr;
 }
 
+std::vector<SourceType> all_sources() {
+  std::vector<SourceType> out;
+  for (const Reader& r : kReaders) out.push_back(r.type);
+  return out;
+}
+
+size_t panel_bytes(const SourceType& type, int cols) {
+  return type.format.style == Style::FLOAT ? size_t(cols) * kPanelRows * type.bytes : panel_bytes(type.format, cols / kBlock);
+}
+
 void pack_panels(const SourceType& type, const uint8_t* raw, const int32_t* order, const Packed& w, uint8_t* to, int begin,
                  int end) {
   const Reader* reader = std::find_if(std::begin(kReaders), std::end(kReaders),

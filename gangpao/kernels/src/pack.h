@@ -1,6 +1,7 @@
 // GGUF rows to panels (panel.h). Lossless: every stored integer and scale survives.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "panel.h"
 
@@ -15,6 +16,12 @@ struct SourceType {
 
 // Null for a type that we do not pack.
 const SourceType* find_source(const std::string& name);
+
+// All types that we pack.
+std::vector<SourceType> all_sources();
+
+// Bytes of a panel of `cols` columns, which are whole blocks.
+size_t panel_bytes(const SourceType& type, int cols);
 
 // Writes panels [begin, end) of `w` to `to`. `raw` holds the GGUF rows; row i of the result is row order[i] of the source
 // (order null: i itself).

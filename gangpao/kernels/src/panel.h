@@ -32,6 +32,18 @@ constexpr int kSuper = 8;  // blocks in a full superblock
 constexpr int kSuperColumns = kBlock * kSuper;
 
 enum class Style : int { F16, F16_MIN, K, K16, K16_MIN, FLOAT };
+constexpr const char* style_name(Style style) {
+  switch (style) {
+    case Style::F16: return "F16";
+    case Style::F16_MIN: return "F16_MIN";
+    case Style::K: return "K";
+    case Style::K16: return "K16";
+    case Style::K16_MIN: return "K16_MIN";
+    case Style::FLOAT: return "FLOAT";
+  }
+  return "";
+}
+
 enum class FloatType : int { F32, F16, BF16 };
 
 struct Format {

@@ -339,11 +339,20 @@ void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const
   quantize(result, n, out);
 }
 
-std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
-                             const int32_t* order, Arena& arena) {
+static const SourceType* source_of(const std::string& type, int rows, int cols) {
   const SourceType* source = find_source(type);
   if (!source) throw std::invalid_argument("weights of type " + type + " cannot be packed");
   require(rows > 0 && cols > 0 && cols % source->block == 0, "pack: columns are not whole blocks");
+  return source;
+}
+
+size_t packed_bytes(const std::string& type, int rows, int cols) {
+  return panel_bytes(*source_of(type, rows, cols), cols) * ((size_t(rows) + kPanelRows - 1) / kPanelRows);
+}
+
+std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
+                             const int32_t* order, Arena& arena) {
+  const SourceType* source = source_of(type, rows, cols);
   require(raw_bytes == size_t(rows) * (size_t(cols) / source->block) * source->bytes, "pack: wrong number of bytes");
   if (order)
     for (int i = 0; i < rows; ++i) require(order[i] >= 0 && order[i] < rows, "pack: row order out of range");
@@ -351,8 +360,7 @@ std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::st
   m->w.format = source->format;
   m->w.float_type = source->float_type;
   m->w.rows = rows, m->w.cols = cols;
-  m->w.panel_stride = source->format.style == Style::FLOAT ? size_t(cols) * kPanelRows * source->bytes
-                                                           : panel_bytes(source->format, cols / kBlock);
+  m->w.panel_stride = panel_bytes(*source, cols);
   m->nbytes = m->w.panel_stride * m->w.num_panels();
   Arena::Piece piece = arena.take(m->nbytes);
   m->pages = piece.pages;

@@ -117,6 +117,8 @@ void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const 
 void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const Cache& cache, int layer, Array& scratch, Activation& out);
 std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
                              const int32_t* order, Arena& arena);
+// Bytes of a packed matrix. Throws for a type that cannot be packed, and for columns that are not whole blocks.
+size_t packed_bytes(const std::string& type, int rows, int cols);
 double read_bandwidth(double seconds);
 
 }  // namespace gangpao
