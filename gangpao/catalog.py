@@ -30,7 +30,8 @@ from gangpao.log import show_bytes
 
 STAGING = ".staging"
 RECORD = ".gangpao.json"
-# Resident memory over file size, and what Python and a tokenizer take; the engine counts exactly when it loads.
+# Resident memory over file size, and what Python and a tokenizer take. Before a download there is no header, so this is a bound:
+# at least what engine/memory.py counts from the header for its narrowest default context (tests/engine/test_memory.py).
 RESIDENT_RATIO = 1.2
 PROCESS_BYTES = 150_000_000
 DISK_MARGIN = 64_000_000

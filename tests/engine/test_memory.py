@@ -65,6 +65,14 @@ def test_without_a_wish_the_context_shrinks_to_fit(tiny, memory, monkeypatch):
     assert Engine.load(tiny).context == CONTEXT // 4
 
 
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"])
+def test_what_the_catalog_says_before_a_download_is_a_bound(model_path, name):
+    """The catalog has no header to count from; it says at least what the engine then needs, and not half as much again."""
+    path = model_path(name)
+    counted = need(path, memory_module.NARROWEST_DEFAULT).total
+    assert counted <= catalog.memory_needed(catalog.entry(name)) <= 1.5 * counted
+
+
 def test_a_context_beyond_the_models_own_is_refused(tiny):
     with pytest.raises(ValueError, match="more than the 512 positions"):
         Engine.load(tiny, context=513)

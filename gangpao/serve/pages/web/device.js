@@ -40,7 +40,10 @@ export function defaultThreads() {
   return cores <= 4 ? cores : Math.min(MOST_THREADS, Math.max(4, cores >> 1));
 }
 
-/** Bytes of memory that a model takes here, about: its weights, the cache, buffers and the program. */
+/**
+ * Bytes of memory that a model takes here, about: its weights, the cache, buffers and the program. Not what the server counts
+ * (engine/memory.py): here another program computes, with its own buffers, a fixed context and a browser around it.
+ */
 export function memoryNeeded(model) {
   return model.bytes * 1.1 + 250e6;
 }
