@@ -61,7 +61,7 @@ def _experiment(
     language = _language(lang)
     loaded = load_sandbox_config(config, tuple(overrides or ()))
     driver = Driver(loaded, out, storage=storage, stream=stderr())
-    run = importlib.import_module(f"gangpao.sandbox.{name}").run
+    run = importlib.import_module(f"gangpao.sandbox.experiments.{name}").run
     costs = estimate.estimate(driver.lab, estimate.asked(run, driver.lab))
     said = costs.lines(name)[0 if language == "en" else 1]
     if only:
