@@ -18,7 +18,7 @@ import report
 
 from gangpao.train.loop import read_metrics
 from gangpao.train.plot import draw, steps_of
-from gangpao.train.record import read_run
+from gangpao.train.run_file import read_run
 
 HERE = Path(__file__).resolve().parent
 GROUPS = {"Chinese": "zh-", "English": "en-", "code": "code-"}

@@ -19,8 +19,8 @@ from pathlib import Path
 import report
 
 from gangpao import machine
-from gangpao.sandbox.config import SandboxConfig
-from gangpao.sandbox.drive import Driver
+from gangpao.sandbox.trials.config import SandboxConfig
+from gangpao.sandbox.trials.driver import Driver
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gangpao.atomic import read_json
-from gangpao.sandbox import scaling_show
-from gangpao.sandbox.scaling import judged
-from gangpao.sandbox.study import Study, fits_of
-from gangpao.sandbox.trial import Result, Spec
+from gangpao.sandbox.experiments import scaling_text
+from gangpao.sandbox.experiments.scaling import judged
+from gangpao.sandbox.experiments.scaling_study import Study, fits_of
+from gangpao.sandbox.trials.trial import Result, Spec
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "sandbox_prediction_amd-epyc-avx512f-2c_2026-11-24.md"
@@ -63,7 +63,7 @@ def main() -> None:
     for language, end in (("en", ""), ("zh", ".zh")):
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         FigureCanvasAgg(figure)
-        scaling_show.draw(figure, language, fits, tests)
+        scaling_text.draw(figure, language, fits, tests)
         out = HERE.parent / "docs" / "images" / f"sandbox-prediction-scaling{end}.png"
         figure.savefig(out, format="png", dpi=110)
         print(out.name)

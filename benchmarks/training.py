@@ -38,18 +38,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gangpao import machine
-from gangpao.data.pack import Batch
+from gangpao.data.tokens.pack import Batch
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import parameters
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
 from gangpao.train.config import OptimizerConfig
-from gangpao.train.lanes import lanes_for
 from gangpao.train.loop import Job, Stage, Training
-from gangpao.train.loss import NextToken
-from gangpao.train.optim import Optimizer
-from gangpao.train.report import Report
+from gangpao.train.progress import Report
+from gangpao.train.step.lanes import lanes_for
+from gangpao.train.step.loss import NextToken
+from gangpao.train.step.optim import Optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED_GOAL, SHARE_GOAL = 1.8, 0.7

@@ -7,7 +7,7 @@
 # first operation, or at its first torch.get_num_threads, over what it has set for itself. A thread that asks once before it sets keeps
 # its own. Who gives workers one thread each and the main thread several gets several in all, without a word.
 #
-# What gangpao does about it: gangpao/train/lanes.py asks before it sets; tests/train/test_lanes.py.
+# What gangpao does about it: gangpao/train/step/lanes.py asks before it sets; tests/train/step/test_lanes.py.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -34,12 +34,12 @@ COMMANDS = {
     "bench": ("gangpao.commands.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.commands.doctor:doctor", "Say what this machine can run, and how fast."),
     "data": (
-        "gangpao.data.show:app",
+        "gangpao.data.command:app",
         "Training data: get text, build a corpus from a configuration, count it, read it.",
     ),
-    "train": ("gangpao.train.show:app", "Train a model from a TOML file, or plot runs."),
-    "sandbox": ("gangpao.sandbox.show:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
-    "model": ("gangpao.model.show:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
+    "train": ("gangpao.train.command:app", "Train a model from a TOML file, or plot runs."),
+    "sandbox": ("gangpao.sandbox.command:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
+    "model": ("gangpao.model.command:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
     "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),
 }
 

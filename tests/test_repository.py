@@ -22,6 +22,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
+MAX_ROOM_FILES = 14  # at the door of a room, without its __init__.py
+MAX_FLOORS = 8
 
 BASE = {"config", "log", "cost", "catalog", "pull", "machine", "atomic"}
 LAB = {"model", "data", "sandbox", "train", "tune", "compress", "evaluate", "deploy"}
@@ -164,6 +166,36 @@ def test_imports_have_no_cycle() -> None:
             del graph[name]
     left = [f"{name} imports {target}" for name, mine in graph.items() for target in sorted(mine & graph.keys())]
     assert left == [], "these modules import each other in a circle"
+
+
+def members(package: str) -> dict[str, set[str]]:
+    """What stands at the door of a room, files and rooms in it, and which of the others each of them imports."""
+    level, arrows = package.count(".") + 1, {}
+    inside = {n: p for n, p in modules().items() if n.startswith(package + ".")}
+    for name, path in inside.items():
+        mine = arrows.setdefault(name.split(".")[level], set())
+        mine |= {t.split(".")[level] for t, _ in imports(path) if t in inside} - {name.split(".")[level]}
+    return arrows
+
+
+def floors(arrows: dict[str, set[str]]) -> int:
+    """The longest way of imports through a room; its members must not form a circle."""
+
+    @cache
+    def height(member: str) -> int:
+        return 1 + max(map(height, arrows[member]), default=0)
+
+    return max(map(height, arrows), default=0)
+
+
+ROOMS = sorted({module_name(p) for p in sources(".py", under="gangpao") if p.name == "__init__.py"} - {"gangpao"})
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_can_be_taken_in_at_a_glance(package: str) -> None:
+    files = [n for n in modules() if n.rpartition(".")[0] == package and modules()[n].name != "__init__.py"]
+    assert len(files) <= MAX_ROOM_FILES, sorted(files)
+    assert floors(members(package)) <= MAX_FLOORS
 
 
 def test_the_device_half_does_not_know_torch() -> None:

@@ -34,16 +34,18 @@ from pydantic import ValidationError
 from gangpao import machine
 from gangpao.atomic import locked, new_folder, read_json, write_json
 from gangpao.config import Frozen
-from gangpao.data import bpe, duplicates, public
+from gangpao.data.cleaning import dedup_pass
+from gangpao.data.cleaning.decontaminate import Index
+from gangpao.data.cleaning.prepare import Job, Prepared, prepare
+from gangpao.data.cleaning.select import Chosen, encode
 from gangpao.data.config import DataConfig, Source, load_data_config
-from gangpao.data.decontaminate import Index
-from gangpao.data.encode import Encoder
-from gangpao.data.files import format_of, read_rows
-from gangpao.data.pack import Part
-from gangpao.data.prepare import Job, Prepared, prepare
-from gangpao.data.select import Chosen, encode
-from gangpao.data.shards import Shards
-from gangpao.data.source import Resolved, matching, resolve
+from gangpao.data.sources import public
+from gangpao.data.sources.files import format_of, read_rows
+from gangpao.data.sources.source import Resolved, matching, resolve
+from gangpao.data.tokens import bpe
+from gangpao.data.tokens.encode import Encoder
+from gangpao.data.tokens.pack import Part
+from gangpao.data.tokens.shards import Shards
 from gangpao.log import Progress, Silent
 from gangpao.text.hf_folder import TOKENIZER_FILES
 from gangpao.text.tokenizer import Tokenizer
@@ -174,7 +176,7 @@ class _Build:
         index = self._index(tested, [hashes[path] for path in tested])
         prepared = self._prepare(sources, files, contents, index)
         copies = self._duplicates(prepared)
-        chosen = [Chosen(p, duplicates.load(copies, p.name)) for p in prepared]
+        chosen = [Chosen(p, dedup_pass.load(copies, p.name)) for p in prepared]
         _refuse_empty(chosen)
         tokenizer = self._copy_tokenizer(given, given_hash) if given else self._train_tokenizer(chosen, copies.name)
         shards = self._shards(chosen, tokenizer)
@@ -297,7 +299,7 @@ class _Build:
         target = self.work / f"duplicates-{step_key(self.config.dedup.model_dump(), modes)}"
         if not target.is_dir():
             self.progress.note("looking for duplicates")
-            duplicates.mark(prepared, self.config.dedup, target)
+            dedup_pass.mark(prepared, self.config.dedup, target)
         return target
 
     def _copy_tokenizer(self, files: Sequence[Path], content: str) -> Path:
@@ -402,7 +404,7 @@ def _die_quietly() -> None:
 
 
 def _refuse_empty(chosen: Sequence[Chosen]) -> None:
-    if any((c.flags == duplicates.STAYS).any() for c in chosen):
+    if any((c.flags == dedup_pass.STAYS).any() for c in chosen):
         return
     told = []
     for c in chosen:

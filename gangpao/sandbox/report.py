@@ -16,9 +16,10 @@ from typing import Any
 
 from gangpao.atomic import read_json
 from gangpao.log import show_seconds
-from gangpao.sandbox import planned, provenance
-from gangpao.sandbox.experiment import Language, left_out, origin, show
-from gangpao.sandbox.verdict import WORDS
+from gangpao.sandbox.experiments.outcome import Language, left_out, origin, show
+from gangpao.sandbox.laws.verdict import WORDS
+from gangpao.sandbox.plan import planned
+from gangpao.sandbox.trials import provenance
 
 _WORDS = {
     "en": {

@@ -32,19 +32,19 @@ import torch
 from torch import Tensor, nn
 
 from gangpao import machine
-from gangpao.train import state
+from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, SaveConfig
-from gangpao.train.lanes import Lanes, summed
-from gangpao.train.loss import Terms
-from gangpao.train.optim import Average, Optimizer
-from gangpao.train.parallel import World, exchange_gradients, like, local, reshard, whole
-from gangpao.train.report import Report
+from gangpao.train.progress import Report
+from gangpao.train.step.lanes import Lanes, summed
+from gangpao.train.step.loss import Terms
+from gangpao.train.step.optim import Average, Optimizer
+from gangpao.train.step.parallel import World, exchange_gradients, like, local, reshard, whole
 
 RECENT = 50  # losses that a spike is compared with
 
 
 class Source(Protocol):
-    """Where batches come from, in an order that `state` remembers (gangpao.data.pack.Loader)."""
+    """Where batches come from, in an order that `state` remembers (gangpao.data.tokens.pack.Loader)."""
 
     def take(self, rows: int, rank: int = 0, world: int = 1) -> Any: ...
     def state(self) -> dict[str, Any]: ...
@@ -211,8 +211,8 @@ class Training:
             machine.keep_freed_memory()
         with self.signals:
             if self.job.world.rank == 0:
-                state.clean(self.checkpoints)
-            found = state.latest(self.checkpoints, self.job.report.note)
+                checkpoint.clean(self.checkpoints)
+            found = checkpoint.latest(self.checkpoints, self.job.report.note)
             if found is not None:
                 self.restore(found)
                 self.job.report.cut(found.record["metrics_position"])
@@ -329,7 +329,7 @@ class Training:
         job.report.note(f"step {self.step + 1}: {why}: {guard.on_bad_step}")
         self.bad_in_row += 1
         last = (
-            f"the last checkpoint is {state.name_of(self.saved_step)}"
+            f"the last checkpoint is {checkpoint.name_of(self.saved_step)}"
             if self.saved_step >= 0
             else "nothing is saved yet"
         )
@@ -345,7 +345,7 @@ class Training:
     def _roll_back(self, why: str) -> None:
         """To the last checkpoint, but behind the batch that was bad: the batches since then are not seen again."""
         self.rollbacks += 1
-        found = state.latest(self.checkpoints, self.job.report.note)
+        found = checkpoint.latest(self.checkpoints, self.job.report.note)
         if found is None or self.rollbacks > self.job.guard.max_bad_steps:
             raise TrainingStopped(
                 f"step {self.step + 1}: {why}; gone back {self.rollbacks - 1} times already; lower the learning rate"
@@ -377,19 +377,17 @@ class Training:
             self.best = (self.step, self.heldout)
         failed: OSError | None = None
         try:
-            state.save(self.checkpoints, self.step, tensors, self._record(), job.world)
+            checkpoint.save(self.checkpoints, self.step, tensors, self._record(), job.world)
             protected = {*self.kept, *([self.best[0]] if self.best and job.save.keep_best else [])}
             if job.world.rank == 0:
-                state.prune(self.checkpoints, keep_last=job.save.keep_last, protected=protected)
+                checkpoint.prune(self.checkpoints, keep_last=job.save.keep_last, protected=protected)
         except OSError as error:
             failed = error
         self.saved_seconds = job.report.seconds
         if not job.world.sums([float(failed is not None)])[0]:
             self.saved_step = self.step
             return
-        what = (
-            f"checkpoint {state.name_of(self.step)} was not written ({failed or 'on rank 0'}); the older ones are whole"
-        )
+        what = f"checkpoint {checkpoint.name_of(self.step)} was not written ({failed or 'on rank 0'}); the older ones are whole"
         if must:
             raise OSError(f"{what}. Make room and run the same command again")
         job.report.note(f"{what}; training goes on")
@@ -428,7 +426,7 @@ class Training:
             "metrics_position": self.job.report.position(),
         }
 
-    def restore(self, found: state.Checkpoint) -> None:
+    def restore(self, found: checkpoint.Checkpoint) -> None:
         """Become what a checkpoint says."""
         named = self.job.optimizer.named  # a frozen parameter is read whole, which does no harm
         load_weights(self.job.model, found.tensors("model", named), found.path)

@@ -15,9 +15,9 @@ from gangpao.log import show_bytes
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import GRADIENT_STATES, activation_bytes, parameters
 from gangpao.train.config import TrainConfig
-from gangpao.train.lanes import lane_count
-from gangpao.train.loss import logits_bytes
-from gangpao.train.parallel import World
+from gangpao.train.step.lanes import lane_count
+from gangpao.train.step.loss import logits_bytes
+from gangpao.train.step.parallel import World
 
 
 def training_bytes(

@@ -39,23 +39,24 @@ from gangpao.atomic import locked, publish
 from gangpao.config import explained, merge
 from gangpao.data.build import Built, build, open_built
 from gangpao.data.config import DataConfig, load_data_config
-from gangpao.data.pack import Batch, Loader, Part, evaluation_batches
+from gangpao.data.tokens.pack import Batch, Loader, Part, evaluation_batches
 from gangpao.log import Progress, Silent
 from gangpao.model import weights
 from gangpao.model.config import PRESETS, ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
-from gangpao.train import parallel, state
+from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import StageConfig, TrainConfig, load_train_config
-from gangpao.train.lanes import Lanes, lanes_for, split_rows
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights
-from gangpao.train.loss import NextToken
 from gangpao.train.memory import admit, is_out_of_memory, rows_are_separable, ways_out
-from gangpao.train.optim import Average, Optimizer
-from gangpao.train.parallel import World
-from gangpao.train.record import RUN, read_run, same_run, write_run
-from gangpao.train.report import Report
+from gangpao.train.progress import Report
+from gangpao.train.run_file import RUN, read_run, same_run, write_run
+from gangpao.train.step import parallel
+from gangpao.train.step.lanes import Lanes, lanes_for, split_rows
+from gangpao.train.step.loss import NextToken
+from gangpao.train.step.optim import Average, Optimizer
+from gangpao.train.step.parallel import World
 from gangpao.train.upcycle import upcycle, upcycled
 
 BUSY = "another process is training here; stop it or choose another folder"
@@ -78,12 +79,12 @@ class _Run:
     @property
     def fresh(self) -> bool:
         """Nothing is saved yet."""
-        return not state.checkpoints(self.out / "checkpoints")
+        return not checkpoint.checkpoints(self.out / "checkpoints")
 
     @property
     def begin(self) -> int:
         """Steps that were done before this run."""
-        return state.step_of(Path(self.config.branch_from)) if self.config.branch_from else 0
+        return checkpoint.step_of(Path(self.config.branch_from)) if self.config.branch_from else 0
 
 
 def run(
@@ -116,7 +117,7 @@ def run_config(
     if config.init_from:
         config = config.model_copy(update={"init_from": str(_folder_with_weights(Path(config.init_from)))})
     # A start that failed before its first checkpoint leaves nothing that another one would have to go on with.
-    known = read_run(out) if state.checkpoints(out / "checkpoints") else None
+    known = read_run(out) if checkpoint.checkpoints(out / "checkpoints") else None
     precision_by = "known" if known else "auto" if config.precision == "auto" else "configured"
     if known is not None:
         config = same_run(config, known, out)
@@ -158,7 +159,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
     optimizer = Optimizer(model.named_parameters(), rule, config.optimizer)
     before = None
     if config.branch_from and fresh:
-        parent = state.Checkpoint(Path(config.branch_from))
+        parent = checkpoint.Checkpoint(Path(config.branch_from))
         load_weights(model, parent.tensors("model"), parent.path)
         optimizer.restore(parent.tensors("optimizer"))
         before = parent.record["source"]
@@ -413,9 +414,9 @@ def stable_checkpoint(path: Path) -> Path:
         raise ValueError(
             f"branch_from {path}: there is no such folder, so no checkpoint from before the decay is here; give the folder of a run"
         )
-    chosen = [path] if (path / state.MANIFEST).is_file() else state.checkpoints(path / "checkpoints")
+    chosen = [path] if (path / checkpoint.MANIFEST).is_file() else checkpoint.checkpoints(path / "checkpoints")
     for candidate in reversed(chosen):
-        if not state.Checkpoint(candidate).record["decayed"]:
+        if not checkpoint.Checkpoint(candidate).record["decayed"]:
             return candidate
     raise ValueError(
         f"branch_from {path}: no checkpoint from before the decay is here; give a run (or one checkpoint of it) that kept one"

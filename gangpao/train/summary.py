@@ -12,18 +12,20 @@ from typing import Any
 
 from gangpao import cost
 from gangpao.log import show_bytes, show_seconds
-from gangpao.train import state
+from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import TrainConfig
 from gangpao.train.loop import Outcome, read_metrics
 from gangpao.train.plot import steps_of
-from gangpao.train.record import read_run
+from gangpao.train.run_file import read_run
 
 
 def facts(out: Path, outcome: Outcome) -> dict[str, Any]:
     """Everything the summary says, as JSON. seconds: machine time of all calls together; yuan by the run's cost profile."""
     run = read_run(out) or {}
     config = TrainConfig.model_validate(run["config"])
-    record = json.loads((state.checkpoints(out / "checkpoints")[-1] / state.STATE).read_text(encoding="utf-8"))
+    record = json.loads(
+        (checkpoint.checkpoints(out / "checkpoints")[-1] / checkpoint.STATE).read_text(encoding="utf-8")
+    )
     steps, heldout = steps_of(read_metrics(out))
     begin = int(run.get("begin", 0))  # of a branch: steps that were done elsewhere
     profile_name, profile = cost.get_profile(config.cost_profile)
@@ -84,13 +86,13 @@ def next_commands(out: Path, found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def stopped(out: Path, outcome: Outcome, total: int) -> str:
     """One line after a signal: what is saved, and how to go on."""
-    saved = out / "checkpoints" / state.name_of(outcome.step)
+    saved = out / "checkpoints" / checkpoint.name_of(outcome.step)
     return f"stopped after step {outcome.step:,} of {total:,}, saved in {saved}; the same command goes on from there"
 
 
 def interrupted(out: Path) -> str:
     """One line after a stop in the middle of something."""
-    saved = state.checkpoints(out / "checkpoints")
+    saved = checkpoint.checkpoints(out / "checkpoints")
     if not saved:
         return f"stopped at once, before anything of the run {out} was saved; the same command begins it again"
     return f"stopped at once; what is saved is {saved[-1]}, from which the same command goes on"

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from gangpao.data.shards import Shards, ShardWriter
+from gangpao.data.tokens.shards import Shards, ShardWriter
 
 
 def shards(path, documents, *, vocab_size=50_000, masks=None):

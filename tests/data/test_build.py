@@ -14,11 +14,11 @@ import pytest
 
 from gangpao.data import build as module
 from gangpao.data.build import DataConfig, build, load_data_config, open_built
-from gangpao.data.pack import Loader
+from gangpao.data.tokens.pack import Loader
 from gangpao.log import Progress, Silent
 from gangpao.text.tokenizer import Tokenizer
 from tests.data import makers
-from tests.data.test_clean import CHINESE, PROSE
+from tests.data.cleaning.test_clean import CHINESE, PROSE
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("GANGPAO_SHARED", ROOT.parent / "shared"))

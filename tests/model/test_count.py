@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gangpao.model import cpu
+from gangpao.model.command import examine, find, presets_table, report
 from gangpao.model.config import PRESETS
 from gangpao.model.count import flops_per_token, kv_bytes_per_token, lora_parameters, memory, parameters
-from gangpao.model.show import examine, find, presets_table, report
 from gangpao.model.transformer import Transformer
 from tests.model.tiny import KINDS, tiny
 

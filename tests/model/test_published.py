@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gangpao.model.command import examine, find, report
 from gangpao.model.config import PRESETS, ModelConfig, from_hf, to_hf
 from gangpao.model.count import parameters
-from gangpao.model.show import examine, find, report
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = json.loads((ROOT / "tests/fixtures/minicpm_configs.json").read_text(encoding="utf-8"))["rows"]

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gangpao.sandbox.config import SandboxConfig
-from gangpao.sandbox.sweep import join_study, open_storage, work
-from gangpao.sandbox.trial import Lab
+from gangpao.sandbox.trials.config import SandboxConfig
+from gangpao.sandbox.trials.queue import join_study, open_storage, work
+from gangpao.sandbox.trials.trial import Lab
 from tests.train.conftest import CONFIGS, SMALL, data_dir
 
 __all__ = ["data_dir"]
@@ -43,4 +43,4 @@ def workers_here(monkeypatch):
         work(lab, *join_study(open_storage(storage), lab, name))
         return SimpleNamespace(poll=lambda: 0, wait=lambda: 0, returncode=0)
 
-    monkeypatch.setattr("gangpao.sandbox.drive.start_worker", start)
+    monkeypatch.setattr("gangpao.sandbox.trials.driver.start_worker", start)

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gangpao.sandbox.config import SandboxConfig
-from gangpao.sandbox.trial import Lab, Result
+from gangpao.sandbox.trials.config import SandboxConfig
+from gangpao.sandbox.trials.trial import Lab, Result
 
 STABLE = {"zh-laws": 0.4, "zh-cook": 0.1, "en-books": 0.3, "code-python": 0.2}
 DECAY = {"zh-laws": 0.3, "en-books": 0.2, "code-python": 0.1, "sft_zh": 0.4}

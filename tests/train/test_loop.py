@@ -10,10 +10,10 @@ import signal
 import pytest
 import torch
 
-from gangpao.train import state
+from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, SaveConfig
 from gangpao.train.loop import Training, TrainingStopped, read_metrics
-from gangpao.train.loss import NextToken, Terms
+from gangpao.train.step.loss import NextToken, Terms
 from tests.train.tiny import exit_code, fit, in_child, job, losses, same_end, weights_of
 
 STAGES = (("stable", 9), ("decay", 5))
@@ -87,10 +87,10 @@ def test_a_stage_begins_where_the_one_before_left_the_data(tmp_path):
     first = job(tmp_path / "a", stages=STAGES)
     training = fit(first)
     assert training._source.before == {"seed": 0, "position": 9 * 4}
-    path = tmp_path / "a" / "checkpoints" / state.name_of(9)
+    path = tmp_path / "a" / "checkpoints" / checkpoint.name_of(9)
     border = job(tmp_path / "b", stages=STAGES)
     resumed = Training(border)
-    resumed.restore(state.Checkpoint(path))
+    resumed.restore(checkpoint.Checkpoint(path))
     border.report.begin(9, 14)
     resumed._advance()
     border.report.close()
@@ -105,9 +105,9 @@ def test_a_branch_is_the_run_it_left_and_leaves_it_alone(tmp_path):
     whole = job(tmp_path / "whole", stages=STAGES)
     fit(whole)
     before = tree(tmp_path / "whole")
-    parent = state.Checkpoint(tmp_path / "whole" / "checkpoints" / state.name_of(9))
+    parent = checkpoint.Checkpoint(tmp_path / "whole" / "checkpoints" / checkpoint.name_of(9))
     assert not parent.record["decayed"]
-    assert state.latest(parent.path.parent, print).record["decayed"]
+    assert checkpoint.latest(parent.path.parent, print).record["decayed"]
 
     branch = job(tmp_path / "branch", stages=(("decay", 5),), begin=9, before=parent.record["source"])
     with torch.no_grad():
@@ -141,7 +141,7 @@ class Poisoned(NextToken):
 
 
 def finite_checkpoints(folder):
-    found = [state.Checkpoint(p) for p in state.checkpoints(folder / "checkpoints")]
+    found = [checkpoint.Checkpoint(p) for p in checkpoint.checkpoints(folder / "checkpoints")]
     assert found
     return all(
         bool(t.isfinite().all()) for c in found for kind in ("model", "optimizer") for t in c.tensors(kind).values()
@@ -170,7 +170,7 @@ def test_stop_names_the_last_checkpoint_and_saves_nothing(tmp_path):
     j = job(tmp_path, objective=Poisoned({7}), guard=GuardConfig(on_bad_step="stop"))
     with pytest.raises(TrainingStopped, match="step-00000004"):
         fit(j)
-    assert [p.name for p in state.checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
+    assert [p.name for p in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
 
 
 def test_rolling_back_goes_past_the_batches_since_the_checkpoint(tmp_path):
@@ -208,7 +208,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(TrainingStopped, match=r"model\.norm\.weight is not finite"):
         training.save()
     j.report.close()
-    assert len(state.checkpoints(tmp_path / "checkpoints")) == 1
+    assert len(checkpoint.checkpoints(tmp_path / "checkpoints")) == 1
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.slow)])
@@ -244,7 +244,7 @@ def test_the_last_the_best_and_the_ends_of_stages_are_kept(tmp_path):
     )
     training = fit(j)
     assert training.best == (4, 1.0)
-    kept = [state.step_of(p) for p in state.checkpoints(tmp_path / "checkpoints")]
+    kept = [checkpoint.step_of(p) for p in checkpoint.checkpoints(tmp_path / "checkpoints")]
     assert kept == [4, 5, 12, 13]  # the best, the end of a stage, the last two
 
 
@@ -259,7 +259,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(tmp_path):
     try:
         for _ in range(4):
             training._advance()
-        assert [state.step_of(p) for p in state.checkpoints(training.checkpoints)] == [2]
+        assert [checkpoint.step_of(p) for p in checkpoint.checkpoints(training.checkpoints)] == [2]
         with pytest.raises(OSError, match="older ones are whole"):
             training.save(must=True)
     finally:
@@ -298,7 +298,7 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path, count):
         wait_for_lines(folder / "metrics.jsonl", 4 + i)
         os.kill(child.pid, signal.SIGTERM)
         assert exit_code(child) == 0, (tmp_path / "log").read_text()
-        found = state.latest(folder / "checkpoints", print)
+        found = checkpoint.latest(folder / "checkpoints", print)
         assert found.step == max(losses(folder)) >= 4 + i
 
 

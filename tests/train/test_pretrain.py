@@ -18,12 +18,13 @@ from gangpao.data.build import load_data_config
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
 from gangpao.model.transformer import Transformer
-from gangpao.train import memory, pretrain, show, state
+from gangpao.train import command, memory, pretrain
+from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import TrainConfig, load_train_config
-from gangpao.train.lanes import Lanes
 from gangpao.train.loop import read_metrics
-from gangpao.train.loss import NextToken
-from gangpao.train.parallel import World
+from gangpao.train.step.lanes import Lanes
+from gangpao.train.step.loss import NextToken
+from gangpao.train.step.parallel import World
 from gangpao.train.upcycle import upcycle, upcycled
 from tests.train.conftest import CONFIGS
 from tests.train.tiny import losses, same_end, shape
@@ -50,7 +51,7 @@ def test_a_run_holds_what_it_was_and_exports_what_it_learned(parent, data_dir):
     assert record["data"]["fingerprint"]
     assert record["environment"]["torch"] == torch.__version__
     model = weights.load(parent / "export")
-    saved = state.Checkpoint(parent / "checkpoints" / state.name_of(12)).tensors("model")
+    saved = checkpoint.Checkpoint(parent / "checkpoints" / checkpoint.name_of(12)).tensors("model")
     assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
     assert model.config.vocab_size == 600
     assert (parent / "export" / "tokenizer.json").is_file()
@@ -88,7 +89,7 @@ def test_a_run_from_before_an_option_existed_goes_on(parent, configured, tmp_pat
 def test_a_lost_tail_is_trained_again_to_the_same_bits(parent, configured, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(parent, copy)
-    for path in state.checkpoints(copy / "checkpoints")[-1:]:
+    for path in checkpoint.checkpoints(copy / "checkpoints")[-1:]:
         shutil.rmtree(path)
     run(copy, configured())
     assert same_end(copy, parent)
@@ -102,7 +103,7 @@ def test_threads_are_decided_once_and_a_run_goes_on_with_them(configured, tmp_pa
     run(whole, overrides)
     assert json.loads((whole / "run.json").read_text())["config"]["threads"] == 2
     shutil.copytree(whole, parts)
-    for path in state.checkpoints(parts / "checkpoints")[1:]:
+    for path in checkpoint.checkpoints(parts / "checkpoints")[1:]:
         shutil.rmtree(path)
     monkeypatch.setattr(pretrain.machine, "physical_cores", lambda: 5)
     run(parts, overrides)
@@ -145,7 +146,7 @@ def test_a_branch_from_the_run_is_its_decay_and_only_reads_it(parent, configured
     assert tree(parent) == before
     again = run(tmp_path / "branch", configured(f'branch_from="{parent}"', branch=True))
     assert again.step == 12
-    decayed = parent / "checkpoints" / state.name_of(12)
+    decayed = parent / "checkpoints" / checkpoint.name_of(12)
     with pytest.raises(ValueError, match="no checkpoint from before the decay"):
         run(tmp_path / "late", configured(f'branch_from="{decayed}"', branch=True))
 
@@ -248,7 +249,7 @@ def test_the_command_line_runs_by_default(parent, configured, tmp_path, capsys):
     arguments = [str(CONFIGS / "train-tiny.toml"), "--json", "--out", str(parent)]
     for override in configured():
         arguments += ["--set", override]
-    get_command(show.app).main(arguments, standalone_mode=False)
+    get_command(command.app).main(arguments, standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     wanted = {"run": str(parent), "step": 12, "steps": 12, "done": True, "export": str(parent / "export")}
     assert {key: found[key] for key in wanted} == wanted

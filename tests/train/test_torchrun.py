@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gangpao.train import pretrain, state
+from gangpao.train import pretrain
+from gangpao.train.checkpoints import checkpoint
 from tests.train.conftest import CONFIGS
 from tests.train.tiny import losses, same_end
 
@@ -54,7 +55,7 @@ def test_a_lost_rank_is_started_again_and_no_step_is_missing(tmp_path, configure
     out = tmp_path / "run"
     agent = torchrun(out, configured(stages, "micro_batch_size=2"), "--max-restarts=2")
     end = time.monotonic() + 100
-    while not state.checkpoints(out / "checkpoints"):
+    while not checkpoint.checkpoints(out / "checkpoints"):
         assert agent.poll() is None, out.with_suffix(".log").read_text()
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -14,13 +14,13 @@ import torch
 from gangpao.model.config import ModelConfig
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
-from gangpao.train import state
+from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, OptimizerConfig, SaveConfig
 from gangpao.train.loop import Job, Stage, Training, read_metrics
-from gangpao.train.loss import NextToken
-from gangpao.train.optim import Average, Optimizer
-from gangpao.train.report import Report
+from gangpao.train.progress import Report
 from gangpao.train.schedule import Schedule
+from gangpao.train.step.loss import NextToken
+from gangpao.train.step.optim import Average, Optimizer
 
 SEQ_LEN, VOCAB = 24, 50
 
@@ -122,7 +122,7 @@ def losses(folder: Path) -> dict[int, float]:
 def end_of(folder: Path) -> dict[str, Any]:
     """All that a run ended with, to be compared with `same_end`: every loss and gradient norm, weights, optimizer, random numbers
     and the place in the data. Held-out figures alone would not do: they lie on so coarse a lattice that two models share one."""
-    newest = state.Checkpoint(state.checkpoints(folder / "checkpoints")[-1])
+    newest = checkpoint.Checkpoint(checkpoint.checkpoints(folder / "checkpoints")[-1])
     tensors = {
         (kind, name): t.numpy().tobytes()
         for kind in ("model", "optimizer", "rng")

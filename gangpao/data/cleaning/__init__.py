@@ -1,0 +1,1 @@
+"""Which rows stay: cleaning, languages, near-duplicates, evaluation sets, selection."""

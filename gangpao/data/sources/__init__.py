@@ -1,0 +1,1 @@
+"""From files, generators and public packages to rows of text or messages."""

@@ -1,0 +1,160 @@
+"""What a sandbox's finished experiments say, as far as a plan rests on it: the law of loss, and values for a recipe.
+
+An outcome that was made with other data, another base or other common values is left out, and a note names what differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gangpao.atomic import read_json
+from gangpao.sandbox.experiments.assumptions import conditions, differing, told, unsaid
+from gangpao.sandbox.experiments.scaling_study import law_of
+from gangpao.sandbox.experiments.schedule import Told, told_apart
+from gangpao.sandbox.laws import fit
+from gangpao.sandbox.laws.coupled import CoupledFit
+from gangpao.sandbox.laws.scaling_law import WIDE
+from gangpao.sandbox.trials.trial import Lab
+
+Note = tuple[str, str]
+_Facts = Mapping[str, Any]
+_NAMES = {"lr": ("learning rate", "学习率"), "batch": ("batch", "批大小"), "schedule": ("decay share", "退火比例")}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Where a batch law was measured: the batches that were tried and the losses of the best ones, smallest and largest.
+    covariance: of the law's log a and b, None where the outcome does not say it."""
+
+    batches: tuple[float, float]
+    losses: tuple[float, float]
+    covariance: tuple[tuple[float, float], tuple[float, float]] | None = None
+
+    def interval(self, law: fit.PowerLaw, loss: float) -> tuple[float, float] | None:
+        """95 % interval of the batch at a loss."""
+        if self.covariance is None:
+            return None
+        (aa, ab), (_, bb) = self.covariance
+        x = math.log(loss)
+        wide = WIDE * math.sqrt(max(0.0, aa + 2 * ab * x + bb * x * x))
+        return law.predict(loss) * math.exp(-wide), law.predict(loss) * math.exp(wide)
+
+
+@dataclass(frozen=True, slots=True)
+class Laws:
+    """What finished experiments say. aspects: width / layers of the fitted sizes. speed: FLOP/s of the machine the sandbox ran on.
+    tokens_there: of the data. lr: before the transfer rule's factors. batch: of the loss in bits per byte, none: the common
+    size; measured: where that law was. notes: where each of these comes from."""
+
+    scaling: fit.ScalingFit | CoupledFit
+    conditions: dict[str, Any]
+    aspects: tuple[float, float]
+    speed: float | None
+    tokens_there: int
+    lr: float
+    batch: fit.PowerLaw | None
+    decay: float
+    shape: str
+    notes: tuple[Note, ...]
+    measured: Measured | None = None
+
+
+def load_laws(out: Path, lab: Lab) -> Laws:
+    """What lies in a sandbox's folder. Raises ValueError when there is no scaling law yet."""
+    facts = _facts(out, "scaling")
+    if facts is None:
+        path = out / "scaling" / "outcome.json"
+        raise ValueError(f"{path} is missing: a plan needs the law of loss, run `gangpao sandbox scaling` first")
+    common, here = lab.config.common, conditions(lab)
+    found = {name: _facts(out, name) for name in _NAMES}
+    other = {name: differing(name, f.get("conditions", {}), here) for name, f in found.items() if f is not None}
+    used = {name: f if f is not None and not other[name] else {} for name, f in found.items()}
+    shape = common.schedule if common.schedule.startswith("wsd") else "wsd"
+    share = _share(used["schedule"], shape)
+    law = used["batch"].get("law")
+    rate = used["lr"].get("optimum", {}).get(common.rule)
+    notes = []
+    for name, value in (("lr", rate), ("batch", law), ("schedule", share.enough)):
+        f = found[name]
+        differences = told(other[name], f.get("conditions", {}), here) if f is not None and other[name] else None
+        notes.append(_source(name, f, value, differences, noisy=name == "schedule" and share.noisy))
+    notes += _decay_said(share.enough, facts["conditions"].get("common.decay", common.decay))
+    notes += _unsaid_said({"scaling": facts, **{name: f for name, f in used.items() if f}}, here)
+    return Laws(
+        scaling=law_of(facts), conditions=facts["conditions"], aspects=(facts["aspects"][0], facts["aspects"][1]),
+        speed=facts["speed"], tokens_there=facts["train_tokens"], lr=rate or common.lr,
+        batch=fit.PowerLaw(**law) if law else None, decay=share.enough or common.decay, shape=shape, notes=tuple(notes),
+        measured=_measured(used["batch"]) if law else None,
+    )  # fmt: skip
+
+
+def _facts(out: Path, name: str) -> dict[str, Any] | None:
+    path = out / name / "outcome.json"
+    return dict(read_json(path)["facts"]) if path.exists() else None
+
+
+def _share(facts: _Facts, shape: str) -> Told:
+    """The share of the decay that is enough; told anew, as older outcomes were judged otherwise."""
+    return told_apart(facts.get("horizons", ()), shape, facts.get("wide"))
+
+
+def _measured(facts: _Facts) -> Measured | None:
+    sweeps = [s for s in facts.get("sweeps", ()) if not s["check"] and s["optimum"]]
+    if not sweeps:
+        return None
+    tried, losses = [x for s in sweeps for x in s["x"]], [s["optimum"]["loss"] for s in sweeps]
+    cov = (facts.get("laws", {}).get("loss") or {}).get("covariance")
+    return Measured(
+        (min(tried), max(tried)), (min(losses), max(losses)),
+        ((cov[0][0], cov[0][1]), (cov[1][0], cov[1][1])) if cov else None,
+    )  # fmt: skip
+
+
+# --- notes
+
+
+def _source(name: str, facts: _Facts | None, value: Any, differences: Note | None, *, noisy: bool) -> Note:
+    en, zh = _NAMES[name]
+    if value is not None:
+        return f"The {en} comes from the experiment {name}.", f"{zh}来自实验 {name}。"
+    if facts is None:
+        why = "was not run", "没有做"
+    elif differences is not None:
+        why = f"was run with another {differences[0]}", f"的条件不同：{differences[1]}"
+    elif noisy:
+        why = (
+            "cannot tell, the noise between its seeds is too large; more seeds would help",
+            "种子间噪声太大，无法分辨，增加种子会有帮助",
+        )
+    else:
+        why = "has no answer", "没有结论"
+    return f"The {en} is the common one: the experiment {name} {why[0]}.", f"{zh}用公共值：实验 {name} {why[1]}。"
+
+
+def _decay_said(share: float | None, law: float) -> list[Note]:
+    if share is None or math.isclose(share, law):
+        return []
+    en = f"The predicted loss comes from runs with a decay of {law:.3g} of the steps; this plan takes {share:.3g}."
+    return [(en, f"预测的损失来自退火比例为 {law:.3g} 的训练；本方案取 {share:.3g}。")]
+
+
+def _unsaid_said(used: Mapping[str, _Facts], here: _Facts) -> list[Note]:
+    """Outcomes of an older version."""
+    old = [name for name, facts in used.items() if unsaid(name, facts.get("conditions", {}), here)]
+    if not old:
+        return []
+    missing = {key for name in old for key in unsaid(name, used[name].get("conditions", {}), here)}
+    which, keys = ", ".join(old), ", ".join(key for key in here if key in missing)
+    en = (
+        f"Outcomes of an older version do not say all that they hold for ({which}: {keys}), so a change of that is not noticed; "
+        "the same command writes them anew, and trains no finished trial again."
+    )
+    zh = (
+        f"旧版本的结果没有写明其全部条件（{which}：{keys}），因此察觉不到这些条件的改变；"
+        "重新执行同一命令即可补上，已完成的试验不会重训。"
+    )
+    return [(en, zh)]

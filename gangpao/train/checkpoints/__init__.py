@@ -1,0 +1,1 @@
+"""Checkpoints that appear whole and are verified, written by one rank or by all."""

@@ -1,0 +1,182 @@
+"""run.json: what a run was told, and what it ran on, so that a result can be traced and a run only goes on as itself.
+
+Resolved configuration, shape, fingerprint of the data, commit of the code, environment. A second call with another
+configuration is refused by the names of what differs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gangpao
+from gangpao import machine
+from gangpao.atomic import sync
+from gangpao.data.build import Built
+from gangpao.model.config import ModelConfig
+from gangpao.model.count import parameters
+from gangpao.train.checkpoints.checkpoint import checkpoints, step_of
+from gangpao.train.config import TrainConfig
+from gangpao.train.step.parallel import World
+
+RUN = "run.json"
+# What may differ between two calls that train the same run: none of it changes the results beyond rounding.
+FREE = {
+    "save",
+    "evaluation",
+    "threads",
+    "cost_profile",
+    "peak_tflops",
+    "tensorboard",
+    "data_dir",
+    "micro_batch_size",
+    "recompute",
+    "compile",
+    "export",
+    "parallel",
+    "shard_ranks",
+    "offload",
+    "no_sync",
+}
+
+
+def read_run(out: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote, or None for a folder without a run. Raises ValueError when it is damaged."""
+    path = out / RUN
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {"config": dict(data["config"]), "data": dict(data["data"]), **data}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}), and {saved_of(out)} belongs to it; choose another folder"
+        ) from error
+
+
+def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConfig:
+    """The configuration to go on with. Raises ValueError naming what differs in a way that changes the results."""
+    # An option that did not exist when the run began has its default there.
+    before = type(config).model_construct(data="", stages=()).model_dump(mode="json") | known["config"]
+    if config.branch_from and before.get("branch_from"):  # a run was named, and its checkpoint chosen at the start
+        config = config.model_copy(update={"branch_from": before["branch_from"]})
+    if config.precision == "auto":  # decided when the run began, perhaps on another machine
+        config = config.model_copy(update={"precision": before["precision"]})
+    if config.threads is None:  # the same
+        config = config.model_copy(update={"threads": before["threads"] or machine.physical_cores()})
+    now = config.model_dump(mode="json")
+    for key in _PATHS:
+        if _same_path(before.get(key), now.get(key)):
+            now[key] = before.get(key)
+    differ = sorted(key for key in now.keys() | before.keys() if key not in FREE and now.get(key) != before.get(key))
+    if differ:
+        changes = [change for key in differ for change in _changes(key, before.get(key), now.get(key))]
+        more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        raise ValueError(
+            f"{out} holds {saved_of(out)} of a run with another {', '.join(differ)} ({'; '.join(changes[:_SHOWN])}{more}): take "
+            f"the change back to go on with it, give another --out (there, --set branch_from={out} goes on from its last "
+            f"checkpoint before the decay), or delete it and begin anew: rm -r {out}"
+        )
+    return config
+
+
+# What counts behind these is what the folder of the run has by now: the data by its fingerprint, the weights.
+_PATHS = ("data", "init_from")
+_SHOWN = 3
+
+
+def _same_path(before: Any, now: Any) -> bool:
+    """Whether two paths mean one thing, or the one before has moved, as with the checkout it lies in."""
+    if not isinstance(before, str) or not isinstance(now, str):
+        return False
+    return not Path(before).exists() or Path(before).resolve() == Path(now).resolve()
+
+
+def saved_of(out: Path) -> str:
+    """What is saved of a run, in words."""
+    saved = checkpoints(out / "checkpoints")
+    return f"the saved step {step_of(saved[-1]):,}" if saved else "nothing saved"
+
+
+def _changes(key: str, before: Any, now: Any) -> Iterator[str]:
+    """The values that differ below a key, each on its own: `optimizer.lr: 0.01 there, 0.5 now`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                yield from _changes(f"{key}.{name}", before.get(name), now.get(name))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            if old != new:
+                yield from _changes(f"{key}.{i}", old, new)
+    else:
+        yield f"{key}: {_shown(before)} there, {_shown(now)} now"
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = str(value)
+    return text if len(text) <= 60 else "..." + text[-57:]  # of a path, the end tells
+
+
+def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, world: World, begin: int) -> None:
+    """Write run.json, whole or not at all."""
+    data = {
+        "config": config.model_dump(mode="json"),
+        "model": shape.model_dump(mode="json", exclude_none=True),
+        "parameters": {"total": parameters(shape).total, "non_embedding": parameters(shape).non_embedding},
+        "begin": begin,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": {
+            "fingerprint": built.fingerprint,
+            "train_tokens": {name: shards.num_tokens for name, shards in built.train.items()},
+            "heldout_tokens": {name: shards.num_tokens for name, shards in built.heldout.items()},
+        },
+        "git": git_commit(),
+        "environment": environment(world),
+    }
+    staging = out / f".{RUN}"
+    staging.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sync(staging)
+    staging.rename(out / RUN)
+    sync(out)
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Commit of the code that runs, with "+changes" where files differ from it; None where it is not a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return commit and commit + ("+changes" if git("status", "--porcelain") else "")
+
+
+def environment(world: World) -> dict[str, Any]:
+    """What a result depends on besides the code."""
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else machine.cpu_name()
+    return {
+        "gangpao": gangpao.__version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
+        "platform": platform.platform(), "device": device, "threads": torch.get_num_threads(), "ranks": world.size,
+    }  # fmt: skip
