@@ -128,15 +128,16 @@ def serve(
         raise typer.Exit(_vllm(ctx, model, extra, cert, front))
     if extra:
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
+    models, opened = find_models(model, yes=yes)
     settings = Settings(
-        find_models(model, yes=yes), host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
+        models, host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
         allow_origins=origins, allow_image_hosts=tuple(allow_image_host or ()),
         batch=batch, queue=queue, context=context, kv=kv, threads=threads,
         memory=None if memory is None else int(memory * 1e9),
         idle_unload_s=None if idle_unload is None else idle_unload * 60, cost_profile=cost_profile, tls=bool(cert),
         authority=cert.authority if cert else None, log_requests=log_requests,
     )  # fmt: skip
-    _run(settings, cert, grace, phone)
+    _run(Server(settings, opened), cert, grace, phone)
 
 
 def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
@@ -158,18 +159,22 @@ def split_extra(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at:]
 
 
-def find_models(names: list[str] | None, *, yes: bool = False) -> dict[str, Path]:
-    """Public name -> file, pulled where it is missing. Without names: the best that is here and everything installed."""
+def find_models(names: list[str] | None, *, yes: bool = False) -> tuple[dict[str, Path], dict[str, GGUF]]:
+    """Public name -> file, pulled where it is missing, and those of the files that were opened to look at them. Without names:
+    the best that is here and everything installed."""
     found: dict[str, Path] = {}
+    opened: dict[str, GGUF] = {}
     asked: list[str | None] = list(names) if names else [None]
     for given in asked:
         name, path = find.find_model(given, yes=yes)
         if found.setdefault(name, path) != path:
             raise ValueError(f"{given}: another model is called {name} already; rename one of the files")
-        ModelConfig.from_gguf(GGUF.open(path))  # what the engine does not run is told now, not to the first client
+        if name not in opened:
+            opened[name] = GGUF.open(path)
+            ModelConfig.from_gguf(opened[name])  # what the engine does not run is told now, not to the first client
     if not names:
         found |= {name: path for name, path in find.usable().items() if name not in found}
-    return found
+    return found, opened
 
 
 def certificate(
@@ -208,9 +213,9 @@ def _vllm(
 # --- running
 
 
-def _run(settings: Settings, cert: tls.Files | None, grace: float, phone: bool) -> None:
+def _run(server: Server, cert: tls.Files | None, grace: float, phone: bool) -> None:
     _start_log()
-    server = Server(settings)
+    settings = server.settings
     bound = app.listen(settings)
     percent = Percent(f"loading {next(iter(settings.models))}")
     server.hub.on_progress = percent

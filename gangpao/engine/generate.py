@@ -52,20 +52,22 @@ class Engine:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | GGUF,
         *,
         context: int | None = None,
         kv_dtype: KVType = "f16",
         num_threads: int | None = None,
         progress: Progress | None = None,
     ) -> "Engine":
-        """Load a GGUF file. Without `context`, the widest of 8192, 4096, ... that the model and the memory allow.
+        """Load a GGUF file, or one that is open already.
+
+        Without `context`, the widest of 8192, 4096, ... that the model and the memory allow.
 
         progress(done, total) is called in bytes. Raises ValueError when memory does not suffice, naming need, have and
         ways out, and ModelFileError (a ValueError) for a damaged or unsupported file.
         """
         start = time.perf_counter()
-        gguf = GGUF.open(path)
+        gguf = path if isinstance(path, GGUF) else GGUF.open(path)
         config = ModelConfig.from_gguf(gguf)
         context = memory.admit(gguf, config, context, kv_dtype)
         kernels.set_num_threads(num_threads or machine.physical_cores())
@@ -73,7 +75,7 @@ class Engine:
         source = tokenizer.chat_template
         template = ChatTemplate.for_model(source, tokenizer=tokenizer, architecture=config.architecture)
         model = Transformer.load(gguf, progress=progress)
-        name = os.path.basename(os.fspath(path)).removesuffix(".gguf")
+        name = gguf.path.name.removesuffix(".gguf")
         sampling = defaults_of(gguf.metadata)
         return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start, sampling)
 

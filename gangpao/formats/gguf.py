@@ -259,16 +259,18 @@ class _Part:
     metadata_end: int
     tensors: dict[str, TensorInfo]
     data: mmap.mmap
+    stamp: tuple[int, ...]
 
     @classmethod
     def open(cls, path: Path) -> _Part:
         with path.open("rb") as f:
+            stamp = _stamp(os.fstat(f.fileno()))
             if os.fstat(f.fileno()).st_size < 24:
                 raise ModelFileError(f"{path}: too short for a GGUF header of 24 bytes; pull the model again")
             data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         view = memoryview(data)
         try:
-            return cls(path, *_parse(_Cursor(path, view)), data)
+            return cls(path, *_parse(_Cursor(path, view)), data, stamp)
         except ModelFileError:
             view.release()
             data.close()
@@ -294,6 +296,11 @@ class _Part:
                 f"{self.path}: this is one of {self.count} parts of a split model and {path.name} is not beside it; get that, too"
             )
         return path
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    """What differs when a file is another one."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _open_parts(path: Path) -> list[_Part]:
@@ -349,6 +356,7 @@ class GGUF:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self.nbytes = sum(len(part.data) for part in parts)
         self._maps = [part.data for part in parts]
+        self._stamps = [part.stamp for part in parts]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUF:
@@ -369,6 +377,10 @@ class GGUF:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def unchanged(self) -> bool:
+        """Whether the files under these names are still those that were opened. Raises OSError where one is gone."""
+        return all(_stamp(path.stat()) == stamp for path, stamp in zip(self.paths, self._stamps, strict=True))
 
     def close(self) -> None:
         """Unmaps the file. Arrays that raw() gave out keep the map alive until they are gone."""

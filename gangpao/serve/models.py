@@ -87,10 +87,12 @@ class _Plan:
 
 
 class Hub:
-    """See the module. models: public name -> file, the default first."""
+    """See the module. models: public name -> file, the default first. opened: files of them that somebody has opened already;
+    the first loading of such a model takes that instead of opening it again."""
 
-    def __init__(self, models: Mapping[str, Path], limits: Limits) -> None:
+    def __init__(self, models: Mapping[str, Path], limits: Limits, opened: Mapping[str, GGUF] | None = None) -> None:
         self.models = dict(models)
+        self._opened = dict(opened or {})
         self.limits = limits
         self.progress: dict[str, float] = {}  # share of a model that is read, while it is being loaded
         self.on_progress: Progress | None = None
@@ -158,12 +160,12 @@ class Hub:
                 await self._unload(found)  # its thread ended by a bug of ours, which is in the log
             path = self.models[name]
             try:
-                gguf = await asyncio.to_thread(GGUF.open, path)
+                gguf = await asyncio.to_thread(self._header, name, path)
                 config = ModelConfig.from_gguf(gguf)
                 plan = await self._room(name, gguf, config)
-                del gguf
                 self.progress[name] = 0.0
-                engine, scheduler = await asyncio.to_thread(self._open, name, path, plan)
+                engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan)
+                del gguf
             except (ValueError, OSError, MemoryError) as error:
                 log.error("%s could not be loaded: %s", name, error)
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
@@ -174,7 +176,12 @@ class Hub:
                 self.state = "ok"
             log.info("%s is loaded: %d tokens of context, up to %s", name, engine.context, show_bytes(plan.bytes))
 
-    def _open(self, name: str, path: Path, plan: _Plan) -> tuple[Engine, Scheduler]:
+    def _header(self, name: str, path: Path) -> GGUF:
+        """The open file of a model. One that was replaced since it was opened is opened again."""
+        found = self._opened.pop(name, None)
+        return found if found is not None and found.unchanged() else GGUF.open(path)
+
+    def _open(self, name: str, gguf: GGUF, plan: _Plan) -> tuple[Engine, Scheduler]:
         def progress(done: int, total: int) -> None:
             self.progress[name] = done / max(total, 1)
             if self.on_progress:
@@ -182,7 +189,7 @@ class Hub:
 
         limits = self.limits
         engine = Engine.load(
-            path, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
+            gguf, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
         )  # fmt: skip
         engine.name = name
         return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gangpao.cost import Meter
+from gangpao.formats.gguf import GGUF
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.models import Hub, Limits
 
@@ -45,11 +46,12 @@ class Settings(Limits):
 
 
 class Server:
-    """A server's state. Raises ValueError for a cost profile that does not exist."""
+    """A server's state. opened: model files that are open already, by name. Raises ValueError for a cost profile that does not
+    exist."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, opened: Mapping[str, GGUF] | None = None) -> None:
         self.settings = settings
         self.meter = Meter(settings.cost_profile)
         self.metrics = Metrics()
         self.started = time.time()
-        self.hub = Hub(settings.models, settings)
+        self.hub = Hub(settings.models, settings, opened)

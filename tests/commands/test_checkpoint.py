@@ -44,7 +44,7 @@ def test_a_run_and_its_export_answer_and_are_exported_once(run, capsys):
     assert again.err == ""
     assert json.loads(again.out)["text"] == json.loads(first.out)["text"]
     assert json.loads(again.out)["model"] == "tiny"
-    assert list(serve.find_models([str(run)])) == ["tiny"]
+    assert list(serve.find_models([str(run)])[0]) == ["tiny"]
 
 
 def test_a_folder_needs_no_separator_in_its_name(run, monkeypatch):

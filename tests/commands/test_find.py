@@ -200,7 +200,7 @@ def test_run_chat_and_serve_take_a_name(home, monkeypatch, capsys):
     from gangpao.commands import serve
 
     seen = {}
-    monkeypatch.setattr(serve, "_run", lambda settings, *rest: seen.update(settings.models))
+    monkeypatch.setattr(serve, "_run", lambda server, *rest: seen.update(server.settings.models))
     assert cli.main(["serve", "tiny", "other", "--port", "0"]) == 0
     assert list(seen) == ["tiny", "other"]
     assert cli.main(["chat", "tiny", "-m", "other"]) == 2

@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gangpao import machine
+from gangpao.commands import serve
 from gangpao.engine import memory
 from gangpao.engine.config import ModelConfig
+from gangpao.formats import gguf as gguf_reader
 from gangpao.formats.gguf import GGUF
 from gangpao.serve import models as hub_module
 from gangpao.serve.app import running
@@ -61,6 +63,20 @@ def test_a_model_is_loaded_when_first_asked_for_and_once(files, monkeypatch):
     (names,) = run(hub, many())
     assert names == ["b"] * 5 + ["a"]
     assert sorted(opened) == ["a", "b"]
+
+
+def test_serve_opens_a_file_once(files, monkeypatch):
+    """What the command opened to look at is what is loaded; a file that was replaced meanwhile is opened again."""
+    seen = []
+    real = gguf_reader._Part.open
+    monkeypatch.setattr(gguf_reader._Part, "open", lambda path: (seen.append(path.name), real(path))[1])
+    models, opened = serve.find_models([str(path) for path in files.values()])
+    assert seen == ["a.gguf", "b.gguf", "c.gguf"]
+    shutil.copy(models["c"], models["c"].with_name("new"))
+    models["c"].with_name("new").rename(models["c"])
+    hub = Server(Settings(models, batch=1, threads=1), opened).hub
+    run(hub, touch(hub, "b"), touch(hub, None), touch(hub, "c"), touch(hub, "b"))
+    assert seen == ["a.gguf", "b.gguf", "c.gguf", "c.gguf"]
 
 
 def test_idle_models_make_room_the_longest_unused_first(files):

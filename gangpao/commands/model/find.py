@@ -7,6 +7,7 @@ to ask at, the command says what to type. A model that the engine does not run i
 Everything here speaks on stderr, so that stdout belongs to the answer.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -119,6 +120,15 @@ def cannot_run(architecture: str, quantization: str) -> str:
 
 def file_state(path: Path) -> catalog.State:
     """What the header of a file says of it: "untested" where the engine has all it needs."""
+    try:
+        found = path.stat()
+    except OSError:
+        return "cannot run"
+    return _file_state(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _file_state(path: Path, size: int, stamp: int) -> catalog.State:
     try:
         with GGUF.open(path) as gguf:
             ModelConfig.from_gguf(gguf)
