@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gangpao.serve.api import openai, openapi
 from gangpao.serve.api.dialects import DIALECTS, FORMS, body_for
@@ -82,7 +82,25 @@ def make_app(
         tls=settings.tls,
         log_requests=settings.log_requests,
     )
-    return guard.Guard(app, rules, server.metrics, FORMS)
+    made: ASGIApp = _ShortPaths(app) if settings.short_paths else app
+    return guard.Guard(made, rules, server.metrics, FORMS)
+
+
+class _ShortPaths:
+    """Paths of the API without /v1, and with two of it, as clients make them from an address that somebody else had in mind."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].replace("/v1/v1/", "/v1/", 1)
+            known = any(path == name or path.startswith(f"{name}/") for name in _UNDER_V1)
+            scope = {**scope, "path": f"/v1{path}" if known else path}
+        await self._app(scope, receive, send)
+
+
+_UNDER_V1 = ("/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/models")
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

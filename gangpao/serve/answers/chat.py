@@ -317,10 +317,16 @@ async def _constraints(loaded: Loaded, chat: Chat) -> list[tuple[Constraint | No
     except ApiError as error:
         if error.field is not None or error.status != 400:
             raise
-        found = field_error(ValueError(error.message), ("response_format", "tools", "tool_choice"))
+        message = error.message
+        if message.startswith(_EITHER) and not (chat.form and chat.tools):
+            message = ("tools: " if chat.tools else "response_format: ") + message.removeprefix(_EITHER)
+        found = field_error(ValueError(message), ("response_format", "tools", "tool_choice"))
         if found.field == "response_format" and chat.form:
             raise ApiError(400, found.text, field=chat.form.field) from None
         raise found from None
+
+
+_EITHER = "response_format or tools: "  # a grammar that does not compile says no more
 
 
 def _grammar(engine: Engine, chat: Chat) -> grammar.GrammarConstraint | None:

@@ -53,6 +53,8 @@ class Turn(schema.Body):
 class Tool(schema.Body):
     """A function that may be called. Of other types are the tools that Anthropic's servers run."""
 
+    _loose = schema.loose(frozenset({"custom", "function"}))
+
     name: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 from gangpao.serve.answers.chat import Image, Role
 from gangpao.serve.api.dialect import Notes
-from gangpao.serve.api.schema import Part, Source
+from gangpao.serve.api.schema import IMAGES, TEXTS, Part, Source
 from gangpao.serve.http.errors import ApiError
 
-_TEXTS = frozenset({"text", "input_text", "output_text", "summary_text"})
-_IMAGES = frozenset({"image_url", "input_image", "image"})
 _THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content"})
 # Roles of others' words and older APIs; what is none of ours and not here is read as the user's.
 _ROLES: dict[str, Role] = {
@@ -47,7 +45,7 @@ def without_attribution(content: str | Sequence[Part] | None) -> str | Sequence[
     if content is None or isinstance(content, str):
         return _behind_attribution(content or "")
     first = content[0] if content else None
-    if first is None or first.type not in _TEXTS or first.text is None or not first.text.startswith(_ATTRIBUTION):
+    if first is None or first.type not in TEXTS or first.text is None or not first.text.startswith(_ATTRIBUTION):
         return content
     rest = _behind_attribution(first.text)
     return [*([first.model_copy(update={"text": rest})] if rest else []), *content[1:]]
@@ -63,7 +61,7 @@ def read(content: str | Sequence[Part] | None, where: str, notes: Notes, *, betw
         return Content(content or "")
     texts, pictures = [], []
     for i, part in enumerate(content):
-        if part.type in _IMAGES:
+        if part.type in IMAGES:
             pictures.append(_image(part, where))
         elif (text := _text(part, f"{where}.content.{i}", notes)) is not None:
             texts.append(text)
@@ -72,7 +70,7 @@ def read(content: str | Sequence[Part] | None, where: str, notes: Notes, *, betw
 
 def _text(part: Part, where: str, notes: Notes) -> str | None:
     """What a part says in words; None where it says nothing and is left out."""
-    if part.type in _TEXTS:
+    if part.type in TEXTS:
         return part.text or ""
     if part.type in _THOUGHTS:
         return None

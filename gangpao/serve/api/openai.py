@@ -18,6 +18,7 @@ from gangpao.serve.api.openai_chat import ChatRequest, ChatWriter, parse
 from gangpao.serve.api.schema import Operation
 from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import DONE, Json, client_of, event_stream, read_json, sse, watched
+from gangpao.serve.models import ANY_NAME
 from gangpao.serve.server import Server
 
 OPERATIONS = {
@@ -62,10 +63,13 @@ def routes(server: Server) -> list[Route]:
         return Json(await watched(request, completions.detokenize(server, await read_json(request))))
 
     async def models(request: Request) -> Response:
-        return Json({"object": "list", "data": [_model(server, name) for name in server.hub.names()]})
+        names = [*server.hub.names(), *(name for name in server.hub.aliases if name != ANY_NAME)]
+        return Json({"object": "list", "data": [_model(server, name) for name in names]})
 
     async def model(request: Request) -> Response:
-        return Json(_model(server, server.hub.name_of(request.path_params["name"])))
+        name = request.path_params["name"]
+        server.hub.name_of(name)  # 404 where there is none
+        return Json(_model(server, name))
 
     async def health(request: Request) -> Response:
         return _health(server)
@@ -95,9 +99,12 @@ async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerato
 
 
 def _model(server: Server, name: str) -> dict[str, Any]:
-    """One of GET /v1/models; meta says more about a model that is in memory."""
+    """One of GET /v1/models; root is the name of its own where it is an alias; meta says more about a model that is in memory."""
+    own = server.hub.name_of(name)
     out: dict[str, Any] = {"id": name, "object": "model", "created": int(server.started), "owned_by": "gangpao"}
-    loaded = server.hub.loaded().get(name)
+    if own != name:
+        out["root"] = own
+    loaded = server.hub.loaded().get(own)
     meta: dict[str, Any] = {"loaded": loaded is not None, "input_modalities": ["text"]}
     if loaded is not None:
         config = loaded.engine.model.config

@@ -159,7 +159,7 @@ def _call(call: Body, where: str, notes: Notes) -> Call | None:
         notes.add(where, "a call without a function's name is left out")
         return None
     id = call.get("id")
-    arguments = {"input": function.get("input")} if function is custom else function.get("arguments")
+    arguments = {"input": function.get("input")} if isinstance(custom, dict) else function.get("arguments")
     return Call(name, arguments_of(arguments, f"{where}: arguments", "messages"), id if isinstance(id, str) else "")
 
 

@@ -32,9 +32,14 @@ from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import client_of, read_json, sse
 from gangpao.serve.server import Server
 
+_CALLS = frozenset({"function_call", "custom_tool_call", "local_shell_call"})
+_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output", "local_shell_call_output"})
+
 
 class Item(schema.Body):
     """A message (type may be left out), a call, its result, or something else that an earlier answer was made of."""
+
+    _loose = schema.loose(_CALLS | _OUTPUTS | {"message"})
 
     type: str = "message"
     role: str | None = None
@@ -50,6 +55,8 @@ class Item(schema.Body):
 
 class Tool(schema.Body):
     """A function that may be called, a tool of one text (custom), or a namespace of functions."""
+
+    _loose = schema.loose(frozenset({"function", "custom", "namespace"}))
 
     type: str
     name: str | None = None
@@ -188,10 +195,6 @@ def _choice(choice: str | Body | None) -> str | Body | None:
         namespace = choice.get("namespace")
         return {**choice, "name": _seen(choice["name"], namespace if isinstance(namespace, str) else None)}
     return choice
-
-
-_CALLS = frozenset({"function_call", "custom_tool_call", "local_shell_call"})
-_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output", "local_shell_call_output"})
 
 
 def _add(messages: list[Message], item: Item, where: str, notes: Notes) -> None:

@@ -25,6 +25,7 @@ from pydantic import (
     PlainValidator,
     Tag,
     ValidationError,
+    model_validator,
 )
 
 from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_CHARS, SamplingParams
@@ -189,8 +190,34 @@ class ImageURL(Body):
     detail: str | None = None
 
 
+def loose(known: frozenset[str], kept: frozenset[str] = frozenset()) -> Any:
+    """Before a model's own check: of a value whose type is none of the `known` ones, only its type, and texts and parts in `kept`.
+    Nobody here knows what the fields of such a type are, so none of them can be wrong."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str) or kind in known:
+            return value
+        return {"type": kind} | {name: value[name] for name in kept if _is_said(value.get(name))}
+
+    return model_validator(mode="before")(staticmethod(check))
+
+
+def _is_said(value: Any) -> bool:
+    """Whether it is a text, or parts."""
+    if isinstance(value, list):
+        return all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in value)
+    return isinstance(value, str)
+
+
+TEXTS = frozenset({"text", "input_text", "output_text", "summary_text"})
+IMAGES = frozenset({"image_url", "input_image", "image"})
+_KNOWN_PARTS = TEXTS | IMAGES | {"refusal", "document", "search_result", "tool_reference", "tool_use", "tool_result"}
+
+
 class Part(Body):
     """A part of a message: text, an image, or what another program put there (content.py)."""
+
+    _loose = loose(_KNOWN_PARTS, frozenset({"text", "title", "content"}))
 
     type: str
     text: str | None = None
