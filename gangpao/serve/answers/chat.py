@@ -2,7 +2,7 @@
 
     Chat           messages, functions, the form of the answer, sampling; the dialects (serve/api) make one from a request's body
     answer         a Chat -> Started, Text, CallBegan ..., Finished (events.py), which the dialects write in their own way
-    count_tokens   a Chat -> tokens of its prompt
+    prompt_ids     a Chat -> token ids of its prompt
 
 Messages become a prompt by the model's chat template; functions and a form become a constraint and a parser (grammar.py,
 tool_calls.py, forms.py). A history that another program wrote never ends a conversation: a result without its call is read
@@ -136,11 +136,11 @@ async def answer(server: Server, chat: Chat, client: str) -> AsyncGenerator[Even
         yield Finished(counts, answers.timings(server, running.handles))
 
 
-async def count_tokens(server: Server, chat: Chat) -> int:
-    """Tokens of the prompt that this chat has."""
+async def prompt_ids(server: Server, chat: Chat) -> list[int]:
+    """Token ids of the prompt that this chat has."""
     async with server.hub.use(chat.model) as loaded:
         messages, _ = await _messages(server, loaded, chat)
-        return len(await _encode(loaded, chat, messages))
+        return await _encode(loaded, chat, messages)
 
 
 # --- a request

@@ -152,7 +152,7 @@ def routes(server: Server) -> list[Route]:
     async def count_tokens(request: Request) -> Response:
         body = await read_json(request)
         chat = chat_of(schema.parse(CountRequest, body), body)
-        return JsonResponse({"input_tokens": await watched(request, core.count_tokens(server, chat))})
+        return JsonResponse({"input_tokens": len(await watched(request, core.prompt_ids(server, chat)))})
 
     return [
         Route("/v1/messages", messages, methods=["POST"]),

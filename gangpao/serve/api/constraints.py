@@ -27,7 +27,6 @@ _REFUSED = {
     "best_of": "use n",
     "use_beam_search": "answers are sampled here",
     "truncate_prompt_tokens": "shorten the conversation yourself, as only you know what it can do without",
-    "mirostat": "use top_p or min_p",
 }
 _ENDS = ("stop_token_ids", "min_tokens", "ignore_eos")
 NAMES = frozenset({name.partition(".")[0] for name in _FORMS} | set(_REFUSED) | set(_ENDS))
@@ -44,7 +43,7 @@ class Constraints(NamedTuple):
 def read(body: Mapping[str, Any], own: Form | None = None) -> Constraints:
     """The constraints of a body. own: the form that the API's own field asks for. Raises ApiError (400) naming the field."""
     for name, why in _REFUSED.items():
-        if body.get(name) and not (name == "best_of" and body[name] == 1):
+        if body.get(name) and not (name == "best_of" and body[name] in (1, body.get("n"))):
             raise ApiError(400, why, field=name, code="unsupported_parameter")
     forms = [] if own is None else [own]
     forms += [_form(name, kind, value) for name, kind in _FORMS.items() if (value := _value(body, name))]

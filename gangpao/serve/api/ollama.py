@@ -27,6 +27,7 @@ from gangpao.serve.answers.forms import Form
 from gangpao.serve.api import completions, content, embeddings, ollama_models, schema
 from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
 from gangpao.serve.api.ollama_models import model_name, stamp
+from gangpao.serve.api.openai_chat import functions
 from gangpao.serve.api.schema import Operation, Whole
 from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import Json, client_of, encoded, read_json, watched
@@ -124,8 +125,8 @@ ERRORS = ErrorForm(
     ("/api",),
     _error,
     {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"},
-    "the input length exceeds the context length: {tokens} tokens, where {limit} fit, answer included; shorten it, or start the "
-    "server with a larger --context",
+    "the input length exceeds the context length (prompt is too long: {tokens} tokens > {limit} maximum, answer included); shorten "
+    "it, or start the server with a larger --context",
 )
 
 
@@ -181,8 +182,9 @@ def chat_of(asked: ChatRequest) -> Chat:
     on = asked.think if isinstance(asked.think, bool) else None
     effort = asked.think if isinstance(asked.think, str) and asked.think else None
     return Chat(
-        messages=tuple(messages), model=model_name(asked.model), sampling=_settings(asked), tools=tuple(asked.tools or ()),
-        form=_format(asked.format), continues=last.role == "assistant" and not last.calls,
+        messages=tuple(messages), model=model_name(asked.model), sampling=_settings(asked),
+        tools=functions(asked.tools or (), notes), form=_format(asked.format),
+        continues=last.role == "assistant" and not last.calls,
         variables=thinking(on, effort), left_out=notes.all,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ request says so: continue_final_message, add_generation_prompt: false, or prefix
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -127,14 +127,19 @@ def _tools(asked: ChatRequest, notes: Notes) -> tuple[tuple[Json, ...], str | Js
     if choice is None and asked.function_call is not None:
         named = asked.function_call
         choice = {"type": "function", "function": named} if isinstance(named, dict) else named
-    tools = []
-    for i, tool in enumerate([*(asked.tools or ()), *old]):
+    return functions([*(asked.tools or ()), *old], notes), choice
+
+
+def functions(tools: Sequence[Json], notes: Notes) -> tuple[Json, ...]:
+    """Those of the tools that are functions; others are left out."""
+    found = []
+    for i, tool in enumerate(tools):
         kind = tool.get("type", "function")
         if isinstance(kind, str) and kind != "function" and "function" not in tool:
             notes.add(f"tools.{i}", f"a tool of type {kind!r:.40} is left out")
         else:
-            tools.append(tool)
-    return tuple(tools), choice
+            found.append(tool)
+    return tuple(found)
 
 
 def _message(message: ChatMessage, where: str, notes: Notes) -> Message:

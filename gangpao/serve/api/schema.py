@@ -130,6 +130,9 @@ class Sampling(Body):
     frequency_penalty: float | None = setting("frequency_penalty")
     seed: Whole | None = setting("seed", "-1 is random, too.", low=-1)
     max_tokens: Whole | None = setting("max_tokens")
+    n_predict: Whole | None = setting(
+        "max_tokens", "The name that llama.cpp has for max_tokens; -1 is no limit.", low=-1
+    )
     n: Whole | None = Field(None, ge=1, le=MAX_N, description="Answers to make; the i-th takes seed + i.")
     stop: TextOr[str] | None = Field(
         None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
@@ -149,8 +152,9 @@ class Sampling(Body):
     def given(self) -> dict[str, Any]:
         """The engine's settings that the request gives, by their names there. -1 is no seed, no top_k and no limit."""
         given = {name: value for name, value in self._plain() if value is not None and name != "logprobs"}
-        if self.repeat_penalty is not None:
-            given.setdefault("repetition_penalty", self.repeat_penalty)
+        for name, other in (("repetition_penalty", self.repeat_penalty), ("max_tokens", self.n_predict)):
+            if other is not None:
+                given.setdefault(name, other)
         if given.get("seed") == -1:
             del given["seed"]
         if given.get("top_k") == -1:

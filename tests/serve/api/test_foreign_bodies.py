@@ -263,11 +263,16 @@ def test_repeat_penalty_and_no_limit(tiny_server, wire, monkeypatch):
     scheduler, seen = tiny_server.server.hub.loaded()["tiny"].scheduler, []
     submit = scheduler.submit
     monkeypatch.setattr(scheduler, "submit", lambda r, e: seen.append(r.params) or submit(r, e))
-    body = {"messages": [HI], "repeat_penalty": 1.5, "max_tokens": -1, "min_tokens": 0, "logit_bias": {"258": 100}}
+    body = {"messages": [HI], "repeat_penalty": 1.5, "n_predict": -1, "min_tokens": 0, "logit_bias": {"258": 100}}
     assert wire.post(f"{tiny_server.base_url}/v1/chat/completions", json=body).status_code == 200
     assert (seen[0].repetition_penalty, seen[0].max_tokens) == (1.5, tiny_server.engine.context)
+    for name in ("max_tokens", "max_completion_tokens"):
+        body = {"messages": [HI], name: -1, "n_predict": 5, "logit_bias": {"258": 100}}
+        assert wire.post(f"{tiny_server.base_url}/v1/chat/completions", json=body).status_code == 200
+    assert [p.max_tokens for p in seen[1:]] == [tiny_server.engine.context] * 2
+    seen.pop()
     wire.post(f"{tiny_server.base_url}/v1/completions", json={"prompt": "a", "repeat_penalty": 1.5, "max_tokens": 1})
-    assert seen[1].repetition_penalty == 1.5
+    assert seen[-1].repetition_penalty == 1.5
 
 
 SWITCHES = {
