@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -68,6 +68,16 @@ IdleUnload = Annotated[
 Grace = Annotated[
     float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
 ]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alias", metavar="NAME=MODEL",
+        help="Another name for a model that is served; '*' is every name that nobody has, and the first model. Repeatable.",
+    ),
+]  # fmt: skip
+ShortPaths = Annotated[
+    bool, typer.Option("--short-paths", help="Answer under /chat/completions and the like, without /v1, too.")
+]
 LogRequests = Annotated[
     bool, typer.Option("--log-requests", help="A line for each request: path, status, seconds; never what was asked.")
 ]
@@ -110,6 +120,8 @@ def serve(
     idle_unload: IdleUnload = None,
     cost_profile: opt.CostProfile = None,
     grace: Grace = app.GRACE_S,
+    alias: Alias = None,
+    short_paths: ShortPaths = False,
     log_requests: LogRequests = False,
     phone: Phone = False,
     engine: EngineName = "native",
@@ -130,7 +142,8 @@ def serve(
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
     models, opened = find_models(model, yes=yes)
     settings = Settings(
-        models, host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
+        models, aliases=read_aliases(alias, models), short_paths=short_paths,
+        host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
         allow_origins=origins, allow_image_hosts=tuple(allow_image_host or ()),
         batch=batch, queue=queue, context=context, kv=kv, threads=threads,
         memory=None if memory is None else int(memory * 1e9),
@@ -151,6 +164,20 @@ def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError("an API key is one word of printable ASCII characters")
     return tuple(keys)
+
+
+def read_aliases(given: list[str] | None, models: Mapping[str, Path]) -> dict[str, str]:
+    """--alias NAME=MODEL, or a NAME alone for the first model. Raises ValueError for a model that is not served."""
+    found: dict[str, str] = {}
+    for one in given or ():
+        name, _, model = one.partition("=")
+        model = model or next(iter(models))
+        if not name or name in models or name in found:
+            raise ValueError(f"--alias {one}: a new name has to stand before the =")
+        if model not in models:
+            raise ValueError(f"--alias {one}: {model} is not served here; there are {', '.join(list(models)[:10])}")
+        found[name] = model
+    return found
 
 
 def split_extra(words: list[str]) -> tuple[list[str], list[str]]:

@@ -16,12 +16,15 @@ from gangpao.serve.models import Hub, Limits
 
 @dataclass(frozen=True, slots=True)
 class Settings(Limits):
-    """A server's options, those of its models among them. models: public name -> file, the default first.
+    """A server's options, those of its models among them. models: public name -> file, the default first;
+    aliases: other names of theirs ("*": every other name); short_paths: routes under /v1 answer without it, too.
 
     authority: the certificate that a device has to trust, where it is ours; served at /ca.crt.
     """
 
     models: Mapping[str, Path]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    short_paths: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
@@ -54,4 +57,4 @@ class Server:
         self.meter = Meter(settings.cost_profile)
         self.metrics = Metrics()
         self.started = time.time()
-        self.hub = Hub(settings.models, settings, opened)
+        self.hub = Hub(settings.models, settings, settings.aliases, opened)
