@@ -26,8 +26,8 @@ STAND_IN = Path(__file__).with_name("fake_vllm.py")
 RUN = """
 import sys
 from gangpao import cli
-from gangpao.serve import vllm
-vllm.STOP_S = 1.0
+from gangpao.serve.vllm import process
+process.STOP_S = 1.0
 own = sys.argv[2].split()
 command = ["serve", "--engine", "vllm", "-m", sys.argv[1], "--port", "0", "--allow-host", "front.example", *own]
 sys.exit(cli.main([*command, "--", *sys.argv[3:]]))
