@@ -5,35 +5,22 @@ Routes get one of these. It is made anywhere, and started and stopped by the app
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from gangpao.cost import Meter
 from gangpao.formats.gguf import GGUF
+from gangpao.serve.http.access import Access, Listen
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.models import Hub, Limits
 
 
-@dataclass(frozen=True, slots=True)
-class Settings(Limits):
-    """A server's options, those of its models among them. models: public name -> file, the default first.
-
-    authority: the certificate that a device has to trust, where it is ours; served at /ca.crt.
-    """
+@dataclass(frozen=True)
+class Settings(Listen, Access, Limits):
+    """A server's options. models: public name -> file, the default first."""
 
     models: Mapping[str, Path]
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_keys: tuple[str, ...] = ()
-    allow_hosts: tuple[str, ...] = ()
-    allow_origins: tuple[str, ...] = ()
-    allow_image_hosts: tuple[str, ...] = ()
     cost_profile: str | None = None
-    max_body: int = 32_000_000
-    tls: bool = False
-    authority: Path | None = None
-    log_requests: bool = False
-    public: frozenset[str] = field(default=frozenset({"/health"}))
 
     @property
     def places(self) -> int:
@@ -41,6 +28,7 @@ class Settings(Limits):
         return self.batch + self.queue
 
     def __post_init__(self) -> None:
+        Access.__post_init__(self)
         if not self.models:
             raise ValueError("a server needs at least one model: -m NAME")
 
