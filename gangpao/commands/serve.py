@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,16 @@ Models = Annotated[
 Grace = Annotated[
     float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
 ]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alias", metavar="NAME=MODEL",
+        help="Another name for a model that is served; '*' is every name that nobody has, and the first model. Repeatable.",
+    ),
+]  # fmt: skip
+ShortPaths = Annotated[
+    bool, typer.Option("--short-paths", help="Answer under /chat/completions and the like, without /v1, too.")
+]
 Phone = Annotated[bool, typer.Option("--phone", help="Print a QR code of the page that runs the model in a phone.")]
 EngineName = Annotated[Literal["native", "vllm"], typer.Option("--engine", help="vllm: hand over to vLLM on a GPU.")]
 Extra = Annotated[
@@ -64,7 +74,7 @@ class Certificate:
 _LIMITS = ("batch", "queue", "context", "kv", "threads", "memory", "idle_unload_s")  # in the order of the help
 
 
-@command_of(after={"log_requests": "grace", "max_body": "log_requests"})
+@command_of(after={"log_requests": "short_paths", "max_body": "log_requests"})
 def serve(
     ctx: typer.Context,
     extra: Extra = None,
@@ -77,6 +87,8 @@ def serve(
     limits: Annotated[Limits, Fields(Limits, _LIMITS)],
     cost_profile: opt.CostProfile = None,
     grace: Grace = app.GRACE_S,
+    alias: Alias = None,
+    short_paths: ShortPaths = False,
     phone: Phone = False,
     engine: EngineName = "native",
 ) -> None:
@@ -95,8 +107,25 @@ def serve(
     if extra:
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
     models, opened = find_models(model, yes=yes)
-    settings = Settings(models, **vars(listen), **vars(access), **vars(limits), cost_profile=cost_profile)
+    settings = Settings(
+        models, aliases=read_aliases(alias, models), short_paths=short_paths,
+        **vars(listen), **vars(access), **vars(limits), cost_profile=cost_profile,
+    )  # fmt: skip
     _run(Server(settings, opened), cert, grace, phone)
+
+
+def read_aliases(given: list[str] | None, models: Mapping[str, Path]) -> dict[str, str]:
+    """--alias NAME=MODEL, or a NAME alone for the first model. Raises ValueError for a model that is not served."""
+    found: dict[str, str] = {}
+    for one in given or ():
+        name, _, model = one.partition("=")
+        model = model or next(iter(models))
+        if not name or name in models or name in found:
+            raise ValueError(f"--alias {one}: a new name has to stand before the =")
+        if model not in models:
+            raise ValueError(f"--alias {one}: {model} is not served here; there are {', '.join(list(models)[:10])}")
+        found[name] = model
+    return found
 
 
 def split_extra(words: list[str]) -> tuple[list[str], list[str]]:
@@ -142,7 +171,13 @@ def _check_vllm(ctx: typer.Context, model: list[str] | None) -> None:
     """Raises ValueError for options of our own engine: vLLM has its own for the same things, behind --."""
     ours: dict[str, type] = {**dict.fromkeys(_LIMITS, Limits), "allow_image_hosts": Access}
     flags = {name: flag_of(record, name) for name, record in ours.items()}
-    flags |= {"cost_profile": "--cost-profile", "phone": "--phone", "yes": "--yes"}
+    flags |= {
+        "cost_profile": "--cost-profile",
+        "phone": "--phone",
+        "yes": "--yes",
+        "alias": "--alias",
+        "short_paths": "--short-paths",
+    }
     given = [name for name in flags if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if given:
         raise ValueError(

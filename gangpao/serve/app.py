@@ -23,13 +23,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gangpao.serve.api import anthropic, ollama, openai, openapi, responses
+from gangpao.serve.api import openai, openapi
+from gangpao.serve.api.dialects import DIALECTS, FORMS, body_for
 from gangpao.serve.http import guard
 from gangpao.serve.http.access import Access, Listen, check_binding
 from gangpao.serve.http.connection import Protocol
-from gangpao.serve.http.errors import ApiError, body_for
+from gangpao.serve.http.errors import ApiError
 from gangpao.serve.http.stream import ClientGone, Json
 from gangpao.serve.http.tls import Files, addresses
 from gangpao.serve.pages import routes
@@ -61,11 +62,8 @@ def make_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.hub.close(CLOSE_S)
 
-    faces = (anthropic, responses, ollama)
-    described = {path: what for face in faces for path, what in face.OPERATIONS.items()}
-    others = [route for module in (*faces, routes) for route in module.routes(server)]
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(described), *others],
+        routes=[*openapi.routes(DIALECTS), *(r for module in (*DIALECTS, routes) for r in module.routes(server))],
         lifespan=lifespan,
         exception_handlers={
             ApiError: _api_error,
@@ -75,7 +73,25 @@ def make_app(
         },
     )
     app.state.server = server
-    return guard.Guard(app, settings, settings, server.metrics, public=guard.PUBLIC | routes.PUBLIC)
+    made: ASGIApp = _ShortPaths(app) if settings.short_paths else app
+    return guard.Guard(made, settings, settings, server.metrics, FORMS, public=guard.PUBLIC | routes.PUBLIC)
+
+
+class _ShortPaths:
+    """Paths of the API without /v1, and with two of it, as clients make them from an address that somebody else had in mind."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].replace("/v1/v1/", "/v1/", 1)
+            known = any(path == name or path.startswith(f"{name}/") for name in _UNDER_V1)
+            scope = {**scope, "path": f"/v1{path}" if known else path}
+        await self._app(scope, receive, send)
+
+
+_UNDER_V1 = ("/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/models")
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

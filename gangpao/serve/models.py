@@ -33,6 +33,7 @@ from gangpao.serve.http.errors import NO_RETRY, ApiError, busy, retry_headers
 log = logging.getLogger("gangpao.serve")
 SWEEP_S = 5.0
 FULL_RETRY_S = 10.0
+ANY_NAME = "*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +100,19 @@ class _Plan:
 
 
 class Hub:
-    """See the module. models: public name -> file, the default first. opened: files of them that somebody has opened already;
-    the first loading of such a model takes that instead of opening it again."""
+    """See the module. models: public name -> file, the default first; aliases: another name -> one of those, ANY_NAME -> the one
+    for every other name. opened: files of them that somebody has opened already; the first loading of such a model takes that
+    instead of opening it again."""
 
-    def __init__(self, models: Mapping[str, Path], limits: Limits, opened: Mapping[str, GGUF] | None = None) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Path],
+        limits: Limits,
+        aliases: Mapping[str, str] | None = None,
+        opened: Mapping[str, GGUF] | None = None,
+    ) -> None:
         self.models = dict(models)
+        self.aliases = dict(aliases or {})
         self._opened = dict(opened or {})
         self.limits = limits
         self.progress: dict[str, float] = {}  # share of a model that is read, while it is being loaded
@@ -126,7 +135,9 @@ class Hub:
         """The public name of a model that a request asked for. Raises ApiError (404)."""
         name = asked or next(iter(self.models))
         if name not in self.models:
-            known = ", ".join(list(self.models)[:10])
+            name = self.aliases.get(name) or self.aliases.get(ANY_NAME) or name
+        if name not in self.models:
+            known = ", ".join([*self.models, *self.aliases][:10])
             raise ApiError(
                 404, f"there is no model {name[:80]!r} here; there are {known}", param="model", code="model_not_found"
             )

@@ -5,7 +5,7 @@ Routes get one of these. It is made anywhere, and started and stopped by the app
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gangpao.cost import Meter
@@ -17,9 +17,12 @@ from gangpao.serve.models import Hub, Limits
 
 @dataclass(frozen=True)
 class Settings(Listen, Access, Limits):
-    """A server's options. models: public name -> file, the default first."""
+    """A server's options. models: public name -> file, the default first; aliases: other names of theirs ("*": every other
+    name); short_paths: routes under /v1 answer without it, too."""
 
     models: Mapping[str, Path]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    short_paths: bool = False
     cost_profile: str | None = None
 
     @property
@@ -42,4 +45,4 @@ class Server:
         self.meter = Meter(settings.cost_profile)
         self.metrics = Metrics()
         self.started = time.time()
-        self.hub = Hub(settings.models, settings, opened)
+        self.hub = Hub(settings.models, settings, settings.aliases, opened)

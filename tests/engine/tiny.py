@@ -17,14 +17,14 @@ def byte_pieces() -> list[str]:
     return [chr(b) if b in plain else chr(next(extra)) for b in range(256)]
 
 
-def write_tiny(path: Path, seed: int = 0, template: str = "", part_tensors: int = 0) -> Path:
+def write_tiny(path: Path, seed: int = 0, template: str = "", part_tensors: int = 0, context: int = CONTEXT) -> Path:
     """Write the model and return its path. Weights are normal noise in F32, so every id can come. template: jinja2, for
     chats. part_tensors: split into files of that many tensors, path-00001-of-0000N.gguf; the first one is returned."""
     rng = np.random.default_rng(seed)
     pieces = [*byte_pieces(), *SPECIAL]
     w = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     w.add_name("tiny")
-    w.add_context_length(CONTEXT)
+    w.add_context_length(context)
     w.add_embedding_length(HIDDEN)
     w.add_block_count(LAYERS)
     w.add_feed_forward_length(FFN)

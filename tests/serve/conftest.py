@@ -14,6 +14,13 @@ from gangpao.serve.server import Server, Settings
 from tests.engine.tiny import write_tiny
 
 MODEL = "smollm2-135m"
+# As Qwen3's: without thinking the answer begins behind an empty thought.
+THINKER = (
+    "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- if reasoning_effort is defined %}"
+    "{{ reasoning_effort }}{%- endif %}{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
 
 
 @dataclass
@@ -75,6 +82,16 @@ def tiny_server(tiny_path: Path) -> Iterator[Live]:
     server = Server(Settings({"tiny": tiny_path}, port=0, batch=4, queue=8, threads=1))
     with running(server) as base_url:
         yield Live(base_url, server, "tiny")
+
+
+@pytest.fixture(scope="session")
+def wide_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The same with a context of 40,000 tokens, other names for its model, short paths, and a switch for thinking."""
+    path = write_tiny(tmp_path_factory.mktemp("wide") / "wide.gguf", template=THINKER, context=40_000)
+    more = {"aliases": {"claude-small": "wide", "*": "wide"}, "short_paths": True}
+    server = Server(Settings({"wide": path}, port=0, context=40_000, batch=2, queue=8, threads=2, **more))
+    with running(server) as base_url:
+        yield Live(base_url, server, "wide")
 
 
 @pytest.fixture(scope="session")

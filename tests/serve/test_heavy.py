@@ -12,6 +12,7 @@ from gangpao.machine import rss_mb
 from gangpao.serve.api import schema
 from gangpao.serve.api.anthropic import MessagesRequest
 from gangpao.serve.api.ollama import ChatRequest as OllamaRequest
+from gangpao.serve.api.openai_chat import ChatRequest
 from gangpao.serve.api.responses import ResponsesRequest
 from gangpao.serve.http import json_bounds
 
@@ -131,14 +132,14 @@ LARGE = {
     "inputs": (schema.EmbeddingRequest, {"input": ["some text, and some more"] * 2048}),
     "inputs of ids": (schema.EmbeddingRequest, {"input": [[1000] * 146] * 2048}),
     "tokens": (schema.DetokenizeRequest, {"tokens": [1] * 200_000}),
-    "a conversation": (schema.ChatRequest, {"messages": TURNS, "logit_bias": {str(i): -1 for i in range(1024)}}),
-    "a conversation in parts": (schema.ChatRequest, {"messages": BLOCK_TURNS}),
+    "a conversation": (ChatRequest, {"messages": TURNS, "logit_bias": {str(i): -1 for i in range(1024)}}),
+    "a conversation in parts": (ChatRequest, {"messages": BLOCK_TURNS}),
     "a conversation of blocks": (MessagesRequest, {"max_tokens": 1, "messages": BLOCK_TURNS, "tools": [
         {"name": f"f{i}", "input_schema": TOOL} for i in range(128)]}),
     "items": (ResponsesRequest, {"input": TURNS}),
     "lines": (OllamaRequest, {"messages": TURNS}),
     "a table": (schema.CompletionRequest, {"prompt": '{"a": [1, 2, "x"]}, 1.5\n' * 100_000}),
-    "a picture": (schema.ChatRequest, {"messages": [{"role": "user", "content": [
+    "a picture": (ChatRequest, {"messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A+/" * 5_000_000}}]}]}),
 }  # fmt: skip
 
@@ -171,7 +172,7 @@ def test_what_counts_as_a_value():
 
 
 def test_levels_that_are_found_late_are_no_fault_of_ours(tiny_server, wire, monkeypatch):
-    def deep(*_):
+    def deep(*_, **__):
         raise RecursionError
 
     monkeypatch.setattr("gangpao.serve.answers.tool_calls.encode", deep)
@@ -187,7 +188,7 @@ def test_what_a_call_holds_is_bounded(tiny_server, wire):
 
 
 def test_functions_are_checked_before_anything_is_encoded(tiny_server, wire, monkeypatch):
-    monkeypatch.setattr("gangpao.serve.answers.tool_calls.encode", lambda *_: 1 / 0)
+    monkeypatch.setattr("gangpao.serve.answers.tool_calls.encode", lambda *_, **__: 1 / 0)
     bad = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "https://a.example"}}}
     answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called("{}"), [bad]))
     assert answer.status_code == 400

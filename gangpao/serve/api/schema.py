@@ -10,9 +10,10 @@ where a field may be several things, a look at its type says which of them is ch
 
 import math
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import fields
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,7 @@ from pydantic import (
     PlainValidator,
     Tag,
     ValidationError,
+    model_validator,
 )
 
 from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_CHARS, SamplingParams
@@ -33,6 +35,15 @@ from gangpao.serve.http.json_bounds import MAX_NUMBERS
 T = TypeVar("T", bound=BaseModel)
 E = TypeVar("E")
 
+
+class Operation(NamedTuple):
+    """A POST route for the description: what checks its body, a sentence, and whether answers may be streamed."""
+
+    kind: type[BaseModel]
+    text: str
+    streams: bool = True
+
+
 MAX_N = 16
 MAX_INPUTS = 2048
 MAX_MESSAGES = 4096
@@ -40,8 +51,8 @@ MAX_METADATA = 256
 
 # Of OpenAI's chat and completion requests of 2026: known, and without effect here.
 IGNORED = frozenset({
-    "audio", "best_of", "function_call", "functions", "metadata", "modalities", "moderation", "prediction",
-    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier",
+    "audio", "best_of", "metadata", "modalities", "moderation", "prediction",
+    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user", "verbosity", "web_search_options",
 })  # fmt: skip
 
@@ -114,10 +125,14 @@ class Sampling(Body):
     top_k: Whole | None = setting("top_k", "-1 keeps all, too.", low=-1)
     min_p: float | None = setting("min_p")
     repetition_penalty: float | None = setting("repetition_penalty")
+    repeat_penalty: float | None = setting("repetition_penalty", "The name that llama.cpp has for repetition_penalty.")
     presence_penalty: float | None = setting("presence_penalty")
     frequency_penalty: float | None = setting("frequency_penalty")
     seed: Whole | None = setting("seed", "-1 is random, too.", low=-1)
     max_tokens: Whole | None = setting("max_tokens")
+    n_predict: Whole | None = setting(
+        "max_tokens", "The name that llama.cpp has for max_tokens; -1 is no limit.", low=-1
+    )
     n: Whole | None = Field(None, ge=1, le=MAX_N, description="Answers to make; the i-th takes seed + i.")
     stop: TextOr[str] | None = Field(
         None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
@@ -134,24 +149,29 @@ class Sampling(Body):
         """Whether a stream is to end with the counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def params(self, logprobs: int | None, max_tokens: int | None, room: int | None = None) -> SamplingParams:
-        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400).
-
-        max_tokens: instead of the request's own; room: the most tokens where neither says it.
-        """
-        given = {name: value for name in _BOUNDS if (value := getattr(self, name, None)) is not None}
-        given.pop("logprobs", None)
+    def given(self) -> dict[str, Any]:
+        """The engine's settings that the request gives, by their names there. -1 is no seed, no top_k and no limit."""
+        given = {name: value for name, value in self._plain() if value is not None and name != "logprobs"}
+        for name, other in (("repetition_penalty", self.repeat_penalty), ("max_tokens", self.n_predict)):
+            if other is not None:
+                given.setdefault(name, other)
         if given.get("seed") == -1:
             del given["seed"]
         if given.get("top_k") == -1:
             given["top_k"] = 0
-        if max_tokens is not None:
-            given["max_tokens"] = max_tokens
-        if room is not None:
-            given.setdefault("max_tokens", min(room, MAX_TOKENS))
+        if given.get("max_tokens") == -1:
+            del given["max_tokens"]
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        given |= {"stop": tuple(s for s in stop if s), "logit_bias": self._bias()}
+        return given
+
+    def _plain(self) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name, None)) for name in _BOUNDS)
+
+    def params(self, logprobs: int | None) -> SamplingParams:
+        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400)."""
         try:
-            return SamplingParams(**given, logprobs=logprobs, stop=tuple(s for s in stop if s), logit_bias=self._bias())
+            return SamplingParams(**self.given(), logprobs=logprobs)
         except ValueError as error:
             words = re.findall("[a-z_]+", str(error))
             raise ApiError(
@@ -162,7 +182,7 @@ class Sampling(Body):
         out = {}
         for key, value in (self.logit_bias or {}).items():
             if not (key.isascii() and key.isdigit() and len(key) <= 9):
-                raise ValueError(f"logit_bias: {key!r:.60} is not a token id")
+                raise ApiError(400, f"{key!r:.60} is not a token id", field="logit_bias")
             out[int(key)] = value
         return out
 
@@ -171,39 +191,71 @@ class ImageURL(Body):
     """An image; a data: URL unless the server may fetch from its host."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: str | None = None
+
+
+def loose(known: frozenset[str], kept: frozenset[str] = frozenset()) -> Any:
+    """Before a model's own check: of a value whose type is none of the `known` ones, only its type, and texts and parts in `kept`.
+    Nobody here knows what the fields of such a type are, so none of them can be wrong."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str) or kind in known:
+            return value
+        return {"type": kind} | {name: value[name] for name in kept if _is_said(value.get(name))}
+
+    return model_validator(mode="before")(staticmethod(check))
+
+
+def _is_said(value: Any) -> bool:
+    """Whether it is a text, or parts."""
+    if isinstance(value, list):
+        return all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in value)
+    return isinstance(value, str)
+
+
+TEXTS = frozenset({"text", "input_text", "output_text", "summary_text"})
+IMAGES = frozenset({"image_url", "input_image", "image"})
+_KNOWN_PARTS = TEXTS | IMAGES | {"refusal", "document", "search_result", "tool_reference", "tool_use", "tool_result"}
 
 
 class Part(Body):
-    """A part of a message: text, or an image."""
+    """A part of a message: text, an image, or what another program put there (content.py)."""
 
-    type: Literal["text", "image_url"]
+    _loose = loose(_KNOWN_PARTS, frozenset({"text", "title", "content"}))
+
+    type: str
     text: str | None = None
+    refusal: str | None = None
     image_url: ImageURL | str | None = None
+    source: "Source | str | None" = None
+    title: str | None = None
+    tool_name: str | None = None
+    content: "TextOr[Part] | None" = None
+
+
+class Source(Body):
+    """Where an image or a document of Anthropic's API is: its bytes (base64), its address, its text, or blocks."""
+
+    type: str
+    data: str | None = None
+    url: str | None = None
+    content: TextOr[Part] | None = None
 
 
 class ChatMessage(Body):
     """One turn. tool_calls and tool_call_id are what the model called, and which call a tool answers."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: str
     content: TextOr[Part] | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: Many[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    function_call: dict[str, Any] | None = None
+    prefix: bool | None = Field(None, description="Of the last message: the assistant's, to be continued.")
 
 
-class ChatRequest(Sampling):
-    """POST /v1/chat/completions."""
-
-    messages: Many[ChatMessage] = Field(min_length=1)
-    max_tokens: Whole | None = setting("max_tokens", UNLIMITED)
-    max_completion_tokens: Whole | None = setting("max_tokens", UNLIMITED)
-    logprobs: bool | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20, description="Alternatives a token; needs logprobs.")
-    response_format: dict[str, Any] | None = None
-    tools: Many[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+Part.model_rebuild()
 
 
 def _ids(value: list[Any]) -> list[int]:
@@ -312,7 +364,7 @@ def parse(kind: type[T], body: dict[str, Any]) -> T:
     raise ApiError(400, f"{where}: {first['msg'].removeprefix('Value error, ')}"[:300], param=param)
 
 
-def unknown(body: dict[str, Any], kind: type[BaseModel]) -> list[str]:
-    """Names of fields that mean nothing to us, shortened, for the log."""
-    strange = (name for name in body if name not in kind.model_fields and name not in IGNORED)
+def unknown(body: dict[str, Any], kind: type[BaseModel], known: Collection[str] = ()) -> list[str]:
+    """Names of fields that mean nothing to us, shortened, for the log. known: further names that do."""
+    strange = (name for name in body if name not in kind.model_fields and name not in IGNORED and name not in known)
     return [repr(name[:40]) for name in islice(strange, 20)]

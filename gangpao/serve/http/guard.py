@@ -18,13 +18,13 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gangpao.serve.http.access import Access, Listen
-from gangpao.serve.http.errors import ApiError, body_for
+from gangpao.serve.http.errors import ApiError, ErrorForm, form_for
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.http.stream import ClientGone, Json
 
@@ -54,12 +54,21 @@ def hosts_of(bound: str, allowed: Iterable[str]) -> frozenset[str]:
 
 
 class Guard:
-    """The outermost layer around an ASGI application. public: paths that need no key, exact, or prefixes that end in "/"."""
+    """The outermost layer around an ASGI application. forms: how the APIs behind it say errors. public: paths that need no key,
+    exact, or prefixes that end in "/"."""
 
     def __init__(
-        self, app: ASGIApp, listen: Listen, access: Access, metrics: Metrics, *, public: frozenset[str] = PUBLIC
+        self,
+        app: ASGIApp,
+        listen: Listen,
+        access: Access,
+        metrics: Metrics,
+        forms: Sequence[ErrorForm] = (),
+        *,
+        public: frozenset[str] = PUBLIC,
     ) -> None:
         self._app = app
+        self._forms = forms
         self._listen = listen
         self._access = access
         self._metrics = metrics
@@ -74,7 +83,8 @@ class Guard:
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         origin = headers.get("origin")
-        out = _Sender(send, request_id, origin if origin and self._allowed(origin) else None, self._metrics)
+        seen_by = origin if origin and self._allowed(origin) else None
+        out = _Sender(send, request_id, seen_by, self._metrics, form_for(scope["path"], self._forms))
         began = time.perf_counter()
         try:
             await self._serve(scope, headers, _Receiver(receive, self._access.max_body), out)
@@ -197,7 +207,8 @@ class _Receiver:
 class _Sender:
     """Adds our headers to a response and counts it."""
 
-    def __init__(self, send: Send, request_id: str, origin: str | None, metrics: Metrics) -> None:
+    def __init__(self, send: Send, request_id: str, origin: str | None, metrics: Metrics, form: ErrorForm) -> None:
+        self._form = form
         self.request_id = request_id
         self._send = send
         self._origin = origin
@@ -234,5 +245,5 @@ class _Sender:
     async def error(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """The error's body, unless the response has begun already: then the connection just ends."""
         if not self.status:
-            response = Json(body_for(scope["path"], error), error.status, headers=error.headers)
+            response = Json(self._form.body(error), error.status, headers=error.headers)
             await response(scope, receive, self)

@@ -27,6 +27,7 @@ from typing import Any
 import uvicorn
 
 from gangpao.serve import app
+from gangpao.serve.api.dialects import FORMS
 from gangpao.serve.http import guard, tls
 from gangpao.serve.http.access import Access, Listen, check_binding
 from gangpao.serve.http.metrics import Metrics
@@ -73,7 +74,7 @@ def run(
     child = Child(command(program, folder, free_port(), extra))
     backend = proxy.Backend(child.url, child.key, lambda: child.ready)
     front = proxy.application(backend, routes.authority_route(listen.authority))
-    guarded = guard.Guard(front, listen, access, Metrics(), public=guard.PUBLIC | {"/ca.crt"})
+    guarded = guard.Guard(front, listen, access, Metrics(), FORMS, public=guard.PUBLIC | {"/ca.crt"})
     runner = _Runner(app.uvicorn_config(guarded, grace_s=grace_s, cert=cert))
     where = app.url_of(listen.host, bound, tls=bool(cert))
     for line in (
