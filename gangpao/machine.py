@@ -10,6 +10,7 @@ What it gives up: huge pages, NUMA and swap are not looked at; on macOS the figu
 
 import ctypes
 import functools
+import ipaddress
 import math
 import os
 import platform
@@ -24,6 +25,14 @@ from pathlib import Path
 ROOT = Path("/")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _NEVER = -1, -3, (1 << 31) - 1  # of malloc.h
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address (an IPv6 one in brackets or not) is this machine, reached by nobody else."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def available_memory(root: Path = ROOT) -> int:

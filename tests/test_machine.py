@@ -144,3 +144,9 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     if kept == "False":
         pytest.skip("no glibc")
     assert int(faults) < 1000  # else 16,384 pages a block
+
+
+def test_loopback():
+    assert [h for h in ("localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]") if not machine.is_loopback(h)] == []
+    others = ("0.0.0.0", "::", "10.0.0.1", "localhost.example", "", "127.0.0.1.example", "127.example.com")
+    assert [h for h in others if machine.is_loopback(h)] == []

@@ -11,7 +11,7 @@ The last line of stdout is one JSON object.
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -22,6 +22,8 @@ from gangpao.commands import options as opt
 from gangpao.commands.model import loading
 from gangpao.commands.terminal import screen
 from gangpao.engine.generate import Engine
+from gangpao.engine.memory import EngineOptions
+from gangpao.options import Fields, command_of
 
 PromptTokens = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1_000_000, help="Tokens to prefill.")]
 DecodeTokens = Annotated[int, typer.Option("--decode-tokens", min=1, max=100_000, help="Tokens to decode after them.")]
@@ -44,18 +46,19 @@ class Result:
     load_1m: float
 
 
+@command_of()
 def bench(
     model: opt.ModelName,
     prompt_tokens: PromptTokens = 512,
     decode_tokens: DecodeTokens = 64,
     repeat: Repeat = 3,
-    threads: opt.Threads = None,
-    kv: opt.Kv = "f16",
+    *,
+    options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv"))],
 ) -> None:
     """Measure prefill and decode speed against the memory's bandwidth."""
     from gangpao import kernels
 
-    engine = loading.load_engine(model, context=prompt_tokens + decode_tokens, kv_dtype=kv, num_threads=threads)
+    engine = loading.load_engine(model, options=replace(options, context=prompt_tokens + decode_tokens))
     watch = machine.Watch()
     before = kernels.read_bandwidth()
     prefill, decode = measure(engine, prompt_tokens, decode_tokens, repeat)
@@ -74,7 +77,7 @@ def bench(
         load_1m=busy.load,
     )
     rows = [
-        ("model", f"{engine.name}, {engine.model.nbytes / 1e6:,.0f} MB of weights, KV {kv}"),
+        ("model", f"{engine.name}, {engine.model.nbytes / 1e6:,.0f} MB of weights, KV {options.kv}"),
         ("kernels", screen.kernels_line()),
         (f"prefill {prompt_tokens}", f"{result.prefill_tps:.1f} tok/s   ({_all(prefill)})"),
         (f"decode {decode_tokens}", f"{result.decode_tps:.1f} tok/s   ({_all(decode)})"),

@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -32,7 +32,9 @@ from gangpao.commands.terminal import screen, wrap
 from gangpao.commands.terminal.conversation import Conversation, Run, Talk
 from gangpao.commands.terminal.history import History, history_path
 from gangpao.engine.generate import Engine
+from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams
+from gangpao.options import Fields, command_of
 
 DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
 
@@ -74,26 +76,28 @@ NoHistory = Annotated[
     bool, typer.Option("--no-history", help="Do not read or keep the file of questions typed before.")
 ]
 # Options that belong to a model in this process, and those that belong to a server.
-LOCAL_ONLY = ("threads", "context", "kv", "cost_profile", "yes")
-REMOTE_ONLY = ("api_key", "ca", "insecure")
+LOCAL_ONLY = frozenset({*Fields(EngineOptions).chosen(), "cost_profile", "yes"})
+REMOTE_ONLY = frozenset({"api_key", "ca", "insecure"})
 
 
+Params = Annotated[
+    dict[str, Any],
+    Fields(
+        SamplingParams, ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    ),
+]  # fmt: skip
+
+
+@command_of()
 def chat(
     ctx: typer.Context,
     named: opt.Named = None,
     model: opt.Model = None,
     yes: opt.Yes = False,
     system: opt.System = "",
-    max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
-    temperature: opt.Temperature = opt.DEFAULT.temperature,
-    top_k: opt.TopK = opt.DEFAULT.top_k,
-    top_p: opt.TopP = opt.DEFAULT.top_p,
-    min_p: opt.MinP = opt.DEFAULT.min_p,
-    repetition_penalty: opt.RepetitionPenalty = opt.DEFAULT.repetition_penalty,
-    seed: opt.Seed = None,
-    threads: opt.Threads = None,
-    context: opt.Context = None,
-    kv: opt.Kv = "f16",
+    *,
+    sampling: Params,
+    engine: EngineOptions,
     cost_profile: opt.CostProfile = None,
     connect: Connect = None,
     api_key: ApiKey = None,
@@ -106,21 +110,18 @@ def chat(
     check_sides(given)
     history = History(None if no_history else history_path())
     model = one_of(named, model)
-    params = SamplingParams(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        seed=seed, max_tokens=max_tokens,
-    )  # fmt: skip
+    params = SamplingParams(**sampling)
     if connect is not None:
         from gangpao.commands.terminal import remote as remote
 
-        asked = {f.name: getattr(params, f.name) for f in fields(params) if f.name in given}
+        asked = {name: value for name, value in sampling.items() if name in given}
         with closing(
             remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
-        ) as talk:
-            converse(talk, history=history)
+        ) as there:
+            converse(there, history=history)
     else:
         meter = cost.Meter(cost_profile)
-        load = partial(loading.load_engine, context=context, kv_dtype=kv, num_threads=threads, yes=yes)
+        load = partial(loading.load_engine, options=engine, yes=yes)
         # Nobody else holds the engine, so that another one finds its memory free.
         here = Local(load(model), params, meter=meter, load=load, source=model, system=system)
         known = catalog.load().models.get(here.model_name)
@@ -148,7 +149,7 @@ def _given(ctx: Any) -> set[str]:
 
 def check_sides(given: set[str]) -> None:
     """Raises ValueError for options of a model here together with --connect, or of a server without it."""
-    wrong = given & set(LOCAL_ONLY if "connect" in given else REMOTE_ONLY)
+    wrong = given & (LOCAL_ONLY if "connect" in given else REMOTE_ONLY)
     if wrong:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
         why = "a model in this process, not a server's" if "connect" in given else "a server: give --connect URL, too"

@@ -12,14 +12,16 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gangpao
 from gangpao import catalog, cost, kernels, machine
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
 from gangpao.commands.terminal.screen import table
+from gangpao.engine.memory import EngineOptions
 from gangpao.log import show_bytes
+from gangpao.options import Fields, command_of
 
 EFFICIENCY = 0.6
 WATCH_S = 0.5  # at least, to see what others do
@@ -30,9 +32,15 @@ FEATURES = (
 )  # fmt: skip
 
 
-def doctor(as_json: opt.Json = False, threads: opt.Threads = None, cost_profile: opt.CostProfile = None) -> None:
+@command_of()
+def doctor(
+    as_json: opt.Json = False,
+    *,
+    options: Annotated[EngineOptions, Fields(EngineOptions, ("threads",))],
+    cost_profile: opt.CostProfile = None,
+) -> None:
     """Say what this machine can run, and how fast."""
-    facts = examine(threads, cost_profile)
+    facts = examine(options.threads, cost_profile)
     print(json.dumps(facts, ensure_ascii=False) if as_json else report(facts))
 
 

@@ -1,10 +1,8 @@
-"""The command line options that several commands share, each written once.
-
-Names, bounds and help of the sampling options come from SamplingParams; here they only get a type for typer.
-"""
+"""The command line options that several commands share and that are no field of a record (gangpao/options.py), each written
+once; and the sampling options by name, for a conversation that changes them."""
 
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -15,21 +13,6 @@ SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.metadata and f.name
 DEFAULT = SamplingParams()
 
 
-def _sampling(name: str) -> Any:
-    info = _FIELDS[name].metadata
-    return typer.Option(f"--{name.replace('_', '-')}", min=info["low"], max=info["high"], help=info["help"])
-
-
-Temperature = Annotated[float, _sampling("temperature")]
-TopK = Annotated[int, _sampling("top_k")]
-TopP = Annotated[float, _sampling("top_p")]
-MinP = Annotated[float, _sampling("min_p")]
-RepetitionPenalty = Annotated[float, _sampling("repetition_penalty")]
-PresencePenalty = Annotated[float, _sampling("presence_penalty")]
-FrequencyPenalty = Annotated[float, _sampling("frequency_penalty")]
-Seed = Annotated[int | None, _sampling("seed")]
-MaxTokens = Annotated[int, _sampling("max_tokens")]
-Logprobs = Annotated[int | None, _sampling("logprobs")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text; repeatable.")]
 LogitBias = Annotated[
     list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable.")
@@ -46,15 +29,6 @@ StoreName = Annotated[
     str, typer.Argument(metavar="NAME", help="A name of the catalog (`gangpao list`), or hf.co/owner/repo[:Q4_K_M].")
 ]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Download without asking.")]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, max=1024, help="Threads to compute with; the physical cores if not given."),
-]
-Context = Annotated[
-    int | None,
-    typer.Option("--context", min=16, max=1_048_576, help="Most tokens of prompt and answer; by memory if not given."),
-]
-Kv = Annotated[Literal["f16", "int8"], typer.Option("--kv", help="KV cache type; int8 takes about half the memory.")]
 CostProfile = Annotated[
     str | None, typer.Option("--cost-profile", help="The machine whose price and power make the yuan.")
 ]

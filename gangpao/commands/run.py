@@ -19,7 +19,9 @@ from gangpao.commands.model import find, loading
 from gangpao.commands.terminal import screen
 from gangpao.commands.terminal.conversation import fit
 from gangpao.engine.generate import Engine, Generation
+from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams, TokenLogprob
+from gangpao.options import Fields, command_of
 from gangpao.pull import refs
 from gangpao.text.thoughts import Said, split
 
@@ -33,6 +35,19 @@ Words = Annotated[
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
 
 
+Params = Annotated[
+    dict[str, Any],
+    Fields(
+        SamplingParams,
+        (
+            "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+            "seed", "logprobs",
+        ),
+    ),
+]  # fmt: skip
+
+
+@command_of(after={"logprobs": "logit_bias"})
 def run(
     words: Words = None,
     model: opt.Model = None,
@@ -40,41 +55,28 @@ def run(
     as_json: opt.Json = False,
     system: opt.System = "",
     raw: Raw = False,
-    max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
-    temperature: opt.Temperature = opt.DEFAULT.temperature,
-    top_k: opt.TopK = opt.DEFAULT.top_k,
-    top_p: opt.TopP = opt.DEFAULT.top_p,
-    min_p: opt.MinP = opt.DEFAULT.min_p,
-    repetition_penalty: opt.RepetitionPenalty = opt.DEFAULT.repetition_penalty,
-    presence_penalty: opt.PresencePenalty = opt.DEFAULT.presence_penalty,
-    frequency_penalty: opt.FrequencyPenalty = opt.DEFAULT.frequency_penalty,
-    seed: opt.Seed = None,
+    *,
+    sampling: Params,
     stop: opt.Stop = None,
     logit_bias: opt.LogitBias = None,
-    logprobs: opt.Logprobs = None,
-    threads: opt.Threads = None,
-    context: opt.Context = None,
-    kv: opt.Kv = "f16",
+    engine: EngineOptions,
     cost_profile: opt.CostProfile = None,
 ) -> None:
     """Answer one prompt: text, or one JSON object, on stdout."""
-    params = SamplingParams(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, seed=seed, max_tokens=max_tokens,
-        logprobs=logprobs, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias),
-    )  # fmt: skip
+    params = SamplingParams(**sampling, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias))
     model, prompt = model_and_prompt(words or [], model)
     talks = prompt is None and model is not None and sys.stdin.isatty() and not (as_json or raw)
     text = "" if talks else read_prompt(prompt)
     meter = cost.Meter(cost_profile)
-    load = partial(loading.load_engine, context=context, kv_dtype=kv, num_threads=threads, yes=yes)
+    load = partial(loading.load_engine, options=engine, yes=yes)
     if talks:  # `run MODEL` at a terminal is a conversation, as with Ollama
         from gangpao.commands import chat
 
         chat.converse(chat.Local(load(model), params, meter=meter, load=load, source=model, system=system))
     else:
-        engine = load(model)
-        _answer(start(engine, text, params, system=system, raw=raw), engine, meter, as_json, logprobs is not None)
+        loaded = load(model)
+        generation = start(loaded, text, params, system=system, raw=raw)
+        _answer(generation, loaded, meter, as_json, params.logprobs is not None)
 
 
 def _answer(generation: Generation, engine: Engine, meter: cost.Meter, as_json: bool, logprobs: bool) -> None:

@@ -12,10 +12,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 import uvicorn
@@ -27,43 +28,18 @@ from gangpao.commands.model import find
 from gangpao.commands.terminal import screen
 from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.config import ModelConfig
-from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE
 from gangpao.formats.gguf import GGUF
 from gangpao.log import show_bytes
+from gangpao.options import Fields, command_of, flag_of, option
 from gangpao.serve import app
-from gangpao.serve.http import guard, tls
+from gangpao.serve.http import tls
+from gangpao.serve.http.access import Access, Listen, check_binding
+from gangpao.serve.models import Limits
 from gangpao.serve.server import Server, Settings
 
 Models = Annotated[
     list[str] | None,
     typer.Option("-m", "--model", help=f"{opt.MODEL.capitalize()}; repeatable, the first is loaded at start."),
-]
-Host = Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need an API key.")]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
-ApiKey = Annotated[list[str] | None, typer.Option("--api-key", help="A key that opens the API; repeatable.")]
-ApiKeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="A file with one key a line.")]
-AllowHost = Annotated[
-    list[str] | None, typer.Option("--allow-host", help="A host name under which this server is reached; repeatable.")
-]
-AllowOrigin = Annotated[
-    list[str] | None, typer.Option("--allow-origin", help="A web page's origin that may call the API; repeatable.")
-]
-AllowImageHost = Annotated[
-    list[str] | None, typer.Option("--allow-image-host", help="A host that images may be fetched from; repeatable.")
-]
-Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS with a certificate made here, by an authority made here.")]
-TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="Speak TLS with this certificate (PEM).")]
-TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="The key of --tls-cert (PEM).")]
-Batch = Annotated[int, typer.Option("--batch", min=1, max=256, help="Answers in progress at once, for each model.")]
-Queue = Annotated[
-    int, typer.Option("--queue", min=1, max=4096, help="Requests that may wait; more are told to come back.")
-]
-Memory = Annotated[
-    float | None, typer.Option("--memory", min=0.1, help="GB for all models together; what is free if not given.")
-]
-IdleUnload = Annotated[
-    float | None,
-    typer.Option("--idle-unload", min=0.01, help="Minutes without a request after which a model leaves memory."),
 ]
 Grace = Annotated[
     float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
@@ -78,9 +54,6 @@ Alias = Annotated[
 ShortPaths = Annotated[
     bool, typer.Option("--short-paths", help="Answer under /chat/completions and the like, without /v1, too.")
 ]
-LogRequests = Annotated[
-    bool, typer.Option("--log-requests", help="A line for each request: path, status, seconds; never what was asked.")
-]
 Phone = Annotated[bool, typer.Option("--phone", help="Print a QR code of the page that runs the model in a phone.")]
 EngineName = Annotated[Literal["native", "vllm"], typer.Option("--engine", help="vllm: hand over to vLLM on a GPU.")]
 Extra = Annotated[
@@ -89,81 +62,56 @@ Extra = Annotated[
 ]
 
 
-# What also means something in front of vLLM, which has its own options for the rest, behind --.
-_BOTH = frozenset({
-    "extra", "model", "host", "port", "api_key", "api_key_file", "allow_host", "allow_origin", "use_tls", "tls_cert", "tls_key",
-    "grace", "log_requests", "engine",
-})  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What to speak TLS with."""
+
+    tls: bool = option(False, "Speak TLS with a certificate made here, by an authority made here.")
+    tls_cert: Path | None = option(None, "Speak TLS with this certificate (PEM).")
+    tls_key: Path | None = option(None, "The key of --tls-cert (PEM).")
 
 
+_LIMITS = ("batch", "queue", "context", "kv", "threads", "memory", "idle_unload_s")  # in the order of the help
+
+
+@command_of(after={"log_requests": "short_paths", "max_body": "log_requests"})
 def serve(
     ctx: typer.Context,
     extra: Extra = None,
     model: Models = None,
     yes: opt.Yes = False,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
-    api_key: ApiKey = None,
-    api_key_file: ApiKeyFile = None,
-    allow_host: AllowHost = None,
-    allow_origin: AllowOrigin = None,
-    allow_image_host: AllowImageHost = None,
-    use_tls: Tls = False,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    batch: Batch = DEFAULT_BATCH,
-    queue: Queue = DEFAULT_QUEUE,
-    context: opt.Context = None,
-    kv: opt.Kv = "f16",
-    threads: opt.Threads = None,
-    memory: Memory = None,
-    idle_unload: IdleUnload = None,
+    *,
+    listen: Listen,
+    access: Access,
+    tls_files: Certificate,
+    limits: Annotated[Limits, Fields(Limits, _LIMITS)],
     cost_profile: opt.CostProfile = None,
     grace: Grace = app.GRACE_S,
     alias: Alias = None,
     short_paths: ShortPaths = False,
-    log_requests: LogRequests = False,
     phone: Phone = False,
     engine: EngineName = "native",
 ) -> None:
     """Serve models over an OpenAI-compatible HTTP API."""
     named, extra = split_extra(extra or [])
     model = [*(model or []), *named] or None
-    keys = read_keys(api_key, api_key_file)
-    guard.check_binding(host, keys)
-    cert = certificate(host, allow_host, use_tls, tls_cert, tls_key)
-    origins = tuple(o.rstrip("/") for o in allow_origin or ())
+    check_binding(listen, access)
+    cert = certificate(listen.host, access.allow_hosts, tls_files)
+    listen = replace(listen, tls=cert is not None, authority=cert.authority if cert else None)
     _raise_files()
     if engine == "vllm":
-        front = {"host": host, "port": port, "api_keys": keys, "allow_hosts": tuple(allow_host or ()), "grace_s": grace}
-        front |= {"allow_origins": origins, "log_requests": log_requests}
-        raise typer.Exit(_vllm(ctx, model, extra, cert, front))
+        _check_vllm(ctx, model)
+        from gangpao.serve.vllm import process
+
+        raise typer.Exit(process.run((model or [""])[0], listen, access, extra, grace_s=grace, cert=cert))
     if extra:
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
     models, opened = find_models(model, yes=yes)
     settings = Settings(
         models, aliases=read_aliases(alias, models), short_paths=short_paths,
-        host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
-        allow_origins=origins, allow_image_hosts=tuple(allow_image_host or ()),
-        batch=batch, queue=queue, context=context, kv=kv, threads=threads,
-        memory=None if memory is None else int(memory * 1e9),
-        idle_unload_s=None if idle_unload is None else idle_unload * 60, cost_profile=cost_profile, tls=bool(cert),
-        authority=cert.authority if cert else None, log_requests=log_requests,
+        **vars(listen), **vars(access), **vars(limits), cost_profile=cost_profile,
     )  # fmt: skip
     _run(Server(settings, opened), cert, grace, phone)
-
-
-def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
-    """All API keys. Raises ValueError for an empty one, and for one that no HTTP header can carry."""
-    keys = list(given or ())
-    if file is not None:
-        keys += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not keys:
-            raise ValueError(f"{file}: there is no key in it; write one a line")
-    for key in keys:
-        if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise ValueError("an API key is one word of printable ASCII characters")
-    return tuple(keys)
 
 
 def read_aliases(given: list[str] | None, models: Mapping[str, Path]) -> dict[str, str]:
@@ -204,37 +152,40 @@ def find_models(names: list[str] | None, *, yes: bool = False) -> tuple[dict[str
     return found, opened
 
 
-def certificate(
-    host: str, allowed: list[str] | None, make: bool, cert: Path | None, key: Path | None
-) -> tls.Files | None:
+def certificate(host: str, allowed: Sequence[str], given: Certificate) -> tls.Files | None:
     """What to speak TLS with, or None. Raises ValueError for half a pair."""
+    cert, key = given.tls_cert, given.tls_key
     if (cert is None) != (key is None):
         raise ValueError("--tls-cert and --tls-key belong together: give both, or --tls for a certificate made here")
     if cert is not None and key is not None:
         for path in (cert, key):
             path.open("rb").close()  # a missing file is told by its name
         return tls.Files(cert, key)
-    if not make:
+    if not given.tls:
         return None
     bound = [] if host in ("0.0.0.0", "::") else [host.strip("[]")]
-    return tls.local([*tls.addresses(), *bound, *(name.strip("[]").lower() for name in allowed or ())])
+    return tls.local([*tls.addresses(), *bound, *(name.strip("[]").lower() for name in allowed)])
 
 
-def _vllm(
-    ctx: typer.Context, model: list[str] | None, extra: list[str], cert: tls.Files | None, front: dict[str, Any]
-) -> int:
-    from gangpao.serve.vllm import process
-
-    ours = sorted(set(ctx.params) - _BOTH)
-    given = [name for name in ours if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+def _check_vllm(ctx: typer.Context, model: list[str] | None) -> None:
+    """Raises ValueError for options of our own engine: vLLM has its own for the same things, behind --."""
+    ours: dict[str, type] = {**dict.fromkeys(_LIMITS, Limits), "allow_image_hosts": Access}
+    flags = {name: flag_of(record, name) for name, record in ours.items()}
+    flags |= {
+        "cost_profile": "--cost-profile",
+        "phone": "--phone",
+        "yes": "--yes",
+        "alias": "--alias",
+        "short_paths": "--short-paths",
+    }
+    given = [name for name in flags if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
-            f"{names}: for our own engine only; vLLM's options come behind --, for example: -- --max-model-len 4096"
+            f"{', '.join(sorted(flags[name] for name in given))}: for our own engine only; vLLM's options come behind --, for "
+            "example: -- --max-model-len 4096"
         )
     if not model or len(model) != 1:
         raise ValueError("--engine vllm serves one model: -m FOLDER, an exported Hugging Face folder")
-    return process.run(model[0], extra=extra, cert=cert, **front)
 
 
 # --- running
@@ -243,7 +194,7 @@ def _vllm(
 def _run(server: Server, cert: tls.Files | None, grace: float, phone: bool) -> None:
     _start_log()
     settings = server.settings
-    bound = app.listen(settings)
+    bound = app.listen(settings, settings)
     percent = Percent(f"loading {next(iter(settings.models))}")
     server.hub.on_progress = percent
 

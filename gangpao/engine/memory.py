@@ -17,6 +17,7 @@ from gangpao.engine.cache import PAGE, KVType, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.transformer import CHUNK
 from gangpao.formats.gguf import GGUF
+from gangpao.options import option
 
 WIDEST_DEFAULT = 8192
 NARROWEST_DEFAULT = 1024
@@ -24,6 +25,15 @@ NARROWEST_DEFAULT = 1024
 # the tokenizer together 745 bytes (Qwen2.5, 151,936 entries) to 780 bytes (SmolLM2, 49,152) a vocabulary entry.
 PROCESS_BYTES = 32_000_000
 VOCAB_ENTRY_BYTES = 770
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How a model is loaded: what decides how much memory it takes, and with how many threads it computes."""
+
+    threads: int | None = option(None, "Threads to compute with; the physical cores if not given.", 1, 1024)
+    context: int | None = option(None, "Most tokens of prompt and answer; by memory if not given.", 16, 1_048_576)
+    kv: KVType = option("f16", "KV cache type; int8 takes about half the memory.")
 
 
 @dataclass(frozen=True, slots=True)

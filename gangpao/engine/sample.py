@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gangpao.options import option
+
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
@@ -34,7 +36,7 @@ MAX_LOGIT_BIAS = 1024
 
 
 def _setting(default: Any, low: float, high: float, help: str) -> Any:
-    return field(default=default, metadata={"low": low, "high": high, "help": help})
+    return option(default, help, low, high)
 
 
 @dataclass(frozen=True, slots=True)

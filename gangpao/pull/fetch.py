@@ -8,7 +8,6 @@ the loopback interface; a token goes to the hub's own host and nowhere else. Wit
 What it gives up: a server without ranges gives one stream, which starts over when it is cut.
 """
 
-import ipaddress
 import os
 import random
 import threading
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from gangpao.machine import is_loopback
 from gangpao.pull.staging import Limits, SourceError, Stopped, load_state, save_state
 
 if TYPE_CHECKING:
@@ -56,14 +56,6 @@ class Remote:
     sha256: str = ""
     git_oid: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def offline() -> bool:

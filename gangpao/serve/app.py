@@ -1,7 +1,7 @@
 """The application: routes and guard around a Server, its life cycle, and a way to run it in a thread.
 
     make_app(server)    the ASGI application, for uvicorn
-    listen(settings)    a bound socket, so that a port in use is told before a model is loaded
+    listen(where, ...)  a bound socket, so that a port in use is told before a model is loaded
     running(server)     a server in a thread of this process, for tests and benchmarks
 
 The first model is loaded in the background as soon as the server listens; until then /health says "loading".
@@ -28,12 +28,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gangpao.serve.api import openai, openapi
 from gangpao.serve.api.dialects import DIALECTS, FORMS, body_for
 from gangpao.serve.http import guard
+from gangpao.serve.http.access import Access, Listen, check_binding
 from gangpao.serve.http.connection import Protocol
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.http.stream import ClientGone, Json
 from gangpao.serve.http.tls import Files, addresses
 from gangpao.serve.pages import routes
-from gangpao.serve.server import Server, Settings
+from gangpao.serve.server import Server
 
 log = logging.getLogger("gangpao.serve")
 KEEP_ALIVE_S = 75  # longer than the pools of usual clients keep a connection, so that it is they who close it
@@ -72,18 +73,8 @@ def make_app(
         },
     )
     app.state.server = server
-    rules = guard.Rules(
-        hosts=guard.hosts_of(settings.host, settings.allow_hosts),
-        keys=settings.api_keys,
-        origins=frozenset(settings.allow_origins),
-        public=settings.public | routes.PUBLIC,
-        any_address=settings.host in ("0.0.0.0", "::"),
-        max_body=settings.max_body,
-        tls=settings.tls,
-        log_requests=settings.log_requests,
-    )
     made: ASGIApp = _ShortPaths(app) if settings.short_paths else app
-    return guard.Guard(made, rules, server.metrics, FORMS)
+    return guard.Guard(made, settings, settings, server.metrics, FORMS, public=guard.PUBLIC | routes.PUBLIC)
 
 
 class _ShortPaths:
@@ -126,23 +117,22 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return Json(body_for(request.scope["path"], found), error.status_code, headers=dict(error.headers or {}))
 
 
-def listen(settings: Settings) -> socket.socket:
-    """A socket bound to the settings' address (port 0: a free one). Raises ValueError where that is not possible."""
-    guard.check_binding(settings.host, settings.api_keys)
-    host = settings.host.strip("[]")
+def listen(where: Listen, access: Access) -> socket.socket:
+    """A socket bound to an address (port 0: a free one). Raises ValueError where that is not possible, or others could reach it
+    without a key."""
+    check_binding(where, access)
+    host = where.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named: asyncio sets TCP_NODELAY only then, and without it every answer waits 40 ms for an ACK.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, settings.port))
+        bound.bind((host, where.port))
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(
-                f"port {settings.port} is in use by another program: take another one with --port"
-            ) from None
-        raise ValueError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+            raise ValueError(f"port {where.port} is in use by another program: take another one with --port") from None
+        raise ValueError(f"cannot listen on {where.host}:{where.port}: {error.strerror}") from None
     bound.set_inheritable(True)
     return bound
 
@@ -179,7 +169,7 @@ def running(
 
     cert: what it speaks TLS with, where its settings say tls.
     """
-    bound = listen(server.settings)
+    bound = listen(server.settings, server.settings)
     runner = _InThread(uvicorn_config(make_app(server), grace_s=grace_s, cert=cert))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[bound])), name="server")
     thread.start()

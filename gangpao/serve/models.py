@@ -20,12 +20,14 @@ from typing import Literal
 from gangpao import machine
 from gangpao.engine import memory
 from gangpao.engine.answer import Progress
-from gangpao.engine.cache import PAGE, KVType, bytes_needed, page_bytes
+from gangpao.engine.cache import PAGE, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
+from gangpao.engine.memory import EngineOptions
 from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
 from gangpao.formats.gguf import GGUF
 from gangpao.log import show_bytes
+from gangpao.options import option
 from gangpao.serve.http.errors import NO_RETRY, ApiError, busy, retry_headers
 
 log = logging.getLogger("gangpao.serve")
@@ -34,18 +36,28 @@ FULL_RETRY_S = 10.0
 ANY_NAME = "*"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+@dataclass(frozen=True, kw_only=True)
+class Limits(EngineOptions):
     """How models are loaded. memory: bytes for all models together, None is what the machine has. idle_unload_s: seconds
     without a request after which a model leaves memory, None is never."""
 
-    batch: int = DEFAULT_BATCH
-    queue: int = DEFAULT_QUEUE
-    context: int | None = None
-    kv: KVType = "f16"
-    threads: int | None = None
-    memory: int | None = None
-    idle_unload_s: float | None = None
+    batch: int = option(DEFAULT_BATCH, "Answers in progress at once, for each model.", 1, 256)
+    queue: int = option(DEFAULT_QUEUE, "Requests that may wait; more are told to come back.", 1, 4096)
+    memory: int | None = option(
+        None,
+        "GB for all models together; what is free if not given.",
+        0.1,
+        typed=float,
+        read=lambda gigabytes: int(gigabytes * 1e9),
+    )
+    idle_unload_s: float | None = option(
+        None,
+        "Minutes without a request after which a model leaves memory.",
+        0.01,
+        flag="--idle-unload",
+        typed=float,
+        read=lambda minutes: minutes * 60,
+    )
 
 
 @dataclass(slots=True, eq=False)

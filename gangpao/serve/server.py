@@ -10,33 +10,20 @@ from pathlib import Path
 
 from gangpao.cost import Meter
 from gangpao.formats.gguf import GGUF
+from gangpao.serve.http.access import Access, Listen
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.models import Hub, Limits
 
 
-@dataclass(frozen=True, slots=True)
-class Settings(Limits):
-    """A server's options, those of its models among them. models: public name -> file, the default first;
-    aliases: other names of theirs ("*": every other name); short_paths: routes under /v1 answer without it, too.
-
-    authority: the certificate that a device has to trust, where it is ours; served at /ca.crt.
-    """
+@dataclass(frozen=True)
+class Settings(Listen, Access, Limits):
+    """A server's options. models: public name -> file, the default first; aliases: other names of theirs ("*": every other
+    name); short_paths: routes under /v1 answer without it, too."""
 
     models: Mapping[str, Path]
     aliases: Mapping[str, str] = field(default_factory=dict)
     short_paths: bool = False
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_keys: tuple[str, ...] = ()
-    allow_hosts: tuple[str, ...] = ()
-    allow_origins: tuple[str, ...] = ()
-    allow_image_hosts: tuple[str, ...] = ()
     cost_profile: str | None = None
-    max_body: int = 32_000_000
-    tls: bool = False
-    authority: Path | None = None
-    log_requests: bool = False
-    public: frozenset[str] = field(default=frozenset({"/health"}))
 
     @property
     def places(self) -> int:
@@ -44,6 +31,7 @@ class Settings(Limits):
         return self.batch + self.queue
 
     def __post_init__(self) -> None:
+        Access.__post_init__(self)
         if not self.models:
             raise ValueError("a server needs at least one model: -m NAME")
 

@@ -23,6 +23,7 @@ from typing import Any
 import httpx2
 
 from gangpao.commands.terminal import screen
+from gangpao.machine import is_loopback
 
 CONNECT_S = 5.0
 # A small machine may read a long prompt for minutes before its first word.
@@ -49,8 +50,7 @@ class Server:
 
     def __init__(self, url: str, api_key: str | None, verify: ssl.SSLContext | bool) -> None:
         self.base = address(url)
-        host = httpx2.URL(self.base).host
-        here = host in ("localhost", "::1") or host.startswith("127.")
+        here = is_loopback(httpx2.URL(self.base).host)
         self.withheld = False
         if api_key is None:
             api_key = os.environ.get("OPENAI_API_KEY") or None

@@ -15,7 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gangpao.serve.http.guard import is_loopback
+from gangpao.machine import is_loopback
 
 REQUEST_S = 30.0
 STALLED_S = 120.0

@@ -19,11 +19,11 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gangpao.serve.http.access import Access, Listen
 from gangpao.serve.http.errors import ApiError, ErrorForm, form_for
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.http.stream import ClientGone, Json
@@ -31,6 +31,7 @@ from gangpao.serve.http.stream import ClientGone, Json
 log = logging.getLogger("gangpao.serve")
 
 BODY_S = 60.0
+PUBLIC = frozenset({"/health"})
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
@@ -45,56 +46,35 @@ _SECURITY = {
 _EXPOSED = "x-request-id, retry-after, retry-after-ms, x-should-retry"
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """hosts: names that a Host header may have, in lower case and without a port. any_address: IP addresses too, for a
-    server that is bound to all of them. public: paths that need no key, exact, or prefixes that end in "/". log_requests: a
-    line in the log for each, without anything of what was asked or answered."""
-
-    hosts: frozenset[str]
-    keys: tuple[str, ...] = ()
-    origins: frozenset[str] = frozenset()
-    public: frozenset[str] = frozenset({"/health"})
-    any_address: bool = False
-    max_body: int = 32_000_000
-    tls: bool = False
-    log_requests: bool = False
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def check_binding(host: str, keys: Iterable[str]) -> None:
-    """Raises ValueError for an address that others can reach without a key."""
-    if not is_loopback(host) and not any(keys):
-        raise ValueError(
-            f"--host {host}: others can reach this address, so the server needs a key: add --api-key KEY or "
-            "--api-key-file FILE (or stay on 127.0.0.1)"
-        )
-
-
 def hosts_of(bound: str, allowed: Iterable[str]) -> frozenset[str]:
-    """Names for Rules.hosts: this machine's, the address that is bound, and the allowed ones."""
+    """Names that a Host header may have: this machine's, the address that is bound, and the allowed ones; in lower case, without
+    a port."""
     name = f"[{bound}]" if ":" in bound and not bound.startswith("[") else bound
     return frozenset(h.strip().lower() for h in (*LOOPBACK, name, *allowed))
 
 
 class Guard:
-    """The outermost layer around an ASGI application. forms: how the APIs behind it say errors."""
+    """The outermost layer around an ASGI application. forms: how the APIs behind it say errors. public: paths that need no key,
+    exact, or prefixes that end in "/"."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, metrics: Metrics, forms: Sequence[ErrorForm] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listen: Listen,
+        access: Access,
+        metrics: Metrics,
+        forms: Sequence[ErrorForm] = (),
+        *,
+        public: frozenset[str] = PUBLIC,
+    ) -> None:
         self._app = app
         self._forms = forms
-        self._rules = rules
+        self._listen = listen
+        self._access = access
         self._metrics = metrics
-        self._keys = [hashlib.sha256(k.encode()).digest() for k in rules.keys]
+        self._public = public
+        self._hosts = hosts_of(listen.host, access.allow_hosts)
+        self._keys = [hashlib.sha256(k.encode()).digest() for k in access.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,7 +87,7 @@ class Guard:
         out = _Sender(send, request_id, seen_by, self._metrics, form_for(scope["path"], self._forms))
         began = time.perf_counter()
         try:
-            await self._serve(scope, headers, _Receiver(receive, self._rules.max_body), out)
+            await self._serve(scope, headers, _Receiver(receive, self._access.max_body), out)
         except ClientGone:
             log.debug("%s: the client left", request_id)
         except ApiError as error:
@@ -118,7 +98,7 @@ class Guard:
                 ApiError(500, f"the server failed at this request; its log says why ({request_id})"), scope, receive
             )
         finally:
-            if self._rules.log_requests:
+            if self._access.log_requests:
                 seconds = time.perf_counter() - began
                 log.info("%s %s %s, %.3f s (%s)", scope["method"], _path(scope), out.status or "-", seconds, request_id)
         return None
@@ -144,17 +124,17 @@ class Guard:
         if match is None:
             raise ApiError(400, "the request needs one Host header that is a host name", code="bad_host")
         name = match[1].lower()
-        if name in self._rules.hosts or (self._rules.any_address and _is_address(name)):
+        if name in self._hosts or (self._listen.any_address and _is_address(name)):
             return
         raise ApiError(
             403, f"this server does not answer to the name {name[:100]} (--allow-host)", code="host_not_allowed"
         )
 
     def _allowed(self, origin: str) -> bool:
-        return origin in self._rules.origins or "*" in self._rules.origins
+        return origin in self._access.allow_origins or "*" in self._access.allow_origins
 
     def _same(self, origin: str, headers: Headers) -> bool:
-        return origin == f"{'https' if self._rules.tls else 'http'}://{headers['host']}"
+        return origin == f"{'https' if self._listen.tls else 'http'}://{headers['host']}"
 
     def _client(self, scope: Scope, headers: Headers) -> str:
         """Whose request it is. Raises ApiError (401) for a wrong or missing key where one is needed."""
@@ -168,9 +148,7 @@ class Guard:
         if sum(hmac.compare_digest(digest, key) for key in self._keys):
             return digest.hex()[:16]
         path = scope["path"]
-        if path in self._rules.public or any(
-            p.endswith("/") and p != "/" and path.startswith(p) for p in self._rules.public
-        ):
+        if path in self._public or any(p.endswith("/") and p != "/" and path.startswith(p) for p in self._public):
             return peer
         raise ApiError(
             401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key",

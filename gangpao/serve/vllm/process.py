@@ -29,9 +29,9 @@ import uvicorn
 from gangpao.serve import app
 from gangpao.serve.api.dialects import FORMS
 from gangpao.serve.http import guard, tls
+from gangpao.serve.http.access import Access, Listen, check_binding
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.pages import routes
-from gangpao.serve.server import Settings
 from gangpao.serve.vllm import proxy
 
 # What this command decides (left), and why it may not be passed (right).
@@ -55,40 +55,28 @@ LINES = 12
 
 def run(
     model: str,
+    listen: Listen,
+    access: Access,
+    extra: Sequence[str] = (),
     *,
-    host: str,
-    port: int,
-    api_keys: Sequence[str],
-    extra: Sequence[str],
-    allow_hosts: Sequence[str] = (),
-    allow_origins: Sequence[str] = (),
     grace_s: float = app.GRACE_S,
-    log_requests: bool = False,
     cert: tls.Files | None = None,
 ) -> int:
     """Serve the folder `model` until a signal, or until vLLM ends; the exit code.
 
     cert: what to speak TLS with. Raises ValueError saying what to do, before anything is started.
     """
-    guard.check_binding(host, api_keys)
+    check_binding(listen, access)
     folder = check_folder(model)
     check_extra(extra)
     program = find_program()
-    bound = app.listen(Settings({folder.name: folder}, host=host, port=port, api_keys=tuple(api_keys)))
+    bound = app.listen(listen, access)
     child = Child(command(program, folder, free_port(), extra))
     backend = proxy.Backend(child.url, child.key, lambda: child.ready)
-    rules = guard.Rules(
-        hosts=guard.hosts_of(host, allow_hosts),
-        keys=tuple(api_keys),
-        origins=frozenset(allow_origins),
-        any_address=host in ("0.0.0.0", "::"),
-        tls=bool(cert),
-        log_requests=log_requests,
-        public=frozenset({"/health", "/ca.crt"}),
-    )
-    front = proxy.application(backend, routes.authority_route(cert.authority if cert else None))
-    runner = _Runner(app.uvicorn_config(guard.Guard(front, rules, Metrics(), FORMS), grace_s=grace_s, cert=cert))
-    where = app.url_of(host, bound, tls=bool(cert))
+    front = proxy.application(backend, routes.authority_route(listen.authority))
+    guarded = guard.Guard(front, listen, access, Metrics(), FORMS, public=guard.PUBLIC | {"/ca.crt"})
+    runner = _Runner(app.uvicorn_config(guarded, grace_s=grace_s, cert=cert))
+    where = app.url_of(listen.host, bound, tls=bool(cert))
     for line in (
         f"{where}/v1 answers from {folder.name} when vLLM has loaded it",
         *(tls.notice(cert, where) if cert else ()),

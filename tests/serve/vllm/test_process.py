@@ -18,6 +18,7 @@ import httpx2
 import openai
 import pytest
 
+from gangpao.serve.http.access import Access, Listen
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.vllm import process, proxy
 from tests.child import environment
@@ -184,9 +185,9 @@ def test_options_that_decide_who_comes_in_are_refused(option):
 def test_without_the_program_it_says_how_to_get_it(folder, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ValueError, match=r"pip install 'gangpao\[vllm\]' on a Linux machine with a GPU"):
-        process.run(str(folder), host="127.0.0.1", port=0, api_keys=[], extra=[])
+        process.run(str(folder), Listen(port=0), Access())
     with pytest.raises(ValueError, match="needs a key"):
-        process.run(str(folder), host="0.0.0.0", port=0, api_keys=[], extra=[])
+        process.run(str(folder), Listen(host="0.0.0.0", port=0), Access())
 
 
 def test_the_command_line(tmp_path):
