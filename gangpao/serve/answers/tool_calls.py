@@ -35,23 +35,27 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The functions that an answer may call. must: it is nothing but calls."""
+    """The functions that an answer may call, and their places in the request. must: it is nothing but calls. single: it is
+    one call, however many the request allows, because the function was named."""
 
     functions: tuple[Json, ...] = ()
     must: bool = False
+    single: bool = False
+    places: tuple[int, ...] = ()
 
 
 def offered(tools: Sequence[Json] | None, tool_choice: str | Json | None) -> Offered:
     """What a request's tools and tool_choice allow. Raises ValueError that begins with the field's name."""
     functions = _functions(tools or ())
+    places = tuple(range(len(functions)))
     if tool_choice is None or tool_choice == "auto":
-        return Offered(functions)
+        return Offered(functions, places=places)
     if tool_choice == "none":
         return Offered()
     if not functions:
         raise ValueError("tool_choice: there are no tools to choose from")
     if tool_choice == "required":
-        return Offered(functions, must=True)
+        return Offered(functions, must=True, places=places)
     return _chosen(tool_choice, functions)
 
 
@@ -92,8 +96,9 @@ def _chosen(choice: str | Json, functions: tuple[Json, ...]) -> Offered:
             raise wrong
         if name not in known:
             raise ValueError(f"tool_choice: no function called {name!r:.80} is among the tools")
-    must = choice.get("type") != "allowed_tools" or among.get("mode") == "required"
-    return Offered(tuple(f for f in functions if f["name"] in names), must)
+    single = choice.get("type") != "allowed_tools"
+    places = tuple(i for i, f in enumerate(functions) if f["name"] in names)
+    return Offered(tuple(functions[i] for i in places), single or among.get("mode") == "required", single, places)
 
 
 def _named(choice: object) -> str | None:
