@@ -21,7 +21,6 @@ the schema's order.
 import hashlib
 import json
 import logging
-import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -35,13 +34,13 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Logits
 from gangpao.engine.transformer import Transformer
 from gangpao.serve.answers import json_schema
+from gangpao.serve.answers.call_grammar import call_rules, free_rules, literal
 from gangpao.serve.answers.loosen import Budget
 from gangpao.serve.answers.tool_calls import Json, offered
-from gangpao.text.templates.tools import ARGUMENTS, CALL, CALL_END, NAME
+from gangpao.text.templates.call_format import OWN_CALLS, CallFormat
 from gangpao.text.tokenizer import Tokenizer
 
 MAX_TOGETHER = 10_000  # values in the schemas of all functions: two seconds of compiling
-MAX_CALLS = 8  # of one answer with parallel calls: a small model may not know when to stop
 _KEPT_GRAMMARS = 32
 _ERROR_CHARS = 200
 _MOST_LOGGED = 20
@@ -122,9 +121,17 @@ def constraint_for(
     form = AnswerForm(response_format, tools, tool_choice, parallel)
     if form.free:
         return None
+    if form.choice.functions:
+        form.calls = engine.template.calls
     table = _table_of(engine.model, engine.tokenizer)
     grammar, matcher = table.compiled(form)
     return GrammarConstraint(matcher, table.vocab_size, grammar)
+
+
+def text_constraint(engine: Engine, text: str) -> GrammarConstraint:
+    """A new constraint for an answer that is all of a grammar, given in llguidance's Lark dialect. Raises ValueError."""
+    table = _table_of(engine.model, engine.tokenizer)
+    return GrammarConstraint(table.of_text(text), table.vocab_size, Grammar(text, whole=True))
 
 
 class Parameters(NamedTuple):
@@ -152,7 +159,9 @@ class AnswerForm:
         tools: Sequence[Mapping[str, Any]] | None,
         tool_choice: str | Mapping[str, Any] | None,
         parallel: bool = True,
+        calls: CallFormat = OWN_CALLS,
     ) -> None:
+        self.calls = calls
         self.answer = _answer_schema(response_format)
         self.choice = offered(tools, tool_choice)
         self.parallel = parallel and not self.choice.single
@@ -161,7 +170,14 @@ class AnswerForm:
     @property
     def key(self) -> bytes:
         """Equal for equal forms."""
-        said = (self.answer, self.choice.functions, self.choice.places, self.choice.must, self.parallel)
+        said = (
+            self.answer,
+            self.choice.functions,
+            self.choice.places,
+            self.choice.must,
+            self.parallel,
+            str(self.calls),
+        )
         return hashlib.sha256(json.dumps(said, default=dict).encode()).digest()
 
     def grammar(self) -> Grammar:
@@ -227,13 +243,14 @@ class AnswerForm:
         said = f"answer: %json {json.dumps(answer)}\n"
         if not names:
             return Grammar(f"start: answer\n{said}", True, faults)
-        rules = _call_rules(names, parameters, self.parallel)
+        rules = call_rules(self.calls, names, parameters, self.parallel)
+        mark = literal(self.calls.mark)
         if self.choice.must:
-            return Grammar(f'start: "{CALL}" calls\n{rules}', True, faults)
+            return Grammar(f"start: {mark} calls\n{rules}", True, faults)
         if answer is not None:
-            return Grammar(f'start: answer | "{CALL}" calls\n{said}{rules}', True, faults)
-        free = _free_rules(names, parameters, self.parallel)
-        return Grammar(f"start: WORDS | up_to_call calls | bare\n{free}{rules}", False, faults)
+            return Grammar(f"start: answer | {mark} calls\n{said}{rules}", True, faults)
+        free = free_rules(self.calls, names, parameters, self.parallel)
+        return Grammar(f"{free}{rules}", False, faults)
 
 
 def _answer_schema(response_format: Mapping[str, Any] | None) -> Asked | None:
@@ -253,36 +270,6 @@ def _answer_schema(response_format: Mapping[str, Any] | None) -> Asked | None:
     return Asked(schema, "response_format: schema", inner.get("strict") is not False)
 
 
-def _call_rules(names: Sequence[str], schemas: Sequence[Json], parallel: bool) -> str:
-    """Grammar rules for what follows the first <tool_call>."""
-    more = f' ("\\n{CALL}" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
-    heads = [f"call{i}" for i in range(len(names))]
-    rules = [f"calls: call{more}", f'call: "\\n" ({" | ".join(heads)}) "\\n{CALL_END}"']
-    for head, name, schema in zip(heads, names, schemas, strict=True):
-        rules.append(f'{head}: {json.dumps(NAME + name + ARGUMENTS)} %json {json.dumps(schema)} "}}"')
-    return "\n".join(rules) + "\n"
-
-
-def _free_rules(names: Sequence[str], schemas: Sequence[Json], parallel: bool) -> str:
-    """Grammar rules for words, words up to <tool_call>, and calls without that mark, as some models write them: bare JSON,
-    perhaps in a code fence, at the start of the answer. What begins like one is one, so it is no words."""
-    opening = r"\s*(```(json)?\s*)?\{\s*\"name\"\s*:\s*\"%s\"\s*,\s*\"arguments\"".replace(r"\"", '"')
-    patterns = [re.escape(name).replace("/", r"\/") for name in names]
-    any_name = f"({'|'.join(patterns)})"
-    no_bare = f"& ~/{opening % any_name}(.|\\n)*/"
-    heads = [f"bare{i}" for i in range(len(names))]
-    rules = [
-        f"WORDS: /(.|\\n)*/ & ~/(.|\\n)*{CALL}(.|\\n)*/ {no_bare}",
-        f"up_to_call[lazy]: /(.|\\n)*{CALL}/ {no_bare}",
-        f"bare: ({' | '.join(heads)}){{1,{MAX_CALLS if parallel else 1}}}",
-        r"BARE_END: /\s{0,8}\}(\s{0,8}```)?\s?/",
-    ]
-    for head, pattern, schema in zip(heads, patterns, schemas, strict=True):
-        spaced = json.dumps(json_schema.with_free_spacing(schema))
-        rules.append(f"{head}: /{opening % pattern}\\s*:\\s*/ %json {spaced} BARE_END")
-    return "\n".join(rules) + "\n"
-
-
 # --- what a model's vocabulary is to llguidance
 
 
@@ -296,7 +283,8 @@ class _Pieces:
         self.eos_token_id = self.ends[0]
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) for i in range(vocab_size)]
-        self.special_token_ids = sorted(i for i in tokenizer.control_ids if i < vocab_size)
+        # What marks a thought or a call is text to a grammar, whichever kind of piece it is.
+        self.special_token_ids = sorted(i for i in tokenizer.control_ids - tokenizer.text_ids if i < vocab_size)
         if self.ends == [vocab_size]:
             self.tokens.append(b"<end>")
             self.special_token_ids.append(vocab_size)
@@ -331,11 +319,26 @@ class _Table:
             log.warning("a part of a schema is not held: %s", loosened)
         if len(grammar.loosened) > _MOST_LOGGED:
             log.warning("%d more parts of schemas are not held", len(grammar.loosened) - _MOST_LOGGED)
+        self._keep(key, grammar, matcher)
+        return grammar, matcher.deep_copy()
+
+    def of_text(self, text: str) -> llguidance.LLMatcher:
+        """A fresh state of a grammar that a client wrote. Raises ValueError where it does not compile."""
+        key = hashlib.sha256(b"text" + text.encode("utf-8", "replace")).digest()
+        with self._lock:
+            kept = self._kept.get(key)
+        grammar, matcher = kept or (Grammar(text, whole=True), self._matcher(Grammar(text, whole=True)))
+        if why := json_schema.compile_error(matcher):
+            raise ValueError(f"cannot be guaranteed: {why}"[:_ERROR_CHARS])
+        self._keep(key, grammar, matcher)
+        return matcher.deep_copy()
+
+    def _keep(self, key: bytes, grammar: Grammar, matcher: llguidance.LLMatcher) -> None:
         with self._lock:
             self._kept[key] = grammar, matcher
+            self._kept.move_to_end(key)
             while len(self._kept) > _KEPT_GRAMMARS:
                 self._kept.popitem(last=False)
-        return grammar, matcher.deep_copy()
 
     def _compile(self, form: AnswerForm) -> tuple[Grammar, llguidance.LLMatcher]:
         tried: list[llguidance.LLMatcher] = []

@@ -243,10 +243,10 @@ def _stop(request: Request, handle: Handle) -> str | None:
     return handle.stopped_by if handle.stopped_by in request.params.stop else None
 
 
-def _parser(asked: ChatRequest) -> tool_calls.ToolParser | None:
+def _parser(loaded: Loaded, asked: ChatRequest) -> tool_calls.ToolParser | None:
     if not asked.tools or asked.tool_choice == "none":
         return None
-    return tool_calls.ToolParser(asked.tools, asked.tool_choice)
+    return tool_calls.ToolParser(asked.tools, asked.tool_choice, loaded.engine.template.calls)
 
 
 class _Choice:
@@ -257,7 +257,7 @@ class _Choice:
         # Where a grammar says all of the answer, there is no place for a thought in it.
         whole = isinstance(request.constraint, GrammarConstraint) and request.constraint.whole
         self._splitter = Splitter(None) if whole else loaded.engine.splitter(request.prompt_ids)
-        self._parser = _parser(asked)
+        self._parser = _parser(loaded, asked)
         self._thought: list[str] = []
         self.thought_tokens = 0
         self._content: list[str] = []
