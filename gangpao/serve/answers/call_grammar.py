@@ -3,9 +3,9 @@
     call_rules    what follows the mark of the first call: "calls"
     free_rules    words, or words up to that mark and calls
 
-Where arguments are a JSON object, it is held to the function's schema. Where each stands between tags, names, order and required
-ones are held, and of values all but texts, of which a list of choices is held: a text has no quotes, so a pattern
-could run into the tag that ends it.
+Where arguments are a JSON object, it is held to the function's schema. Where each stands between tags, names, order, required ones
+and values are held; of a text, which has no quotes there, its choices, its length and patterns of the usual form (`unheld` names
+the rest).
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gangpao.serve.answers import json_schema
-from gangpao.serve.answers.call_values import is_text, kinds_of
+from gangpao.serve.answers.call_arguments import is_text, kinds_of
 from gangpao.text.templates.call_format import ID, INDEX, CallFormat, Tags, pattern_of
 
 MAX_CALLS = 8  # of one answer with parallel calls: a small model may not know when to stop
@@ -138,24 +138,96 @@ class _Tagged:
         """A parameter with its value and the tag behind it."""
         kinds = kinds_of(schema, self._schema)
         close = literal(self._close)
+        keywords = schema if isinstance(schema, Mapping) else {}
         if not self._tags.raw or "string" not in kinds:
-            inner = schema if isinstance(schema, Mapping) else {}
             more = {name: self._schema[name] for name in (*_DEFINITIONS, "x-guidance") if name in self._schema}
-            yield f"{rule}: {key} %json {json.dumps({**more, **inner})} {close}"
+            yield f"{rule}: {key} %json {json.dumps({**more, **keywords})} {close}"
             return
-        choices = schema.get("enum") if isinstance(schema, Mapping) else None
-        if is_text(kinds) and isinstance(choices, list) and choices:
-            texts = [choice for choice in choices if isinstance(choice, str) and self._close.strip() not in choice]
+        choices = _choices(keywords) if is_text(kinds) else None
+        if choices is not None:
+            texts = [choice for choice in choices if self._close.strip() not in choice]
             yield f"{rule}: {key} ({' | '.join(map(literal, texts or ['']))}) {close}"
             return
-        text = rule.upper()
-        tag = self._tags.wrap and _pattern(self._tags.wrap[0][0])
-        plain = f"[^{tag}]" if tag else r"(.|\n)"
+        held = _expressions(keywords) if is_text(kinds) else []
+        end = _pattern(self._close)
         if self._tags.wrap is None:
             yield f"{rule}: {key} {rule}_text"
-            yield f"{rule}_text[lazy]: /{plain}*{_pattern(self._close)}/"
+            yield f"{rule}_text[lazy]: {_text(_ANY, end, held)}"
         else:
             before, behind = self._tags.wrap
-            yield f"{rule}: {key} ({text} {close} | {literal(before)} {rule}_text {close})"
-            yield f"{text}: /{plain}*/"
-            yield f"{rule}_text[lazy]: /(.|\\n)*{_pattern(behind)}/"
+            yield f"{rule}: {key} ({rule}_plain | {literal(before)} {rule}_text {close})"
+            yield f"{rule}_plain[lazy]: {_text(f'[^{_pattern(before[0])}]', end, held)}"
+            yield f"{rule}_text[lazy]: {_text(_ANY, _pattern(behind), held)}"
+
+
+_ANY = r"(.|\n)"
+_SIZES = ("minLength", "maxLength")
+_HELD = frozenset({"type", "enum", "const", "pattern", "allOf", "x-guidance", *_SIZES})
+_ANCHORED = re.compile(r"(?:\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[^\\\[^$])*", re.S)
+
+
+def unheld(form: CallFormat, schema: Json) -> list[str]:
+    """Paths of what a format does not hold of a function's ready parameters: keywords of texts that stand between tags."""
+    properties = schema.get("properties")
+    if form.tags is None or not form.tags.raw or not isinstance(properties, Mapping):
+        return []
+    return [
+        f"properties.{name}.{keyword}"
+        for name, one in properties.items()
+        if isinstance(one, Mapping) and "string" in (kinds := kinds_of(one, schema))
+        for keyword in _unheld(one, kinds)
+    ]
+
+
+def _unheld(schema: Json, kinds: frozenset[str]) -> list[str]:
+    if not is_text(kinds):
+        return [keyword for keyword in schema if keyword not in ("type", "anyOf", "oneOf", "x-guidance")]
+    found = [keyword for keyword in schema if keyword not in _HELD]
+    if ("enum" in schema or "const" in schema) and _choices(schema) is None:
+        found.append("enum")
+    parts = schema.get("allOf", [])
+    patterns = [("pattern", schema.get("pattern"))]
+    for part in parts if isinstance(parts, list) else []:
+        patterns.append(("allOf", part.get("pattern") if isinstance(part, Mapping) else ""))
+        found += ["allOf"] if not isinstance(part, Mapping) or part.keys() - {"pattern", *_SIZES} else []
+    return found + [name for name, pattern in patterns if isinstance(pattern, str) and _whole(pattern) is None]
+
+
+def _choices(schema: Json) -> list[str] | None:
+    choices = schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else None
+    texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    return choices if texts and choices else None
+
+
+def _expressions(schema: Json) -> list[str]:
+    """Expressions of which a text must match all."""
+    parts = schema.get("allOf")
+    schemas = [schema, *(part for part in (parts if isinstance(parts, list) else ()) if isinstance(part, Mapping))]
+    held = []
+    for one in schemas:
+        pattern = one.get("pattern")
+        if isinstance(pattern, str) and (whole := _whole(pattern)) is not None:
+            held.append(whole)
+        low, high = (one.get(name) for name in _SIZES)
+        if isinstance(low, int) or isinstance(high, int):
+            held.append(f"{_ANY}{{{low or 0},{'' if high is None else high}}}")
+    return held
+
+
+def _whole(pattern: str) -> str | None:
+    """An expression for all of a text in which `pattern` is found; None for one with anchors or alternatives on the outside."""
+    begins, ends = pattern.startswith("^"), re.search(r"(?<!\\)(\\\\)*\$$", pattern) is not None
+    inner = pattern[int(begins) : len(pattern) - int(ends)]
+    outside, before = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", inner), ""
+    while outside != before:
+        outside, before = re.sub(r"\([^()]*\)", "", outside), outside
+    if not _ANCHORED.fullmatch(inner) or "|" in outside or "(" in outside or ")" in outside:
+        return None
+    inner = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", inner).replace("\n", r"\n")
+    return f"{'' if begins else _ANY + '*'}({inner}){'' if ends else _ANY + '*'}"
+
+
+def _text(letter: str, end: str, held: Sequence[str]) -> str:
+    """The expression of a text and of what ends it, which is not in the text. held: expressions that the text matches."""
+    parts = [f"/{letter}*{end}/", *(f"/({expression}){end}/" for expression in held)]
+    return " & ".join([*parts, f"~/{_ANY}*{end}{_ANY}+/"] if held else parts)

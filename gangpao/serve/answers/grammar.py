@@ -34,7 +34,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Logits
 from gangpao.engine.transformer import Transformer
 from gangpao.serve.answers import json_schema
-from gangpao.serve.answers.call_grammar import call_rules, free_rules, literal
+from gangpao.serve.answers.call_grammar import call_rules, free_rules, literal, unheld
 from gangpao.serve.answers.loosen import Budget
 from gangpao.serve.answers.tool_calls import Json, offered
 from gangpao.text.templates.call_format import OWN_CALLS, CallFormat
@@ -44,6 +44,7 @@ MAX_TOGETHER = 10_000  # values in the schemas of all functions: two seconds of 
 _KEPT_GRAMMARS = 32
 _ERROR_CHARS = 200
 _MOST_LOGGED = 20
+_BETWEEN_TAGS = "this model writes texts between tags, which are not held to it"
 _TOGETHER = "the functions' schemas are too large together"
 
 _ANY_OBJECT = json_schema.ready({"type": "object"}, "", exact=False, whole=False)
@@ -238,11 +239,22 @@ class AnswerForm:
             where = f"tools[{i}].function.parameters of {function['name']}"
             yield Parameters(function["name"], (schema, where), function.get("strict") is True)
 
+    def _unheld(self, parameters: Sequence[Json]) -> tuple[Loosened, ...]:
+        """What the model's own format does not hold of parameters that grammars do. Raises ValueError where it must be held."""
+        found = []
+        for (name, (_, where), exact), schema in zip(self._parameters(), parameters, strict=True):
+            for path in unheld(self.calls, schema):
+                if exact:
+                    raise ValueError(f"{where}: {path} cannot be guaranteed: {_BETWEEN_TAGS}")
+                found.append(Loosened(name, f"parameters.{path}", _BETWEEN_TAGS))
+        return tuple(found)
+
     def _grammar(self, answer: Json | None, parameters: Sequence[Json], faults: tuple[Loosened, ...]) -> Grammar:
         names = [function["name"] for function in self.choice.functions]
         said = f"answer: %json {json.dumps(answer)}\n"
         if not names:
             return Grammar(f"start: answer\n{said}", True, faults)
+        faults += self._unheld(parameters)
         rules = call_rules(self.calls, names, parameters, self.parallel)
         mark = literal(self.calls.mark)
         if self.choice.must:

@@ -311,7 +311,7 @@ class _Texts(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _texts_of(form: CallFormat) -> _Texts:
-    begin, name_end, end = (pattern_of(text, loose=True) for text in (form.inner, form.name_end, form.end))
+    begin, name_end, end = (pattern_of(f" {text}", loose=True) for text in (form.inner, form.name_end, form.end))
     name = rf"({_NAME.pattern})"
     if form.tags is None:
         name = rf"{name}{name_end}\s*(?=\{{)"
@@ -319,12 +319,12 @@ def _texts_of(form: CallFormat) -> _Texts:
     closing = re.findall(r"</?[^<>\s]+>|\[/?[A-Z_]+\]", form.end)
     return _Texts(
         form.tags is None and (not form.mark or '{"name"' in form.inner.replace(" ", "")),
-        re.compile(rf"\s*{begin}\s*{name}"),
+        re.compile(rf"{begin}\s*{name}"),
         re.compile(rf"\s*{name}"),
-        re.compile(rf"\s*{name_end}"),
-        re.compile(rf"\s*{pattern_of(form.tags.none if form.tags else '', loose=True)}"),
-        None if following is None else re.compile(rf"\s*{pattern_of(following, loose=True)}"),
-        re.compile(rf"\s*{end}"),
+        re.compile(name_end),
+        re.compile(pattern_of(f" {form.tags.none if form.tags else ''}", loose=True)),
+        None if following is None else re.compile(pattern_of(f" {following}", loose=True)),
+        re.compile(end),
         closing[-1] if closing else "",
     )
 

@@ -102,7 +102,7 @@ def pattern_of(text: str, *, loose: bool = False) -> str:
             out.append(r"\s*".join(map(re.escape, re.findall(r"[{}\[\]:,]|[^{}\[\]:,]+", part))))
         else:
             out.append(re.escape(part))
-    return "".join(out)
+    return re.sub(r"(?:\\s\*)+", r"\\s*", "".join(out))
 
 
 def common_start(one: str, other: str) -> str:
@@ -125,6 +125,7 @@ _VALUES = ("qzvalue", "qzsecond")
 _IDS = ("qzident01", "qzident02")
 _RESULT = "qzresult"
 _NUMBER = 70361
+_MAX_TEXT = 300  # characters of one of a format's texts; published ones have fewer than 100
 _TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
@@ -377,7 +378,7 @@ def _is_clear(found: CallFormat) -> bool:
         tags.end,
         tags.none,
     )
-    if any(word in text for text in texts for word in (*_NAMES, *_KEYS, *_VALUES)):
+    if any(len(text) > _MAX_TEXT or word in text for text in texts for word in (*_NAMES, *_KEYS, *_VALUES)):
         return False
     if found.tags is not None and not found.argument_end.strip():
         return False

@@ -1,4 +1,4 @@
-"""A call in a model's own format: what its template writes, the grammar lets through and the parser reads, and the other way round."""
+"""A call in a model's own format: what its template writes, the grammar lets through and the parser reads, and back."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gangpao.engine.generate import Engine
-from gangpao.serve.answers.call_values import kinds_of, value_of
+from gangpao.serve.answers.call_arguments import kinds_of, value_of
 from gangpao.serve.answers.grammar import AnswerForm, constraint_for
 from gangpao.serve.answers.tool_calls import ToolParser
 from gangpao.text.templates import sandbox_parent
@@ -163,6 +163,58 @@ def test_white_space_may_differ():
         "clock",
         "weather",
     ]
+
+
+HELD = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[a-c]{2}/[0-9]$"},
+        "part": {"type": "string", "pattern": "x<y"},
+        "day": {"type": "string", "format": "date"},
+        "word": {"type": "string", "minLength": 2, "maxLength": 3},
+    },
+    "required": ["code", "part", "day", "word"],
+}
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_texts_between_tags_are_held_to_patterns_and_lengths(name, monkeypatch):
+    monkeypatch.setitem(globals(), "TOOLS", [tool("held", HELD)])
+    good = {"code": "ab/1", "part": " x<y", "day": "2024-02-29", "word": "abc"}
+    for change in ({}, {"code": "abc"}, {"part": "x>y"}, {"day": "2023-02-29"}, {"word": "a"}, {"word": "abcd"}):
+        text = written(name, [("held", {**good, **change})])
+        letters = list(text.encode())
+        matcher = matcher_of(name)
+        taken = matcher.try_consume_tokens(letters)
+        assert (taken == len(letters) and matcher.is_accepting()) == (not change), (text, text.encode()[:taken])
+    # Texts of noise fit, too: one call each, without the pattern that noise does not find.
+    short = {
+        **HELD,
+        "properties": {k: v for k, v in HELD["properties"].items() if k != "part"},
+        "required": ["code", "day", "word"],
+    }
+    monkeypatch.setitem(globals(), "TOOLS", [tool("held", short)])
+    rng, named = random.Random(name), {"type": "function", "function": {"name": "held"}}
+    check = jsonschema_rs.validator_for(short, validate_formats=True)
+    answers = [text for text in (random_answer(matcher_of(name, named), rng) for _ in range(8)) if text is not None]
+    calls = [json.loads(arguments) for text in answers for _, arguments in parse(name, text, 5)[1]]
+    assert calls
+    assert all(check.is_valid(arguments) for arguments in calls), calls
+
+
+def test_what_is_not_held_between_tags_is_named(tmp_path):
+    engine = Engine.load(write_tiny(tmp_path / "tiny.gguf"), num_threads=1)
+    engine.template = ChatTemplate.for_model(TEMPLATES["attributes"], tokenizer=engine.tokenizer)
+    odd = {"a": {"type": "string", "pattern": "^a$|^b$"}, "b": {"type": "string", "format": "uuid"},
+           "c": {"type": ["string", "integer"], "minimum": 1}, "d": {"type": "integer", "minimum": 1}}  # fmt: skip
+    schema = {"type": "object", "properties": odd}
+    constraint = constraint_for(engine, None, [tool("f", schema)], "auto")
+    paths = ["a.pattern", "b.format", "c.minimum"]
+    assert [one.path for one in constraint.loosened] == [f"parameters.properties.{path}" for path in paths]
+    with pytest.raises(
+        ValueError, match=r"^tools\[0\].function.parameters of f: properties.a.pattern cannot be guaranteed"
+    ):
+        constraint_for(engine, None, [tool("f", schema, strict=True)], "auto")
 
 
 def test_what_a_text_between_tags_stands_for():

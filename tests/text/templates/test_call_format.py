@@ -158,7 +158,7 @@ def test_identifiers_have_nine_letters_where_the_template_says_so():
         "{% for t in tools %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}",  # says no calls
         "{{ 1 / 0 }}",
         "{% for t in tools %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.content or '' }}"
-        "{% for c in m.tool_calls %}{{ c.function.name + '\n' + c.function.arguments | tojson }}{% endfor %}{% endfor %}",  # no mark
+        "{% for c in m.tool_calls %}{{ c.function.name + '\n' + c.function.arguments | tojson }}{% endfor %}{% endfor %}",
     ],
 )
 def test_a_template_without_a_way_of_its_own_has_none(source):

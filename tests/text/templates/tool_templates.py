@@ -30,7 +30,8 @@ _NINE = (
 
 TEMPLATES = {
     "a mark around each": _template(
-        _EACH + "{{ '\n<tool_call>\n{\"name\": \"' + f.name + '\", \"arguments\": ' }}" + _ARGS + "{{ '}\n</tool_call>' }}{% endfor %}",
+        _EACH + "{{ '\n<tool_call>\n{\"name\": \"' + f.name + '\", \"arguments\": ' }}" + _ARGS
+        + "{{ '}\n</tool_call>' }}{% endfor %}",
         result="{{ '<tool_response>' + m.content + '</tool_response>' }}"),
     "bare": _template(
         _ONE + _EACH + "{{ '{\"name\": \"' + f.name + '\", \"parameters\": ' }}" + _ARGS + "{{ '}' }}{% endfor %}"),
@@ -49,12 +50,13 @@ TEMPLATES = {
         "{{ '<|tool_call|>[' }}" + _EACH + "{{ '{\"name\": \"' + f.name + '\", \"arguments\": ' }}" + _ARGS + "{{ '}' }}" + _COMMA
         + "{% endfor %}{{ ']<|/tool_call|>' }}"),
     "arguments as text": _template(
-        "{% if m.content is none %}{{ '<｜calls｜>' }}" + _EACH + "{{ '<｜call｜>function<｜sep｜>' + f.name + '\n```json\n' + f.arguments"
-        " + '\n```<｜end｜>' }}{% endfor %}{{ '<｜/calls｜>' }}{% endif %}"),
+        "{% if m.content is none %}{{ '<｜calls｜>' }}" + _EACH + "{{ '<｜call｜>function<｜sep｜>' + f.name"
+        " + '\n```json\n' + f.arguments + '\n```<｜end｜>' }}{% endfor %}{{ '<｜/calls｜>' }}{% endif %}"),
     "a function's tag": _template(_EACH + "{{ '<function=' + f.name + '>' }}" + _ARGS + "{{ '</function>' }}{% endfor %}"),
     "attributes": _template(
         _EACH + "{% if not loop.first %}{{ '\n' }}{% endif %}{{ '<function name=\"' + f.name + '\">' }}" + _PARAMS
-        + "{{ '<param name=\"' + k + '\">' }}{% if v is string and ('<' in v or '&' in v or '\n' in v) %}{{ '<![CDATA[' + v + ']]>' }}"
+        + "{{ '<param name=\"' + k + '\">' }}{% if v is string and ('<' in v or '&' in v or '\n' in v) %}"
+        "{{ '<![CDATA[' + v + ']]>' }}"
         "{% else %}" + _VALUE + "{% endif %}{{ '</param>' }}{% endfor %}{{ '</function>' }}{% endfor %}"),
     "a tag for each": _template(
         _EACH + "{{ '\n<tool_call>\n<function=' + f.name + '>\n' }}" + _PARAMS + "{{ '<parameter=' + k + '>\n' }}" + _VALUE
