@@ -153,6 +153,8 @@ async def _requests(server: Server, loaded: Loaded, chat: Chat, client: str) -> 
     params = _params(chat, engine.context)
     messages, left_out = await _messages(server, loaded, chat)
     rules = await _constraints(loaded, chat)  # first: it is over in milliseconds
+    if (held := _inner(rules[0][0])) is not None:
+        left_out += map(str, held.loosened)
     ids = await _encode(loaded, chat, messages)
     answers.check_length(loaded, len(ids))
     return [
@@ -361,7 +363,8 @@ class _Choice:
         self._tokenizer = loaded.engine.tokenizer
         self._splitter = _splitter(loaded.engine, chat, request)
         offered = chat.tools and chat.tool_choice != "none"
-        self._parser = tool_calls.ToolParser(chat.tools, chat.tool_choice) if offered else None
+        calls = loaded.engine.template.calls
+        self._parser = tool_calls.ToolParser(chat.tools, chat.tool_choice, calls) if offered else None
         self._index = index
         self._wants_logprobs = chat.logprobs is not None
         self._logprobs: list[dict[str, Any]] = []
@@ -410,12 +413,18 @@ class _Choice:
         return found
 
 
+def _inner(constraint: Constraint | None) -> grammar.GrammarConstraint | None:
+    """The grammar of a constraint, where it has one."""
+    inner = constraint.inner if isinstance(constraint, EndRule) else constraint
+    return inner if isinstance(inner, grammar.GrammarConstraint) else None
+
+
 def _splitter(engine: Engine, chat: Chat, request: Request) -> Splitter:
     """What tells thought and answer apart. Where a grammar says all of the answer, or the answer was begun behind a thought, there
     is no place for one."""
     marks = engine.template.thoughts
-    inner = request.constraint.inner if isinstance(request.constraint, EndRule) else request.constraint
-    if marks is None or (isinstance(inner, grammar.GrammarConstraint) and inner.whole):
+    held = _inner(request.constraint)
+    if marks is None or (held is not None and held.whole):
         return Splitter(None)
     begun = chat.messages[-1].content if chat.continues else ""
     if begun.strip():
