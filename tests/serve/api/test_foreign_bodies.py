@@ -216,6 +216,7 @@ def test_forms_in_other_servers_words(post, name):
     [
         ({"guided_json": "no schema"}, "guided_json"), ({"guided_json": {"not": {}}}, "guided_json"),
         ({"guided_choice": "yes"}, "guided_choice"), ({"guided_choice": [1]}, "guided_choice"),
+        ({"guided_choice": []}, "guided_choice"),
         ({"guided_regex": "(?=a)b"}, "guided_regex"),
         ({"grammar": "root ::= ("}, "grammar"), ({"grammar": 3}, "grammar"), ({"grammar": "x" * 30_000}, "grammar"),
         ({"structured_outputs": [1]}, "structured_outputs"),
@@ -233,6 +234,13 @@ def test_what_cannot_be_kept_to_is_refused_by_its_name(post, more, field):
     status, answer = post("/v1/chat/completions", {"messages": [HI], **more})
     assert (status, answer["error"]["param"]) == (400, field), answer
     assert answer["error"]["message"].startswith(f"{field}: ")
+
+
+def test_an_empty_schema_is_any_json(post):
+    for name in ("guided_json", "json_schema"):
+        status, answer = post("/v1/chat/completions", {"messages": [HI], name: {}}, 1)
+        assert status == 200
+        assert answer["choices"][0]["message"]["content"][0] in '{["-0123456789tfn'
 
 
 def test_ends(post, tiny_server):
