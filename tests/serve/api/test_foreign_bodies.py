@@ -2,8 +2,12 @@
 is kept to or refused by its name."""
 
 import json
+from dataclasses import replace
 
 import pytest
+
+from gangpao.text.templates.chat import ChatTemplate
+from gangpao.text.thoughts import Marks
 
 HI = {"role": "user", "content": "hi"}
 EMPTY = ["", [], None, [{"type": "text", "text": ""}]]
@@ -355,3 +359,58 @@ def test_an_answer_that_was_begun_is_continued(post, tiny_server):
     assert tokens("/v1/chat/completions", post("/v1/chat/completions", {"messages": begun})[1]) == closed
     status, answer = post("/v1/chat/completions", {"messages": [HI], "continue_final_message": True})
     assert (status, answer["error"]["param"]) == (400, "continue_final_message")
+
+
+@pytest.fixture
+def spoken(wide_server):
+    """Lets the model have another chat template, and gives its prompts as texts."""
+    engine, scheduler = wide_server.engine, wide_server.server.hub.loaded()["wide"].scheduler
+    before, submit, seen = engine.template, scheduler.submit, []
+
+    def use(template):
+        engine.template = template
+        return seen
+
+    def spy(request, on_event):
+        seen.append(engine.tokenizer.decode(request.prompt_ids, keep_special=True))
+        return submit(request, on_event)
+
+    scheduler.submit = spy
+    yield use
+    engine.template, scheduler.submit = before, submit
+
+
+def test_orders_that_a_template_does_not_have(post_wide, spoken):
+    turns = [{"role": "system", "content": "S"}, {"role": "system", "content": ""}, {"role": "user", "content": "1"},
+             {"role": "system", "content": "2"}, {"role": "user", "content": "3"}, {"role": "assistant", "content": "4"},
+             {"role": "assistant", "content": "5"}, {"role": "user", "content": "6"}]  # fmt: skip
+    joined = [
+        {"role": "user", "content": "1\n\n2\n\n3"},
+        {"role": "assistant", "content": "4\n\n5"},
+        {"role": "user", "content": "6"},
+    ]
+    for name, messages in (
+        ("chatml", turns),
+        ("gemma-3", [turns[0], *joined]),
+        ("mistral", [{"role": "user", "content": "S\n\n1\n\n2\n\n3"}, *joined[1:]]),
+    ):
+        template = ChatTemplate.named(name)
+        prompts = spoken(template)
+        for path, field in (
+            ("/v1/chat/completions", "messages"),
+            ("/v1/responses", "input"),
+            ("/v1/messages", "messages"),
+        ):
+            assert post_wide(path, {field: turns})[0] == 200, (name, path)
+            assert prompts[-1].strip() == template.render(messages).strip(), (name, path)
+
+
+def test_a_thought_that_was_begun_goes_on_as_one(post_wide, spoken):
+    marks = Marks("<think>", "</think>")
+    spoken(replace(ChatTemplate.named("chatml"), thoughts=marks))
+    body = {"continue_final_message": True, "temperature": 0}
+    for begun, key in (("<think>Hm", "reasoning_content"), ("<think>Hm</think>So", "content"), ("So", "content")):
+        turns = [HI, {"role": "assistant", "content": begun}]
+        message = post_wide("/v1/chat/completions", {**body, "messages": turns}, 5)[1]["choices"][0]["message"]
+        assert message[key], begun
+        assert ("reasoning_content" in message) == (key == "reasoning_content")
