@@ -180,12 +180,13 @@ def _params(chat: Chat, context: int) -> SamplingParams:
 
 
 def field_error(error: ValueError, fields: Mapping[str, Any] | Sequence[str]) -> ApiError:
-    """What a function says that names the field to blame at the beginning of its message, as "stop: ..."."""
+    """What a function says that names the field to blame at the beginning of its message, as "stop: ..." or "stop must ..."."""
     message = str(error)[:500]
-    name, colon, rest = message.partition(": ")
-    if colon and name in fields:
-        return ApiError(400, rest, field=name)
-    return ApiError(400, message, param=next((f for f in fields if message.startswith(f)), None))
+    for name in fields:
+        for gap in (": ", " "):
+            if message.startswith(name + gap):
+                return ApiError(400, message[len(name + gap) :], field=name)
+    return ApiError(400, message, param=next((name for name in fields if message.startswith(name)), None))
 
 
 async def _messages(server: Server, loaded: Loaded, chat: Chat) -> tuple[list[dict[str, Any]], list[str]]:

@@ -86,10 +86,9 @@ def test_an_empty_answer_or_result_in_the_history(post, empty, more):
     text = empty if isinstance(empty, str) else ""
     ollama = {"role": "assistant", "content": text, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     assert post("/api/chat", {"messages": [HI, ollama, {"role": "tool", "content": text}, HI]})[0] == 200
-    if empty is not None:
-        items = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": ""},
-                 {"type": "function_call_output", "call_id": "c", "output": empty}]  # fmt: skip
-        assert post("/v1/responses", {"input": [HI, *items]})[0] == 200
+    items = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": ""},
+             {"type": "function_call_output", "call_id": "c", "output": empty}]  # fmt: skip
+    assert post("/v1/responses", {"input": [HI, *items]})[0] == 200
     use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": empty}]}
     assert post("/v1/messages", {"messages": [HI, use, result]})[0] == 200
@@ -238,6 +237,18 @@ def test_what_cannot_be_kept_to_is_refused_by_its_name(post, more, field):
     status, answer = post("/v1/chat/completions", {"messages": [HI], **more})
     assert (status, answer["error"]["param"]) == (400, field), answer
     assert answer["error"]["message"].startswith(f"{field}: ")
+
+
+def test_settings_are_blamed_by_the_apis_own_names(post):
+    for path, body, words in [
+        ("/v1/chat/completions", {"messages": [HI], "max_tokens": 0}, "max_tokens: must"),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 0}, "max_output_tokens: must"),
+        ("/api/chat", {"messages": [HI], "format": "xml"}, "format: must"),
+        ("/v1/responses", {"input": "hi", "text": {"format": {"type": "xml"}}}, "text.format: type"),
+    ]:
+        status, answer = post(path, body)
+        error = answer["error"]
+        assert (status, (error if isinstance(error, str) else error["message"])[: len(words)]) == (400, words), answer
 
 
 def test_an_empty_schema_is_any_json(post):
