@@ -118,13 +118,13 @@ def thinking(on: bool | None, effort: str | None = None) -> dict[str, Any]:
 
 async def answer(server: Server, chat: Chat, client: str) -> AsyncGenerator[Event, None]:
     """The answer's events. What is wrong with the request is raised (ApiError) before the first; closing it cancels the answer."""
-    if chat.left_out:
-        log.info("not used of a request: %s", "; ".join(chat.left_out))
     async with contextlib.AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(server.hub.use(chat.model))
         requests, more = await _requests(server, loaded, chat, client)
+        if left_out := (*chat.left_out, *more):
+            log.info("not used of a request: %s", "; ".join(left_out))
         running = stack.enter_context(Answers(loaded, requests, server.metrics))
-        yield Started(loaded.name, len(requests[0].prompt_ids), (*chat.left_out, *more))
+        yield Started(loaded.name, len(requests[0].prompt_ids), left_out)
         choices = [_Choice(loaded, chat, request, i) for i, request in enumerate(requests)]
         async for i, piece in running:
             for event in choices[i].push(piece):
@@ -182,12 +182,13 @@ def _params(chat: Chat, context: int) -> SamplingParams:
 
 
 def field_error(error: ValueError, fields: Mapping[str, Any] | Sequence[str]) -> ApiError:
-    """What a function says that names the field to blame at the beginning of its message, as "stop: ..."."""
+    """What a function says that names the field to blame at the beginning of its message, as "stop: ..." or "stop must ..."."""
     message = str(error)[:500]
-    name, colon, rest = message.partition(": ")
-    if colon and name in fields:
-        return ApiError(400, rest, field=name)
-    return ApiError(400, message, param=next((f for f in fields if message.startswith(f)), None))
+    for name in fields:
+        for gap in (": ", " "):
+            if message.startswith(name + gap):
+                return ApiError(400, message[len(name + gap) :], field=name)
+    return ApiError(400, message, param=next((name for name in fields if message.startswith(name)), None))
 
 
 async def _messages(server: Server, loaded: Loaded, chat: Chat) -> tuple[list[dict[str, Any]], list[str]]:
