@@ -21,6 +21,7 @@ the schema's order.
 import hashlib
 import json
 import logging
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -136,14 +137,15 @@ def text_constraint(engine: Engine, text: str) -> GrammarConstraint:
 
 
 class Parameters(NamedTuple):
-    """A function's parameters as they were sent. asked: the schema, and where it stands. exact: nothing may be left out."""
+    """A function's parameters as they were sent. where: their place in the request. exact: nothing may be left out."""
 
     name: str
-    asked: tuple[Any, str]
+    schema: Any
+    where: str
     exact: bool
 
 
-class Asked(NamedTuple):
+class AnswerSchema(NamedTuple):
     """The schema of a whole answer as it was sent."""
 
     schema: Any
@@ -171,20 +173,14 @@ class AnswerForm:
     @property
     def key(self) -> bytes:
         """Equal for equal forms."""
-        said = (
-            self.answer,
-            self.choice.functions,
-            self.choice.places,
-            self.choice.must,
-            self.parallel,
-            str(self.calls),
-        )
-        return hashlib.sha256(json.dumps(said, default=dict).encode()).digest()
+        choice = (self.choice.functions, self.choice.places, self.choice.must)
+        content = json.dumps((self.answer, choice, self.parallel, str(self.calls)), default=dict)
+        return hashlib.sha256(content.encode()).digest()
 
     def grammar(self) -> Grammar:
         """The grammar, its schemas within bounds but not tried. Raises ValueError for one that is not."""
         answer = self.answer and json_schema.ready(self.answer.schema, self.answer.where, exact=self.answer.exact)
-        parameters = [json_schema.ready(*p.asked, exact=p.exact, whole=False) for p in self._parameters()]
+        parameters = [json_schema.ready(p.schema, p.where, exact=p.exact, whole=False) for p in self._parameters()]
         if sum(map(json_schema.size_of, parameters)) > MAX_TOGETHER:
             raise ValueError(f"tools: {_TOGETHER}")
         return self._grammar(answer, parameters, ())
@@ -197,21 +193,21 @@ class AnswerForm:
         budget = Budget()
         answer, faults = None, []
         if self.answer is not None:
-            schema, exact = self.answer.schema, self.answer.exact
-            answer, found = json_schema.held(schema, self.answer.where, budget, exact=exact, whole=True)
-            faults += [Loosened("response_format", *fault) for fault in found]
+            schema, where, exact = self.answer
+            answer, parts = json_schema.held(schema, where, budget, exact=exact, whole=True)
+            faults += [Loosened("response_format", *part) for part in parts]
         parameters = list(self._parameters())
         held: dict[int, Json] = {}
 
         def hold(i: int) -> None:
-            name, asked, exact = parameters[i]
-            held[i], found = json_schema.held(*asked, budget, exact=exact)
-            faults.extend(Loosened(name, f"parameters.{fault.path}".rstrip("."), fault.why) for fault in found)
+            name, schema, where, exact = parameters[i]
+            held[i], parts = json_schema.held(schema, where, budget, exact=exact)
+            faults.extend(Loosened(name, f"parameters.{part.path}".rstrip("."), part.why) for part in parts)
 
         for i, p in enumerate(parameters):
-            if json_schema.size_of(p.asked[0]) > json_schema.MAX_VALUES:
+            if json_schema.size_of(p.schema) > json_schema.MAX_VALUES:
                 hold(i)
-        sizes = [json_schema.size_of(held.get(i, p.asked[0])) for i, p in enumerate(parameters)]
+        sizes = [json_schema.size_of(held.get(i, p.schema)) for i, p in enumerate(parameters)]
         order = sorted((i for i, p in enumerate(parameters) if not p.exact), key=lambda i: -sizes[i])
         count = 0  # of the functions that are given up, the largest first
         while count < len(order) and sum(sizes) - sum(sizes[i] for i in order[:count]) > MAX_TOGETHER:
@@ -237,35 +233,35 @@ class AnswerForm:
             if schema is None or schema == {}:
                 schema = {"type": "object", "properties": {}, "additionalProperties": False}
             where = f"tools[{i}].function.parameters of {function['name']}"
-            yield Parameters(function["name"], (schema, where), function.get("strict") is True)
+            yield Parameters(function["name"], schema, where, function.get("strict") is True)
 
     def _unheld(self, parameters: Sequence[Json]) -> tuple[Loosened, ...]:
         """What the model's own format does not hold of parameters that grammars do. Raises ValueError where it must be held."""
-        found = []
-        for (name, (_, where), exact), schema in zip(self._parameters(), parameters, strict=True):
+        loosened = []
+        for (name, _, where, exact), schema in zip(self._parameters(), parameters, strict=True):
             for path in unheld(self.calls, schema):
                 if exact:
                     raise ValueError(f"{where}: {path} cannot be guaranteed: {_BETWEEN_TAGS}")
-                found.append(Loosened(name, f"parameters.{path}", _BETWEEN_TAGS))
-        return tuple(found)
+                loosened.append(Loosened(name, f"parameters.{path}", _BETWEEN_TAGS))
+        return tuple(loosened)
 
     def _grammar(self, answer: Json | None, parameters: Sequence[Json], faults: tuple[Loosened, ...]) -> Grammar:
         names = [function["name"] for function in self.choice.functions]
-        said = f"answer: %json {json.dumps(answer)}\n"
+        answer_rule = f"answer: %json {json.dumps(answer)}\n"
         if not names:
-            return Grammar(f"start: answer\n{said}", True, faults)
+            return Grammar(f"start: answer\n{answer_rule}", True, faults)
         faults += self._unheld(parameters)
         rules = call_rules(self.calls, names, parameters, self.parallel)
         mark = literal(self.calls.mark)
         if self.choice.must:
             return Grammar(f"start: {mark} calls\n{rules}", True, faults)
         if answer is not None:
-            return Grammar(f"start: answer | {mark} calls\n{said}{rules}", True, faults)
+            return Grammar(f"start: answer | {mark} calls\n{answer_rule}{rules}", True, faults)
         free = free_rules(self.calls, names, parameters, self.parallel)
         return Grammar(f"{free}{rules}", False, faults)
 
 
-def _answer_schema(response_format: Mapping[str, Any] | None) -> Asked | None:
+def _answer_schema(response_format: Mapping[str, Any] | None) -> AnswerSchema | None:
     """The schema of the whole answer: OpenAI's two forms, and llama.cpp's with the schema beside the type."""
     kind = (response_format or {}).get("type", "text")
     if response_format is None or kind == "text":
@@ -279,7 +275,7 @@ def _answer_schema(response_format: Mapping[str, Any] | None) -> Asked | None:
     schema = inner.get("schema", {"type": "object"} if kind == "json_object" else None)
     if not isinstance(schema, Mapping):
         raise ValueError(f"response_format: schema must be a JSON schema (an object), not {type(schema).__name__}")
-    return Asked(schema, "response_format: schema", inner.get("strict") is not False)
+    return AnswerSchema(schema, "response_format: schema", inner.get("strict") is not False)
 
 
 # --- what a model's vocabulary is to llguidance
@@ -301,10 +297,19 @@ class _Pieces:
             self.tokens.append(b"<end>")
             self.special_token_ids.append(vocab_size)
         self._tokenizer = tokenizer
+        marks = tokenizer.text_ids & tokenizer.control_ids
+        self._mark_ids = {tokenizer.vocabulary.pieces[i]: i for i in marks}
+        texts = sorted(self._mark_ids, key=len, reverse=True)
+        self._marks = re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None
 
     def __call__(self, text: str | bytes) -> list[int]:
+        """Ids of a text, with pieces that mark thoughts or calls as themselves and no other control piece."""
         known = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode(known, start=False)
+        ids: list[int] = []
+        for part in self._marks.split(known) if self._marks else [known]:
+            mark = self._mark_ids.get(part)
+            ids += self._tokenizer.encode(part, start=False) if mark is None else [mark]
+        return ids
 
 
 class _Table:

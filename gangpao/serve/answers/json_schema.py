@@ -15,6 +15,7 @@ OpenAI's own structured outputs.
 """
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -101,13 +102,13 @@ def held(
 
 
 def size_of(schema: object) -> int:
-    """Values in a schema: what compiling it costs goes with them."""
+    """Values in a schema, which compiling costs by; no more than one above MAX_VALUES are counted."""
     count, left = 0, [schema]
-    while left:
+    while left and count <= MAX_VALUES:
         value = left.pop()
         count += 1
         if isinstance(value, dict | list):
-            left += value.values() if isinstance(value, dict) else value
+            left += itertools.islice(value.values() if isinstance(value, dict) else value, MAX_VALUES + 1)
     return count
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gangpao.engine.generate import Engine
+from gangpao.serve.answers import grammar
 from gangpao.serve.answers.call_arguments import kinds_of, value_of
 from gangpao.serve.answers.grammar import AnswerForm, constraint_for
 from gangpao.serve.answers.tool_calls import ToolParser
@@ -15,9 +16,11 @@ from gangpao.text.templates import sandbox_parent
 from gangpao.text.templates.call_format import call_format_of
 from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.templates.tools import for_template
+from gangpao.text.tokenizer import Tokenizer
 from tests.engine.tiny import write_tiny
 from tests.serve.answers.test_grammar import tool
 from tests.serve.answers.test_loosen import LETTERS
+from tests.text import tiny
 from tests.text.templates.tool_templates import SINGLE, TAGGED, TEMPLATES
 
 jsonschema_rs = pytest.importorskip("jsonschema_rs")
@@ -82,8 +85,8 @@ def parse(name, text, size):
 
 
 def matcher_of(name, choice="required"):
-    grammar = AnswerForm(None, TOOLS, choice, True, form_of(name)).grammar()
-    matcher = llguidance.LLMatcher(LETTERS, llguidance.LLMatcher.grammar_from_lark(grammar.text), log_level=0)
+    text = AnswerForm(None, TOOLS, choice, True, form_of(name)).grammar().text
+    matcher = llguidance.LLMatcher(LETTERS, llguidance.LLMatcher.grammar_from_lark(text), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     return matcher
 
@@ -227,6 +230,31 @@ def test_what_a_text_between_tags_stands_for():
              ('{"a": [1]}', {"object"}, {"a": [1]}), ("{", {"object"}, "{"), ('"x"', {"string", "null"}, '"x"')]  # fmt: skip
     for text, kinds, value in cases:
         assert value_of(text, frozenset(kinds)) == value
+
+
+def test_a_mark_may_be_a_control_piece_of_the_vocabulary():
+    metadata = tiny.byte_level()
+    metadata["tokenizer.ggml.tokens"] += ["<|tool_call|>", "<|/tool_call|>", "<|other|>"]
+    metadata["tokenizer.ggml.token_type"] += [3] * 3
+    tokenizer = Tokenizer.from_gguf(metadata)
+    size = len(metadata["tokenizer.ggml.tokens"])
+    table = grammar._Table(tokenizer, size)
+
+    def allowed(matcher):
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), count=size, bitorder="little")
+        return {tokenizer.vocabulary.pieces[i] for i in np.flatnonzero(bits)}
+
+    _, matcher = table.compiled(AnswerForm(None, TOOLS, "required", True, form_of("a list with an end")))
+    assert "<|tool_call|>" in allowed(matcher)
+    _, matcher = table.compiled(AnswerForm(None, TOOLS, "auto", True, form_of("a list with an end")))
+    assert "<|tool_call|>" in allowed(matcher)
+    assert "<|other|>" not in allowed(matcher)
+    text = written("a list with an end", CALLS[2])
+    for token in tokenizer.encode(text, parse_special=True):
+        assert tokenizer.vocabulary.pieces[token] in allowed(matcher)
+        matcher.consume_token(token)
+    assert matcher.is_accepting()
+    assert tokenizer.decode(tokenizer.encode(text, parse_special=True)) == text
 
 
 def test_a_model_s_own_format_is_what_its_answers_are_held_to(tmp_path):
