@@ -143,6 +143,16 @@ class LocalFile(Frozen):
 Source = Annotated[HuggingFace | ModelScope | PyPI | LocalFile, Field(discriminator="kind")]
 
 
+class Sampling(Frozen):
+    """The sampling settings that a model's publisher recommends; what is None is not said."""
+
+    temperature: float | None = Field(None, ge=0, le=5)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    top_p: float | None = Field(None, ge=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+
+
 State = Literal["runs", "untested", "cannot run", "for training"]
 
 
@@ -164,6 +174,7 @@ class Entry(Frozen):
     tested: bool = Field(False, description="Whether we have run this very file.")
     note: str = ""
     question: str = Field("", description="What `gangpao chat` asks it where there is no terminal.")
+    sampling: Sampling = Sampling()
     sources: tuple[Source, ...] = ()
 
     @property
@@ -230,6 +241,12 @@ def entry(name: str) -> Entry:
     except ValueError as error:
         raise ValueError(f"{error}.{near(name)}") from None
     raise AssertionError
+
+
+def sampling_of(name: str) -> dict[str, float]:
+    """The settings recommended for a name: temperature, top_k, ... -> value; empty where the catalog says nothing."""
+    found = load().models.get(name)
+    return found.sampling.model_dump(exclude_none=True) if found else {}
 
 
 def near(text: str) -> str:
@@ -480,6 +497,7 @@ def listing() -> list[dict[str, Any]]:
                 "state": model.state if model else None,
                 "default": name in catalog.defaults,
                 "note": model.note if model else "",
+                "sampling": sampling_of(name),
             }
         )
     return rows

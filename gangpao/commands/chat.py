@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -32,7 +32,6 @@ from gangpao.commands.terminal import screen, wrap
 from gangpao.commands.terminal.conversation import Conversation, Run, Talk
 from gangpao.commands.terminal.history import History, history_path
 from gangpao.engine.generate import Engine
-from gangpao.engine.sample import SamplingParams
 
 DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
 
@@ -85,11 +84,11 @@ def chat(
     yes: opt.Yes = False,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
-    temperature: opt.Temperature = opt.DEFAULT.temperature,
-    top_k: opt.TopK = opt.DEFAULT.top_k,
-    top_p: opt.TopP = opt.DEFAULT.top_p,
-    min_p: opt.MinP = opt.DEFAULT.min_p,
-    repetition_penalty: opt.RepetitionPenalty = opt.DEFAULT.repetition_penalty,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
     seed: opt.Seed = None,
     threads: opt.Threads = None,
     context: opt.Context = None,
@@ -106,14 +105,14 @@ def chat(
     check_sides(given)
     history = History(None if no_history else history_path())
     model = one_of(named, model)
-    params = SamplingParams(
+    chosen = opt.chosen(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         seed=seed, max_tokens=max_tokens,
     )  # fmt: skip
     if connect is not None:
         from gangpao.commands.terminal import remote as remote
 
-        asked = {f.name: getattr(params, f.name) for f in fields(params) if f.name in given}
+        asked = {name: value for name, value in chosen.items() if name in given}
         with closing(
             remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
         ) as talk:
@@ -122,7 +121,7 @@ def chat(
         meter = cost.Meter(cost_profile)
         load = partial(loading.load_engine, context=context, kv_dtype=kv, num_threads=threads, yes=yes)
         # Nobody else holds the engine, so that another one finds its memory free.
-        here = Local(load(model), params, meter=meter, load=load, source=model, system=system)
+        here = Local(load(model), chosen, meter=meter, load=load, source=model, system=system)
         known = catalog.load().models.get(here.model_name)
         converse(here, known.question if known else "", history)
 
@@ -174,9 +173,8 @@ class Local(Conversation):
         return getattr(self.params, name)
 
     def set(self, name: str, value: Any) -> None:
-        """Change a sampling option from the next question on; None is the default."""
-        changed: Any = {name: getattr(opt.DEFAULT, name) if value is None else value}
-        self.params = replace(self.params, **changed)
+        """Change a sampling option from the next question on; None is the model's own."""
+        self.chosen = {**self.chosen, name: value}
 
     def models(self) -> list[str]:
         """Models of this machine that the engine can read."""

@@ -15,16 +15,19 @@ SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.metadata and f.name
 DEFAULT = SamplingParams()
 
 
-def _sampling(name: str) -> Any:
+def _sampling(name: str, default: str | bool = True) -> Any:
     info = _FIELDS[name].metadata
-    return typer.Option(f"--{name.replace('_', '-')}", min=info["low"], max=info["high"], help=info["help"])
+    return typer.Option(
+        f"--{name.replace('_', '-')}", min=info["low"], max=info["high"], help=info["help"], show_default=default
+    )
 
 
-Temperature = Annotated[float, _sampling("temperature")]
-TopK = Annotated[int, _sampling("top_k")]
-TopP = Annotated[float, _sampling("top_p")]
-MinP = Annotated[float, _sampling("min_p")]
-RepetitionPenalty = Annotated[float, _sampling("repetition_penalty")]
+MODELS = "the model's own"  # Engine.recommended fills in what is None
+Temperature = Annotated[float | None, _sampling("temperature", MODELS)]
+TopK = Annotated[int | None, _sampling("top_k", MODELS)]
+TopP = Annotated[float | None, _sampling("top_p", MODELS)]
+MinP = Annotated[float | None, _sampling("min_p", MODELS)]
+RepetitionPenalty = Annotated[float | None, _sampling("repetition_penalty", MODELS)]
 PresencePenalty = Annotated[float, _sampling("presence_penalty")]
 FrequencyPenalty = Annotated[float, _sampling("frequency_penalty")]
 Seed = Annotated[int | None, _sampling("seed")]
@@ -59,6 +62,13 @@ CostProfile = Annotated[
     str | None, typer.Option("--cost-profile", help="The machine whose price and power make the yuan.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def chosen(**options: Any) -> dict[str, Any]:
+    """The sampling options that were given (None is not), checked. Raises ValueError."""
+    given = {name: value for name, value in options.items() if value is not None}
+    SamplingParams(**given)
+    return given
 
 
 def bias_of(pairs: list[str] | None) -> dict[int, float]:

@@ -41,11 +41,11 @@ def run(
     system: opt.System = "",
     raw: Raw = False,
     max_tokens: opt.MaxTokens = opt.DEFAULT.max_tokens,
-    temperature: opt.Temperature = opt.DEFAULT.temperature,
-    top_k: opt.TopK = opt.DEFAULT.top_k,
-    top_p: opt.TopP = opt.DEFAULT.top_p,
-    min_p: opt.MinP = opt.DEFAULT.min_p,
-    repetition_penalty: opt.RepetitionPenalty = opt.DEFAULT.repetition_penalty,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
     presence_penalty: opt.PresencePenalty = opt.DEFAULT.presence_penalty,
     frequency_penalty: opt.FrequencyPenalty = opt.DEFAULT.frequency_penalty,
     seed: opt.Seed = None,
@@ -58,7 +58,7 @@ def run(
     cost_profile: opt.CostProfile = None,
 ) -> None:
     """Answer one prompt: text, or one JSON object, on stdout."""
-    params = SamplingParams(
+    chosen = opt.chosen(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, seed=seed, max_tokens=max_tokens,
         logprobs=logprobs, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias),
@@ -71,9 +71,10 @@ def run(
     if talks:  # `run MODEL` at a terminal is a conversation, as with Ollama
         from gangpao.commands import chat
 
-        chat.converse(chat.Local(load(model), params, meter=meter, load=load, source=model, system=system))
+        chat.converse(chat.Local(load(model), chosen, meter=meter, load=load, source=model, system=system))
     else:
         engine = load(model)
+        params = engine.recommended(**chosen)
         _answer(start(engine, text, params, system=system, raw=raw), engine, meter, as_json, logprobs is not None)
 
 

@@ -15,7 +15,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -39,18 +39,19 @@ def _setting(default: Any, low: float, high: float, help: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """What one request asks of the sampler. Defaults are the generation settings the Qwen2.5 instruct models ship with.
+    """What one request asks of the sampler. The defaults change nothing: draws from the model's own distribution.
 
+    A model's recommended values are data (`recommended_in`, catalog.toml) and no part of these defaults.
     Bounds and one-line help live in the field metadata; the command line takes both from there.
     Raises ValueError naming the field, its bounds and the value.
     """
 
-    temperature: float = _setting(0.7, 0.0, 5.0, "Randomness; 0 always takes the most likely token.")
-    top_k: int = _setting(20, 0, 1_000_000, "Keep the K most likely tokens; 0 keeps all.")
-    top_p: float = _setting(0.8, 0.0, 1.0, "Keep the fewest tokens whose probabilities reach P; 1 keeps all.")
+    temperature: float = _setting(1.0, 0.0, 5.0, "Randomness; 0 always takes the most likely token.")
+    top_k: int = _setting(0, 0, 1_000_000, "Keep the K most likely tokens; 0 keeps all.")
+    top_p: float = _setting(1.0, 0.0, 1.0, "Keep the fewest tokens whose probabilities reach P; 1 keeps all.")
     min_p: float = _setting(0.0, 0.0, 1.0, "Keep tokens at least P times as likely as the best; 0 keeps all.")
     repetition_penalty: float = _setting(
-        1.05, 0.1, 10.0, f"Divide the logits of the last {REPETITION_WINDOW} tokens of prompt and answer; 1 is off."
+        1.0, 0.1, 10.0, f"Divide the logits of the last {REPETITION_WINDOW} tokens of prompt and answer; 1 is off."
     )
     presence_penalty: float = _setting(0.0, -2.0, 2.0, "Subtract from the logits of tokens already in the answer.")
     frequency_penalty: float = _setting(0.0, -2.0, 2.0, "The same, times how often the token is in the answer.")
@@ -68,27 +69,29 @@ class SamplingParams:
         _check_bias(self.logit_bias)
 
 
-# general.sampling.* of a GGUF file, in llama.cpp's words -> ours.
+# What a model may recommend, and its names as general.sampling.* of a GGUF file, which are llama.cpp's.
 _FILE_NAMES = {
-    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
 }  # fmt: skip
+# For a talk with a model that recommends nothing: Ollama's documented values, without its former repetition penalty.
+UNSAID: Mapping[str, float] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 
-def defaults_of(metadata: Mapping[str, Any]) -> SamplingParams:
-    """The settings that a GGUF file recommends over our own. A value out of our bounds counts as not said."""
-    params = SamplingParams()
-    for key, name in _FILE_NAMES.items():
-        value = metadata.get(f"general.sampling.{key}")
-        if value is None:
-            continue
+def recommended_in(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The sampling settings that a GGUF file recommends, by our names. A value out of our bounds counts as not said."""
+    out: dict[str, float] = {}
+    for name, theirs in _FILE_NAMES.items():
+        value: Any = metadata.get(f"general.sampling.{theirs}")
         if isinstance(value, float) and value.is_integer() and name == "top_k":
             value = int(value)
         try:
-            given: dict[str, Any] = {name: value}
-            params = replace(params, **given)
-        except ValueError:  # another program's file: its recommendation is no reason to refuse the model
+            SamplingParams(**{name: value})
+        except (
+            ValueError
+        ):  # not there, or another program's file: a bad recommendation is no reason to refuse the model
             continue
-    return params
+        out[name] = value
+    return out
 
 
 def _check_number(name: str, value: object, bounds: Mapping[str, Any], *, whole: bool) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gangpao import machine
+from gangpao import catalog, machine
 from gangpao.engine import memory
 from gangpao.engine.answer import Progress
 from gangpao.engine.cache import PAGE, KVType, bytes_needed, page_bytes
@@ -185,6 +185,7 @@ class Hub:
             path, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
         )  # fmt: skip
         engine.name = name
+        engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
         return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)
 
     async def _room(self, name: str, gguf: GGUF, config: ModelConfig) -> _Plan:

@@ -51,6 +51,7 @@ class Server:
         self.base = address(url)
         host = httpx2.URL(self.base).host
         here = host in ("localhost", "::1") or host.startswith("127.")
+        self.ours = False  # whether it is gangpao, once it has listed its models
         self.withheld = False
         if api_key is None:
             api_key = os.environ.get("OPENAI_API_KEY") or None
@@ -75,7 +76,9 @@ class Server:
         listed = body.get("data") if isinstance(body, dict) else None
         if not isinstance(listed, list):
             raise RemoteError(f"{self.base}/models is not OpenAI's list: is this the address of such a server?")
-        names = [m["id"] for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        self.ours = any(m.get("owned_by") == "gangpao" for m in models)
+        names = [m["id"] for m in models]
         return [screen.plain(name) for name in names]
 
     def chat(self, body: Mapping[str, Any]) -> httpx2.Response:

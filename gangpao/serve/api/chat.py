@@ -109,6 +109,7 @@ async def _requests(server: Server, loaded: Loaded, asked: ChatRequest, client: 
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         max_tokens=asked.max_completion_tokens,
         room=engine.context,
+        make=engine.recommended,
     )
     messages = await _messages(server, loaded, asked)
     each = answers.choices_of(params, asked.n or 1)

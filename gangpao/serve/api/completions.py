@@ -93,7 +93,7 @@ async def _requests(
 ) -> tuple[list[Request], list[str]]:
     """What to submit, and what each choice's text begins with (the prompt, when echo)."""
     n = asked.n or 1
-    params = asked.params(logprobs=asked.logprobs, max_tokens=None)
+    params = asked.params(logprobs=asked.logprobs, max_tokens=None, make=loaded.engine.recommended)
     prompts = inputs(asked.prompt, "prompt", MAX_N)
     if len(prompts) * n > MAX_N:
         raise ApiError(400, f"{len(prompts)} prompts times n = {n} are more than {MAX_N} answers", param="n")

@@ -212,6 +212,7 @@ def _settings(asked: _Asked) -> Body:
         top_k=None if top_k is None else max(0, top_k),
         seed=None if seed is not None and seed < 0 else seed,
         repetition_penalty=options.repeat_penalty,
+        model_defaults=True,
         **options.model_dump(include={"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "stop"}),
     )  # fmt: skip
 

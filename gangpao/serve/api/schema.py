@@ -10,6 +10,7 @@ where a field may be several things, a look at its type says which of them is ch
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
@@ -126,6 +127,10 @@ class Sampling(Body):
         None, max_length=MAX_LOGIT_BIAS, description="Token id, written as a string -> -100 to 100, added to its logit."
     )
     speculate: bool | None = Field(None, description="Try drafts from the text so far; they never change the answer.")
+    model_defaults: bool | None = Field(
+        None,
+        description="Take what is not given of temperature, top_k, top_p, min_p and repetition_penalty as the model recommends.",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -134,11 +139,19 @@ class Sampling(Body):
         """Whether a stream is to end with the counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def params(self, logprobs: int | None, max_tokens: int | None, room: int | None = None) -> SamplingParams:
-        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400).
+    def params(
+        self,
+        logprobs: int | None,
+        max_tokens: int | None,
+        room: int | None = None,
+        make: Callable[..., SamplingParams] = SamplingParams,
+    ) -> SamplingParams:
+        """The engine's settings; what was not given has the defaults of the API, which change nothing. Raises ApiError (400).
 
-        max_tokens: instead of the request's own; room: the most tokens where neither says it.
+        max_tokens: instead of the request's own; room: the most tokens where neither says it. make: what fills in the rest
+        where the request asks for the model's defaults.
         """
+        make = make if self.model_defaults else SamplingParams
         given = {name: value for name in _BOUNDS if (value := getattr(self, name, None)) is not None}
         given.pop("logprobs", None)
         if given.get("seed") == -1:
@@ -151,7 +164,7 @@ class Sampling(Body):
             given.setdefault("max_tokens", min(room, MAX_TOKENS))
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         try:
-            return SamplingParams(**given, logprobs=logprobs, stop=tuple(s for s in stop if s), logit_bias=self._bias())
+            return make(**given, logprobs=logprobs, stop=tuple(s for s in stop if s), logit_bias=self._bias())
         except ValueError as error:
             words = re.findall("[a-z_]+", str(error))
             raise ApiError(
