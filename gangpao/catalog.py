@@ -143,16 +143,8 @@ class LocalFile(Frozen):
 Source = Annotated[HuggingFace | ModelScope | PyPI | LocalFile, Field(discriminator="kind")]
 
 
-class Sampling(Frozen):
-    """The sampling settings that a model's publisher recommends; what is None is not said."""
-
-    temperature: float | None = Field(None, ge=0, le=5)
-    top_k: int | None = Field(None, ge=0, le=1_000_000)
-    top_p: float | None = Field(None, ge=0, le=1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
-
-
+# What a model's publisher recommends for a talk; the sampler (engine/sample.py) knows the bounds.
+Sampling = dict[Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty"], int | float]
 State = Literal["runs", "untested", "cannot run", "for training"]
 
 
@@ -174,7 +166,7 @@ class Entry(Frozen):
     tested: bool = Field(False, description="Whether we have run this very file.")
     note: str = ""
     question: str = Field("", description="What `gangpao chat` asks it where there is no terminal.")
-    sampling: Sampling = Sampling()
+    sampling: Sampling = {}
     sources: tuple[Source, ...] = ()
 
     @property
@@ -246,7 +238,7 @@ def entry(name: str) -> Entry:
 def sampling_of(name: str) -> dict[str, float]:
     """The settings recommended for a name: temperature, top_k, ... -> value; empty where the catalog says nothing."""
     found = load().models.get(name)
-    return found.sampling.model_dump(exclude_none=True) if found else {}
+    return dict(found.sampling) if found else {}
 
 
 def near(text: str) -> str:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections import Counter
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -282,10 +281,6 @@ def test_what_is_given_wins_over_the_recommendation_and_that_over_our_own():
 @pytest.mark.parametrize("name", sorted(catalog.load().models))
 def test_the_catalogs_recommendations_are_settings_of_ours(name):
     SamplingParams(**catalog.sampling_of(name))
-    allowed = {f.name: f.metadata for f in fields(SamplingParams)}
-    for setting, info in catalog.Sampling.model_fields.items():
-        low, high = (getattr(bound, side) for bound, side in zip(info.metadata, ("ge", "le"), strict=True))
-        assert (low, high) == (allowed[setting]["low"], allowed[setting]["high"])
 
 
 def test_the_defaults_change_nothing():
