@@ -166,7 +166,7 @@ class Entry(Frozen):
     tested: bool = Field(False, description="Whether we have run this very file.")
     note: str = ""
     question: str = Field("", description="What `gangpao chat` asks it where there is no terminal.")
-    sampling: Sampling = {}
+    sampling: Sampling = Field({}, description="Settings that its publisher recommends for a talk.")
     sources: tuple[Source, ...] = ()
 
     @property
@@ -238,7 +238,7 @@ def entry(name: str) -> Entry:
 def sampling_of(name: str) -> dict[str, float]:
     """The settings recommended for a name: temperature, top_k, ... -> value; empty where the catalog says nothing."""
     found = load().models.get(name)
-    return dict(found.sampling) if found else {}
+    return {str(key): value for key, value in found.sampling.items()} if found else {}
 
 
 def near(text: str) -> str:

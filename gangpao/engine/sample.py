@@ -4,9 +4,9 @@ The idea: never sort the vocabulary. A vocabulary has 150,000 entries and a filt
 works on a short ascending array of candidate ids, and the only passes over the whole vector are cheap ones (a maximum,
 a comparison). The order is: penalties and logit_bias, top_k, top_p (over what top_k left), min_p, then one draw from
 the softmax at the given temperature. temperature 0 takes the largest logit after penalties and bias; ties go to the
-lower id everywhere. One PCG64 generator a request makes the same seed give the same text.
+lower id everywhere. One PCG64 generator a request makes the same seed give the same text, on every machine (exact.py).
 
-What it gives up: a top_k that the caller switches off (0) costs a pass of exp over the vocabulary, about 1 ms. Log
+What it gives up: a top_k that the caller switches off (0) costs a pass of exp over the vocabulary, about 2 ms. Log
 probabilities are those of the model itself (temperature 1, before penalties, bias and filters), so they can be compared
 between requests with different settings.
 """
@@ -15,11 +15,13 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from gangpao.engine import exact
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -129,11 +131,19 @@ def _check_bias(bias: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural-log probability of a chosen token under the model itself, and the likeliest alternatives, best first."""
+    """Natural-log probability of a chosen token under the model itself, and the likeliest alternatives, best first.
+
+    rank: 1 for the likeliest token.
+    """
 
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int = 1
+
+    def cut(self, count: int) -> "TokenLogprob":
+        """The same with `count` alternatives at most."""
+        return self if len(self.top) <= count else replace(self, top=self.top[:count])
 
 
 class Sampler:
@@ -232,15 +242,13 @@ def keep_top_p(logits: Logits, ids: Ids, temperature: float, top_p: float) -> Id
         return ids
     if ids.size <= 4096:
         weights = _weights(logits, ids, temperature)
-        return _nucleus(ids, weights, top_p * float(weights.sum()))
+        return _nucleus(ids, weights, top_p * float(np.cumsum(weights)[-1]))
     # Wide open: sum the whole softmax once, then look for the nucleus among the 64, 1024, ... likeliest.
-    peak = logits[ids].max()
-    scale = np.float32(1.0 / max(temperature, 1e-6))
-    need = top_p * float(np.exp((logits[ids] - peak) * scale).sum(dtype=np.float64))
+    need = top_p * float(np.cumsum(_weights(logits, ids, temperature))[-1])
     for k in (64, 1024, 16384):
         head = largest(logits, min(k, ids.size))
         weights = _weights(logits, head, temperature)
-        if weights.sum() >= need:
+        if np.cumsum(weights)[-1] >= need:
             return _nucleus(head, weights, need)
     return _nucleus(ids, _weights(logits, ids, temperature), need)
 
@@ -256,7 +264,7 @@ def keep_min_p(logits: Logits, ids: Ids, temperature: float, min_p: float) -> Id
     if min_p <= 0.0:
         return ids
     values = logits[ids].astype(np.float64)
-    kept: Ids = ids[values >= values.max() + temperature * math.log(min_p)]
+    kept: Ids = ids[values >= values.max() + temperature * exact.log(min_p)]
     return kept
 
 
@@ -270,15 +278,15 @@ def draw(logits: Logits, ids: Ids, temperature: float, rng: np.random.Generator)
 def _weights(logits: Logits, ids: Ids, temperature: float) -> npt.NDArray[np.float64]:
     values = logits[ids].astype(np.float64)
     # Below 1e-6 the division would overflow; it is greedy long before.
-    weights: npt.NDArray[np.float64] = np.exp((values - values.max()) / max(temperature, 1e-6))
-    return weights
+    return exact.exp((values - values.max()) / max(temperature, 1e-6))
 
 
 def logprobs_of(logits: Logits, token: int, count: int) -> TokenLogprob:
     """Log probability of `token` and of the `count` likeliest tokens, from raw logits [V]."""
-    peak = float(logits.max())
-    norm = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
+    norm = exact.log_sum_exp(logits)
     ids = largest(logits, count) if count else np.empty(0, np.int64)
     best = ids[np.lexsort((ids, -logits[ids]))]
     top = tuple((int(i), float(logits[i]) - norm) for i in best)
-    return TokenLogprob(token, float(logits[token]) - norm, top)
+    value = logits[token]
+    rank = 1 + int(np.count_nonzero(logits > value)) + int(np.count_nonzero(logits[:token] == value))
+    return TokenLogprob(token, float(value) - norm, top, rank)

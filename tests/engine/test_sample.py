@@ -232,7 +232,7 @@ def test_what_a_grammar_forbids_is_not_sorted(allowed, monkeypatch):
     sorted_sizes = []
     real = np.lexsort
     monkeypatch.setattr(np, "lexsort", lambda keys: (sorted_sizes.append(len(keys[0])), real(keys))[1])
-    params = SamplingParams(seed=1)
+    params = SamplingParams(seed=1, top_k=20, top_p=0.8)
     sampler = Sampler(params, logits.size, range(200))
     said = [sampler.sample(logits) for _ in range(5)]
     assert max(sorted_sizes, default=0) <= min(allowed, 64 * params.top_k)
