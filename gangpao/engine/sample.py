@@ -29,6 +29,7 @@ Ids = npt.NDArray[np.int64]
 # The repetition penalty looks at this many last tokens of prompt and answer together: enough for a loop of several
 # sentences, and short enough that a long chat does not slowly forbid its own vocabulary.
 REPETITION_WINDOW = 256
+_NOT_FINITE = "the model's logits are not finite: the model file is damaged or not supported correctly"
 _LOWEST = np.finfo(np.float32).min
 MAX_STOP = 16
 MAX_STOP_CHARS = 256
@@ -146,6 +147,17 @@ class TokenLogprob:
         return self if len(self.top) <= count else replace(self, top=self.top[:count])
 
 
+@dataclass(slots=True)
+class PromptScores:
+    """Log-probabilities of a prompt's tokens as far as they are known, each given all before it; None for the first.
+
+    alternatives: how many of the likeliest tokens each has beside it.
+    """
+
+    alternatives: int
+    values: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+
+
 class Sampler:
     """The choices of one request: its settings, its random numbers, and what it has said so far.
 
@@ -175,7 +187,7 @@ class Sampler:
         logits = penalize(logits, self._window, self._counts, self.params)
         peak = float(logits.max())
         if not math.isfinite(peak):
-            raise ValueError("the model's logits are not finite: the model file is damaged or not supported correctly")
+            raise ValueError(_NOT_FINITE)
         p = self.params
         if p.temperature == 0:
             return int(logits.argmax())
@@ -282,7 +294,9 @@ def _weights(logits: Logits, ids: Ids, temperature: float) -> npt.NDArray[np.flo
 
 
 def logprobs_of(logits: Logits, token: int, count: int) -> TokenLogprob:
-    """Log probability of `token` and of the `count` likeliest tokens, from raw logits [V]."""
+    """Log probability of `token` and of the `count` likeliest tokens, from raw logits [V]. ValueError if they are not finite."""
+    if not math.isfinite(logits.max()):
+        raise ValueError(_NOT_FINITE)
     norm = exact.log_sum_exp(logits)
     ids = largest(logits, count) if count else np.empty(0, np.int64)
     best = ids[np.lexsort((ids, -logits[ids]))]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gangpao.engine import memory
-from gangpao.engine.cache import PAGE, common
+from gangpao.engine.cache import PAGE, KVCache, common
 from gangpao.engine.generate import Engine, check_prompt
 from gangpao.engine.sequences import AnswerJob, EmbeddingJob, Handle, Job, OnEmbedding, OnEvent, Queue, Request
 from gangpao.engine.transformer import CHUNK, Segment
@@ -204,7 +204,9 @@ class Scheduler:
             if job.done:
                 self._end(job)
             elif segment.logits and job.stats.completion_tokens == 1 and job.cache is not None:
-                self.pool.share(job.cache, job.ids, whole=True)  # the prompt is whole: others may begin with it
+                self.pool.share(
+                    job.cache, job.ids, job.scores, whole=True
+                )  # the prompt is whole: others may begin with it
 
     def _drop_cancelled(self) -> None:
         for job in [j for j in self._running if j.cancelled]:
@@ -242,12 +244,12 @@ class Scheduler:
         """Whether a running job is computing more pages of this one's beginning than there are."""
         if job.fresh:
             return False
-        computing = (j for j in self._running if not j.decoding and not j.fresh)
+        computing = (j for j in self._running if j.helps(job))
         return any(common(j.ids, job.ids[:-1]) // PAGE * PAGE > cached for j in computing)
 
     def _begin(self, job: Job) -> Literal["began", "no room", "later"]:
         """Take a job in, or say why not: no pages, or a beginning that is about to be there ("later")."""
-        cache = self.pool.new() if job.fresh else self.pool.begin(job.ids)
+        cache = self._match(job)
         awaits = self._awaits(job, cache.length)
         if self._running and (awaits or not self.pool.can_hold(len(job.ids) + 1 - cache.length)):
             self.pool.discard(cache)
@@ -261,6 +263,18 @@ class Scheduler:
             self.counters.cached_tokens += cache.length
         self._running.append(job)
         return "began"
+
+    def _match(self, job: Job) -> KVCache:
+        """A sequence with what is remembered of the job's ids, as far as everything that is wanted of them is known."""
+        if job.fresh:
+            return self.pool.new()
+        cache = self.pool.begin(job.ids)
+        if job.scores is not None:
+            known = self.pool.scores(job.ids[: job.stats.prompt_tokens], job.scores.alternatives)
+            job.scores.values = max(job.scores.values, known, key=len)
+            if len(job.scores.values) < job.stats.prompt_tokens:
+                cache.truncate(min(cache.length, len(job.scores.values) - 1))
+        return cache
 
     def _plan(self) -> list[tuple[Job, Segment]]:
         """What the next step computes: a token (and drafts) of every answer, and a chunk of the first unfinished prompts."""
@@ -335,7 +349,7 @@ class Scheduler:
         """Take the job's pages. keep: remember what they hold; after an error that may be wrong, or drafts that ids lacks."""
         if job.cache is not None:
             if keep:
-                self.pool.keep(job.cache, job.ids)
+                self.pool.keep(job.cache, job.ids, job.scores)
             else:
                 self.pool.discard(job.cache)
             job.cache = None

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
 from gangpao.engine.cache import KVCache
 from gangpao.engine.generate import Engine
-from gangpao.engine.sample import Logits, SamplingParams
+from gangpao.engine.sample import Logits, PromptScores, SamplingParams, TokenLogprob
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Segment
 
@@ -48,7 +48,8 @@ class Request:
     """One answer to make. stop: a chat template's turn marks, beside those of params. client: whose turn it uses up.
 
     continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
-    text so far may be tried (they never change the answer).
+    text so far may be tried (they never change the answer). prompt_logprobs: log-probabilities of the prompt's tokens are
+    wanted, with so many alternatives each. prompt_only: no answer, the prompt is read and that is all.
     """
 
     prompt_ids: Sequence[int]
@@ -58,6 +59,8 @@ class Request:
     constraint: Constraint | None = None
     continues: bool = False
     speculate: bool = True
+    prompt_logprobs: int | None = None
+    prompt_only: bool = False
 
 
 Event = Piece | Exception
@@ -102,6 +105,12 @@ class Handle:
         """The stop string that ended the answer; empty when none did."""
         return self._job.answer.stopped_by if isinstance(self._job, AnswerJob) else ""
 
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprob | None]:
+        """One entry a token of the prompt, None for the first; whole from the first piece on, empty if not asked for."""
+        scores = self._job.scores
+        return list(scores.values) if scores else []
+
     def cancel(self) -> None:
         """Stop before the next step and free everything. Harmless when it has ended already."""
         self._job.cancelled = True
@@ -112,6 +121,7 @@ class Job:
 
     done = False
     fresh = False  # whether remembered prefixes are of no use
+    scores: PromptScores | None = None  # of its prompt, where they are wanted
 
     def __init__(self, ids: Sequence[int], client: str) -> None:
         self.ids = list(ids)
@@ -123,6 +133,14 @@ class Job:
         self.began = 0.0
         self.passed = 0  # by younger ones, while there was no room for it
         self.handle = Handle(self)
+
+    def helps(self, other: "Job") -> bool:
+        """Whether what this one computes of a common beginning spares the other one computing it."""
+        if self.decoding or self.fresh:
+            return False
+        if other.scores is None:
+            return True
+        return self.scores is not None and self.scores.alternatives >= other.scores.alternatives
 
     @property
     def to_compute(self) -> int:
@@ -175,6 +193,9 @@ class AnswerJob(Job):
         self._drafts: list[int] = []
         self._on_event = on_event
         self._spoke = 0.0
+        self._segment: Segment | None = None
+        if request.prompt_logprobs is not None:
+            self.scores = PromptScores(request.prompt_logprobs)
 
     @property
     def done(self) -> bool:  # type: ignore[override]
@@ -186,6 +207,8 @@ class AnswerJob(Job):
         return self.to_compute == 1 and self.stats.completion_tokens > 0
 
     def draft(self, context: int, beside: int) -> list[int]:
+        if self.request.prompt_only:
+            return []
         room = min(self.request.params.max_tokens - self.stats.completion_tokens, context - len(self.ids)) - 1
         if room < 1:
             return []
@@ -196,12 +219,25 @@ class AnswerJob(Job):
     def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
         assert self.cache is not None
         self._drafts = list(drafts)
-        whole = len(ids) == self.to_compute
-        return Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0)
+        whole = len(ids) == self.to_compute and not self.request.prompt_only
+        self._segment = Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0)
+        if self.scores is not None:
+            begin, last = self.cache.length, len(self.request.prompt_ids) - 1
+            rows = range(max(begin, len(self.scores.values) - 1), min(begin + len(ids), last))
+            self._segment.scored = [(row - begin, self.ids[row + 1]) for row in rows]
+            self._segment.alternatives = self.scores.alternatives
+        return self._segment
 
     def hear(self, rows: Floats) -> None:
         """Go through the rows behind the last id and each draft, for as long as the drafts were right."""
         assert self.cache is not None
+        if self.scores is not None and self._segment is not None:
+            self.scores.values += self._segment.scores
+        if self.request.prompt_only:
+            if self.to_compute == 0:
+                self.stats.ttft_s = time.perf_counter() - self.submitted
+                self._send(self.answer.finish("length"))
+            return
         drafts = self._drafts
         right = verify(rows, drafts, self._say)
         if drafts:
