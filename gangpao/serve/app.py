@@ -25,10 +25,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gangpao.serve.api import anthropic, ollama, openai, openapi, responses
+from gangpao.serve.api import openai, openapi
+from gangpao.serve.api.dialects import DIALECTS, FORMS, body_for
 from gangpao.serve.http import guard
 from gangpao.serve.http.connection import Protocol
-from gangpao.serve.http.errors import ApiError, body_for
+from gangpao.serve.http.errors import ApiError
 from gangpao.serve.http.stream import ClientGone, Json
 from gangpao.serve.http.tls import Files, addresses
 from gangpao.serve.pages import routes
@@ -60,11 +61,8 @@ def make_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.hub.close(CLOSE_S)
 
-    faces = (anthropic, responses, ollama)
-    described = {path: what for face in faces for path, what in face.OPERATIONS.items()}
-    others = [route for module in (*faces, routes) for route in module.routes(server)]
     app = Starlette(
-        routes=[*openai.routes(server), *openapi.routes(described), *others],
+        routes=[*openapi.routes(DIALECTS), *(r for module in (*DIALECTS, routes) for r in module.routes(server))],
         lifespan=lifespan,
         exception_handlers={
             ApiError: _api_error,
@@ -84,7 +82,7 @@ def make_app(
         tls=settings.tls,
         log_requests=settings.log_requests,
     )
-    return guard.Guard(app, rules, server.metrics)
+    return guard.Guard(app, rules, server.metrics, FORMS)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

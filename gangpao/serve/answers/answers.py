@@ -20,7 +20,7 @@ from gangpao.engine.answer import Piece
 from gangpao.engine.sample import SamplingParams, TokenLogprob
 from gangpao.engine.scheduler import Busy
 from gangpao.engine.sequences import Event, Handle, Request
-from gangpao.serve.http.errors import NO_RETRY, ApiError, busy
+from gangpao.serve.http.errors import NO_RETRY, ApiError, PromptTooLong, busy
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.models import Loaded
 from gangpao.serve.server import Server
@@ -57,13 +57,7 @@ async def prepare(loaded: Loaded, work: Callable[..., T], *args: Any) -> T:
 def check_length(loaded: Loaded, count: int) -> None:
     """Raises ApiError (400, context_length_exceeded) for a prompt that leaves no room for an answer."""
     if count >= loaded.engine.context:
-        raise ApiError(
-            400,
-            f"the prompt has {count} tokens and this model's context holds {loaded.engine.context}, answer included: shorten "
-            "it, or start the server with a larger --context",
-            code="context_length_exceeded",
-            headers=NO_RETRY,
-        )
+        raise PromptTooLong(count, loaded.engine.context)
 
 
 def check_text(loaded: Loaded, size: int) -> None:

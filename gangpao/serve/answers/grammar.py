@@ -96,8 +96,18 @@ def constraint_for(
     Raises ValueError, beginning with the field's name, for what is malformed, too large, or impossible to guarantee.
     """
     grammar = grammar_of(response_format, tools, tool_choice, parallel)
-    if grammar is None:
-        return None
+    return None if grammar is None else _constraint(engine, grammar)
+
+
+def text_constraint(engine: Engine, text: str) -> GrammarConstraint:
+    """A new constraint for an answer that is all of a grammar, given in llguidance's Lark dialect. Raises ValueError."""
+    try:
+        return _constraint(engine, Grammar(text, whole=True))
+    except ValueError as error:
+        raise ValueError(f"cannot be guaranteed: {str(error).rpartition(': ')[2]}") from None
+
+
+def _constraint(engine: Engine, grammar: Grammar) -> GrammarConstraint:
     table = _table_of(engine.model, engine.tokenizer)
     return GrammarConstraint(table.matcher(grammar.text), table.vocab_size, grammar.whole)
 

@@ -1,6 +1,6 @@
 """Images in requests: what they are and how large, read from their headers before anything is decoded.
 
-    load(url, hosts)    data: URL (or, where allowed, https: URL) -> bytes, looked at -> Picture
+    load(url, hosts)    data: URL (or, where allowed, https: URL), or base64 without one -> bytes, looked at -> Picture
     look(data)          PNG, JPEG, WebP or GIF by its own first bytes -> Picture, within the caps
 
 The caps stand before any decoder: a file of a few kilobytes may declare 30,000 x 30,000 pixels or 10,000 frames. What it gives
@@ -35,8 +35,11 @@ class Picture:
     frames: int = 1
 
 
-def load(url: str, hosts: Collection[str] = ()) -> Picture:
-    """The picture of a URL: data: always, https: and http: only from `hosts`. Raises ValueError saying what is wrong."""
+def load(url: str, hosts: Collection[str] = (), encoded: str = "") -> Picture:
+    """The picture of a URL: data: always, https: and http: only from `hosts`; or of its bytes in base64 (`encoded`), where there is
+    no URL. Raises ValueError saying what is wrong."""
+    if not url:
+        return look(_decoded(encoded, 0))
     match = _DATA_URL.match(url[:100])
     if match is None:
         if re.match(r"https?://", url[:10], re.IGNORECASE):
@@ -44,14 +47,17 @@ def load(url: str, hosts: Collection[str] = ()) -> Picture:
 
             return look(image_fetch.fetch(url, hosts, MAX_BYTES))
         raise ValueError("an image must be a data: URL (data:image/png;base64,...)")
-    start = match.end()
-    if (len(url) - start) * 3 // 4 > MAX_BYTES:
+    return look(_decoded(url, match.end()))
+
+
+def _decoded(text: str, start: int) -> bytes:
+    """The bytes of base64 from a place in a text on."""
+    if (len(text) - start) * 3 // 4 > MAX_BYTES:
         raise ValueError(f"the image is larger than the {MAX_BYTES:,} bytes that are allowed")
     try:
-        data = base64.b64decode(url[start:].encode("ascii"), validate=True)
+        return base64.b64decode(text[start:].encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise ValueError("the image's data: URL is not base64") from None
-    return look(data)
+        raise ValueError("the image's data is not base64") from None
 
 
 def look(data: bytes) -> Picture:

@@ -105,14 +105,15 @@ def _named(choice: object) -> str | None:
 
 
 def encode(
-    engine: Engine, messages: Sequence[Json], tools: Sequence[Json] | None, tool_choice: str | Json | None
+    engine: Engine,
+    messages: Sequence[Json],
+    tools: Sequence[Json] | None,
+    tool_choice: str | Json | None,
+    **options: Any,
 ) -> list[int]:
-    """Prompt ids of OpenAI's messages (contents are texts or None). Raises ValueError."""
+    """Prompt ids of messages whose contents are texts. options: those of ChatTemplate.encode. Raises ValueError."""
     shown = tools if offered(tools, tool_choice).functions else None
-    plain = [
-        {**m, "content": m.get("content") or ("" if m["role"] in ("assistant", "tool") else None)} for m in messages
-    ]
-    return engine.template.encode(engine.tokenizer, plain, tools=shown)
+    return engine.template.encode(engine.tokenizer, messages, tools=shown, **options)
 
 
 class ToolParser:

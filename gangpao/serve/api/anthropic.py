@@ -1,17 +1,18 @@
-"""Anthropic's Messages API over the chat core: /v1/messages, whole and streamed, and /v1/messages/count_tokens.
+"""Anthropic's Messages API: /v1/messages, whole and streamed, and /v1/messages/count_tokens.
 
-    request     blocks -> OpenAI's messages: tool_use becomes a call, tool_result a message of its own, system comes first
+    request     blocks -> a Chat: tool_use becomes a call, tool_result a message of its own, system comes first
     answer      thought, text and calls -> blocks; input_tokens are those that the prefix cache did not have, as Anthropic counts
 
-Thoughts that come back are left out of the prompt; their signature, which Anthropic's server checks, is empty.
+Thoughts that come back are left out of the prompt; their signature, which Anthropic's server checks, is empty. An assistant's
+message at the end is continued. The line with which Claude Code says its version is no part of the prompt (content.py).
 
-What it gives up: an answer begun by the caller (prefill), documents. How many input tokens came from the cache a
-stream says in its last event.
+What it gives up: tools that Anthropic's own servers run; they are left out and noted, as are blocks that say nothing in words. How
+many input tokens came from the cache a stream says in its last event.
 """
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -19,64 +20,43 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gangpao.serve.api import chat as chat_module
-from gangpao.serve.api import schema
-from gangpao.serve.api.events import (
-    Argument,
-    Body,
-    Called,
-    Ended,
-    Event,
-    Started,
-    Thought,
-    Words,
-    events,
-    given,
-    speaking,
-)
-from gangpao.serve.api.schema import Whole
-from gangpao.serve.http.errors import ApiError, anthropic_body
-from gangpao.serve.http.stream import Json, client_of, event_stream, read_json, sse, watched
+from gangpao.serve.answers import chat as core
+from gangpao.serve.answers.chat import Call, Chat, Json, Message, thinking
+from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
+from gangpao.serve.answers.forms import Form
+from gangpao.serve.api import constraints, content, schema
+from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
+from gangpao.serve.api.schema import Operation, Whole
+from gangpao.serve.http.errors import ApiError, ErrorForm
+from gangpao.serve.http.stream import Json as JsonResponse
+from gangpao.serve.http.stream import client_of, read_json, sse, watched
 from gangpao.serve.server import Server
 
 
-class Source(schema.Body):
-    """An image's bytes (base64) or address."""
-
-    type: Literal["base64", "url"]
-    media_type: str | None = None
-    data: str | None = None
-    url: str | None = None
-
-
-class Block(schema.Body):
+class Block(schema.Part):
     """A piece of a message; which fields it has depends on its type."""
 
-    type: Literal["text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking"]
-    text: str | None = None
-    source: Source | None = None
     id: str | None = None
     name: str | None = None
-    input: dict[str, Any] | None = None
+    input: Any = None
     tool_use_id: str | None = None
-    content: "schema.TextOr[Block] | None" = None
     is_error: bool | None = None
 
 
 class Turn(schema.Body):
-    """A message of one side."""
+    """A message of one side, or a later one of the system."""
 
-    role: Literal["user", "assistant"]
-    content: schema.TextOr[Block]
+    role: str
+    content: schema.TextOr[Block] | None
 
 
 class Tool(schema.Body):
-    """A function that may be called."""
+    """A function that may be called. Of other types are the tools that Anthropic's servers run."""
 
-    name: str
+    name: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
-    type: Literal["custom"] | None = None
+    type: str | None = None
     strict: bool | None = None
 
 
@@ -99,6 +79,13 @@ class Output(schema.Body):
     """How the answer is to be written."""
 
     format: Format | None = None
+    effort: str | None = Field(None, max_length=32)
+
+
+class Thinking(schema.Body):
+    """enabled, disabled, or left to the model (adaptive, and any other word)."""
+
+    type: str
 
 
 class CountRequest(schema.Body):
@@ -109,41 +96,61 @@ class CountRequest(schema.Body):
     system: schema.TextOr[Block] | None = None
     tools: schema.Many[Tool] | None = None
     tool_choice: Choice | None = None
+    thinking: Thinking | None = None
 
 
 class MessagesRequest(CountRequest):
     """POST /v1/messages."""
 
-    max_tokens: Whole = Field(ge=1)
+    max_tokens: Whole = Field(ge=1, le=schema.MAX_TOKENS)
     stop_sequences: schema.Many[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
+    temperature: float | None = schema.setting("temperature")
+    top_p: float | None = schema.setting("top_p")
+    top_k: Whole | None = schema.setting("top_k", low=-1)
     stream: bool | None = None
     output_config: Output | None = None
+    output_format: Format | None = Field(None, description="An older place of output_config.format.")
 
 
 OPERATIONS = {
-    "/v1/messages": (MessagesRequest, "Anthropic's Messages API; a stream of its events with stream: true."),
-    "/v1/messages/count_tokens": (CountRequest, "Tokens of the prompt that such a request has."),
+    "/v1/messages": Operation(MessagesRequest, "Anthropic's Messages API; a stream of its events with stream: true."),
+    "/v1/messages/count_tokens": Operation(
+        CountRequest, "Tokens of the prompt that such a request has.", streams=False
+    ),
 }
-_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
+
+_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
+
+
+def _error(message: str, error: ApiError, param: str | None) -> Body:
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+ERRORS = ErrorForm(
+    ("/v1/messages",),
+    _error,
+    {"stop": "stop_sequences", "response_format": "output_config.format"},
+    "prompt is too long: {tokens} tokens > {limit} maximum (the server's --context raises it, as far as the model goes)",
+)
 
 
 def routes(server: Server) -> list[Route]:
     """The routes of this API."""
 
     async def messages(request: Request) -> Response:
-        asked = schema.parse(MessagesRequest, await read_json(request))
-        chat, client = chat_of(asked), client_of(request)
-        if asked.stream:
-            return await event_stream(request, _stream(server, chat, client), on_error=_error_event)
-        with speaking(_NAMES):
-            return Json(message_of(await watched(request, chat_module.complete(server, chat, client))))
+        body = await read_json(request)
+        asked = schema.parse(MessagesRequest, body)
+        answer = core.answer(server, chat_of(asked, body), client_of(request))
+        return await respond(request, answer, _Writer(), stream=asked.stream is True)
 
     async def count_tokens(request: Request) -> Response:
-        asked = schema.parse(CountRequest, await read_json(request))
-        return Json({"input_tokens": await watched(request, chat_module.count_tokens(server, chat_of(asked)))})
+        body = await read_json(request)
+        chat = chat_of(schema.parse(CountRequest, body), body)
+        return JsonResponse({"input_tokens": await watched(request, core.count_tokens(server, chat))})
 
     return [
         Route("/v1/messages", messages, methods=["POST"]),
@@ -154,84 +161,86 @@ def routes(server: Server) -> list[Route]:
 # --- requests
 
 
-def chat_of(asked: CountRequest) -> Body:
-    """The request as OpenAI's. Raises ApiError (400)."""
-    if asked.messages[-1].role == "assistant":
-        raise ApiError(400, "messages: the last one must be the user's; an answer cannot be begun for the model")
-    messages: list[Body] = []
-    if asked.system:
-        messages.append({"role": "system", "content": _text(asked.system, "system")})
+def chat_of(asked: CountRequest, body: Body) -> Chat:
+    """The request as a chat. Raises ApiError (400)."""
+    notes = Notes()
+    messages: list[Message] = []
+    if asked.system is not None:
+        blocks = content.without_attribution(asked.system)
+        messages.append(Message("system", content.read(blocks, "system", notes, between="\n").text))
     for i, turn in enumerate(asked.messages):
-        messages += _turn(turn, f"messages.{i}")
-    choice = asked.tool_choice
-    chat = given(
-        model=asked.model,
-        messages=messages,
-        tools=[_tool(tool) for tool in asked.tools] if asked.tools else None,
-        tool_choice=_choice(choice) if choice else None,
-        parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
-    )
-    if not isinstance(asked, MessagesRequest):
-        return chat
-    form = asked.output_config.format if asked.output_config else None
-    return chat | given(
-        max_tokens=asked.max_tokens,
-        stop=asked.stop_sequences or None,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema_}} if form else None,
+        messages += _turn(turn, f"messages.{i}", notes)
+    choice, last = asked.tool_choice, messages[-1]
+    limits = constraints.read(body, _form(asked))
+    return Chat(
+        messages=tuple(messages), model=asked.model, sampling=_sampling(asked), tools=_tools(asked, notes),
+        tool_choice=_choice(choice) if choice else None, parallel=not (choice and choice.disable_parallel_tool_use),
+        form=limits.form, ends=limits.ends, continues=last.role == "assistant" and not last.calls,
+        variables=_variables(asked), left_out=notes.all,
     )  # fmt: skip
 
 
-def _turn(turn: Turn, where: str) -> Iterator[Body]:
-    blocks = [Block(type="text", text=turn.content)] if isinstance(turn.content, str) else turn.content
-    for i, block in enumerate(blocks):
-        if block.type == "tool_result":
-            text = _text(block.content or "", f"{where}.content.{i}")
-            yield {"role": "tool", "tool_call_id": block.tool_use_id or "", "content": _marked(text, block.is_error)}
-    if turn.role == "assistant":
-        calls = [_call(block, f"{where}.content.{i}") for i, block in enumerate(blocks) if block.type == "tool_use"]
-        text = "".join(block.text or "" for block in blocks if block.type == "text")
-        yield {"role": "assistant", "content": text} | given(tool_calls=calls or None)
+def _sampling(asked: CountRequest) -> Body:
+    if not isinstance(asked, MessagesRequest):
+        return {}
+    top_k = None if asked.top_k is None else max(0, asked.top_k)
+    stop = tuple(s for s in asked.stop_sequences or () if s)
+    return given(
+        max_tokens=asked.max_tokens, stop=stop, temperature=asked.temperature, top_p=asked.top_p, top_k=top_k
+    )  # fmt: skip
+
+
+def _form(asked: CountRequest) -> Form | None:
+    if not isinstance(asked, MessagesRequest):
+        return None
+    form = (asked.output_config.format if asked.output_config else None) or asked.output_format
+    shape = form and {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema_}}
+    return Form("json", shape) if shape else None
+
+
+def _variables(asked: CountRequest) -> Body:
+    on = {"enabled": True, "disabled": False}.get(asked.thinking.type) if asked.thinking else None
+    output = asked.output_config if isinstance(asked, MessagesRequest) else None
+    return thinking(on) | given(reasoning_effort=output.effort if output else None)
+
+
+def _turn(turn: Turn, where: str, notes: Notes) -> Iterator[Message]:
+    role = content.role_of(turn.role, where, notes)
+    if turn.content is None or isinstance(turn.content, str):
+        yield Message(role, turn.content or "")
         return
-    parts = [_part(block, where) for block in blocks if block.type in ("text", "image")]
-    if parts or not any(block.type == "tool_result" for block in blocks):
-        yield {"role": "user", "content": parts}
+    others, calls = [], []
+    for i, block in enumerate(turn.content):
+        if block.type == "tool_result":
+            text, images = content.read(block.content, f"{where}.content.{i}", notes, between="\n")
+            marked = f"Error: {text}" if block.is_error else text
+            yield Message("tool", marked, images, call_id=block.tool_use_id or "")
+        elif block.type == "tool_use":
+            calls.append(_call(block, f"{where}.content.{i}"))
+        else:
+            others.append(block)
+    if others or calls or not any(block.type == "tool_result" for block in turn.content):
+        said = content.read(others, where, notes, between="\n" if role == "system" else "")
+        yield Message(role, said.text, said.images, tuple(calls))
 
 
-def _marked(text: str, is_error: bool | None) -> str:
-    return f"Error: {text}" if is_error else text
-
-
-def _part(block: Block, where: str) -> Body:
-    if block.type == "text":
-        return {"type": "text", "text": block.text or ""}
-    source = block.source
-    if source is None:
-        raise ApiError(400, f"{where}: an image needs a source", param="messages")
-    url = source.url if source.type == "url" else f"data:{source.media_type};base64,{source.data}"
-    return {"type": "image_url", "image_url": {"url": url or ""}}
-
-
-def _text(content: str | list[Block], where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if any(block.type != "text" for block in content):
-        raise ApiError(400, f"{where}: only text blocks can be read here")
-    return "\n".join(block.text or "" for block in content)
-
-
-def _call(block: Block, where: str) -> Body:
+def _call(block: Block, where: str) -> Call:
     if not block.id or not block.name:
         raise ApiError(400, f"{where}: a tool_use block needs an id and a name", param="messages")
-    arguments = json.dumps(block.input or {}, ensure_ascii=False)
-    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
+    return Call(block.name, {} if block.input is None else block.input, block.id)
 
 
-def _tool(tool: Tool) -> Body:
-    function = given(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
-    return {"type": "function", "function": function}
+def _tools(asked: CountRequest, notes: Notes) -> tuple[Json, ...]:
+    tools = []
+    for i, tool in enumerate(asked.tools or ()):
+        if tool.type not in (None, "custom", "function"):
+            notes.add(f"tools.{i}", f"a tool of type {tool.type!r:.60} is left out")
+            continue
+        if tool.name is None:
+            raise ApiError(400, f"tools.{i}.name: a tool needs a name", param="tools")
+        function = given(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
+        tools.append({"type": "function", "function": function})
+    return tuple(tools)
 
 
 def _choice(choice: Choice) -> str | Body:
@@ -246,39 +255,7 @@ _THINKING = {"type": "thinking", "thinking": "", "signature": ""}
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-def message_of(answer: Body) -> Body:
-    """A chat.completion as a message. A call that was cut off has no input and is left out."""
-    choice = answer["choices"][0]
-    said = choice["message"]
-    thought = said.get("reasoning_content")
-    blocks: list[Body] = [{**_THINKING, "thinking": thought}] if thought else []
-    blocks += [{"type": "text", "text": said["content"]}] if said["content"] else []
-    for call in said.get("tool_calls", ()):
-        try:
-            arguments = json.loads(call["function"]["arguments"])
-        except ValueError:
-            continue
-        blocks.append({"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": arguments})
-    return {
-        **_head(answer["model"]),
-        "content": blocks,
-        **_end(choice["finish_reason"], choice["stop_reason"]),
-        "usage": _usage(answer["usage"]),
-    }
-
-
-def _end(reason: str, stop: str | None) -> Body:
-    return {"stop_reason": "stop_sequence" if stop else _REASONS[reason], "stop_sequence": stop}
-
-
-def _head(model: str) -> Body:
-    return {
-        "id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model, "content": [],
-        "stop_reason": None, "stop_sequence": None,
-    }  # fmt: skip
-
-
-def _usage(usage: Body) -> Body:
+def _usage(usage: Json) -> Body:
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": usage["prompt_tokens"] - cached,
@@ -288,63 +265,93 @@ def _usage(usage: Body) -> Body:
     }
 
 
-async def _stream(server: Server, chat: Body, client: str) -> AsyncGenerator[bytes, None]:
-    writer = _Writer()
-    answer = events(server, chat, client, _NAMES)
-    try:
-        async for event in answer:
-            for data in writer.write(event):
-                yield sse(data, data["type"])
-    finally:
-        await answer.aclose()
-
-
 class _Writer:
-    """Anthropic's events of one answer; knows which block is open."""
+    """The message as it grows, and Anthropic's events of it; knows which block is open."""
+
+    media_type = "text/event-stream"
 
     def __init__(self) -> None:
-        self._index = -1
-        self._open: str | None = None
+        self._message: Body = {}
+        self._open: Body | None = None
+        self._arguments = ""
+        self._ended: Body = {}
 
     def write(self, event: Event) -> Iterator[Body]:
+        """Take an event in; what a stream says of it."""
         match event:
-            case Started(model, prompt_tokens):
-                usage = {"input_tokens": prompt_tokens, "output_tokens": 0}
-                yield {"type": "message_start", "message": {**_head(model), "usage": usage}}
+            case Started(model, prompt_tokens, notes):
+                self._message = {
+                    "id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model, "content": [],
+                    "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": prompt_tokens, "output_tokens": 0},
+                    **left_out(notes),
+                }  # fmt: skip
+                yield {"type": "message_start", "message": {**self._message, "content": []}}
                 yield {"type": "ping"}
             case Thought(text):
-                if self._open != "thinking":
-                    yield from self._begin(dict(_THINKING))
-                yield self._delta({"type": "thinking_delta", "thinking": text})
-            case Words(text):
-                if self._open != "text":
-                    yield from self._begin({"type": "text", "text": ""})
-                yield self._delta({"type": "text_delta", "text": text})
-            case Called(id, name):
+                yield from self._say("thinking", text, dict(_THINKING))
+            case Text(text):
+                yield from self._say("text", text, {"type": "text", "text": ""})
+            case CallBegan(id, name):
                 yield from self._begin({"type": "tool_use", "id": id, "name": name, "input": {}})
-            case Argument(text):
+            case CallArguments(text):
+                self._arguments += text
                 yield self._delta({"type": "input_json_delta", "partial_json": text})
-            case Ended(reason, usage, _, stop):
+            case Ended(reason, stop):
                 yield from self._end()
-                yield {"type": "message_delta", "delta": _end(reason, stop), "usage": _usage(usage)}
+                stopped = isinstance(stop, str)
+                self._ended = {
+                    "stop_reason": "stop_sequence" if stopped else _REASONS[reason], "stop_sequence": stop if stopped else None,
+                }  # fmt: skip
+            case Finished(usage, _):
+                self._message |= {**self._ended, "usage": _usage(usage)}
+                yield {"type": "message_delta", "delta": self._ended, "usage": _usage(usage)}
                 yield {"type": "message_stop"}
+
+    def whole(self) -> Body:
+        """The message. A call that was cut off has no input and is left out."""
+        return {**self._message, "content": [b for b in self._message["content"] if b.get("input", 0) is not None]}
+
+    def frame(self, data: Body) -> bytes:
+        """An event under its name."""
+        return sse(data, data["type"])
+
+    def error(self, error: ApiError) -> bytes:
+        """The event of an answer that failed while it was streaming."""
+        return sse(ERRORS.body(error), "error")
+
+    def last(self) -> bytes:
+        """The last event has been sent already."""
+        return b""
+
+    def _say(self, kind: Literal["thinking", "text"], text: str, empty: Body) -> Iterator[Body]:
+        if self._open is None or self._open["type"] != kind:
+            yield from self._begin(empty)
+        assert self._open is not None
+        self._open[kind] += text
+        yield self._delta({"type": f"{kind}_delta", kind: text})
 
     def _begin(self, block: Body) -> Iterator[Body]:
         yield from self._end()
-        self._index += 1
-        self._open = block["type"]
-        yield {"type": "content_block_start", "index": self._index, "content_block": block}
+        self._open, self._arguments = block, ""
+        self._message["content"].append(block)
+        yield {"type": "content_block_start", "index": self._index, "content_block": dict(block)}
+
+    @property
+    def _index(self) -> int:
+        return len(self._message["content"]) - 1
 
     def _delta(self, delta: Body) -> Body:
         return {"type": "content_block_delta", "index": self._index, "delta": delta}
 
     def _end(self) -> Iterator[Body]:
-        if self._open == "thinking":
+        block, self._open = self._open, None
+        if block is None:
+            return
+        if block["type"] == "thinking":
             yield self._delta({"type": "signature_delta", "signature": ""})
-        if self._open:
-            self._open = None
-            yield {"type": "content_block_stop", "index": self._index}
-
-
-def _error_event(error: ApiError) -> bytes:
-    return sse(anthropic_body(error), "error")
+        if block["type"] == "tool_use":
+            try:
+                block["input"] = json.loads(self._arguments)
+            except ValueError:  # cut off
+                block["input"] = None
+        yield {"type": "content_block_stop", "index": self._index}

@@ -55,7 +55,7 @@ async def complete(server: Server, body: dict[str, Any], client: str) -> dict[st
 
 
 async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer in chunks; as chat_core.stream."""
+    """The answer in chunks; like chat.answer."""
     asked = _parse(body)
     async with contextlib.AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(server.hub.use(asked.model))
@@ -93,7 +93,7 @@ async def _requests(
 ) -> tuple[list[Request], list[str]]:
     """What to submit, and what each choice's text begins with (the prompt, when echo)."""
     n = asked.n or 1
-    params = asked.params(logprobs=asked.logprobs, max_tokens=None, make=loaded.engine.recommended)
+    params = asked.params(asked.logprobs, loaded.engine.recommended)
     prompts = inputs(asked.prompt, "prompt", MAX_N)
     if len(prompts) * n > MAX_N:
         raise ApiError(400, f"{len(prompts)} prompts times n = {n} are more than {MAX_N} answers", param="n")

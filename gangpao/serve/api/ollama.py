@@ -1,10 +1,11 @@
-"""Ollama's API over the chat core: /api/chat, /api/generate, /api/embed, whole or as lines of JSON.
+"""Ollama's API: /api/chat, /api/generate, /api/embed, whole or as lines of JSON.
 
-    options   num_predict, temperature, ... -> the fields of a chat request; what only loads models (num_ctx) is ignored
+    options   num_predict, temperature, ... -> the settings of a chat; what only loads models (num_ctx) is ignored
     answers   thought and text in pieces, calls whole, counts and nanoseconds in the last line
 
 A request without messages (or prompt) loads the model and says so. keep_alive is accepted: how long models stay is the
-server's own setting. What it gives up: pull, push, create, copy and delete; suffix; context, which Ollama has given up, too.
+server's own setting. An assistant's message at the end is continued, as Ollama does it. What it gives up: pull, push, create, copy
+and delete; suffix; context, which Ollama has given up, too.
 """
 
 import contextlib
@@ -18,35 +19,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gangpao.serve.api import completions, embeddings, ollama_models, schema
-from gangpao.serve.api.events import (
-    Argument,
-    Body,
-    Called,
-    Ended,
-    Event,
-    Started,
-    Thought,
-    Words,
-    events,
-    given,
-    renaming,
-)
+from gangpao.serve.answers import chat as core
+from gangpao.serve.answers.chat import Call as ToolCall
+from gangpao.serve.answers.chat import Chat, Image, Message, thinking
+from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
+from gangpao.serve.answers.forms import Form
+from gangpao.serve.api import completions, content, embeddings, ollama_models, schema
+from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
 from gangpao.serve.api.ollama_models import model_name, stamp
-from gangpao.serve.api.schema import Whole
-from gangpao.serve.http.errors import ApiError, ollama_body
-from gangpao.serve.http.stream import Json, client_of, encoded, event_stream, read_json, watched
+from gangpao.serve.api.schema import Operation, Whole
+from gangpao.serve.http.errors import ApiError, ErrorForm
+from gangpao.serve.http.stream import Json, client_of, encoded, read_json, watched
 from gangpao.serve.server import Server
-
-_NDJSON = "application/x-ndjson"
-_NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"}
 
 
 class Function(schema.Body):
     """What was called."""
 
     name: str
-    arguments: dict[str, Any] | None = None
+    arguments: Any = None
 
 
 class Call(schema.Body):
@@ -58,7 +49,7 @@ class Call(schema.Body):
 class Turn(schema.Body):
     """A message; images are base64."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: str
     content: str | None = None
     images: schema.Many[str] | None = None
     tool_calls: schema.Many[Call] | None = None
@@ -69,15 +60,15 @@ class Options(schema.Body):
     """The options that mean something here; num_predict of 0 or less is as much as fits, as where it is not given, a seed below 0
     is any, and a top_k of 0 or less keeps all."""
 
-    num_predict: Whole | None = None
-    temperature: float | None = None
-    top_k: Whole | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: Whole | None = None
+    num_predict: Whole | None = Field(None, le=schema.MAX_TOKENS)
+    temperature: float | None = schema.setting("temperature")
+    top_k: Whole | None = Field(None, le=1_000_000)
+    top_p: float | None = schema.setting("top_p")
+    min_p: float | None = schema.setting("min_p")
+    repeat_penalty: float | None = schema.setting("repetition_penalty")
+    presence_penalty: float | None = schema.setting("presence_penalty")
+    frequency_penalty: float | None = schema.setting("frequency_penalty")
+    seed: Whole | None = Field(None, le=2**63 - 1)
     stop: schema.TextOr[str] | None = None
 
 
@@ -85,6 +76,7 @@ class _Asked(schema.Body):
     model: str | None = Field(None, max_length=512)
     options: Options | None = None
     format: str | dict[str, Any] | None = None
+    think: bool | str | None = Field(None, description="true, false, or how much: low, medium, high.")
     stream: bool | None = None
 
 
@@ -96,7 +88,8 @@ class ChatRequest(_Asked):
 
 
 class GenerateRequest(_Asked):
-    """POST /api/generate. raw: the prompt is the whole text, without the chat template."""
+    """POST /api/generate. raw: the prompt is the whole text, without the chat template. An empty system is none,
+    as in Ollama."""
 
     prompt: str | None = None
     system: str | None = None
@@ -114,11 +107,26 @@ class EmbedRequest(schema.Body):
 
 
 OPERATIONS = {
-    "/api/chat": (ChatRequest, "Ollama's chat; a stream of JSON lines unless stream is false."),
-    "/api/generate": (GenerateRequest, "Ollama's answer to one prompt; a stream of JSON lines unless stream is false."),
-    "/api/embed": (EmbedRequest, "Means of the last hidden states, of length 1."),
-    "/api/show": (ollama_models.ShowRequest, "What a model's file says about it."),
+    "/api/chat": Operation(ChatRequest, "Ollama's chat; a stream of JSON lines unless stream is false."),
+    "/api/generate": Operation(
+        GenerateRequest, "Ollama's answer to one prompt; a stream of JSON lines unless stream is false."
+    ),
+    "/api/embed": Operation(EmbedRequest, "Means of the last hidden states, of length 1.", streams=False),
+    "/api/show": Operation(ollama_models.ShowRequest, "What a model's file says about it.", streams=False),
 }
+
+
+def _error(message: str, error: ApiError, param: str | None) -> Body:
+    return {"error": message}
+
+
+ERRORS = ErrorForm(
+    ("/api",),
+    _error,
+    {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"},
+    "the input length exceeds the context length: {tokens} tokens, where {limit} fit, answer included; shorten it, or start the "
+    "server with a larger --context",
+)
 
 
 def routes(server: Server) -> list[Route]:
@@ -128,7 +136,7 @@ def routes(server: Server) -> list[Route]:
         asked = schema.parse(ChatRequest, await read_json(request))
         if not asked.messages:
             return await _load(server, request, asked, {"message": {"role": "assistant", "content": ""}})
-        return await _answer(server, request, asked, chat_of(asked), _Writer("message"))
+        return await _answer(server, request, asked, chat_of(asked), "message")
 
     async def generate(request: Request) -> Response:
         asked = schema.parse(GenerateRequest, await read_json(request))
@@ -136,7 +144,7 @@ def routes(server: Server) -> list[Route]:
             return await _load(server, request, asked, {"response": ""})
         if asked.raw:
             return await _raw(server, request, asked)
-        return await _answer(server, request, asked, chat_of(_as_chat(asked)), _Writer("response"))
+        return await _answer(server, request, asked, chat_of(_as_chat(asked)), "response")
 
     async def embed(request: Request) -> Response:
         start = time.perf_counter()
@@ -165,55 +173,60 @@ def routes(server: Server) -> list[Route]:
 # --- requests
 
 
-def chat_of(asked: ChatRequest) -> Body:
-    """The request as OpenAI's. Raises ApiError (400)."""
-    messages: list[Body] = []
-    for i, turn in enumerate(asked.messages or ()):
-        content: Any = turn.content or ""
-        if turn.images:
-            pictures = [
-                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{one}"}} for one in turn.images
-            ]
-            content = [*pictures, {"type": "text", "text": content}]
-        calls = [_call(call.function, f"call_{i}_{j}") for j, call in enumerate(turn.tool_calls or ())]
-        messages.append({"role": turn.role, "content": content} | given(tool_calls=calls or None))
-    return given(
-        messages=messages, tools=asked.tools or None, response_format=_format(asked.format), **_settings(asked)
+def chat_of(asked: ChatRequest) -> Chat:
+    """The request as a chat. Raises ApiError (400)."""
+    notes = Notes()
+    messages = [_message(turn, f"messages.{i}", notes) for i, turn in enumerate(asked.messages or ())]
+    last = messages[-1]
+    on = asked.think if isinstance(asked.think, bool) else None
+    effort = asked.think if isinstance(asked.think, str) and asked.think else None
+    return Chat(
+        messages=tuple(messages), model=model_name(asked.model), sampling=_settings(asked), model_defaults=True,
+        tools=tuple(asked.tools or ()),
+        form=_format(asked.format), continues=last.role == "assistant" and not last.calls,
+        variables=thinking(on, effort), left_out=notes.all,
+    )  # fmt: skip
+
+
+def _message(turn: Turn, where: str, notes: Notes) -> Message:
+    calls = tuple(
+        ToolCall(c.function.name, c.function.arguments or {}, f"call_{where}_{j}")
+        for j, c in enumerate(turn.tool_calls or ())
     )
+    pictures = tuple(Image(base64=one) for one in turn.images or ())
+    role = content.role_of(turn.role, where, notes)
+    return Message(role, turn.content or "", pictures, calls, name=turn.tool_name)
 
 
 def _as_chat(asked: GenerateRequest) -> ChatRequest:
     turns = [Turn(role="system", content=asked.system)] if asked.system else []
     turns.append(Turn(role="user", content=asked.prompt, images=asked.images))
-    return ChatRequest(model=asked.model, options=asked.options, format=asked.format, messages=turns)
+    return ChatRequest(
+        model=asked.model, options=asked.options, format=asked.format, think=asked.think, messages=turns
+    )  # fmt: skip
 
 
-def _call(function: Function, id: str) -> Body:
-    arguments = json.dumps(function.arguments or {}, ensure_ascii=False)
-    return {"id": id, "type": "function", "function": {"name": function.name, "arguments": arguments}}
-
-
-def _format(form: str | Body | None) -> Body | None:
+def _format(form: str | Body | None) -> Form | None:
     if not form:
         return None
     if isinstance(form, dict):
-        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}
+        return Form("json", {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}})
     if form != "json":
-        raise ApiError(400, 'format must be "json" or a JSON schema', param="format")
-    return {"type": "json_object"}
+        raise ApiError(400, 'must be "json" or a JSON schema', field="response_format")
+    return Form("json", {"type": "json_object"})
 
 
 def _settings(asked: _Asked) -> Body:
+    """The engine's settings that the options give."""
     options = asked.options or Options()
-    limit, seed, top_k = options.num_predict, options.seed, options.top_k
+    limit, seed, top_k, stop = options.num_predict, options.seed, options.top_k, options.stop
     return given(
-        model=model_name(asked.model),
         max_tokens=None if limit is not None and limit <= 0 else limit,
         top_k=None if top_k is None else max(0, top_k),
         seed=None if seed is not None and seed < 0 else seed,
         repetition_penalty=options.repeat_penalty,
-        model_defaults=True,
-        **options.model_dump(include={"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "stop"}),
+        stop=None if stop is None else tuple(s for s in ([stop] if isinstance(stop, str) else stop) if s),
+        **options.model_dump(include={"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"}),
     )  # fmt: skip
 
 
@@ -235,70 +248,47 @@ async def _load(server: Server, request: Request, asked: _Asked, empty: Body) ->
     return Json({"model": name, "created_at": stamp(time.time()), **empty, "done": True, "done_reason": "load"})
 
 
-async def _answer(server: Server, request: Request, asked: _Asked, chat: Body, writer: "_Writer") -> Response:
-    answer = events(server, chat, client_of(request), _NAMES)
-    return await _write(request, asked, answer, writer)
+async def _answer(
+    server: Server, request: Request, asked: _Asked, chat: Chat, key: Literal["message", "response"]
+) -> Response:
+    answer = core.answer(server, chat, client_of(request))
+    return await respond(request, answer, _Writer(key), stream=asked.stream is not False)
 
 
 async def _raw(server: Server, request: Request, asked: GenerateRequest) -> Response:
     if asked.format:
-        raise ApiError(400, "format needs the chat template: leave out raw", param="format")
-    settings = {"max_tokens": schema.MAX_TOKENS, **_settings(asked)}
+        raise ApiError(400, "needs the chat template: leave out raw", field="response_format")
+    settings = {
+        "max_tokens": schema.MAX_TOKENS,
+        **_settings(asked),
+        "model": model_name(asked.model),
+        "model_defaults": True,
+    }
+    settings["stop"] = list(settings.get("stop", ()))
     body = {"prompt": asked.prompt, "stream": True, "stream_options": {"include_usage": True}, **settings}
-    chunks = renaming(completions.stream(server, body, client_of(request)), _NAMES)
-    return await _write(request, asked, _raw_events(chunks), _Writer("response"))
+    answer = _raw_events(completions.stream(server, body, client_of(request)))
+    return await respond(request, answer, _Writer("response"), stream=asked.stream is not False)
 
 
 async def _raw_events(chunks: AsyncGenerator[Body, None]) -> AsyncGenerator[Event, None]:
-    reason, started = "stop", False
+    """The chunks of a completion as events."""
+    started = False
     async with contextlib.aclosing(chunks):
         async for chunk in chunks:
             if not started:
                 started = True
                 yield Started(chunk["model"])
             for choice in chunk["choices"]:
-                reason = choice["finish_reason"] or reason
                 if choice["text"]:
-                    yield Words(choice["text"])
+                    yield Text(choice["text"])
+                if choice["finish_reason"]:
+                    yield Ended(choice["finish_reason"])
             if not chunk["choices"]:
-                yield Ended(reason, chunk["usage"], chunk["timings"])
-
-
-async def _write(request: Request, asked: _Asked, answer: AsyncGenerator[Event, None], writer: "_Writer") -> Response:
-    if asked.stream is not False:
-        return await event_stream(request, _lines(answer, writer), on_error=_error_line, media_type=_NDJSON)
-    return Json(await watched(request, _joined(answer, writer)))
-
-
-async def _lines(answer: AsyncGenerator[Event, None], writer: "_Writer") -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(answer):
-        async for event in answer:
-            for line in writer.write(event):
-                yield _line(line)
-
-
-async def _joined(answer: AsyncGenerator[Event, None], writer: "_Writer") -> Body:
-    """The last line, with all that was said in the others."""
-    words: list[str] = []
-    thought: list[str] = []
-    calls: list[Body] = []
-    last: Body = {}
-    async with contextlib.aclosing(answer):
-        async for event in answer:
-            for last in writer.write(event):
-                said = last if writer.key == "response" else last["message"]
-                words.append(said["response" if writer.key == "response" else "content"])
-                thought.append(said.get("thinking", ""))
-                calls += said.get("tool_calls", [])
-    return last | writer.said("".join(words), calls, "".join(thought))
+                yield Finished(chunk["usage"], chunk["timings"])
 
 
 def _line(data: Body) -> bytes:
     return encoded(data) + b"\n"
-
-
-def _error_line(error: ApiError) -> bytes:
-    return _line(ollama_body(error))
 
 
 def _ns(seconds: float) -> int:
@@ -308,37 +298,60 @@ def _ns(seconds: float) -> int:
 class _Writer:
     """Ollama's lines of one answer. key: where the text lies, "message" in a chat and "response" otherwise."""
 
+    media_type = "application/x-ndjson"
+
     def __init__(self, key: Literal["message", "response"]) -> None:
         self.key = key
         self._start = time.perf_counter()
         self._model = ""
         self._call: tuple[str, list[str]] | None = None
-
-    def said(self, words: str, calls: Sequence[Body] = (), thought: str = "") -> Body:
-        """The part of a line that holds the answer."""
-        if self.key == "response":
-            return {"response": words} | given(thinking=thought or None)
-        more = given(thinking=thought or None, tool_calls=list(calls) or None)
-        return {"message": {"role": "assistant", "content": words} | more}
+        self._reason = "stop"
+        self._words: list[str] = []
+        self._thought: list[str] = []
+        self._calls: list[Body] = []
+        self._left_out: Body = {}
+        self._end: Body = {}
 
     def write(self, event: Event) -> list[Body]:
         """The lines that an event makes. A call goes out when it is complete; one that was cut off does not."""
         match event:
-            case Started(model, _):
-                self._model = model
+            case Started(model, _, notes):
+                self._model, self._left_out = model, left_out(notes)
             case Thought(text):
+                self._thought.append(text)
                 return [self._new(thought=text)]
-            case Words(text):
+            case Text(text):
+                self._words.append(text)
                 return [*self._called(), self._new(text)]
-            case Called(_, name):
+            case CallBegan(_, name):
                 done, self._call = self._called(), (name, [])
                 return done
-            case Argument(text):
+            case CallArguments(text):
                 if self._call:
                     self._call[1].append(text)
-            case Ended():
-                return [*self._called(), self._new() | self._end(event)]
+            case Ended(reason):
+                self._reason = reason
+                return self._called()
+            case Finished():
+                self._end = self._counts(event) | self._left_out
+                return [self._new() | self._end]
         return []
+
+    def whole(self) -> Body:
+        """The last line, with all that was said in the others."""
+        return self._new("".join(self._words), self._calls, "".join(self._thought)) | self._end
+
+    def frame(self, data: Body) -> bytes:
+        """A line."""
+        return _line(data)
+
+    def error(self, error: ApiError) -> bytes:
+        """The line of an answer that failed while it was streaming."""
+        return _line(ERRORS.body(error))
+
+    def last(self) -> bytes:
+        """The last line says that it is the last."""
+        return b""
 
     def _called(self) -> list[Body]:
         call, self._call = self._call, None
@@ -348,22 +361,31 @@ class _Writer:
             arguments = json.loads("".join(call[1]))
         except ValueError:
             return []
-        return [self._new(calls=[{"function": {"name": call[0], "arguments": arguments}}])]
+        made = {"function": {"name": call[0], "arguments": arguments}}
+        self._calls.append(made)
+        return [self._new(calls=[made])]
+
+    def _said(self, words: str, calls: Sequence[Body], thought: str) -> Body:
+        """The part of a line that holds the answer."""
+        if self.key == "response":
+            return {"response": words} | given(thinking=thought or None)
+        more = given(thinking=thought or None, tool_calls=list(calls) or None)
+        return {"message": {"role": "assistant", "content": words} | more}
 
     def _new(self, words: str = "", calls: Sequence[Body] = (), thought: str = "") -> Body:
         return {
             "model": self._model,
             "created_at": stamp(time.time()),
-            **self.said(words, calls, thought),
+            **self._said(words, calls, thought),
             "done": False,
         }
 
-    def _end(self, ended: Ended) -> Body:
-        usage, speed = ended.usage, ended.timings
+    def _counts(self, event: Finished) -> Body:
+        usage, speed = event.usage, event.timings
         said, rate = usage["completion_tokens"], speed["decode_tps"]
         return {
             "done": True,
-            "done_reason": "length" if ended.reason == "length" else "stop",
+            "done_reason": "length" if self._reason == "length" else "stop",
             "total_duration": _ns(time.perf_counter() - self._start),
             "load_duration": 0,
             "prompt_eval_count": usage["prompt_tokens"],

@@ -21,7 +21,7 @@ import gangpao
 from gangpao import catalog
 from gangpao.formats.gguf import GGUF
 from gangpao.serve.api import schema
-from gangpao.serve.api.events import Body
+from gangpao.serve.api.dialect import Body
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.http.stream import Json, read_json
 from gangpao.serve.server import Server

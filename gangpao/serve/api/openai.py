@@ -1,4 +1,5 @@
-"""OpenAI's routes, and the few that every server of models has: thin, the work is in chat.py, completions.py and embeddings.py."""
+"""OpenAI's routes, and the few that every server of models has: thin, the work is in openai_chat.py, completions.py and
+embeddings.py."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -10,11 +11,27 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import gangpao
-from gangpao.serve.api import chat as chat_module
-from gangpao.serve.api import completions, embeddings
-from gangpao.serve.http.errors import ApiError
+from gangpao.serve.answers import chat as core
+from gangpao.serve.api import completions, embeddings, schema
+from gangpao.serve.api.dialect import respond
+from gangpao.serve.api.openai_chat import ChatRequest, ChatWriter, parse
+from gangpao.serve.api.schema import Operation
+from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import DONE, Json, client_of, event_stream, read_json, sse, watched
 from gangpao.serve.server import Server
+
+OPERATIONS = {
+    "/v1/chat/completions": Operation(
+        ChatRequest, "An answer to a conversation; a stream of events with stream: true."
+    ),
+    "/v1/completions": Operation(schema.CompletionRequest, "Text that goes on from a prompt."),
+    "/v1/embeddings": Operation(
+        schema.EmbeddingRequest, "Means of the last hidden states, of length 1.", streams=False
+    ),
+    "/tokenize": Operation(schema.TokenizeRequest, "Token ids of a text.", streams=False),
+    "/detokenize": Operation(schema.DetokenizeRequest, "The text of token ids.", streams=False),
+}
+ERRORS = ErrorForm(("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"))
 
 
 def routes(server: Server) -> list[Route]:
@@ -22,9 +39,10 @@ def routes(server: Server) -> list[Route]:
 
     async def chat(request: Request) -> Response:
         body = await read_json(request)
-        if body.get("stream") is True:
-            return await event_stream(request, _events(chat_module.stream(server, body, client_of(request))))
-        return Json(await watched(request, chat_module.complete(server, body, client_of(request))))
+        asked, chat = parse(body)
+        return await respond(
+            request, core.answer(server, chat, client_of(request)), ChatWriter(asked), stream=asked.stream is True
+        )
 
     async def complete(request: Request) -> Response:
         body = await read_json(request)

@@ -4,8 +4,8 @@ Tests throw requests made from this document at the server (schemathesis). Answe
 fields of answers are OpenAI's and are not written down a second time here.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -15,22 +15,16 @@ from starlette.routing import Route
 
 import gangpao
 from gangpao.serve.api import schema
+from gangpao.serve.api.schema import Operation
+from gangpao.serve.http.errors import ErrorForm, openai_body
 from gangpao.serve.http.stream import Json
 
-_POSTS: dict[str, tuple[type[BaseModel], str]] = {
-    "/v1/chat/completions": (schema.ChatRequest, "An answer to a conversation; a stream of events with stream: true."),
-    "/v1/completions": (schema.CompletionRequest, "Text that goes on from a prompt."),
-    "/v1/embeddings": (schema.EmbeddingRequest, "Means of the last hidden states, of length 1."),
-    "/tokenize": (schema.TokenizeRequest, "Token ids of a text."),
-    "/detokenize": (schema.DetokenizeRequest, "The text of token ids."),
-}
 _GETS = {
     "/v1/models": "Models that may be asked for.",
     "/v1/models/{name}": "One of them.",
     "/health": "200 when the server answers, 503 while it is loading its model.",
     "/openapi.json": "This document.",
 }
-_STREAMS = ("/v1/chat/", "/v1/completions")
 _ERRORS = {
     "400": "The request is wrong; param says where.",
     "401": "An API key is needed.",
@@ -41,31 +35,44 @@ _ERRORS = {
 }
 
 
-Operations = Mapping[str, tuple[type[BaseModel], str]]
+class Dialect(Protocol):
+    """What the document reads of a dialect: its POST routes, and how it says errors."""
+
+    @property
+    def OPERATIONS(self) -> Mapping[str, Operation]:
+        """Path -> what checks its body, and a sentence."""
+
+    @property
+    def ERRORS(self) -> ErrorForm:
+        """How it says errors."""
 
 
-def routes(others: Operations) -> list[Route]:
-    """The document's route. others: POST routes of other APIs by path: what checks the body, and a sentence."""
+def routes(dialects: Sequence[Dialect]) -> list[Route]:
+    """The document's route."""
 
     async def show(request: Request) -> Response:
-        return Json(document(others))
+        return Json(document(dialects))
 
     return [Route("/openapi.json", show, methods=["GET"])]
 
 
-def document(others: Operations) -> dict[str, Any]:
+def document(dialects: Sequence[Dialect]) -> dict[str, Any]:
     """The whole description."""
-    posts = {**_POSTS, **others}
-    kinds: list[type[BaseModel]] = [*(kind for kind, _ in posts.values()), schema.ErrorBody]
+    kinds: list[type[BaseModel]] = [
+        *(one.kind for dialect in dialects for one in dialect.OPERATIONS.values()),
+        schema.ErrorBody,
+    ]
     names, definitions = models_json_schema(
         [(kind, "validation") for kind in dict.fromkeys(kinds)], ref_template="#/components/schemas/{model}"
     )
     refs = {kind: names[kind, "validation"] for kind in kinds}
     paths: dict[str, Any] = {}
-    for path, (kind, text) in posts.items():
-        error = {"type": "object"} if path in others else refs[schema.ErrorBody]
-        paths[path] = {"post": _operation(path, text, error, stream=path.startswith(_STREAMS) or path in others)}
-        paths[path]["post"]["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[kind]}}}
+    for dialect in dialects:
+        error = refs[schema.ErrorBody] if dialect.ERRORS.write is openai_body else {"type": "object"}
+        for path, one in dialect.OPERATIONS.items():
+            paths[path] = {"post": _operation(path, one.text, error, stream=one.streams)}
+            body = {"required": True, "content": {"application/json": {"schema": refs[one.kind]}}}
+            paths[path]["post"]["requestBody"] = body
     for path, text in _GETS.items():
         paths[path] = {"get": _operation(path, text, refs[schema.ErrorBody])}
     plain = {"text/plain": {"schema": {"type": "string"}}}

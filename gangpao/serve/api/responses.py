@@ -1,63 +1,65 @@
-"""OpenAI's Responses API over the chat core, without memory: /v1/responses, whole and streamed.
+"""OpenAI's Responses API, without memory: /v1/responses, whole and streamed.
 
-    input     a text or items -> messages; function_call and function_call_output become calls and results
-    output    items: the thought (reasoning), a message and function calls, in the order they were said, each with its events
+    input     a text or items -> messages; calls and their outputs become calls and results
+    output    items: the thought (reasoning), a message and calls, in the order they were said, each with its events
 
-Nothing is kept: an answer that goes on from previous_response_id or a conversation is refused, store is ignored. What it
-gives up: tools other than functions, reasoning items (left out of the prompt), log-probabilities.
+Nothing is kept: an answer that goes on from previous_response_id or a conversation is refused, store is ignored. Functions in a
+namespace are offered as NAMESPACE__NAME, a custom tool as a function of one text. What it gives up: tools that OpenAI's servers
+run, items that say nothing in words (both are left out and noted), reasoning items (left out), log-probabilities.
 """
 
-import contextlib
+import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gangpao.serve.api import schema
-from gangpao.serve.api.events import Argument, Body, Called, Ended, Event, Started, Thought, Words, events, given
-from gangpao.serve.api.schema import Whole
-from gangpao.serve.http.errors import ApiError
-from gangpao.serve.http.stream import Json, client_of, event_stream, read_json, sse, watched
+from gangpao.serve.answers import chat as core
+from gangpao.serve.answers.chat import Call, Chat, Json, Message, thinking
+from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
+from gangpao.serve.answers.forms import Form
+from gangpao.serve.api import constraints, content, schema
+from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
+from gangpao.serve.api.openai_chat import Reasoning, arguments_of
+from gangpao.serve.api.schema import Operation, Part, Whole
+from gangpao.serve.http.errors import ApiError, ErrorForm
+from gangpao.serve.http.stream import client_of, read_json, sse
 from gangpao.serve.server import Server
 
 
-class Piece(schema.Body):
-    """A piece of a message or of a result."""
-
-    type: Literal["input_text", "output_text", "reasoning_text", "text", "refusal", "input_image"]
-    text: str | None = None
-    refusal: str | None = None
-    image_url: str | None = None
-
-
 class Item(schema.Body):
-    """A message (type may be left out), a call, its result, or the model's thoughts."""
+    """A message (type may be left out), a call, its result, or something else that an earlier answer was made of."""
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
-    role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: schema.TextOr[Piece] | None = None
+    type: str = "message"
+    role: str | None = None
+    content: schema.TextOr[Part] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
-    output: schema.TextOr[Piece] | None = None
+    input: str | None = None
+    action: dict[str, Any] | None = None
+    output: schema.TextOr[Part] | dict[str, Any] | None = None
 
 
 class Tool(schema.Body):
-    """A function that may be called."""
+    """A function that may be called, a tool of one text (custom), or a namespace of functions."""
 
-    type: Literal["function"]
-    name: str
+    type: str
+    name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    tools: "schema.Many[Tool] | None" = None
 
 
-class Text(schema.Body):
+class TextOptions(schema.Body):
     """format: text, json_object, or json_schema with its schema beside the type."""
 
     format: dict[str, Any] | None = None
@@ -72,10 +74,11 @@ class ResponsesRequest(schema.Body):
     tools: schema.Many[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    text: Text | None = None
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
     max_output_tokens: Whole | None = schema.setting("max_tokens", schema.UNLIMITED)
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: float | None = schema.setting("temperature")
+    top_p: float | None = schema.setting("top_p")
     stream: bool | None = None
     metadata: schema.Metadata | None = None
     previous_response_id: str | None = None
@@ -83,98 +86,149 @@ class ResponsesRequest(schema.Body):
     background: bool | None = None
 
 
-OPERATIONS = {"/v1/responses": (ResponsesRequest, "OpenAI's Responses API, without memory; events with stream: true.")}
-_NAMES = {"max_tokens": "max_output_tokens", "response_format": "text.format"}
+OPERATIONS = {
+    "/v1/responses": Operation(
+        ResponsesRequest, "OpenAI's Responses API, without memory; events with stream: true."
+    ),
+}  # fmt: skip
+ERRORS = ErrorForm(
+    ("/v1/responses",),
+    names={"max_tokens": "max_output_tokens", "response_format": "text.format", "messages": "input"},
+)
 _KEPT = ("previous_response_id", "conversation", "background")
 
 
 def routes(server: Server) -> list[Route]:
     """The route of this API."""
 
-    async def respond(request: Request) -> Response:
-        asked = schema.parse(ResponsesRequest, await read_json(request))
-        answer, writer = events(server, chat_of(asked), client_of(request), _NAMES), _Writer(asked)
-        if asked.stream:
-            return await event_stream(request, _stream(answer, writer), on_error=writer.error)
-        return Json(await watched(request, _whole(answer, writer)))
+    async def respond_to(request: Request) -> Response:
+        body = await read_json(request)
+        asked = schema.parse(ResponsesRequest, body)
+        tools, notes = _Tools(), Notes()
+        chat = chat_of(asked, body, tools, notes)
+        writer = _Writer(asked, tools, body.get("tools") or [])
+        return await respond(
+            request, core.answer(server, chat, client_of(request)), writer, stream=asked.stream is True
+        )
 
-    return [Route("/v1/responses", respond, methods=["POST"])]
+    return [Route("/v1/responses", respond_to, methods=["POST"])]
 
 
 # --- requests
 
 
-def chat_of(asked: ResponsesRequest) -> Body:
+class _Named(NamedTuple):
+    """What a function that is offered is called in this API. custom: it is a tool of one text."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+
+
+class _Tools(dict[str, _Named]):
+    """The functions that are offered, by the names that the model sees."""
+
+    def offer(self, tool: Tool, where: str, notes: Notes, namespace: str | None = None) -> Iterator[Json]:
+        """The functions of a tool; a tool that is none is left out."""
+        if tool.type == "namespace":
+            for i, inner in enumerate(tool.tools or ()):
+                yield from self.offer(inner, f"{where}.tools.{i}", notes, tool.name)
+            return
+        if tool.type not in ("function", "custom"):
+            notes.add(where, f"a tool of type {tool.type!r:.60} is left out")
+            return
+        if tool.name is None:
+            raise ApiError(400, f"{where}.name: a tool needs a name", param="tools")
+        named = _Named(tool.name, namespace, tool.type == "custom")
+        name = _seen(tool.name, namespace)
+        self[name] = named
+        parameters = _ONE_TEXT if named.custom else tool.parameters
+        function = given(name=name, description=tool.description, parameters=parameters, strict=tool.strict)
+        yield {"type": "function", "function": function}
+
+
+_ONE_TEXT = {
+    "type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"], "additionalProperties": False,
+}  # fmt: skip
+
+
+def _seen(name: str, namespace: str | None) -> str:
+    """The name of a function as the model sees it."""
+    return f"{namespace}__{name}" if namespace else name
+
+
+def chat_of(asked: ResponsesRequest, body: Body, tools: _Tools, notes: Notes) -> Chat:
     """The request as a chat. Raises ApiError (400)."""
     for name in _KEPT:
         if getattr(asked, name):
             raise ApiError(
                 400, f"{name}: this server keeps no answers; send the whole conversation as input", param=name
             )
-    messages: list[Body] = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+    offered = [f for i, tool in enumerate(asked.tools or ()) for f in tools.offer(tool, f"tools.{i}", notes)]
+    messages = [] if asked.instructions is None else [Message("system", asked.instructions)]
     if isinstance(asked.input, str):
-        messages.append({"role": "user", "content": asked.input})
+        messages.append(Message("user", asked.input))
     else:
         for i, item in enumerate(asked.input):
-            _add(messages, item, f"input.{i}")
-    functions = [tool.model_dump(exclude={"type"}, exclude_none=True) for tool in asked.tools or ()]
-    return given(
-        model=asked.model,
-        messages=messages,
-        tools=[{"type": "function", "function": function} for function in functions] or None,
-        tool_choice=asked.tool_choice,
-        parallel_tool_calls=asked.parallel_tool_calls,
-        response_format=asked.text.format if asked.text else None,
-        max_tokens=asked.max_output_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-    )
+            _add(messages, item, f"input.{i}", notes)
+    form = asked.text.format if asked.text else None
+    limits = constraints.read(body, Form("json", form) if form else None)
+    effort = asked.reasoning.effort if asked.reasoning else None
+    return Chat(
+        messages=tuple(messages), model=asked.model,
+        sampling=given(max_tokens=asked.max_output_tokens, temperature=asked.temperature, top_p=asked.top_p),
+        tools=tuple(offered), tool_choice=_choice(asked.tool_choice), parallel=asked.parallel_tool_calls is not False,
+        form=limits.form, ends=limits.ends, variables=thinking(None, effort), left_out=notes.all,
+    )  # fmt: skip
 
 
-def _add(messages: list[Body], item: Item, where: str) -> None:
+def _choice(choice: str | Body | None) -> str | Body | None:
+    """tool_choice with the names that the model sees."""
+    if isinstance(choice, dict) and isinstance(choice.get("name"), str):
+        namespace = choice.get("namespace")
+        return {**choice, "name": _seen(choice["name"], namespace if isinstance(namespace, str) else None)}
+    return choice
+
+
+_CALLS = frozenset({"function_call", "custom_tool_call", "local_shell_call"})
+_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output", "local_shell_call_output"})
+
+
+def _add(messages: list[Message], item: Item, where: str, notes: Notes) -> None:
     if item.type == "message":
-        if item.role is None or item.content is None:
+        if item.role is None or "content" not in item.model_fields_set:
             raise ApiError(400, f"{where}: a message needs a role and content", param="input")
-        messages.append({"role": item.role, "content": _content(item.content)})
-    elif item.type == "function_call":
-        if not item.call_id or not item.name:
-            raise ApiError(400, f"{where}: a function_call needs a call_id and a name", param="input")
-        function = {"name": item.name, "arguments": item.arguments or "{}"}
-        if not messages or messages[-1]["role"] != "assistant":
-            messages.append({"role": "assistant", "content": ""})
-        messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
-    elif item.type == "function_call_output":
+        said = content.read(item.content, where, notes)
+        messages.append(Message(content.role_of(item.role, where, notes), said.text, said.images))
+    elif item.type in _CALLS:
+        call = _call(item, where)
+        if not messages or messages[-1].role != "assistant":
+            messages.append(Message("assistant"))
+        messages[-1] = replace(messages[-1], calls=(*messages[-1].calls, call))
+    elif item.type in _OUTPUTS:
         if not item.call_id or item.output is None:
-            raise ApiError(400, f"{where}: a function_call_output needs a call_id and an output", param="input")
-        messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
+            raise ApiError(400, f"{where}: a {item.type} needs a call_id and an output", param="input")
+        if isinstance(item.output, dict):
+            said = content.Content(json.dumps(item.output, ensure_ascii=False))
+        else:
+            said = content.read(item.output, where, notes, between="\n")
+        messages.append(Message("tool", said.text, said.images, call_id=item.call_id))
+    elif item.type != "reasoning":
+        notes.add(where, f"an item of type {item.type!r:.60} is left out")
 
 
-def _content(content: str | list[Piece]) -> str | list[Body]:
-    return content if isinstance(content, str) else [_piece(piece) for piece in content]
-
-
-def _piece(piece: Piece) -> Body:
-    if piece.type == "input_image":
-        return {"type": "image_url", "image_url": {"url": piece.image_url or ""}}
-    return {"type": "text", "text": piece.text or piece.refusal or ""}
+def _call(item: Item, where: str) -> Call:
+    if item.type == "local_shell_call":
+        return Call("local_shell", item.action or {}, item.call_id or "")
+    if not item.call_id or not item.name:
+        raise ApiError(400, f"{where}: a {item.type} needs a call_id and a name", param="input")
+    if item.type == "custom_tool_call":
+        return Call(item.name, {"input": item.input or ""}, item.call_id)
+    arguments = arguments_of(item.arguments, f"{where}: arguments", "input")
+    return Call(_seen(item.name, item.namespace), arguments, item.call_id)
 
 
 # --- answers
-
-
-async def _whole(answer: AsyncGenerator[Event, None], writer: "_Writer") -> Body:
-    async with contextlib.aclosing(answer):
-        async for event in answer:
-            for _ in writer.write(event):
-                pass
-    return writer.response
-
-
-async def _stream(answer: AsyncGenerator[Event, None], writer: "_Writer") -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(answer):
-        async for event in answer:
-            for data in writer.write(event):
-                yield sse(data, data["type"])
 
 
 def _more(part: Body) -> Body:
@@ -189,7 +243,9 @@ def _id(kind: str) -> str:
 class _Writer:
     """The response as it grows, and the events that say so. Each event carries the next sequence_number."""
 
-    def __init__(self, asked: ResponsesRequest) -> None:
+    media_type = "text/event-stream"
+
+    def __init__(self, asked: ResponsesRequest, tools: _Tools, echoed: list[Any]) -> None:
         form = asked.text.format if asked.text else None
         self.response: Body = {
             "id": _id("resp"), "object": "response", "created_at": int(time.time()), "status": "in_progress",
@@ -197,43 +253,59 @@ class _Writer:
             "max_output_tokens": asked.max_output_tokens, "metadata": asked.metadata or {},
             "parallel_tool_calls": asked.parallel_tool_calls is not False, "previous_response_id": None, "store": False,
             "temperature": asked.temperature, "top_p": asked.top_p, "tool_choice": asked.tool_choice or "auto",
-            "tools": [tool.model_dump() for tool in asked.tools or ()], "text": {"format": form or {"type": "text"}},
-            "truncation": "disabled", "usage": None,
+            "tools": echoed, "text": {"format": form or {"type": "text"}}, "truncation": "disabled", "usage": None,
         }  # fmt: skip
+        self._tools = tools
         self._number = -1
         self._item: Body | None = None
+        self._status = "completed"
 
     def write(self, event: Event) -> Iterator[Body]:
         """Take an event in; what the client is told of it."""
         match event:
-            case Started(model, _):
-                self.response["model"] = model
+            case Started(model, _, notes):
+                self.response |= {"model": model, **left_out(notes)}
                 yield self._event("response.created", response=self._now())
                 yield self._event("response.in_progress", response=self._now())
             case Thought(text):
                 if self._item is None:
                     yield from self._begin_reasoning()
                 yield from self._say(text)
-            case Words(text):
+            case Text(text):
                 if self._item is None or self._item["type"] != "message":
                     yield from self._begin_message()
                 yield from self._say(text)
-            case Called(id, name):
+            case CallBegan(id, name):
                 yield from self._end_item("completed")
-                yield from self._begin(
-                    {"id": _id("fc"), "type": "function_call", "call_id": id, "name": name, "arguments": ""}
-                )
-            case Argument(text):
+                yield from self._begin_call(id, self._tools.get(name, _Named(name)))
+            case CallArguments(text):
                 assert self._item is not None
                 self._item["arguments"] += text
-                yield self._of_item("response.function_call_arguments.delta", delta=text)
-            case Ended(reason, usage, timings, _):
-                yield from self._finish("incomplete" if reason == "length" else "completed", usage, timings)
+                if self._item["type"] == "function_call":
+                    yield self._of_item("response.function_call_arguments.delta", delta=text)
+            case Ended(reason):
+                self._status = "incomplete" if reason == "length" else "completed"
+                yield from self._end_item(self._status)
+            case Finished(usage, timings):
+                yield self._finish(self._status, usage, timings)
+
+    def whole(self) -> Body:
+        """The response of an answer that is over."""
+        return self.response
+
+    def frame(self, data: Body) -> bytes:
+        """An event under its name."""
+        return sse(data, data["type"])
 
     def error(self, error: ApiError) -> bytes:
         """The event of an answer that failed while it was streaming."""
-        data = self._event("error", code=error.code or error.type, message=error.message, param=error.param)
-        return sse(data, "error")
+        said = ERRORS.body(error)["error"]
+        code = error.code or error.type
+        return sse(self._event("error", code=code, message=said["message"], param=said["param"]), "error")
+
+    def last(self) -> bytes:
+        """The last event has been sent already."""
+        return b""
 
     def _event(self, type: str, **fields: Any) -> Body:
         self._number += 1
@@ -252,6 +324,25 @@ class _Writer:
         yield self._event(
             "response.output_item.added", output_index=len(self.response["output"]), item=dict(self._item)
         )
+
+    def _begin_call(self, id: str, named: _Named) -> Iterator[Body]:
+        item = {"id": _id("fc"), "type": "function_call", "call_id": id, "name": named.name, "arguments": ""}
+        if named.custom:
+            # Its one text comes as JSON: it is told when it is whole.
+            self._item = {**item, "id": _id("ctc"), "type": "custom_tool_call", "status": "in_progress"}
+            return
+        yield from self._begin(item | given(namespace=named.namespace))
+
+    def _end_custom(self, item: Body) -> Iterator[Body]:
+        try:
+            text = str(json.loads(item.pop("arguments"))["input"])
+        except (ValueError, KeyError, TypeError):  # cut off
+            text = ""
+        yield from self._begin({**item, "input": ""})
+        yield self._of_item("response.custom_tool_call_input.delta", delta=text)
+        yield self._of_item("response.custom_tool_call_input.done", input=text)
+        assert self._item is not None
+        self._item["input"] = text
 
     def _begin_reasoning(self) -> Iterator[Body]:
         yield from self._begin({"id": _id("rs"), "type": "reasoning", "summary": [], "content": []})
@@ -274,23 +365,24 @@ class _Writer:
         yield self._of_item(f"response.{part['type']}.delta", content_index=0, delta=text, **_more(part))
 
     def _end_item(self, status: str) -> Iterator[Body]:
-        item = self._item
-        if item is None:
+        if self._item is None:
             return
+        if self._item["type"] == "custom_tool_call":
+            yield from self._end_custom(self._item)
+        item = self._item
         item["status"] = status
         if item["type"] in ("message", "reasoning"):
             part = item["content"][0]
             yield self._of_item(f"response.{part['type']}.done", content_index=0, text=part["text"], **_more(part))
             yield self._of_item("response.content_part.done", content_index=0, part=part)
-        else:
+        elif item["type"] == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
             yield self._of_item("response.function_call_arguments.done", **done)
         yield self._event("response.output_item.done", output_index=len(self.response["output"]), item=item)
         self.response["output"].append(item)
         self._item = None
 
-    def _finish(self, status: str, usage: Body, timings: Body) -> Iterator[Body]:
-        yield from self._end_item(status)
+    def _finish(self, status: str, usage: Json, timings: Json) -> Body:
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         self.response |= {
             "status": status,
@@ -305,4 +397,4 @@ class _Writer:
             },
             "timings": timings,
         }
-        yield self._event(f"response.{status}", response=self._now())
+        return self._event(f"response.{status}", response=self._now())

@@ -10,10 +10,10 @@ where a field may be several things, a look at its type says which of them is ch
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,15 @@ from gangpao.serve.http.json_bounds import MAX_NUMBERS
 T = TypeVar("T", bound=BaseModel)
 E = TypeVar("E")
 
+
+class Operation(NamedTuple):
+    """A POST route for the description: what checks its body, a sentence, and whether answers may be streamed."""
+
+    kind: type[BaseModel]
+    text: str
+    streams: bool = True
+
+
 MAX_N = 16
 MAX_INPUTS = 2048
 MAX_MESSAGES = 4096
@@ -41,8 +50,8 @@ MAX_METADATA = 256
 
 # Of OpenAI's chat and completion requests of 2026: known, and without effect here.
 IGNORED = frozenset({
-    "audio", "best_of", "function_call", "functions", "metadata", "modalities", "moderation", "prediction",
-    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier",
+    "audio", "best_of", "metadata", "modalities", "moderation", "prediction",
+    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user", "verbosity", "web_search_options",
 })  # fmt: skip
 
@@ -115,6 +124,7 @@ class Sampling(Body):
     top_k: Whole | None = setting("top_k", "-1 keeps all, too.", low=-1)
     min_p: float | None = setting("min_p")
     repetition_penalty: float | None = setting("repetition_penalty")
+    repeat_penalty: float | None = setting("repetition_penalty", "The name that llama.cpp has for repetition_penalty.")
     presence_penalty: float | None = setting("presence_penalty")
     frequency_penalty: float | None = setting("frequency_penalty")
     seed: Whole | None = setting("seed", "-1 is random, too.", low=-1)
@@ -139,32 +149,30 @@ class Sampling(Body):
         """Whether a stream is to end with the counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def params(
-        self,
-        logprobs: int | None,
-        max_tokens: int | None,
-        room: int | None = None,
-        make: Callable[..., SamplingParams] = SamplingParams,
-    ) -> SamplingParams:
-        """The engine's settings; what was not given has the defaults of the API, which change nothing. Raises ApiError (400).
-
-        max_tokens: instead of the request's own; room: the most tokens where neither says it. make: what fills in the rest
-        where the request asks for the model's defaults.
-        """
-        make = make if self.model_defaults else SamplingParams
-        given = {name: value for name in _BOUNDS if (value := getattr(self, name, None)) is not None}
-        given.pop("logprobs", None)
+    def given(self) -> dict[str, Any]:
+        """The engine's settings that the request gives, by their names there. -1 is no seed, no top_k and no limit."""
+        given = {name: value for name, value in self._plain() if value is not None and name != "logprobs"}
+        if self.repeat_penalty is not None:
+            given.setdefault("repetition_penalty", self.repeat_penalty)
         if given.get("seed") == -1:
             del given["seed"]
         if given.get("top_k") == -1:
             given["top_k"] = 0
-        if max_tokens is not None:
-            given["max_tokens"] = max_tokens
-        if room is not None:
-            given.setdefault("max_tokens", min(room, MAX_TOKENS))
+        if given.get("max_tokens") == -1:
+            del given["max_tokens"]
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        given |= {"stop": tuple(s for s in stop if s), "logit_bias": self._bias()}
+        return given
+
+    def _plain(self) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name, None)) for name in _BOUNDS)
+
+    def params(self, logprobs: int | None, recommended: Callable[..., SamplingParams]) -> SamplingParams:
+        """The engine's settings. What was not given is what `recommended` fills in where the request asks for the model's
+        defaults, and else what the API says, which changes nothing. Raises ApiError (400)."""
+        make = recommended if self.model_defaults else SamplingParams
         try:
-            return make(**given, logprobs=logprobs, stop=tuple(s for s in stop if s), logit_bias=self._bias())
+            return make(**self.given(), logprobs=logprobs)
         except ValueError as error:
             words = re.findall("[a-z_]+", str(error))
             raise ApiError(
@@ -175,7 +183,7 @@ class Sampling(Body):
         out = {}
         for key, value in (self.logit_bias or {}).items():
             if not (key.isascii() and key.isdigit() and len(key) <= 9):
-                raise ValueError(f"logit_bias: {key!r:.60} is not a token id")
+                raise ApiError(400, f"{key!r:.60} is not a token id", field="logit_bias")
             out[int(key)] = value
         return out
 
@@ -184,39 +192,45 @@ class ImageURL(Body):
     """An image; a data: URL unless the server may fetch from its host."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: str | None = None
 
 
 class Part(Body):
-    """A part of a message: text, or an image."""
+    """A part of a message: text, an image, or what another program put there (content.py)."""
 
-    type: Literal["text", "image_url"]
+    type: str
     text: str | None = None
+    refusal: str | None = None
     image_url: ImageURL | str | None = None
+    source: "Source | str | None" = None
+    title: str | None = None
+    tool_name: str | None = None
+    content: "TextOr[Part] | None" = None
+
+
+class Source(Body):
+    """Where an image or a document of Anthropic's API is: its bytes (base64), its address, its text, or blocks."""
+
+    type: str
+    data: str | None = None
+    url: str | None = None
+    content: TextOr[Part] | None = None
 
 
 class ChatMessage(Body):
     """One turn. tool_calls and tool_call_id are what the model called, and which call a tool answers."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: str
     content: TextOr[Part] | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: Many[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    function_call: dict[str, Any] | None = None
+    prefix: bool | None = Field(None, description="Of the last message: the assistant's, to be continued.")
 
 
-class ChatRequest(Sampling):
-    """POST /v1/chat/completions."""
-
-    messages: Many[ChatMessage] = Field(min_length=1)
-    max_tokens: Whole | None = setting("max_tokens", UNLIMITED)
-    max_completion_tokens: Whole | None = setting("max_tokens", UNLIMITED)
-    logprobs: bool | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20, description="Alternatives a token; needs logprobs.")
-    response_format: dict[str, Any] | None = None
-    tools: Many[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+Part.model_rebuild()
 
 
 def _ids(value: list[Any]) -> list[int]:
@@ -325,7 +339,7 @@ def parse(kind: type[T], body: dict[str, Any]) -> T:
     raise ApiError(400, f"{where}: {first['msg'].removeprefix('Value error, ')}"[:300], param=param)
 
 
-def unknown(body: dict[str, Any], kind: type[BaseModel]) -> list[str]:
-    """Names of fields that mean nothing to us, shortened, for the log."""
-    strange = (name for name in body if name not in kind.model_fields and name not in IGNORED)
+def unknown(body: dict[str, Any], kind: type[BaseModel], known: Collection[str] = ()) -> list[str]:
+    """Names of fields that mean nothing to us, shortened, for the log. known: further names that do."""
+    strange = (name for name in body if name not in kind.model_fields and name not in IGNORED and name not in known)
     return [repr(name[:40]) for name in islice(strange, 20)]

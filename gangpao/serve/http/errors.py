@@ -1,13 +1,14 @@
-"""What a client did wrong, or what we cannot do now, and its error body.
+"""What a client did wrong, or what we cannot do now, and how an API says it.
 
-Raised anywhere under a route or before it; the answer has the form of the API that the path belongs to (body_for), OpenAI's
-{"error": {"message", "type", "param", "code"}} where it is no other's. Nothing else of an error ever leaves the process: what
-is not an ApiError is a bug of ours, goes to the log with its traceback, and to the client as one sentence.
+Raised anywhere under a route or before it. An error of what all APIs share names a `field` in our words, and the API that was asked
+says its own word for it (ErrorForm). Nothing else of an error ever leaves the process: what is not an ApiError is a bug of ours,
+goes to the log with its traceback, and to the client as one sentence.
 """
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -17,7 +18,11 @@ NO_RETRY = {"x-should-retry": "false"}
 
 
 class ApiError(Exception):
-    """An answer other than 2xx. type: by the status where it is not given; param: the field of the request to blame."""
+    """An answer other than 2xx. type: by the status where it is not given.
+
+    What is to blame is either `param`, a field by the API's own name, which the message says already, or `field`, one in our own
+    words, which the message leaves out.
+    """
 
     def __init__(
         self,
@@ -26,47 +31,82 @@ class ApiError(Exception):
         *,
         type: str = "",
         param: str | None = None,
+        field: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if field is None else f"{field}: {message}")
         self.status = status
-        self.message = message
+        self.text = message
         self.type = type or _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-        self.param = param
+        self.field = field
+        self.own_param = param
         self.code = code
         self.headers = dict(headers or {})
 
     @property
-    def body(self) -> dict[str, Any]:
-        """The error as OpenAI's JSON."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+    def message(self) -> str:
+        """What and what to do, with the field in our words."""
+        return str(self)
+
+    @property
+    def param(self) -> str | None:
+        """The field to blame."""
+        return self.own_param if self.field is None else self.field
 
 
-_ANTHROPIC_TYPES = {
-    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
-    429: "rate_limit_error", 503: "overloaded_error",
-}  # fmt: skip
+class PromptTooLong(ApiError):
+    """A prompt that leaves no room for an answer: `tokens` of it, where the context holds `limit`, answer included."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        self.tokens, self.limit = tokens, limit
+        super().__init__(
+            400, TOO_LONG.format(tokens=tokens, limit=limit), code="context_length_exceeded", headers=NO_RETRY
+        )
 
 
-def anthropic_body(error: ApiError) -> dict[str, Any]:
-    """The error as Anthropic's JSON."""
-    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+# The words that OpenAI's clients, and what is built on them, look for.
+TOO_LONG = (
+    "This model's maximum context length is {limit} tokens, answer included, and the prompt has {tokens}: shorten it, or start "
+    "the server with a larger --context"
+)
 
 
-def ollama_body(error: ApiError) -> dict[str, Any]:
-    """The error as Ollama's JSON."""
-    return {"error": error.message}
+def openai_body(message: str, error: ApiError, param: str | None) -> dict[str, Any]:
+    """An error as OpenAI's JSON."""
+    return {"error": {"message": message, "type": error.type, "param": param, "code": error.code}}
 
 
-def body_for(path: str, error: ApiError) -> dict[str, Any]:
-    """The error in the form of the API that a request's path belongs to."""
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return anthropic_body(error)
-    if path.startswith("/api/"):
-        return ollama_body(error)
-    return error.body
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How an API says an error. paths: how its routes begin; write(message, error, param): its body; names: its words for fields of
+    ours that it calls otherwise; too_long: its words for a prompt that is too long."""
+
+    paths: tuple[str, ...] = ()
+    write: Callable[[str, ApiError, str | None], dict[str, Any]] = openai_body
+    names: Mapping[str, str] = field(default_factory=dict)
+    too_long: str = TOO_LONG
+
+    def body(self, error: ApiError) -> dict[str, Any]:
+        """The error as this API's JSON."""
+        if isinstance(error, PromptTooLong):
+            return self.write(self.too_long.format(tokens=error.tokens, limit=error.limit), error, None)
+        if error.field is None:
+            return self.write(error.message, error, error.param)
+        name = self.names.get(error.field, error.field)
+        return self.write(f"{name}: {error.text}", error, name)
+
+
+PLAIN = ErrorForm()
+
+
+def form_for(path: str, forms: Sequence[ErrorForm]) -> ErrorForm:
+    """The form of the API that a request's path belongs to; OpenAI's where it is none's."""
+    return next((form for form in forms if any(_under(path, begin) for begin in form.paths)), PLAIN)
+
+
+def _under(path: str, begin: str) -> bool:
+    return path == begin or path.startswith(begin.rstrip("/") + "/")
 
 
 def busy(seconds: float) -> ApiError:

@@ -18,13 +18,13 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gangpao.serve.http.errors import ApiError, body_for
+from gangpao.serve.http.errors import ApiError, ErrorForm, form_for
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.http.stream import ClientGone, Json
 
@@ -87,10 +87,11 @@ def hosts_of(bound: str, allowed: Iterable[str]) -> frozenset[str]:
 
 
 class Guard:
-    """The outermost layer around an ASGI application."""
+    """The outermost layer around an ASGI application. forms: how the APIs behind it say errors."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, rules: Rules, metrics: Metrics, forms: Sequence[ErrorForm] = ()) -> None:
         self._app = app
+        self._forms = forms
         self._rules = rules
         self._metrics = metrics
         self._keys = [hashlib.sha256(k.encode()).digest() for k in rules.keys]
@@ -102,7 +103,8 @@ class Guard:
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         origin = headers.get("origin")
-        out = _Sender(send, request_id, origin if origin and self._allowed(origin) else None, self._metrics)
+        seen_by = origin if origin and self._allowed(origin) else None
+        out = _Sender(send, request_id, seen_by, self._metrics, form_for(scope["path"], self._forms))
         began = time.perf_counter()
         try:
             await self._serve(scope, headers, _Receiver(receive, self._rules.max_body), out)
@@ -227,7 +229,8 @@ class _Receiver:
 class _Sender:
     """Adds our headers to a response and counts it."""
 
-    def __init__(self, send: Send, request_id: str, origin: str | None, metrics: Metrics) -> None:
+    def __init__(self, send: Send, request_id: str, origin: str | None, metrics: Metrics, form: ErrorForm) -> None:
+        self._form = form
         self.request_id = request_id
         self._send = send
         self._origin = origin
@@ -264,5 +267,5 @@ class _Sender:
     async def error(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """The error's body, unless the response has begun already: then the connection just ends."""
         if not self.status:
-            response = Json(body_for(scope["path"], error), error.status, headers=error.headers)
+            response = Json(self._form.body(error), error.status, headers=error.headers)
             await response(scope, receive, self)

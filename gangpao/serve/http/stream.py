@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from gangpao.serve.http import json_bounds
-from gangpao.serve.http.errors import ApiError
+from gangpao.serve.http.errors import PLAIN, ApiError
 
 T = TypeVar("T")
 log = logging.getLogger("gangpao.serve")
@@ -57,7 +57,7 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 def error_event(error: ApiError) -> bytes:
     """An error in the middle of a stream, as OpenAI's clients expect it."""
-    return sse(error.body)
+    return sse(PLAIN.body(error))
 
 
 async def read_json(request: Request) -> dict[str, Any]:

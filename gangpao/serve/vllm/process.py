@@ -27,6 +27,7 @@ from typing import Any
 import uvicorn
 
 from gangpao.serve import app
+from gangpao.serve.api.dialects import FORMS
 from gangpao.serve.http import guard, tls
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.pages import routes
@@ -86,7 +87,7 @@ def run(
         public=frozenset({"/health", "/ca.crt"}),
     )
     front = proxy.application(backend, routes.authority_route(cert.authority if cert else None))
-    runner = _Runner(app.uvicorn_config(guard.Guard(front, rules, Metrics()), grace_s=grace_s, cert=cert))
+    runner = _Runner(app.uvicorn_config(guard.Guard(front, rules, Metrics(), FORMS), grace_s=grace_s, cert=cert))
     where = app.url_of(host, bound, tls=bool(cert))
     for line in (
         f"{where}/v1 answers from {folder.name} when vLLM has loaded it",

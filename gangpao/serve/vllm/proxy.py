@@ -19,7 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gangpao.serve.http.errors import ApiError, body_for, retry_headers
+from gangpao.serve.api.dialects import body_for
+from gangpao.serve.http.errors import ApiError, retry_headers
 from gangpao.serve.http.stream import ClientGone, Json, error_event, watched
 
 PASSED = re.compile(r"/v[12]/[A-Za-z0-9._/-]+|/(?:tokenize|detokenize|version|metrics|pooling|classify|score|rerank)")

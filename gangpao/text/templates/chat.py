@@ -33,6 +33,8 @@ class Message(TypedDict):
     content: str
 
 
+Variables = Mapping[str, Any]
+_NONE: Variables = {}
 Messages = Sequence[Mapping[str, Any]]  # Message, or with tools OpenAI's: role tool, and tool_calls of an assistant
 
 
@@ -87,16 +89,28 @@ class ChatTemplate:
         stop = (*family.stop, *filter(None, as_text))
         return cls(family.name, family, source, special, stop, thoughts)
 
-    def render(self, messages: Messages, *, tools: Tools | None = None, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        variables: Variables = _NONE,
+    ) -> str:
         """The conversation as text, for reading; BOS only where the format itself writes it.
 
-        tools: functions the model may call, as OpenAI describes them. Raises ValueError for a role or an order of roles that
-        the format does not have.
+        tools: functions the model may call, as OpenAI describes them. continue_final: the last message is the beginning of an
+        answer, which is left open. variables: further switches of the checkpoint's own template, such as enable_thinking; one
+        that it does not know changes nothing. Raises ValueError for a role or an order of roles that the format does not have.
         """
-        plan = self._plan(messages, tools)
-        if self.family is not None:
-            return "".join(part.text for part in render_parts(self.family, plan.messages, add_generation_prompt))
-        return self._render_foreign(plan, add_generation_prompt, lambda text: text)
+        template = self._with(variables)
+        add_generation_prompt &= not continue_final
+        plan = template._plan(messages, tools)
+        if template.family is not None:
+            parts = render_parts(template.family, plan.messages, add_generation_prompt, continue_final)
+            return "".join(part.text for part in parts)
+        return template._render_foreign(plan, add_generation_prompt, continue_final, variables, lambda text: text)
 
     def encode(
         self,
@@ -105,13 +119,17 @@ class ChatTemplate:
         *,
         tools: Tools | None = None,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        variables: Variables = _NONE,
     ) -> list[int]:
-        """Prompt ids, BOS included where the model wants one. Raises ValueError as `render` does."""
-        plan = self._plan(messages, tools)
-        if self.family is not None:
-            parts = render_parts(self.family, plan.messages, add_generation_prompt)
-            return _encode_parts(tokenizer, (*self.family.text_marks, *plan.marks), parts).ids
-        return self._encode_foreign(tokenizer, plan, add_generation_prompt)
+        """Prompt ids, BOS included where the model wants one. Arguments and errors are those of `render`."""
+        template = self._with(variables)
+        add_generation_prompt &= not continue_final
+        plan = template._plan(messages, tools)
+        if template.family is not None:
+            parts = render_parts(template.family, plan.messages, add_generation_prompt, continue_final)
+            return _encode_parts(tokenizer, (*template.family.text_marks, *plan.marks), parts).ids
+        return template._encode_foreign(tokenizer, plan, add_generation_prompt, continue_final, variables)
 
     def encode_with_mask(self, tokenizer: Tokenizer, messages: Messages, *, tools: Tools | None = None) -> Masked:
         """Ids of a finished conversation for training, and their mask (equally long).
@@ -129,6 +147,12 @@ class ChatTemplate:
             masked.mask.append(1)
         return masked
 
+    def _with(self, variables: Variables) -> "ChatTemplate":
+        """What renders a conversation: the checkpoint's own template as it is, where it has one of these switches."""
+        if self.source is not None and any(name in self.source for name in variables):
+            return replace(self, family=None)
+        return self
+
     def _plan(self, messages: Messages, tools: Tools | None) -> "_Plan":
         """Checked messages in the roles that this format has."""
         _check(messages)
@@ -140,9 +164,22 @@ class ChatTemplate:
         form = OWN if family is None else form_of(self.source, self.special, family)
         return _Plan(without_tools(messages, tools, form, family), None, MARKS)
 
-    def _render_foreign(self, plan: "_Plan", add_generation_prompt: bool, cover: Callable[[str], str]) -> str:
+    def _render_foreign(
+        self,
+        plan: "_Plan",
+        add_generation_prompt: bool,
+        continue_final: bool,
+        variables: Variables,
+        cover: Callable[[str], str],
+    ) -> str:
         assert self.source is not None
+        begun = ""
+        if continue_final:
+            begun = _covered(plan.messages[-1]["content"], cover).rstrip()
+            if not begun:  # an answer of which nothing was said yet is a new one
+                plan, add_generation_prompt = plan._replace(messages=plan.messages[:-1]), True
         context = {
+            **_covered(variables, cover),
             "messages": _covered(plan.messages, cover),
             "add_generation_prompt": add_generation_prompt,
             "tools": _covered(plan.tools, cover),
@@ -151,12 +188,20 @@ class ChatTemplate:
             "eos_token": "",
             **dict(self.special),
         }
-        return sandbox_parent.shared().render(self.source, context)
+        text = sandbox_parent.shared().render(self.source, context)
+        return _left_open(text, begun, self.thoughts) if begun else text
 
-    def _encode_foreign(self, tokenizer: Tokenizer, plan: "_Plan", add_generation_prompt: bool) -> list[int]:
+    def _encode_foreign(
+        self,
+        tokenizer: Tokenizer,
+        plan: "_Plan",
+        add_generation_prompt: bool,
+        continue_final: bool,
+        variables: Variables,
+    ) -> list[int]:
         assert self.source is not None
-        disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools))])
-        text = self._render_foreign(plan, add_generation_prompt, disguise.on)
+        disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools, variables))])
+        text = self._render_foreign(plan, add_generation_prompt, continue_final, variables, disguise.on)
         run = _Run(tokenizer)
         for piece in tokenizer.vocabulary.split(text, parse_special=True):
             if isinstance(piece, int):
@@ -168,8 +213,18 @@ class ChatTemplate:
         return run.finish().ids
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+def _left_open(text: str, begun: str, thoughts: Marks | None) -> str:
+    """A rendered conversation up to the end of its last answer's words. Raises ValueError where they are not in it."""
+    # A template may leave out the thought in front of an answer: then the words behind it are what can be found.
+    behind = begun.rpartition(thoughts.end)[2].strip() if thoughts else ""
+    for words in (begun, behind):
+        at = text.rfind(words)
+        if words and at >= 0:
+            return text[: at + len(words)]
+    raise ValueError("the last answer cannot be continued: the model's chat template does not write it as it is")
+
+
+class _Plan(NamedTuple):
     """What is to be rendered: messages, tools if the template says them itself, and marks that nobody may type."""
 
     messages: Messages

@@ -17,9 +17,15 @@ class Part(NamedTuple):
     inner: bool = False
 
 
-def render_parts(family: Family, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> list[Part]:
-    """Parts of checked messages. Raises ValueError for an order of roles that the family does not have."""
-    return [part for part in _parts(family, messages, add_generation_prompt) if part.text]
+def render_parts(
+    family: Family, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, continue_final: bool = False
+) -> list[Part]:
+    """Parts of checked messages; with continue_final the last one, an answer, is left open. Raises ValueError for an order of
+    roles that the family does not have."""
+    parts = list(_parts(family, messages, add_generation_prompt))
+    if continue_final and messages[-1]["role"] == "assistant":
+        del parts[-2:]  # the answer's end, and what stands behind it
+    return [part for part in parts if part.text]
 
 
 def _parts(family: Family, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> Iterator[Part]:

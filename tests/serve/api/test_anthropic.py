@@ -119,7 +119,6 @@ def test_errors_have_anthropics_form(client, wire, live_server):
     cases = [
         {"messages": ASK},
         {"messages": [], "max_tokens": 1},
-        {"messages": [*ASK, {"role": "assistant", "content": "The"}], "max_tokens": 1},
         {"messages": ASK, "max_tokens": 0},
         {"messages": ASK, "max_tokens": 1, "temperature": 9},
         {"messages": ASK, "max_tokens": 1, "tools": [{"name": "a b"}]},
@@ -132,7 +131,6 @@ def test_errors_have_anthropics_form(client, wire, live_server):
         },
         {"messages": ASK, "max_tokens": 1, "system": [{"type": "image"}]},
         {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 1},
-        {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}], "max_tokens": 1},
         {"messages": [{"role": "assistant", "content": [{"type": "tool_use"}]}, *ASK], "max_tokens": 1},
     ]
     for body in cases:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gangpao.serve.http.errors import ApiError
+from gangpao.serve.http.errors import PLAIN, ApiError
 from gangpao.serve.pages import routes
 from gangpao.serve.server import Server, Settings
 from tests.engine.tiny import write_tiny
@@ -85,7 +85,7 @@ class Endpoint:
 
 async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, headers=error.headers)
+    return JSONResponse(PLAIN.body(error), error.status, headers=error.headers)
 
 
 class _InThread(uvicorn.Server):
