@@ -27,11 +27,13 @@ from gangpao.commands.model import find
 from gangpao.commands.terminal import screen
 from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.config import ModelConfig
+from gangpao.engine.sample import MAX_STOP
 from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE
 from gangpao.formats.gguf import GGUF
 from gangpao.log import show_bytes
 from gangpao.serve import app
 from gangpao.serve.http import guard, tls
+from gangpao.serve.models import DEFAULT_PROMPTS, DEFAULT_STOPS
 from gangpao.serve.server import Server, Settings
 
 Models = Annotated[
@@ -57,6 +59,10 @@ TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="The key of --tls
 Batch = Annotated[int, typer.Option("--batch", min=1, max=256, help="Answers in progress at once, for each model.")]
 Queue = Annotated[
     int, typer.Option("--queue", min=1, max=4096, help="Requests that may wait; more are told to come back.")
+]
+MaxStop = Annotated[int, typer.Option("--max-stop", min=1, max=MAX_STOP, help="Stop strings of one request at most.")]
+MaxPrompts = Annotated[
+    int, typer.Option("--max-prompts", min=1, max=2048, help="Prompts of one request to /v1/completions at most.")
 ]
 Memory = Annotated[
     float | None, typer.Option("--memory", min=0.1, help="GB for all models together; what is free if not given.")
@@ -108,6 +114,8 @@ def serve(
     threads: opt.Threads = None,
     memory: Memory = None,
     idle_unload: IdleUnload = None,
+    max_stop: MaxStop = DEFAULT_STOPS,
+    max_prompts: MaxPrompts = DEFAULT_PROMPTS,
     cost_profile: opt.CostProfile = None,
     grace: Grace = app.GRACE_S,
     log_requests: LogRequests = False,
@@ -131,7 +139,7 @@ def serve(
     settings = Settings(
         find_models(model, yes=yes), host=host, port=port, api_keys=keys, allow_hosts=tuple(allow_host or ()),
         allow_origins=origins, allow_image_hosts=tuple(allow_image_host or ()),
-        batch=batch, queue=queue, context=context, kv=kv, threads=threads,
+        batch=batch, queue=queue, context=context, kv=kv, threads=threads, max_stop=max_stop, max_prompts=max_prompts,
         memory=None if memory is None else int(memory * 1e9),
         idle_unload_s=None if idle_unload is None else idle_unload * 60, cost_profile=cost_profile, tls=bool(cert),
         authority=cert.authority if cert else None, log_requests=log_requests,

@@ -174,7 +174,8 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self.found = False
         self.stop = ""
-        self._stops = tuple(stops)
+        self._stops = tuple(sorted(stops))
+        self._longest = max(map(len, self._stops), default=1)
         self._held = ""
 
     def push(self, text: str) -> str:
@@ -187,8 +188,7 @@ class StopFilter:
             at, self.stop = min(starts)
             self.found, self._held = True, ""
             return held[:at]
-        keep = max((_overlap(held, s) for s in self._stops), default=0)
-        out = len(held) - keep
+        out = self._open(held)
         self._held = held[out:]
         return held[:out]
 
@@ -197,10 +197,12 @@ class StopFilter:
         held, self._held = self._held, ""
         return held
 
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest ending of text that is a beginning (not all) of stop."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
+    def _open(self, text: str) -> int:
+        """Where the longest ending of text that is a beginning (not all) of a stop string starts; its length if none is."""
+        for at in range(max(0, len(text) - self._longest + 1), len(text)):
+            ending = text[at:]
+            # In sorted order, what begins with the ending stands right behind it.
+            place = bisect_left(self._stops, ending)
+            if place < len(self._stops) and self._stops[place].startswith(ending):
+                return at
+        return len(text)

@@ -27,6 +27,7 @@ from gangpao.engine.sample import UNSAID, Logits, SamplingParams, recommended_in
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
 from gangpao.formats.gguf import GGUF
+from gangpao.text.fill import FillMarks, fill_marks
 from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.thoughts import Splitter
 from gangpao.text.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ class Engine:
     """A loaded model with its tokenizer, chat template and the sampling settings that it recommends.
 
     context is the most tokens of prompt and answer together. sampling: names of SamplingParams -> values, of the file and
-    (whoever loads it by name) of the catalog.
+    (whoever loads it by name) of the catalog. fill: its marks for a hole in a text, where it has any.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Engine:
     kv_dtype: KVType = "f16"
     load_s: float = 0.0
     sampling: Mapping[str, float] = field(default_factory=dict)
+    fill: FillMarks | None = None
 
     @classmethod
     def load(
@@ -77,7 +79,8 @@ class Engine:
         model = Transformer.load(gguf, progress=progress)
         name = os.path.basename(os.fspath(path)).removesuffix(".gguf")
         sampling = recommended_in(gguf.metadata)
-        return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start, sampling)
+        fill = fill_marks(tokenizer, gguf.metadata)
+        return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start, sampling, fill)
 
     def recommended(self, **given: Any) -> SamplingParams:
         """The settings for a talk: what is given (None is not), else what the model recommends, else UNSAID.

@@ -31,7 +31,7 @@ Ids = npt.NDArray[np.int64]
 REPETITION_WINDOW = 256
 _NOT_FINITE = "the model's logits are not finite: the model file is damaged or not supported correctly"
 _LOWEST = np.finfo(np.float32).min
-MAX_STOP = 16
+MAX_STOP = 4096  # each costs some microseconds a token
 MAX_STOP_CHARS = 256
 MAX_LOGIT_BIAS = 1024
 

@@ -83,7 +83,7 @@ class Scheduler:
         self.counters = Counters()
         tokens = pool_tokens or memory.pool_tokens(engine.model.config, engine.context, engine.kv_dtype, batch)
         self.pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
-        self._batch = batch
+        self.batch = batch
         self._limit = queue
         self._queue = Queue()
         self._running: list[Job] = []
@@ -121,11 +121,11 @@ class Scheduler:
 
     def full(self, more: int = 0) -> bool:
         """Whether no place is left, in the batch or in the queue, when `more` requests are about to be submitted."""
-        return len(self._running) + len(self._queue) + more >= self._batch + self._limit
+        return len(self._running) + len(self._queue) + more >= self.batch + self._limit
 
     def retry_after(self) -> float:
         """Seconds until a place in the queue is likely to be free."""
-        return min(120.0, max(1.0, self._seconds / self._batch))
+        return min(120.0, max(1.0, self._seconds / self.batch))
 
     @property
     def alive(self) -> bool:
@@ -222,7 +222,7 @@ class Scheduler:
         with self._wake:
             later: list[Job] = []
             short: Job | None = None
-            while len(self._running) < self._batch and (short is None or short.passed < MAX_PASSED):
+            while len(self._running) < self.batch and (short is None or short.passed < MAX_PASSED):
                 job = self._queue.take()
                 if job is None:
                     break

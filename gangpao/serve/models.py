@@ -31,12 +31,15 @@ from gangpao.serve.http.errors import NO_RETRY, ApiError, busy, retry_headers
 log = logging.getLogger("gangpao.serve")
 SWEEP_S = 5.0
 FULL_RETRY_S = 10.0
+DEFAULT_STOPS = 256
+DEFAULT_PROMPTS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How models are loaded. memory: bytes for all models together, None is what the machine has. idle_unload_s: seconds
-    without a request after which a model leaves memory, None is never."""
+    """How models are loaded, and what one request may ask of them. memory: bytes for all models together, None is what the
+    machine has. idle_unload_s: seconds without a request after which a model leaves memory, None is never. max_stop: stop strings;
+    max_prompts: prompts of a completion."""
 
     batch: int = DEFAULT_BATCH
     queue: int = DEFAULT_QUEUE
@@ -45,6 +48,8 @@ class Limits:
     threads: int | None = None
     memory: int | None = None
     idle_unload_s: float | None = None
+    max_stop: int = DEFAULT_STOPS
+    max_prompts: int = DEFAULT_PROMPTS
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +61,7 @@ class Loaded:
     engine: Engine
     scheduler: Scheduler
     need: int
+    limits: Limits
     users: int = 0
     preparing: int = 0
     used: float = field(default_factory=time.monotonic)
@@ -169,7 +175,7 @@ class Hub:
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
             finally:
                 self.progress.pop(name, None)
-            self._loaded[name] = Loaded(name, path, engine, scheduler, plan.bytes)
+            self._loaded[name] = Loaded(name, path, engine, scheduler, plan.bytes, self.limits)
             if self.state == "failed":
                 self.state = "ok"
             log.info("%s is loaded: %d tokens of context, up to %s", name, engine.context, show_bytes(plan.bytes))

@@ -39,6 +39,7 @@ from gangpao.serve.answers.events import (
     Thought,
 )
 from gangpao.serve.answers.forms import Form
+from gangpao.serve.answers.logprobs import chat_form
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.models import Loaded
 from gangpao.serve.server import Server
@@ -151,10 +152,9 @@ async def count_tokens(server: Server, chat: Chat) -> int:
 async def _requests(server: Server, loaded: Loaded, chat: Chat, client: str) -> tuple[list[Request], list[str]]:
     """What to submit, one for each choice, and what else of the chat was left out."""
     engine = loaded.engine
-    answers.check_count(server.settings.places, chat.n)
     params = _params(chat, engine)
     messages, left_out = await _messages(server, loaded, chat)
-    rules = await _constraints(loaded, chat)  # first: it is over in milliseconds
+    rules = await constraints_of(loaded, chat)  # first: it is over in milliseconds
     ids = await _encode(loaded, chat, messages)
     answers.check_length(loaded, len(ids))
     return [
@@ -294,7 +294,7 @@ def _orders(messages: Sequence[Json]) -> Iterator[list[dict[str, Any]]]:
         yield [{**turns[1], "content": "\n\n".join(filter(None, (first, second)))}, *turns[2:]]
 
 
-async def _constraints(loaded: Loaded, chat: Chat) -> list[tuple[Constraint | None, bool]]:
+async def constraints_of(loaded: Loaded, chat: Chat) -> list[tuple[Constraint | None, bool]]:
     """For each choice what its tokens must keep to, and whether that is a grammar of all of the answer."""
     if not chat.form and not chat.tools and not chat.ends.given and chat.tool_choice in (None, "auto", "none"):
         return [(None, False)] * chat.n
@@ -368,7 +368,7 @@ class _Choice:
     def push(self, piece: Piece) -> Iterator[Event]:
         """Take a piece in; what it makes of text, thought and calls."""
         if self._wants_logprobs:
-            self._logprobs += answers.chat_logprobs(self._tokenizer, piece.logprobs)
+            self._logprobs += chat_form(self._tokenizer, piece.logprobs)
         self._reason = piece.finish_reason
         thinking = self._splitter.thinking
         said = self._splitter.push(piece.text)
