@@ -54,9 +54,10 @@ def fill_marks(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> FillMarks |
 
 
 def fill_prompt(
-    tokenizer: Tokenizer, marks: FillMarks, prefix: str, suffix: str, files: Sequence[tuple[str, str]] = ()
+    tokenizer: Tokenizer, marks: FillMarks, prefix: str, suffix: str, files: Sequence[tuple[str, str]] | None = None
 ) -> list[int]:
-    """Ids of a prompt whose answer lies between prefix and suffix. files: names and texts of others that may help.
+    """Ids of a prompt whose answer lies between prefix and suffix. files: names and texts of others that may help; with a list,
+    also an empty one, the prompt says that it is a file of a project, as llama-server's /infill does.
 
     Marks that are spelled in these texts are ordinary text.
     """
@@ -68,7 +69,7 @@ def fill_prompt(
         return [] if marks.file is None else [marks.file, *ids_of(name)]
 
     out: list[int] = []
-    if files:
+    if files is not None:
         out += [] if marks.repository is None else [marks.repository, *ids_of(_REPOSITORY)]
         for name, text in files:
             out += [*head(f"{name}\n"), *ids_of(text)]

@@ -146,7 +146,7 @@ async def _requests(
     n = fields.n or 1
     prompts = inputs(fields.prompt, "prompt", server.settings.max_prompts, "--max-prompts")
     if fields.suffix or files is not None:
-        ids, asked = await _filled(loaded, asked, prompts, files or ())
+        ids, asked = await _filled(loaded, asked, prompts, files)
     else:
         ids = await to_ids(loaded, prompts, "prompt")
     chat = Chat((), form=asked.form, ends=asked.ends, n=n * len(prompts))
@@ -168,7 +168,7 @@ async def _requests(
 
 
 async def _filled(
-    loaded: Loaded, asked: _Asked, prompts: Sequence[Prompt], files: Files
+    loaded: Loaded, asked: _Asked, prompts: Sequence[Prompt], files: Files | None
 ) -> tuple[list[list[int]], _Asked]:
     """Ids of prompts with a hole before the suffix, and the request with the marks that end what goes into it. Raises ApiError."""
     marks, suffix = loaded.engine.fill, asked.fields.suffix or ""
@@ -182,7 +182,7 @@ async def _filled(
     before = [p for p in prompts if isinstance(p, str)]
     if len(before) < len(prompts):
         raise ApiError(400, "goes with prompts that are texts, not token ids", field="suffix")
-    size = len(suffix) + sum(len(name) + len(text) for name, text in files)
+    size = len(suffix) + sum(len(name) + len(text) for name, text in files or ())
     answers.check_text(loaded, size + max(map(len, before)))
 
     def work(engine: Engine) -> list[list[int]]:

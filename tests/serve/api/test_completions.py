@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gangpao.engine.sample import logprobs_of
+from gangpao.text.fill import FillMarks, fill_prompt
 
 CONTEXTS = ["The capital of France is", "Question: what is 2 + 2?\nAnswer:", "北京是中国的首都，"]
 CONTINUATIONS = [" Paris", " a banana, of course.", " 4", "上海"]
@@ -199,3 +200,31 @@ def test_a_long_text_for_an_embedding_is_cut_where_that_is_asked_for(tiny_server
     np.testing.assert_array_equal(vector(long, truncate_prompt_tokens=5), vector(long[-5:]))
     assert math.isclose(sum(x * x for x in begin), 1, rel_tol=1e-5)
     ask(tiny_server, wire, "/v1/embeddings", status=400, input=long, truncate_prompt_tokens=0)
+
+
+def test_holes_are_filled_in_all_forms(tiny_server, wire, monkeypatch):
+    """A tiny model that is said to have marks: what is asked is the prompt with a hole, whoever asks; marks end the answer."""
+    engine = tiny_server.engine
+    marks = FillMarks(256, 257, 65, ends=frozenset({66}))
+    monkeypatch.setattr(engine, "fill", marks)
+    ids = fill_prompt(engine.tokenizer, marks, "ab", "cd")
+    base = {"temperature": 0, "max_tokens": 6}
+    expected = ask(tiny_server, wire, prompt=ids, stop_token_ids=[66], **base)
+    text, counts = expected["choices"][0]["text"], expected["usage"]
+    found = ask(tiny_server, wire, prompt="ab", suffix="cd", **base)
+    assert (found["choices"][0]["text"], found["usage"]["prompt_tokens"]) == (text, counts["prompt_tokens"])
+    options = {"temperature": 0, "num_predict": 6}
+    ollama = ask(tiny_server, wire, "/api/generate", prompt="ab", suffix="cd", stream=False, options=options)
+    assert (ollama["response"], ollama["prompt_eval_count"]) == (text, counts["prompt_tokens"])
+    infill = {"input_prefix": "a", "prompt": "b", "input_suffix": "cd", "n_predict": 6, "temperature": 0}
+    whole = ask(tiny_server, wire, "/infill", **infill)
+    assert (whole["content"], whole["stop"], whole["tokens_evaluated"]) == (text, True, counts["prompt_tokens"])
+    lines = wire.post(tiny_server.base_url + "/infill", json={**infill, "stream": True}).text.splitlines()
+    pieces = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert "".join(p["content"] for p in pieces) == text
+    assert [p["stop"] for p in pieces] == [False] * (len(pieces) - 1) + [True]
+    for more in ({"echo": True}, {"prompt": [1, 2]}):
+        ask(tiny_server, wire, status=400, **{"prompt": "ab", "suffix": "cd", **more})
+    monkeypatch.setattr(engine, "fill", None)
+    error = ask(tiny_server, wire, "/infill", status=400, **infill)["error"]
+    assert "no marks for a hole" in error["message"]
