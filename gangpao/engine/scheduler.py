@@ -8,10 +8,12 @@
 
 A row's result depends on nothing beside it (transformer.py), so an answer is the same to the last bit alone or in any
 company, from a cold start or from a cached prefix, with drafts or without, interrupted or not. Prompts go through in
-chunks, short ones while others are speaking, so that a long prompt does not silence them.
+chunks, small ones while others are being answered, so that a long prompt does not silence them. Unfinished prompts share a
+chunk: the shortest go first, so that a short question behind a long prompt waits for two chunks and not for the prompt, and a
+quarter is the oldest one's, so that no number of short ones holds it up for ever.
 
-One thread runs the model; callbacks are called from it and must not block. What it gives up: all waiting prompts are served
-first come first served within a client, there are no priorities; a step is as long as its longest part.
+One thread runs the model; callbacks are called from it and must not block. What it gives up: there are no priorities, and a
+step is as long as its longest part.
 """
 
 import threading
@@ -32,6 +34,7 @@ __all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
 # one without them, one of a single answer five times (docs/log.md): an answer slows down for the length of a prompt and never
 # stops.
 CHUNK_BESIDE = 32
+OLDEST_SHARE = 4  # the oldest unfinished prompt has one of so many parts of a chunk, whatever is shorter
 # Younger requests that may begin before one for which there are not enough pages. More use the memory better, and each makes
 # the large one wait for another answer to end.
 MAX_PASSED = 8
@@ -277,9 +280,9 @@ class Scheduler:
         return cache
 
     def _plan(self) -> list[tuple[Job, Segment]]:
-        """What the next step computes: a token (and drafts) of every answer, and a chunk of the first unfinished prompts."""
-        speaking = sum(job.decoding for job in self._running)
-        budget = CHUNK_BESIDE if speaking else CHUNK
+        """What the next step computes: a token (and drafts) of every answer, and a chunk of the unfinished prompts."""
+        decoding = sum(job.decoding for job in self._running)
+        shares = shares_of([job for job in self._running if not job.decoding], CHUNK_BESIDE if decoding else CHUNK)
         plan: list[tuple[Job, Segment]] = []
         for job in list(self._running):
             drafts: list[int] = []
@@ -287,10 +290,9 @@ class Scheduler:
                 continue
             if job.decoding:
                 ids = job.ids[-1:]
-                drafts = job.draft(self.engine.context, speaking)
+                drafts = job.draft(self.engine.context, decoding)
             else:
-                ids = job.ids[len(job.ids) - job.to_compute :][:budget]
-                budget -= len(ids)
+                ids = job.ids[len(job.ids) - job.to_compute :][: shares[job]]
             if ids and self._reserve(job, len(ids) + len(drafts)):
                 plan.append((job, job.segment(ids, drafts)))
         return [(j, segment) for j, segment in plan if j in self._running]
@@ -353,3 +355,18 @@ class Scheduler:
             else:
                 self.pool.discard(job.cache)
             job.cache = None
+
+
+def shares_of(prompts: Sequence[Job], budget: int) -> dict[Job, int]:
+    """Tokens of each unfinished prompt (oldest first) in a step that has room for `budget` of them."""
+    if not prompts:
+        return {}
+    oldest = prompts[0]
+    shares = dict.fromkeys(prompts, 0)
+    shares[oldest] = min(oldest.to_compute, budget // OLDEST_SHARE)
+    left = budget - shares[oldest]
+    for job in sorted(prompts, key=lambda job: job.to_compute):
+        more = min(left, job.to_compute - shares[job])
+        shares[job] += more
+        left -= more
+    return shares
