@@ -147,7 +147,7 @@ class KVPool:
         """An empty sequence."""
         return KVCache(self, [], 0)
 
-    def begin(self, ids: Sequence[int]) -> KVCache:
+    def match_prefix(self, ids: Sequence[int]) -> KVCache:
         """A sequence with as much of ids in it as is remembered, but at least one id is left to compute."""
         cache, node, limit = self.new(), self._root, len(ids) - 1
         while cache.length < limit:
@@ -163,7 +163,7 @@ class KVPool:
             node = child
         return cache
 
-    def scores(self, ids: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
+    def match_scores(self, ids: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
         """Log-probabilities of the first ids that are remembered with so many alternatives."""
         out: list[TokenLogprob | None] = []
         node = self._root
@@ -177,7 +177,7 @@ class KVPool:
             node = child
         return [value and value.cut(alternatives) for value in out]
 
-    def can_hold(self, tokens: int) -> bool:
+    def can_allocate(self, tokens: int) -> bool:
         """Whether pages for that many more positions are free or can be made so."""
         return -(-tokens // PAGE) + 1 <= len(self._free) + self.pages_kept
 
@@ -214,17 +214,17 @@ class KVPool:
             if self._users[page] == 0:
                 self._free.append(page)
 
-    def keep(self, cache: KVCache, ids: Sequence[int], scores: PromptScores | None = None) -> None:
+    def finish(self, cache: KVCache, ids: Sequence[int], scores: PromptScores | None = None) -> None:
         """End a sequence: what it computed of ids is remembered, the rest of its pages are free."""
-        self.share(cache, ids, scores)
-        self.discard(cache)
+        self.insert_prefix(cache, ids, scores)
+        self.release(cache)
 
-    def discard(self, cache: KVCache) -> None:
+    def release(self, cache: KVCache) -> None:
         """End a sequence of which nothing more is to be remembered."""
         self.free(cache.pages)
         cache.pages, cache.length = [], 0
 
-    def share(
+    def insert_prefix(
         self, cache: KVCache, ids: Sequence[int], scores: PromptScores | None = None, *, whole: bool = False
     ) -> None:
         """Remember the ids that are in the cache, of a sequence that may go on; only whole pages of them when `whole`.

@@ -77,7 +77,7 @@ def test_what_is_remembered_is_used_as_far_as_it_suffices(engine, scheduler):
 def test_who_gave_way_keeps_what_it_has(engine, scheduler, monkeypatch):
     """Several in pages for barely one, half of them with answers."""
     running = scheduler(batch=4, pool_tokens=512)
-    monkeypatch.setattr(running.pool, "can_hold", lambda tokens: True)
+    monkeypatch.setattr(running.pool, "can_allocate", lambda tokens: True)
     params = SamplingParams(temperature=1.0, seed=1, max_tokens=60, logit_bias={256: -100, 258: -100})
     asked = [[(i * k + 3) % 256 for i in range(180)] for k in (7, 11, 13, 17)]
     listeners = [scored(running, ids, params=params, prompt_only=i % 2 == 1) for i, ids in enumerate(asked)]
