@@ -134,6 +134,8 @@ class LocalFile(Frozen):
 Source = Annotated[HuggingFace | ModelScope | PyPI | LocalFile, Field(discriminator="kind")]
 
 
+# What a model's publisher recommends for a talk; the sampler (engine/sample.py) knows the bounds.
+Sampling = dict[Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty"], int | float]
 State = Literal["runs", "untested", "cannot run", "for training"]
 
 
@@ -155,6 +157,7 @@ class Entry(Frozen):
     tested: bool = Field(False, description="Whether we have run this very file.")
     note: str = ""
     question: str = Field("", description="What `gangpao chat` asks it where there is no terminal.")
+    sampling: Sampling = Field({}, description="Settings that its publisher recommends for a talk.")
     sources: tuple[Source, ...] = ()
 
     @property
@@ -221,6 +224,12 @@ def entry(name: str) -> Entry:
     except ValueError as error:
         raise ValueError(f"{error}.{near(name)}") from None
     raise AssertionError
+
+
+def sampling_of(name: str) -> dict[str, float]:
+    """The settings recommended for a name: temperature, top_k, ... -> value; empty where the catalog says nothing."""
+    found = load().models.get(name)
+    return {str(key): value for key, value in found.sampling.items()} if found else {}
 
 
 def near(text: str) -> str:
@@ -465,6 +474,7 @@ def listing() -> list[dict[str, Any]]:
                 "state": model.state if model else None,
                 "default": name in catalog.defaults,
                 "note": model.note if model else "",
+                "sampling": sampling_of(name),
             }
         )
     return rows

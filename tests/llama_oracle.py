@@ -85,6 +85,14 @@ class LlamaOracle:
         assert found["id"] == token
         return found["logprob"]
 
+    def greedy(self, ids: Sequence[int], count: int) -> str:
+        """The text of the `count` most likely tokens one after the other, up to the model's own end."""
+        body = {
+            "prompt": [int(i) for i in ids], "n_predict": count, "temperature": 0.0, "repeat_penalty": 1.0,
+            "samplers": ["temperature"],
+        }  # fmt: skip
+        return self._post("/completion", body)["content"]
+
     def sequence(self, ids: Sequence[int]) -> Iterator[float]:
         """log p(ids[t] | ids[:t]) for t = 1, 2, ..."""
         for t in range(1, len(ids)):

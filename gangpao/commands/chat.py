@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -110,11 +110,11 @@ def chat(
     check_sides(given)
     history = History(None if no_history else history_path())
     model = one_of(named, model)
-    params = SamplingParams(**sampling)
+    chosen = opt.chosen(**sampling)
     if connect is not None:
         from gangpao.commands.terminal import remote as remote
 
-        asked = {name: value for name, value in sampling.items() if name in given}
+        asked = {name: value for name, value in chosen.items() if name in given}
         with closing(
             remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
         ) as there:
@@ -123,7 +123,7 @@ def chat(
         meter = cost.Meter(cost_profile)
         load = partial(loading.load_engine, options=engine, yes=yes)
         # Nobody else holds the engine, so that another one finds its memory free.
-        here = Local(load(model), params, meter=meter, load=load, source=model, system=system)
+        here = Local(load(model), chosen, meter=meter, load=load, source=model, system=system)
         known = catalog.load().models.get(here.model_name)
         converse(here, known.question if known else "", history)
 
@@ -175,9 +175,8 @@ class Local(Conversation):
         return getattr(self.params, name)
 
     def set(self, name: str, value: Any) -> None:
-        """Change a sampling option from the next question on; None is the default."""
-        changed: Any = {name: getattr(opt.DEFAULT, name) if value is None else value}
-        self.params = replace(self.params, **changed)
+        """Change a sampling option from the next question on; None is the model's own."""
+        self.chosen = {**self.chosen, name: value}
 
     def models(self) -> list[str]:
         """Models of this machine that the engine can read."""

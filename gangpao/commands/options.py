@@ -35,6 +35,13 @@ CostProfile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
+def chosen(**options: Any) -> dict[str, Any]:
+    """The sampling options that were given (None is not), checked. Raises ValueError."""
+    given = {name: value for name, value in options.items() if value is not None}
+    SamplingParams(**given)
+    return given
+
+
 def bias_of(pairs: list[str] | None) -> dict[int, float]:
     """--logit-bias values as a mapping. Raises ValueError for one that is not ID=BIAS."""
     out: dict[int, float] = {}

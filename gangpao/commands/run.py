@@ -63,7 +63,7 @@ def run(
     cost_profile: opt.CostProfile = None,
 ) -> None:
     """Answer one prompt: text, or one JSON object, on stdout."""
-    params = SamplingParams(**sampling, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias))
+    chosen = opt.chosen(**sampling, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias))
     model, prompt = model_and_prompt(words or [], model)
     talks = prompt is None and model is not None and sys.stdin.isatty() and not (as_json or raw)
     text = "" if talks else read_prompt(prompt)
@@ -72,9 +72,10 @@ def run(
     if talks:  # `run MODEL` at a terminal is a conversation, as with Ollama
         from gangpao.commands import chat
 
-        chat.converse(chat.Local(load(model), params, meter=meter, load=load, source=model, system=system))
+        chat.converse(chat.Local(load(model), chosen, meter=meter, load=load, source=model, system=system))
     else:
         loaded = load(model)
+        params = loaded.recommended(**chosen)
         generation = start(loaded, text, params, system=system, raw=raw)
         _answer(generation, loaded, meter, as_json, params.logprobs is not None)
 

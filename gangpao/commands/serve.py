@@ -71,7 +71,17 @@ class Certificate:
     tls_key: Path | None = option(None, "The key of --tls-cert (PEM).")
 
 
-_LIMITS = ("batch", "queue", "context", "kv", "threads", "memory", "idle_unload_s")  # in the order of the help
+_LIMITS = (
+    "batch",
+    "queue",
+    "context",
+    "kv",
+    "threads",
+    "memory",
+    "idle_unload_s",
+    "max_stop",
+    "max_prompts",
+)  # in the order of the help
 
 
 @command_of(after={"log_requests": "short_paths", "max_body": "log_requests"})

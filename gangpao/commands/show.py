@@ -11,11 +11,15 @@ from typing import Any
 
 from gangpao import catalog
 from gangpao.commands import options as opt
+from gangpao.commands.list import sampling_line
 from gangpao.commands.model import find
 from gangpao.engine.config import ModelConfig
+from gangpao.engine.sample import recommended_in
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import parts_of, stem_of
 from gangpao.log import show_bytes
+
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 def show(model: opt.ModelName, as_json: opt.Json = False) -> None:
@@ -24,7 +28,7 @@ def show(model: opt.ModelName, as_json: opt.Json = False) -> None:
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=1))
         return
-    print("\n".join(f"{name:14} {_shown(name, value)}" for name, value in facts.items() if value not in (None, "", [])))
+    print("\n".join(f"{name:14} {_shown(name, value)}" for name, value in facts.items() if value not in _NOTHING))
 
 
 def examine(model: str) -> dict[str, Any]:
@@ -47,14 +51,16 @@ def examine(model: str) -> dict[str, Any]:
         "context_length": entry.context_length or None if entry else None,
         "quantization": entry.quantization if entry else record.get("quantization"),
         "bytes": (entry.bytes or None) if entry else None,
+        "sampling": catalog.sampling_of(name),
         "note": entry.note if entry else None,
         "sha256": record.get("sha256") or (entry.sha256 if entry else None),
         "source": record.get("source") or ([s.model_dump(exclude_none=True) for s in entry.sources] if entry else None),
     }
     if name in here:
         found = _file(here[name])
+        facts["sampling"] = {**found.get("sampling", {}), **facts["sampling"]}
         facts |= {
-            key: value for key, value in found.items() if facts.get(key) in (None, "", []) or key in ("bytes", "reason")
+            key: value for key, value in found.items() if facts.get(key) in _NOTHING or key in ("bytes", "reason")
         }
     else:
         facts["next"] = f"gangpao pull {name}"
@@ -90,6 +96,7 @@ def _file(path: Path) -> dict[str, Any]:
             "context_length": metadata.get(f"{architecture}.context_length"),
             "types": dict(kinds.most_common()),
             "vocabulary": len(metadata.get("tokenizer.ggml.tokens", ())),
+            "sampling": recommended_in(metadata),
             "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str),
         }
 
@@ -99,6 +106,8 @@ def _shown(name: str, value: Any) -> str:
         return f"{show_bytes(value)} ({value:,} bytes)"
     if name in ("installed", "chat_template"):
         return "yes" if value else "no"
+    if name == "sampling":
+        return sampling_line(value)
     if name == "types":
         total = sum(value.values())
         return ", ".join(f"{kind} {count / total:.0%}" for kind, count in value.items())

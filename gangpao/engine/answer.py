@@ -5,6 +5,7 @@ take(token, logits) -> a Piece to hand out, or None while its text has to wait. 
 back: a piece never ends inside a character, and text that could still become a stop string waits.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,13 +21,15 @@ Progress = Callable[[int, int], None]
 class Piece:
     """Some new text and the tokens behind it. finish_reason is set on the last piece only, whose text may be empty.
 
-    logprobs has one entry an id when the request asked for them, else it is empty. The end token is in neither.
+    logprobs has one entry an id when the request asked for them, else it is empty. offsets has the character of the answer
+    at which each id's text begins. The end token is in none, nor is a token of text that a stop string cut off.
     """
 
     text: str
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    offsets: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -90,6 +93,7 @@ class Answer:
         self._stop = StopFilter((*params.stop, *stop))
         self._stream = tokenizer.stream(start=not continues)
         self._pending = _Pending()
+        self._decoded = 0  # characters that all tokens so far made, those that are held back included
 
     @property
     def stopped_by(self) -> str:
@@ -109,17 +113,22 @@ class Answer:
         if token in self._ends:
             return self._last("stop")
         stats.completion_tokens += 1
-        self._pending.ids.append(token)
-        if self._params.logprobs is not None:
-            self._pending.logprobs.append(logprobs_of(logits, token, self._params.logprobs))
-        text = self._stop.push(self._stream.push(token))
+        count = self._params.logprobs
+        self._pending.add(token, self._decoded, None if count is None else logprobs_of(logits, token, count))
+        decoded = self._stream.push(token)
+        self._decoded += len(decoded)
+        text = self._stop.push(decoded)
         if self._stop.found:
-            return self._pending.piece(text, "stop")
+            return self._piece(text, "stop")
         # The last token's own position is not filled: nothing is computed after it.
         full = stats.prompt_tokens + stats.completion_tokens > self._capacity
         if full or stats.completion_tokens >= self._params.max_tokens:
             return self._last("length", text)
-        return self._pending.piece(text) if text else None
+        return self._piece(text) if text else None
+
+    def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
+        """The next piece, with the tokens whose text begins in it or before."""
+        return self._pending.piece(text, len(self.text) + len(text), reason)
 
     def finish(self, reason: FinishReason) -> Piece:
         """End the answer here, with everything that was held back."""
@@ -132,21 +141,30 @@ class Answer:
         """The final piece, with everything that was held back."""
         text += self._stop.push(self._stream.flush())
         if self._stop.found:
-            return self._pending.piece(text, "stop")
-        return self._pending.piece(text + self._stop.flush(), reason)
+            return self._piece(text, "stop")
+        return self._pending.piece(text + self._stop.flush(), None, reason)
 
 
 @dataclass(slots=True)
 class _Pending:
-    """Tokens whose text is not out yet."""
+    """Tokens whose text is not out yet, and where in the answer each begins."""
 
     ids: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
-    def piece(self, text: str, reason: FinishReason | None = None) -> Piece:
-        out = Piece(text, tuple(self.ids), tuple(self.logprobs), reason)
-        self.ids.clear()
-        self.logprobs.clear()
+    def add(self, token: int, offset: int, logprob: TokenLogprob | None) -> None:
+        """One more; all have log-probabilities, or none has."""
+        self.ids.append(token)
+        self.offsets.append(offset)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+
+    def piece(self, text: str, end: int | None, reason: FinishReason | None = None) -> Piece:
+        """A piece that ends at that character of the answer, with the tokens that begin before it; with all if it is None."""
+        n = len(self.ids) if end is None else bisect_left(self.offsets, end)
+        out = Piece(text, tuple(self.ids[:n]), tuple(self.logprobs[:n]), reason, tuple(self.offsets[:n]))
+        del self.ids[:n], self.offsets[:n], self.logprobs[:n]
         return out
 
 
@@ -156,7 +174,8 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self.found = False
         self.stop = ""
-        self._stops = tuple(stops)
+        self._stops = tuple(sorted(stops))
+        self._longest = max(map(len, self._stops), default=1)
         self._held = ""
 
     def push(self, text: str) -> str:
@@ -169,8 +188,7 @@ class StopFilter:
             at, self.stop = min(starts)
             self.found, self._held = True, ""
             return held[:at]
-        keep = max((_overlap(held, s) for s in self._stops), default=0)
-        out = len(held) - keep
+        out = self._open(held)
         self._held = held[out:]
         return held[:out]
 
@@ -179,10 +197,12 @@ class StopFilter:
         held, self._held = self._held, ""
         return held
 
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest ending of text that is a beginning (not all) of stop."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
+    def _open(self, text: str) -> int:
+        """Where the longest ending of text that is a beginning (not all) of a stop string starts; its length if none is."""
+        for at in range(max(0, len(text) - self._longest + 1), len(text)):
+            ending = text[at:]
+            # In sorted order, what begins with the ending stands right behind it.
+            place = bisect_left(self._stops, ending)
+            if place < len(self._stops) and self._stops[place].startswith(ending):
+                return at
+        return len(text)

@@ -18,6 +18,7 @@ from typing import Literal
 from gangpao import kernels
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.rope import Angles
+from gangpao.engine.sample import PromptScores, TokenLogprob
 
 KVType = Literal["f16", "int8"]
 PAGE = kernels.PAGE
@@ -70,13 +71,14 @@ class KVCache:
 class _Node:
     """A page in the tree: the tokens in it, and what came behind them. Only a whole page has children."""
 
-    __slots__ = ("children", "page", "parent", "tokens", "used")
+    __slots__ = ("children", "page", "parent", "scores", "tokens", "used")
 
     def __init__(self, page: int, tokens: tuple[int, ...], parent: _Node | None) -> None:
         self.page = page
         self.tokens = tokens
         self.parent = parent
         self.used = 0
+        self.scores = PromptScores(-1, [])  # of the tokens, where somebody wanted them
         self.children: dict[int, list[_Node]] = {}  # by first token
 
     def best(self, tokens: Sequence[int]) -> tuple[_Node | None, int]:
@@ -87,6 +89,11 @@ class _Node:
             if same > found[1]:
                 found = child, same
         return found
+
+    def learn(self, values: list[TokenLogprob | None], alternatives: int) -> None:
+        """Remember log-probabilities of the first tokens, unless more are known."""
+        if alternatives >= self.scores.alternatives and len(values) >= len(self.scores.values):
+            self.scores = PromptScores(alternatives, values)
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -140,7 +147,7 @@ class KVPool:
         """An empty sequence."""
         return KVCache(self, [], 0)
 
-    def begin(self, ids: Sequence[int]) -> KVCache:
+    def match_prefix(self, ids: Sequence[int]) -> KVCache:
         """A sequence with as much of ids in it as is remembered, but at least one id is left to compute."""
         cache, node, limit = self.new(), self._root, len(ids) - 1
         while cache.length < limit:
@@ -156,7 +163,21 @@ class KVPool:
             node = child
         return cache
 
-    def can_hold(self, tokens: int) -> bool:
+    def match_scores(self, ids: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
+        """Log-probabilities of the first ids that are remembered with so many alternatives."""
+        out: list[TokenLogprob | None] = []
+        node = self._root
+        while len(out) < len(ids):
+            child, same = node.best(ids[len(out) : len(out) + PAGE])
+            if child is None or child.scores.alternatives < alternatives:
+                break
+            out += child.scores.values[:same]
+            if len(child.scores.values) < PAGE or same < PAGE:
+                break
+            node = child
+        return [value and value.cut(alternatives) for value in out]
+
+    def can_allocate(self, tokens: int) -> bool:
         """Whether pages for that many more positions are free or can be made so."""
         return -(-tokens // PAGE) + 1 <= len(self._free) + self.pages_kept
 
@@ -193,18 +214,23 @@ class KVPool:
             if self._users[page] == 0:
                 self._free.append(page)
 
-    def keep(self, cache: KVCache, ids: Sequence[int]) -> None:
+    def finish(self, cache: KVCache, ids: Sequence[int], scores: PromptScores | None = None) -> None:
         """End a sequence: what it computed of ids is remembered, the rest of its pages are free."""
-        self.share(cache, ids)
-        self.discard(cache)
+        self.insert_prefix(cache, ids, scores)
+        self.release(cache)
 
-    def discard(self, cache: KVCache) -> None:
+    def release(self, cache: KVCache) -> None:
         """End a sequence of which nothing more is to be remembered."""
         self.free(cache.pages)
         cache.pages, cache.length = [], 0
 
-    def share(self, cache: KVCache, ids: Sequence[int], *, whole: bool = False) -> None:
-        """Remember the ids that are in the cache, of a sequence that may go on; only whole pages of them when `whole`."""
+    def insert_prefix(
+        self, cache: KVCache, ids: Sequence[int], scores: PromptScores | None = None, *, whole: bool = False
+    ) -> None:
+        """Remember the ids that are in the cache, of a sequence that may go on; only whole pages of them when `whole`.
+
+        scores: log-probabilities of the first ids, to be remembered with them.
+        """
         assert cache.length <= len(ids)
         node = self._root
         for at in range(0, cache.length, PAGE):
@@ -216,6 +242,8 @@ class KVPool:
                 child = self._remember(cache.pages[at // PAGE], tokens, node)
             elif same == len(child.tokens) < len(tokens):
                 self._replace(child, cache.pages[at // PAGE], tokens)
+            if scores is not None:
+                child.learn(scores.values[at : at + len(tokens)], scores.alternatives)
             child.used = next(self._clock)
             node = child
 

@@ -14,18 +14,20 @@ What it gives up: one sequence at a time; scheduler.py runs many.
 
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gangpao import kernels, machine
 from gangpao.engine import memory
 from gangpao.engine.answer import Answer, FinishReason, Piece, Progress, Stats
 from gangpao.engine.cache import KVCache, KVType, common
 from gangpao.engine.config import ModelConfig
-from gangpao.engine.sample import Logits, SamplingParams, defaults_of
+from gangpao.engine.sample import UNSAID, Logits, SamplingParams, recommended_in
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
 from gangpao.formats.gguf import GGUF
+from gangpao.text.fill import FillMarks, fill_marks
 from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.thoughts import Splitter
 from gangpao.text.tokenizer import Tokenizer
@@ -35,9 +37,10 @@ _MARK_TOKENS = 32  # more than any opening mark and the white space behind it
 
 @dataclass(slots=True)
 class Engine:
-    """A loaded model with its tokenizer, chat template and the sampling settings that its file recommends.
+    """A loaded model with its tokenizer, chat template and the sampling settings that it recommends.
 
-    context is the most tokens of prompt and answer together.
+    context is the most tokens of prompt and answer together. sampling: names of SamplingParams -> values, of the file and
+    (whoever loads it by name) of the catalog. fill: its marks for a hole in a text, where it has any.
     """
 
     name: str
@@ -47,7 +50,8 @@ class Engine:
     context: int
     kv_dtype: KVType = "f16"
     load_s: float = 0.0
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    fill: FillMarks | None = None
 
     @classmethod
     def load(
@@ -76,8 +80,17 @@ class Engine:
         template = ChatTemplate.for_model(source, tokenizer=tokenizer, architecture=config.architecture)
         model = Transformer.load(gguf, progress=progress)
         name = gguf.path.name.removesuffix(".gguf")
-        sampling = defaults_of(gguf.metadata)
-        return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start, sampling)
+        sampling = recommended_in(gguf.metadata)
+        fill = fill_marks(tokenizer, gguf.metadata)
+        return cls(name, model, tokenizer, template, context, kv_dtype, time.perf_counter() - start, sampling, fill)
+
+    def recommended(self, **given: Any) -> SamplingParams:
+        """The settings for a talk: what is given (None is not), else what the model recommends, else UNSAID.
+
+        Raises ValueError naming a value that is out of bounds.
+        """
+        chosen: dict[str, Any] = {**UNSAID, **self.sampling}
+        return SamplingParams(**chosen | {name: value for name, value in given.items() if value is not None})
 
     def session(self) -> "Session":
         """A new conversation with an empty cache."""
@@ -104,13 +117,13 @@ class Engine:
     ) -> "Generation":
         """Start an answer to prompt_ids; nothing is computed before the first piece is asked for.
 
-        Without params, those that the file recommends. `stop` adds strings (a chat template's turn marks) to params.stop.
+        Without params, those that the model recommends. `stop` adds strings (a chat template's turn marks) to params.stop.
         on_prefill(done, total) is called in tokens.
         continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
         text so far may be tried (speculate.py); they never change the answer.
         Raises ValueError for an empty prompt, and for one that leaves no room in the context.
         """
-        params, session = params or self.sampling, session or self.session()
+        params, session = params or self.recommended(), session or self.session()
         return Generation(session, prompt_ids, params, stop, on_prefill, continues, speculate)
 
 

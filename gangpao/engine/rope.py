@@ -7,19 +7,18 @@ them. Sources: RoFormer (2104.09864), position interpolation (2306.15595), NTK-a
 
 from __future__ import annotations
 
-import decimal
 import math
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
+from gangpao.engine import exact
 from gangpao.engine.config import ModelConfig
 
 Floats = npt.NDArray[np.float32]
 _BLOCK = 256  # positions whose angles are worked out together
 _QUARTER = math.pi / 2
-_EXACT = decimal.Context(prec=50)
 
 
 def _parts(value: str, bits: int) -> tuple[float, float, float]:
@@ -49,8 +48,8 @@ def inverse_frequencies(
     half = config.rope_dim // 2
     theta = config.rope_theta
     if scaling.kind == "ntk":
-        theta *= _power(scaling.factor, Fraction(config.rope_dim, config.rope_dim - 2))
-    inverse = np.array([_power(theta, Fraction(-i, half)) for i in range(half)])
+        theta *= exact.power(scaling.factor, Fraction(config.rope_dim, config.rope_dim - 2))
+    inverse = np.array([exact.power(theta, Fraction(-i, half)) for i in range(half)])
     factors = factors or {}
     if "freqs" in factors:
         inverse = inverse / factors["freqs"]
@@ -65,18 +64,8 @@ def inverse_frequencies(
         inverse = inverse / scaling.factor
     if scaling.kind == "yarn":
         inverse = _yarn(inverse, config)
-        return inverse, (1.0 + 0.1 * _log(scaling.factor)) * scaling.attention_factor
+        return inverse, (1.0 + 0.1 * exact.log(scaling.factor)) * scaling.attention_factor
     return inverse, scaling.attention_factor
-
-
-def _power(base: float, exponent: Fraction) -> float:
-    """base ** exponent, correctly rounded: the C library's last bit is not the same on every processor."""
-    there = _EXACT.divide(decimal.Decimal(exponent.numerator), decimal.Decimal(exponent.denominator))
-    return float(_EXACT.power(decimal.Decimal(base), there))
-
-
-def _log(value: float) -> float:
-    return float(_EXACT.ln(decimal.Decimal(value)))
 
 
 def _yarn(inverse: npt.NDArray[np.float64], config: ModelConfig) -> npt.NDArray[np.float64]:
@@ -85,7 +74,7 @@ def _yarn(inverse: npt.NDArray[np.float64], config: ModelConfig) -> npt.NDArray[
 
     def pair_of(rotations: float) -> float:  # the pair that turns this often over the trained length
         turns = s.original_context / (rotations * 2 * math.pi)
-        return config.rope_dim * _log(turns) / (2 * _log(config.rope_theta))
+        return config.rope_dim * exact.log(turns) / (2 * exact.log(config.rope_theta))
 
     low = max(0.0, math.floor(pair_of(s.beta_fast)))
     high = min(config.rope_dim - 1.0, math.ceil(pair_of(s.beta_slow)))

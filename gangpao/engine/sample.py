@@ -4,9 +4,9 @@ The idea: never sort the vocabulary. A vocabulary has 150,000 entries and a filt
 works on a short ascending array of candidate ids, and the only passes over the whole vector are cheap ones (a maximum,
 a comparison). The order is: penalties and logit_bias, top_k, top_p (over what top_k left), min_p, then one draw from
 the softmax at the given temperature. temperature 0 takes the largest logit after penalties and bias; ties go to the
-lower id everywhere. One PCG64 generator a request makes the same seed give the same text.
+lower id everywhere. One PCG64 generator a request makes the same seed give the same text, on every machine (exact.py).
 
-What it gives up: a top_k that the caller switches off (0) costs a pass of exp over the vocabulary, about 1 ms. Log
+What it gives up: a top_k that the caller switches off (0) costs a pass of exp over the vocabulary, about 2 ms. Log
 probabilities are those of the model itself (temperature 1, before penalties, bias and filters), so they can be compared
 between requests with different settings.
 """
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gangpao.engine import exact
 from gangpao.options import option
 
 Logits = npt.NDArray[np.float32]
@@ -29,30 +30,39 @@ Ids = npt.NDArray[np.int64]
 # The repetition penalty looks at this many last tokens of prompt and answer together: enough for a loop of several
 # sentences, and short enough that a long chat does not slowly forbid its own vocabulary.
 REPETITION_WINDOW = 256
+_NOT_FINITE = "the model's logits are not finite: the model file is damaged or not supported correctly"
 _LOWEST = np.finfo(np.float32).min
-MAX_STOP = 16
+MAX_STOP = 4096  # each costs some microseconds a token
 MAX_STOP_CHARS = 256
 MAX_LOGIT_BIAS = 1024
 
 
-def _setting(default: Any, low: float, high: float, help: str) -> Any:
-    return option(default, help, low, high)
+_MODELS = "the model's own"  # where a command is not told; Engine.recommended fills it in
+
+
+def _setting(default: Any, low: float, high: float, help: str, unset: str = "") -> Any:
+    return option(default, help, low, high, unset=unset)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """What one request asks of the sampler. Defaults are the generation settings the Qwen2.5 instruct models ship with.
+    """What one request asks of the sampler. The defaults change nothing: draws from the model's own distribution.
 
+    A model's recommended values are data (`recommended_in`, catalog.toml) and no part of these defaults.
     Bounds and one-line help live in the field metadata; the command line takes both from there.
     Raises ValueError naming the field, its bounds and the value.
     """
 
-    temperature: float = _setting(0.7, 0.0, 5.0, "Randomness; 0 always takes the most likely token.")
-    top_k: int = _setting(20, 0, 1_000_000, "Keep the K most likely tokens; 0 keeps all.")
-    top_p: float = _setting(0.8, 0.0, 1.0, "Keep the fewest tokens whose probabilities reach P; 1 keeps all.")
-    min_p: float = _setting(0.0, 0.0, 1.0, "Keep tokens at least P times as likely as the best; 0 keeps all.")
+    temperature: float = _setting(1.0, 0.0, 5.0, "Randomness; 0 always takes the most likely token.", _MODELS)
+    top_k: int = _setting(0, 0, 1_000_000, "Keep the K most likely tokens; 0 keeps all.", _MODELS)
+    top_p: float = _setting(1.0, 0.0, 1.0, "Keep the fewest tokens whose probabilities reach P; 1 keeps all.", _MODELS)
+    min_p: float = _setting(0.0, 0.0, 1.0, "Keep tokens at least P times as likely as the best; 0 keeps all.", _MODELS)
     repetition_penalty: float = _setting(
-        1.05, 0.1, 10.0, f"Divide the logits of the last {REPETITION_WINDOW} tokens of prompt and answer; 1 is off."
+        1.0,
+        0.1,
+        10.0,
+        f"Divide the logits of the last {REPETITION_WINDOW} tokens of prompt and answer; 1 is off.",
+        _MODELS,
     )
     presence_penalty: float = _setting(0.0, -2.0, 2.0, "Subtract from the logits of tokens already in the answer.")
     frequency_penalty: float = _setting(0.0, -2.0, 2.0, "The same, times how often the token is in the answer.")
@@ -70,27 +80,29 @@ class SamplingParams:
         _check_bias(self.logit_bias)
 
 
-# general.sampling.* of a GGUF file, in llama.cpp's words -> ours.
+# What a model may recommend, and its names as general.sampling.* of a GGUF file, which are llama.cpp's.
 _FILE_NAMES = {
-    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
 }  # fmt: skip
+# For a talk with a model that recommends nothing: Ollama's documented values, without its former repetition penalty.
+UNSAID: Mapping[str, float] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 
-def defaults_of(metadata: Mapping[str, Any]) -> SamplingParams:
-    """The settings that a GGUF file recommends over our own. A value out of our bounds counts as not said."""
-    params = SamplingParams()
-    for key, name in _FILE_NAMES.items():
-        value = metadata.get(f"general.sampling.{key}")
-        if value is None:
-            continue
+def recommended_in(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The sampling settings that a GGUF file recommends, by our names. A value out of our bounds counts as not said."""
+    out: dict[str, float] = {}
+    for name, theirs in _FILE_NAMES.items():
+        value: Any = metadata.get(f"general.sampling.{theirs}")
         if isinstance(value, float) and value.is_integer() and name == "top_k":
             value = int(value)
         try:
-            given: dict[str, Any] = {name: value}
-            params = replace(params, **given)
-        except ValueError:  # another program's file: its recommendation is no reason to refuse the model
+            SamplingParams(**{name: value})
+        except (
+            ValueError
+        ):  # not there, or another program's file: a bad recommendation is no reason to refuse the model
             continue
-    return params
+        out[name] = value
+    return out
 
 
 def _check_number(name: str, value: object, bounds: Mapping[str, Any], *, whole: bool) -> None:
@@ -128,11 +140,30 @@ def _check_bias(bias: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural-log probability of a chosen token under the model itself, and the likeliest alternatives, best first."""
+    """Natural-log probability of a chosen token under the model itself, and the likeliest alternatives, best first.
+
+    rank: 1 for the likeliest token.
+    """
 
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int = 1
+
+    def cut(self, count: int) -> "TokenLogprob":
+        """The same with `count` alternatives at most."""
+        return self if len(self.top) <= count else replace(self, top=self.top[:count])
+
+
+@dataclass(slots=True)
+class PromptScores:
+    """Log-probabilities of a prompt's tokens as far as they are known, each given all before it; None for the first.
+
+    alternatives: how many of the likeliest tokens each has beside it.
+    """
+
+    alternatives: int
+    values: list[TokenLogprob | None] = field(default_factory=lambda: [None])
 
 
 class Sampler:
@@ -164,7 +195,7 @@ class Sampler:
         logits = penalize(logits, self._window, self._counts, self.params)
         peak = float(logits.max())
         if not math.isfinite(peak):
-            raise ValueError("the model's logits are not finite: the model file is damaged or not supported correctly")
+            raise ValueError(_NOT_FINITE)
         p = self.params
         if p.temperature == 0:
             return int(logits.argmax())
@@ -231,15 +262,13 @@ def keep_top_p(logits: Logits, ids: Ids, temperature: float, top_p: float) -> Id
         return ids
     if ids.size <= 4096:
         weights = _weights(logits, ids, temperature)
-        return _nucleus(ids, weights, top_p * float(weights.sum()))
+        return _nucleus(ids, weights, top_p * float(np.cumsum(weights)[-1]))
     # Wide open: sum the whole softmax once, then look for the nucleus among the 64, 1024, ... likeliest.
-    peak = logits[ids].max()
-    scale = np.float32(1.0 / max(temperature, 1e-6))
-    need = top_p * float(np.exp((logits[ids] - peak) * scale).sum(dtype=np.float64))
+    need = top_p * float(np.cumsum(_weights(logits, ids, temperature))[-1])
     for k in (64, 1024, 16384):
         head = largest(logits, min(k, ids.size))
         weights = _weights(logits, head, temperature)
-        if weights.sum() >= need:
+        if np.cumsum(weights)[-1] >= need:
             return _nucleus(head, weights, need)
     return _nucleus(ids, _weights(logits, ids, temperature), need)
 
@@ -255,7 +284,7 @@ def keep_min_p(logits: Logits, ids: Ids, temperature: float, min_p: float) -> Id
     if min_p <= 0.0:
         return ids
     values = logits[ids].astype(np.float64)
-    kept: Ids = ids[values >= values.max() + temperature * math.log(min_p)]
+    kept: Ids = ids[values >= values.max() + temperature * exact.log(min_p)]
     return kept
 
 
@@ -269,15 +298,17 @@ def draw(logits: Logits, ids: Ids, temperature: float, rng: np.random.Generator)
 def _weights(logits: Logits, ids: Ids, temperature: float) -> npt.NDArray[np.float64]:
     values = logits[ids].astype(np.float64)
     # Below 1e-6 the division would overflow; it is greedy long before.
-    weights: npt.NDArray[np.float64] = np.exp((values - values.max()) / max(temperature, 1e-6))
-    return weights
+    return exact.exp((values - values.max()) / max(temperature, 1e-6))
 
 
 def logprobs_of(logits: Logits, token: int, count: int) -> TokenLogprob:
-    """Log probability of `token` and of the `count` likeliest tokens, from raw logits [V]."""
-    peak = float(logits.max())
-    norm = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
+    """Log probability of `token` and of the `count` likeliest tokens, from raw logits [V]. ValueError if they are not finite."""
+    if not math.isfinite(logits.max()):
+        raise ValueError(_NOT_FINITE)
+    norm = exact.log_sum_exp(logits)
     ids = largest(logits, count) if count else np.empty(0, np.int64)
     best = ids[np.lexsort((ids, -logits[ids]))]
     top = tuple((int(i), float(logits[i]) - norm) for i in best)
-    return TokenLogprob(token, float(logits[token]) - norm, top)
+    value = logits[token]
+    rank = 1 + int(np.count_nonzero(logits > value)) + int(np.count_nonzero(logits[:token] == value))
+    return TokenLogprob(token, float(value) - norm, top, rank)

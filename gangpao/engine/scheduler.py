@@ -8,22 +8,33 @@
 
 A row's result depends on nothing beside it (transformer.py), so an answer is the same to the last bit alone or in any
 company, from a cold start or from a cached prefix, with drafts or without, interrupted or not. Prompts go through in
-chunks, short ones while others are speaking, so that a long prompt does not silence them.
+chunks, small ones while others are being answered, so that a long prompt does not silence them. Unfinished prompts share a
+chunk: the shortest go first, so that a short question behind a long prompt waits for two chunks and not for the prompt, and a
+quarter is the oldest one's, so that no number of short ones holds it up for ever.
 
-One thread runs the model; callbacks are called from it and must not block. What it gives up: all waiting prompts are served
-first come first served within a client, there are no priorities; a step is as long as its longest part.
+One thread runs the model; callbacks are called from it and must not block. What it gives up: there are no priorities, and a
+step is as long as its longest part.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 from typing import Literal
 
 from gangpao.engine import memory
-from gangpao.engine.cache import PAGE, common
+from gangpao.engine.cache import PAGE, KVCache, common
 from gangpao.engine.generate import Engine, check_prompt
-from gangpao.engine.sequences import AnswerJob, EmbeddingJob, Handle, Job, OnEmbedding, OnEvent, Queue, Request
+from gangpao.engine.sequences import (
+    AnswerSequence,
+    EmbeddingSequence,
+    Handle,
+    OnEmbedding,
+    OnEvent,
+    Queue,
+    Request,
+    Sequence,
+)
 from gangpao.engine.transformer import CHUNK, Segment
 
 __all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
@@ -32,9 +43,10 @@ __all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
 # one without them, one of a single answer five times (docs/log.md): an answer slows down for the length of a prompt and never
 # stops.
 CHUNK_BESIDE = 32
+OLDEST_SHARE = 4  # the oldest unfinished prompt has one of so many parts of a chunk, whatever is shorter
 # Younger requests that may begin before one for which there are not enough pages. More use the memory better, and each makes
 # the large one wait for another answer to end.
-MAX_PASSED = 8
+MAX_OVERTAKEN = 8
 DEFAULT_BATCH = 8
 DEFAULT_QUEUE = 64
 
@@ -83,10 +95,10 @@ class Scheduler:
         self.counters = Counters()
         tokens = pool_tokens or memory.pool_tokens(engine.model.config, engine.context, engine.kv_dtype, batch)
         self.pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
-        self._batch = batch
+        self.batch = batch
         self._limit = queue
         self._queue = Queue()
-        self._running: list[Job] = []
+        self._running: list[Sequence] = []
         self._wake = threading.Condition()
         self._closing = self._draining = False
         self._seconds = 5.0  # of an answer, a moving average
@@ -96,36 +108,36 @@ class Scheduler:
     def submit(self, request: Request, on_event: OnEvent) -> Handle:
         """Queue a request. Raises ValueError for a prompt that cannot be answered, and Busy when too many wait."""
         check_prompt(request.prompt_ids, self.engine)
-        return self._put(AnswerJob(self.engine, request, on_event))
+        return self._put(AnswerSequence(self.engine, request, on_event))
 
-    def embed(self, ids: Sequence[int], on_done: OnEmbedding, *, client: str = "") -> Handle:
+    def embed(self, ids: abc.Sequence[int], on_done: OnEmbedding, *, client: str = "") -> Handle:
         """Queue a text for its embedding: the mean over its tokens of the last hidden states, float32 [D], not scaled.
 
         on_done gets it, or one exception. Raises as submit does.
         """
         check_prompt(ids, self.engine)
-        return self._put(EmbeddingJob(ids, client, on_done))
+        return self._put(EmbeddingSequence(ids, client, on_done))
 
-    def _put(self, job: Job) -> Handle:
+    def _put(self, sequence: Sequence) -> Handle:
         with self._wake:
             if self._closing or self._draining or not self._thread.is_alive():
                 raise Busy(len(self._queue), 1.0)
             if self.full():
                 self.counters.refused += 1
                 raise Busy(len(self._queue), self.retry_after())
-            self._queue.put(job)
+            self._queue.put(sequence)
             self.counters.requests += 1
             self.counters.waiting = len(self._queue)
             self._wake.notify()
-        return job.handle
+        return sequence.handle
 
     def full(self, more: int = 0) -> bool:
         """Whether no place is left, in the batch or in the queue, when `more` requests are about to be submitted."""
-        return len(self._running) + len(self._queue) + more >= self._batch + self._limit
+        return len(self._running) + len(self._queue) + more >= self.batch + self._limit
 
     def retry_after(self) -> float:
         """Seconds until a place in the queue is likely to be free."""
-        return min(120.0, max(1.0, self._seconds / self._batch))
+        return min(120.0, max(1.0, self._seconds / self.batch))
 
     @property
     def alive(self) -> bool:
@@ -176,10 +188,10 @@ class Scheduler:
         with self._wake:
             left = [*self._running, *self._queue]
             self._running, self._queue = [], Queue()
-        for job in left:
-            job.fail(error)
-        for job in left:
-            self._release(job, keep=False)
+        for sequence in left:
+            sequence.fail(error)
+        for sequence in left:
+            self._release(sequence, keep=False)
 
     def _step(self) -> None:
         self._drop_cancelled()
@@ -191,151 +203,181 @@ class Scheduler:
         try:
             rows = self.engine.model.step([segment for _, segment in plan])
         except Exception as error:  # nothing of this step can be trusted: its answers end, the others go on
-            for job, _ in plan:
-                self._end(job, error)
+            for sequence, _ in plan:
+                self._end(sequence, error)
             return
-        for (job, _), found in zip(plan, rows, strict=True):
+        for (sequence, _), found in zip(plan, rows, strict=True):
             try:
-                job.hear(found)
+                sequence.take_rows(found)
             except Exception as error:  # of its sampler, grammar or listener: no concern of the others
-                self._end(job, error)
+                self._end(sequence, error)
         self._account(plan, time.perf_counter() - start)
-        for job, segment in plan:
-            if job.done:
-                self._end(job)
-            elif segment.logits and job.stats.completion_tokens == 1 and job.cache is not None:
-                self.pool.share(job.cache, job.ids, whole=True)  # the prompt is whole: others may begin with it
+        for sequence, segment in plan:
+            if sequence.done:
+                self._end(sequence)
+            elif segment.logits and sequence.stats.completion_tokens == 1 and sequence.cache is not None:
+                self.pool.insert_prefix(
+                    sequence.cache, sequence.ids, sequence.scores, whole=True
+                )  # the prompt is whole: others may begin with it
 
     def _drop_cancelled(self) -> None:
-        for job in [j for j in self._running if j.cancelled]:
-            self._end(job)
+        for sequence in [j for j in self._running if j.cancelled]:
+            self._end(sequence)
         with self._wake:
             self.counters.cancelled += self._queue.drop_cancelled()
 
     def _admit(self) -> None:
-        """Let waiting jobs in while there is room; one whose beginning another is just computing waits for it.
+        """Let waiting sequences in while there is room; one whose beginning another is just computing waits for it.
 
         The first without room may be passed by smaller ones, a few times: then all wait until it is in.
         """
         with self._wake:
-            later: list[Job] = []
-            short: Job | None = None
-            while len(self._running) < self._batch and (short is None or short.passed < MAX_PASSED):
-                job = self._queue.take()
-                if job is None:
+            later: list[Sequence] = []
+            short: Sequence | None = None
+            while len(self._running) < self.batch and (short is None or short.overtaken < MAX_OVERTAKEN):
+                sequence = self._queue.take()
+                if sequence is None:
                     break
-                came_to = self._begin(job)
+                came_to = self._begin(sequence)
                 if came_to == "began":
                     if short is not None:
-                        short.passed += 1
+                        short.overtaken += 1
                     continue
-                later.append(job)
+                later.append(sequence)
                 if came_to == "no room":
                     if short is not None:
                         break
-                    short = job
-            for job in reversed(later):
-                self._queue.put_back(job)
+                    short = sequence
+            for sequence in reversed(later):
+                self._queue.put_back(sequence)
             self.counters.waiting, self.counters.running = len(self._queue), len(self._running)
 
-    def _awaits(self, job: Job, cached: int) -> bool:
-        """Whether a running job is computing more pages of this one's beginning than there are."""
-        if job.fresh:
+    def _awaits(self, sequence: Sequence, cached: int) -> bool:
+        """Whether a running sequence is computing more pages of this one's beginning than there are."""
+        if sequence.skips_prefix_cache:
             return False
-        computing = (j for j in self._running if not j.decoding and not j.fresh)
-        return any(common(j.ids, job.ids[:-1]) // PAGE * PAGE > cached for j in computing)
+        computing = (j for j in self._running if j.helps(sequence))
+        return any(common(j.ids, sequence.ids[:-1]) // PAGE * PAGE > cached for j in computing)
 
-    def _begin(self, job: Job) -> Literal["began", "no room", "later"]:
-        """Take a job in, or say why not: no pages, or a beginning that is about to be there ("later")."""
-        cache = self.pool.new() if job.fresh else self.pool.begin(job.ids)
-        awaits = self._awaits(job, cache.length)
-        if self._running and (awaits or not self.pool.can_hold(len(job.ids) + 1 - cache.length)):
-            self.pool.discard(cache)
+    def _begin(self, sequence: Sequence) -> Literal["began", "no room", "later"]:
+        """Take a sequence in, or say why not: no pages, or a beginning that is about to be there ("later")."""
+        cache = self._match(sequence)
+        awaits = self._awaits(sequence, cache.length)
+        if self._running and (awaits or not self.pool.can_allocate(len(sequence.ids) + 1 - cache.length)):
+            self.pool.release(cache)
             return "later" if awaits else "no room"
-        job.cache = cache
-        if not job.began:
-            job.began = time.perf_counter()
-            job.stats.queue_s = job.began - job.submitted
-            job.stats.cached_tokens = cache.length
-            self.counters.prompt_tokens += job.stats.prompt_tokens
+        sequence.cache = cache
+        if not sequence.started_at:
+            sequence.started_at = time.perf_counter()
+            sequence.stats.queue_s = sequence.started_at - sequence.submitted
+            sequence.stats.cached_tokens = cache.length
+            self.counters.prompt_tokens += sequence.stats.prompt_tokens
             self.counters.cached_tokens += cache.length
-        self._running.append(job)
+        self._running.append(sequence)
         return "began"
 
-    def _plan(self) -> list[tuple[Job, Segment]]:
-        """What the next step computes: a token (and drafts) of every answer, and a chunk of the first unfinished prompts."""
-        speaking = sum(job.decoding for job in self._running)
-        budget = CHUNK_BESIDE if speaking else CHUNK
-        plan: list[tuple[Job, Segment]] = []
-        for job in list(self._running):
+    def _match(self, sequence: Sequence) -> KVCache:
+        """A sequence with what is remembered of the sequence's ids, as far as everything that is wanted of them is known."""
+        if sequence.skips_prefix_cache:
+            return self.pool.new()
+        cache = self.pool.match_prefix(sequence.ids)
+        if sequence.scores is not None:
+            known = self.pool.match_scores(sequence.ids[: sequence.stats.prompt_tokens], sequence.scores.alternatives)
+            sequence.scores.values = max(sequence.scores.values, known, key=len)
+            if len(sequence.scores.values) < sequence.stats.prompt_tokens:
+                cache.truncate(min(cache.length, len(sequence.scores.values) - 1))
+        return cache
+
+    def _plan(self) -> list[tuple[Sequence, Segment]]:
+        """What the next step computes: a token (and drafts) of every answer, and a chunk of the unfinished prompts."""
+        decoding = sum(sequence.decoding for sequence in self._running)
+        shares = shares_of(
+            [sequence for sequence in self._running if not sequence.decoding], CHUNK_BESIDE if decoding else CHUNK
+        )
+        plan: list[tuple[Sequence, Segment]] = []
+        for sequence in list(self._running):
             drafts: list[int] = []
-            if job not in self._running:  # gave its pages to one before it
+            if sequence not in self._running:  # gave its pages to one before it
                 continue
-            if job.decoding:
-                ids = job.ids[-1:]
-                drafts = job.draft(self.engine.context, speaking)
+            if sequence.decoding:
+                ids = sequence.ids[-1:]
+                drafts = sequence.draft(self.engine.context, decoding)
             else:
-                ids = job.ids[len(job.ids) - job.to_compute :][:budget]
-                budget -= len(ids)
-            if ids and self._reserve(job, len(ids) + len(drafts)):
-                plan.append((job, job.segment(ids, drafts)))
+                ids = sequence.ids[len(sequence.ids) - sequence.to_compute :][: shares[sequence]]
+            if ids and self._reserve(sequence, len(ids) + len(drafts)):
+                plan.append((sequence, sequence.segment(ids, drafts)))
         return [(j, segment) for j, segment in plan if j in self._running]
 
-    def _reserve(self, job: Job, tokens: int) -> bool:
-        """Pages for the job's next tokens, taken from the youngest others if need be."""
-        assert job.cache is not None
-        while not job.cache.reserve(tokens):
+    def _reserve(self, sequence: Sequence, tokens: int) -> bool:
+        """Pages for the sequence's next tokens, taken from the youngest others if need be."""
+        assert sequence.cache is not None
+        while not sequence.cache.reserve(tokens):
             youngest = self._running[-1]
             self._preempt(youngest)
-            if youngest is job:
+            if youngest is sequence:
                 return False
         return True
 
-    def _preempt(self, job: Job) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         self.counters.preempted += 1
-        self._running.remove(job)
-        self._release(job)
-        job.passed = MAX_PASSED  # whoever has begun is passed by nobody
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.overtaken = MAX_OVERTAKEN  # whoever has begun is passed by nobody
         with self._wake:
-            self._queue.put_back(job)
+            self._queue.put_back(sequence)
 
-    def _account(self, plan: list[tuple[Job, Segment]], seconds: float) -> None:
+    def _account(self, plan: list[tuple[Sequence, Segment]], seconds: float) -> None:
         total = sum(len(segment.ids) for _, segment in plan)
-        for job, segment in plan:
-            job.stats.machine_s += seconds * len(segment.ids) / total
+        for sequence, segment in plan:
+            sequence.stats.machine_s += seconds * len(segment.ids) / total
         counters = self.counters
         counters.steps += 1
         counters.step_s += seconds
         counters.pages, counters.pages_used = self.pool.pages, self.pool.pages_used
 
-    def _end(self, job: Job, error: Exception | None = None) -> None:
-        """Take a job out: finished, failed or cancelled."""
-        if job not in self._running:
+    def _end(self, sequence: Sequence, error: Exception | None = None) -> None:
+        """Take a sequence out: finished, failed or cancelled."""
+        if sequence not in self._running:
             return
-        self._running.remove(job)
-        stats, counters = job.stats, self.counters
+        self._running.remove(sequence)
+        stats, counters = sequence.stats, self.counters
         counters.completion_tokens += stats.completion_tokens
         counters.drafted += stats.drafted
         counters.accepted += stats.accepted
         counters.running = len(self._running)
         if error is not None:
             counters.failed += 1
-        elif job.done:
+        elif sequence.done:
             counters.finished += 1
-            self._seconds += 0.1 * (time.perf_counter() - job.began - self._seconds)
+            self._seconds += 0.1 * (time.perf_counter() - sequence.started_at - self._seconds)
         else:
             counters.cancelled += 1
         try:
-            self._release(job, keep=error is None)
+            self._release(sequence, keep=error is None)
         finally:  # it is in no list any more: nobody else would tell it
             if error is not None:
-                job.fail(error)
+                sequence.fail(error)
 
-    def _release(self, job: Job, *, keep: bool = True) -> None:
-        """Take the job's pages. keep: remember what they hold; after an error that may be wrong, or drafts that ids lacks."""
-        if job.cache is not None:
+    def _release(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Take the sequence's pages. keep: remember what they hold; after an error that may be wrong, or drafts that ids lacks."""
+        if sequence.cache is not None:
             if keep:
-                self.pool.keep(job.cache, job.ids)
+                self.pool.finish(sequence.cache, sequence.ids, sequence.scores)
             else:
-                self.pool.discard(job.cache)
-            job.cache = None
+                self.pool.release(sequence.cache)
+            sequence.cache = None
+
+
+def shares_of(prompts: abc.Sequence[Sequence], budget: int) -> dict[Sequence, int]:
+    """Tokens of each unfinished prompt (oldest first) in a step that has room for `budget` of them."""
+    if not prompts:
+        return {}
+    oldest = prompts[0]
+    shares = dict.fromkeys(prompts, 0)
+    shares[oldest] = min(oldest.to_compute, budget // OLDEST_SHARE)
+    left = budget - shares[oldest]
+    for sequence in sorted(prompts, key=lambda sequence: sequence.to_compute):
+        more = min(left, sequence.to_compute - shares[sequence])
+        shares[sequence] += more
+        left -= more
+    return shares

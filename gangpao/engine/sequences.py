@@ -1,14 +1,14 @@
 """What a scheduler works on: requests for answers and for embeddings, each with its cache and what it has come to.
 
-A job knows which ids are to go into its cache next and what to do with the rows that come out of a step. An answer chooses a
+A sequence knows which ids are to go into its cache next and what to do with the rows that come out of a step. An answer chooses a
 token from a row, checks its drafts row by row, and hands pieces out; an embedding adds up hidden states. When to run
 what is the scheduler's business (scheduler.py).
 """
 
 import bisect
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import abc, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
 from gangpao.engine.cache import KVCache
 from gangpao.engine.generate import Engine
-from gangpao.engine.sample import Logits, SamplingParams
+from gangpao.engine.sample import Logits, PromptScores, SamplingParams, TokenLogprob
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Segment
 
@@ -48,16 +48,19 @@ class Request:
     """One answer to make. stop: a chat template's turn marks, beside those of params. client: whose turn it uses up.
 
     continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
-    text so far may be tried (they never change the answer).
+    text so far may be tried (they never change the answer). prompt_logprobs: log-probabilities of the prompt's tokens are
+    wanted, with so many alternatives each. prompt_only: no answer, the prompt is read and that is all.
     """
 
-    prompt_ids: Sequence[int]
+    prompt_ids: abc.Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
-    stop: Sequence[str] = ()
+    stop: abc.Sequence[str] = ()
     client: str = ""
     constraint: Constraint | None = None
     continues: bool = False
     speculate: bool = True
+    prompt_logprobs: int | None = None
+    prompt_only: bool = False
 
 
 Event = Piece | Exception
@@ -69,60 +72,75 @@ MAX_FORCED = 16  # tokens of a grammar without a choice that are computed at onc
 class Handle:
     """A request on its way. on_event gets Pieces, the last with a finish_reason, or one exception; nothing after cancel()."""
 
-    def __init__(self, job: "Job") -> None:
-        self._job = job
+    def __init__(self, sequence: "Sequence") -> None:
+        self._sequence = sequence
 
     @property
     def stats(self) -> Stats:
         """Counts and seconds so far; machine_s is this answer's share of the steps it took part in."""
-        return self._job.stats
+        return self._sequence.stats
 
     @property
     def queue_s(self) -> float:
         """Seconds from submit to the first step; 0 before that."""
-        return self._job.stats.queue_s
+        return self._sequence.stats.queue_s
 
     @property
     def seed(self) -> int:
         """The seed in use, also when none was asked for; 0 for an embedding."""
-        return self._job.answer.sampler.seed if isinstance(self._job, AnswerJob) else 0
+        return self._sequence.answer.sampler.seed if isinstance(self._sequence, AnswerSequence) else 0
 
     @property
     def text(self) -> str:
         """Everything handed out so far."""
-        return self._job.answer.text if isinstance(self._job, AnswerJob) else ""
+        return self._sequence.answer.text if isinstance(self._sequence, AnswerSequence) else ""
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the answer ended; None before it has."""
-        return self._job.answer.finish_reason if isinstance(self._job, AnswerJob) else None
+        return self._sequence.answer.finish_reason if isinstance(self._sequence, AnswerSequence) else None
 
     @property
     def stopped_by(self) -> str:
         """The stop string that ended the answer; empty when none did."""
-        return self._job.answer.stopped_by if isinstance(self._job, AnswerJob) else ""
+        return self._sequence.answer.stopped_by if isinstance(self._sequence, AnswerSequence) else ""
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprob | None]:
+        """One entry a token of the prompt, None for the first; whole from the first piece on, empty if not asked for."""
+        scores = self._sequence.scores
+        return list(scores.values) if scores else []
 
     def cancel(self) -> None:
         """Stop before the next step and free everything. Harmless when it has ended already."""
-        self._job.cancelled = True
+        self._sequence.cancelled = True
 
 
-class Job:
+class Sequence:
     """A request in the scheduler. `ids` is everything that belongs into its cache, of which to_compute are not there yet."""
 
     done = False
-    fresh = False  # whether remembered prefixes are of no use
+    skips_prefix_cache = False  # whether remembered prefixes are of no use
+    scores: PromptScores | None = None  # of its prompt, where they are wanted
 
-    def __init__(self, ids: Sequence[int], client: str) -> None:
+    def __init__(self, ids: abc.Sequence[int], client: str) -> None:
         self.ids = list(ids)
         self.client = client
         self.cache: KVCache | None = None
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.cancelled = False
         self.submitted = time.perf_counter()
-        self.began = 0.0
-        self.passed = 0  # by younger ones, while there was no room for it
+        self.started_at = 0.0
+        self.overtaken = 0  # by younger ones, while there was no room for it
         self.handle = Handle(self)
+
+    def helps(self, other: "Sequence") -> bool:
+        """Whether what this one computes of a common beginning spares the other one computing it."""
+        if self.decoding or self.skips_prefix_cache:
+            return False
+        if other.scores is None:
+            return True
+        return self.scores is not None and self.scores.alternatives >= other.scores.alternatives
 
     @property
     def to_compute(self) -> int:
@@ -139,11 +157,11 @@ class Job:
         """Ids that may come next, to be computed with the last one; `beside` answers share the step."""
         return []
 
-    def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
+    def segment(self, ids: abc.Sequence[int], drafts: abc.Sequence[int]) -> Segment:
         """What a step is asked for when it computes these ids and drafts."""
         raise NotImplementedError
 
-    def hear(self, rows: Floats) -> None:
+    def take_rows(self, rows: Floats) -> None:
         """Take what came out of the step for that segment."""
         raise NotImplementedError
 
@@ -151,7 +169,7 @@ class Job:
         """Tell whoever waits that nothing will come any more."""
         raise NotImplementedError
 
-    def _tell(self, listener: Callable[[T], None], event: T) -> None:
+    def _emit(self, listener: Callable[[T], None], event: T) -> None:
         """Hand an event out; a consumer whose event loop is closed is a consumer that left."""
         if not self.cancelled:
             try:
@@ -160,7 +178,7 @@ class Job:
                 self.cancelled = True
 
 
-class AnswerJob(Job):
+class AnswerSequence(Sequence):
     """An answer that is being made."""
 
     def __init__(self, engine: Engine, request: Request, on_event: OnEvent) -> None:
@@ -174,7 +192,10 @@ class AnswerJob(Job):
         self._drafter = Drafter(self.ids) if request.speculate else None
         self._drafts: list[int] = []
         self._on_event = on_event
-        self._spoke = 0.0
+        self._first_token_at = 0.0
+        self._segment: Segment | None = None
+        if request.prompt_logprobs is not None:
+            self.scores = PromptScores(request.prompt_logprobs)
 
     @property
     def done(self) -> bool:  # type: ignore[override]
@@ -186,6 +207,8 @@ class AnswerJob(Job):
         return self.to_compute == 1 and self.stats.completion_tokens > 0
 
     def draft(self, context: int, beside: int) -> list[int]:
+        if self.request.prompt_only:
+            return []
         room = min(self.request.params.max_tokens - self.stats.completion_tokens, context - len(self.ids)) - 1
         if room < 1:
             return []
@@ -193,17 +216,30 @@ class AnswerJob(Job):
             return self.request.constraint.forced()[: min(room, MAX_FORCED)]
         return self._drafter.propose(self.ids, room, beside) if self._drafter else []
 
-    def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
+    def segment(self, ids: abc.Sequence[int], drafts: abc.Sequence[int]) -> Segment:
         assert self.cache is not None
         self._drafts = list(drafts)
-        whole = len(ids) == self.to_compute
-        return Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0)
+        whole = len(ids) == self.to_compute and not self.request.prompt_only
+        self._segment = Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0)
+        if self.scores is not None:
+            begin, last = self.cache.length, len(self.request.prompt_ids) - 1
+            rows = range(max(begin, len(self.scores.values) - 1), min(begin + len(ids), last))
+            self._segment.scored = [(row - begin, self.ids[row + 1]) for row in rows]
+            self._segment.alternatives = self.scores.alternatives
+        return self._segment
 
-    def hear(self, rows: Floats) -> None:
+    def take_rows(self, rows: Floats) -> None:
         """Go through the rows behind the last id and each draft, for as long as the drafts were right."""
         assert self.cache is not None
+        if self.scores is not None and self._segment is not None:
+            self.scores.values += self._segment.scores
+        if self.request.prompt_only:
+            if self.to_compute == 0:
+                self.stats.ttft_s = time.perf_counter() - self.submitted
+                self._send(self.answer.finish("length"))
+            return
         drafts = self._drafts
-        right = verify(rows, drafts, self._say)
+        right = verify(rows, drafts, self._next_token)
         if drafts:
             self.stats.drafted += len(drafts)
             self.stats.accepted += right
@@ -226,15 +262,15 @@ class AnswerJob(Job):
         constraint.accept(token)
         return token
 
-    def _say(self, logits: Logits) -> int | None:
+    def _next_token(self, logits: Logits) -> int | None:
         """One token: chosen, into the answer, and out what may go out; None when it was the last."""
         token = self._choose(logits)
         now, stats = time.perf_counter(), self.stats
         if stats.completion_tokens == 0:
-            stats.ttft_s, self._spoke = now - self.submitted, now
+            stats.ttft_s, self._first_token_at = now - self.submitted, now
         else:
             stats.decode_steps += 1
-            stats.decode_s = now - self._spoke
+            stats.decode_s = now - self._first_token_at
         piece = self.answer.take(token, logits)
         self.ids.append(token)
         constraint = self.request.constraint
@@ -247,65 +283,65 @@ class AnswerJob(Job):
         return None if self.done else token
 
     def _send(self, event: Event) -> None:
-        self._tell(self._on_event, event)
+        self._emit(self._on_event, event)
 
 
-class EmbeddingJob(Job):
+class EmbeddingSequence(Sequence):
     """The mean of the last hidden states of a text. Nothing of it is cached before: a cached position has no states."""
 
-    fresh = True
+    skips_prefix_cache = True
 
-    def __init__(self, ids: Sequence[int], client: str, on_done: OnEmbedding) -> None:
+    def __init__(self, ids: abc.Sequence[int], client: str, on_done: OnEmbedding) -> None:
         super().__init__(ids, client)
         self._on_done = on_done
         self._sum: npt.NDArray[np.float64] | None = None
 
-    def segment(self, ids: Sequence[int], drafts: Sequence[int]) -> Segment:
+    def segment(self, ids: abc.Sequence[int], drafts: abc.Sequence[int]) -> Segment:
         assert self.cache is not None
         if self.cache.length == 0:  # also when it gave its pages back in the middle
             self._sum = None
         return Segment(self.cache, ids, hidden=True)
 
-    def hear(self, rows: Floats) -> None:
+    def take_rows(self, rows: Floats) -> None:
         total = rows.sum(axis=0, dtype=np.float64)
         self._sum = total if self._sum is None else self._sum + total
         if self.to_compute == 0:
             self.done = True
-            self._tell(self._on_done, (self._sum / len(self.ids)).astype(np.float32))
+            self._emit(self._on_done, (self._sum / len(self.ids)).astype(np.float32))
 
     def fail(self, error: Exception) -> None:
-        self._tell(self._on_done, error)
+        self._emit(self._on_done, error)
 
 
 class Queue:
-    """Waiting jobs: what had begun and gave way, then one line for each client, served in turns."""
+    """Waiting sequences: what had begun and gave way, then one line for each client, served in turns."""
 
     def __init__(self) -> None:
-        self._begun: list[Job] = []
-        self._lines: dict[str, deque[Job]] = {}
+        self._begun: list[Sequence] = []
+        self._lines: dict[str, deque[Sequence]] = {}
 
     def __len__(self) -> int:
         return len(self._begun) + sum(map(len, self._lines.values()))
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[Sequence]:
         yield from self._begun
         for line in self._lines.values():
             yield from line
 
-    def put(self, job: Job) -> None:
+    def put(self, sequence: Sequence) -> None:
         """To the end of its client's line."""
-        self._lines.setdefault(job.client, deque()).append(job)
+        self._lines.setdefault(sequence.client, deque()).append(sequence)
 
-    def put_back(self, job: Job) -> None:
+    def put_back(self, sequence: Sequence) -> None:
         """What was taken, before all others: it is its client's turn again. What had begun needs no turn."""
-        if job.began:
-            bisect.insort(self._begun, job, key=lambda j: j.began)
+        if sequence.started_at:
+            bisect.insort(self._begun, sequence, key=lambda j: j.started_at)
             return
-        line = self._lines.pop(job.client, deque())
-        line.appendleft(job)
-        self._lines = {job.client: line, **self._lines}
+        line = self._lines.pop(sequence.client, deque())
+        line.appendleft(sequence)
+        self._lines = {sequence.client: line, **self._lines}
 
-    def take(self) -> Job | None:
+    def take(self) -> Sequence | None:
         """What began first, else the first of the client whose turn it is, who then goes to the end of the round."""
         if self._begun:
             return self._begun.pop(0)
@@ -313,16 +349,19 @@ class Queue:
             line = self._lines.pop(client)
             if not line:
                 continue
-            job = line.popleft()
+            sequence = line.popleft()
             if line:
                 self._lines[client] = line
-            return job
+            return sequence
         return None
 
     def drop_cancelled(self) -> int:
         """Take out what nobody waits for any more, and say how many that were."""
         before = len(self)
-        self._begun = [job for job in self._begun if not job.cancelled]
-        lines = {client: deque(job for job in line if not job.cancelled) for client, line in self._lines.items()}
+        self._begun = [sequence for sequence in self._begun if not sequence.cancelled]
+        lines = {
+            client: deque(sequence for sequence in line if not sequence.cancelled)
+            for client, line in self._lines.items()
+        }
         self._lines = {client: line for client, line in lines.items() if line}
         return before - len(self)

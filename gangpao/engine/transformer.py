@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -23,6 +23,7 @@ from gangpao import kernels
 from gangpao.engine.cache import KVCache, KVPool, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.rope import Angles, inverse_frequencies
+from gangpao.engine.sample import TokenLogprob, logprobs_of
 from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer
 from gangpao.formats.gguf import GGUF
 
@@ -37,12 +38,19 @@ LOGIT_ROWS = 16  # rows of logits at once when all are asked for: 100,000 floats
 
 @dataclass(slots=True)
 class Segment:
-    """Ids to append to a cache in a step, and after how many of the last of them logits are wanted; or hidden states of all."""
+    """Ids to append to a cache in a step, and after how many of the last of them logits are wanted; or hidden states of all.
+
+    scored: places in ids, and the token behind each whose log-probability is wanted; the step puts one entry for each, with so
+    many alternatives, into scores.
+    """
 
     cache: KVCache
     ids: Sequence[int] | npt.NDArray[np.int64]
     logits: int = 0
     hidden: bool = False
+    scored: Sequence[tuple[int, int]] = ()
+    alternatives: int = 0
+    scores: list[TokenLogprob] = field(default_factory=list)
 
 
 class _Buffers:
@@ -141,14 +149,16 @@ class Transformer:
         out: list[Floats] = [np.empty((0, self.config.vocab_size), np.float32)] * len(segments)
         with _ONE_AT_A_TIME:
             self._run_layers([segments[i] for i in order])
-            end, wanted = 0, []
+            end, wanted, scored = 0, [], []
             for i in order:
-                segment = segments[i]
+                segment, begin = segments[i], end
                 end += len(segment.ids)
                 if segment.hidden:
-                    out[i] = self._final_states(end - len(segment.ids), end)
+                    out[i] = self._final_states(begin, end)
                 wanted += [(i, row) for row in range(end - segment.logits, end)]
+                scored += [(segment, begin + place, token) for place, token in segment.scored]
                 segment.cache.length += len(segment.ids)
+            self._score(scored)
             rows = self._logits([row for _, row in wanted])
         for i, group in itertools.groupby(range(len(wanted)), key=lambda at: wanted[at][0]):
             found = list(group)
@@ -201,15 +211,26 @@ class Transformer:
 
     def _logits(self, rows: Sequence[int]) -> Floats:
         """Logits [len(rows), V] of these rows of the hidden states in the buffer."""
-        b = self._buffers
         out = np.empty((len(rows), self.config.vocab_size), np.float32)
         for begin in range(0, len(rows), LOGIT_ROWS):
             part = rows[begin : begin + LOGIT_ROWS]
-            b.final_view[: len(part)] = b.hidden_view[part]
-            kernels.rmsnorm(b.final, len(part), self.weights.final_norm, self.config.rms_norm_eps, b.final_normed)
-            kernels.linear(self.weights.head, b.final_normed, b.logits)
-            out[begin : begin + len(part)] = b.logits_view[: len(part)]
+            out[begin : begin + len(part)] = self._head(part)
         return out
+
+    def _head(self, rows: Sequence[int]) -> Floats:
+        """The same for at most LOGIT_ROWS, in the buffer."""
+        b = self._buffers
+        b.final_view[: len(rows)] = b.hidden_view[rows]
+        kernels.rmsnorm(b.final, len(rows), self.weights.final_norm, self.config.rms_norm_eps, b.final_normed)
+        kernels.linear(self.weights.head, b.final_normed, b.logits)
+        return b.logits_view[: len(rows)]
+
+    def _score(self, wanted: Sequence[tuple[Segment, int, int]]) -> None:
+        """Log-probabilities of tokens after rows of the buffer, to their segments; logits of LOGIT_ROWS are in memory at once."""
+        for begin in range(0, len(wanted), LOGIT_ROWS):
+            part = wanted[begin : begin + LOGIT_ROWS]
+            for (segment, _, token), logits in zip(part, self._head([row for _, row, _ in part]), strict=True):
+                segment.scores.append(logprobs_of(logits, token, segment.alternatives))
 
     def _final_states(self, begin: int, end: int) -> Floats:
         """Hidden states [end - begin, D] after the last norm, of rows of the buffer."""

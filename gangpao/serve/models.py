@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gangpao import machine
+from gangpao import catalog, machine
 from gangpao.engine import memory
 from gangpao.engine.answer import Progress
 from gangpao.engine.cache import PAGE, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
+from gangpao.engine.sample import MAX_STOP
 from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
 from gangpao.formats.gguf import GGUF
 from gangpao.log import show_bytes
@@ -34,12 +35,14 @@ log = logging.getLogger("gangpao.serve")
 SWEEP_S = 5.0
 FULL_RETRY_S = 10.0
 ANY_NAME = "*"
+DEFAULT_STOPS = 256
+DEFAULT_PROMPTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(EngineOptions):
-    """How models are loaded. memory: bytes for all models together, None is what the machine has. idle_unload_s: seconds
-    without a request after which a model leaves memory, None is never."""
+    """How models are loaded, and what one request may ask of them. memory: bytes for all models together, None is what the
+    machine has. idle_unload_s: seconds without a request after which a model leaves memory, None is never."""
 
     batch: int = option(DEFAULT_BATCH, "Answers in progress at once, for each model.", 1, 256)
     queue: int = option(DEFAULT_QUEUE, "Requests that may wait; more are told to come back.", 1, 4096)
@@ -58,6 +61,8 @@ class Limits(EngineOptions):
         typed=float,
         read=lambda minutes: minutes * 60,
     )
+    max_stop: int = option(DEFAULT_STOPS, "Stop strings of one request at most.", 1, MAX_STOP)
+    max_prompts: int = option(DEFAULT_PROMPTS, "Prompts of one request to /v1/completions at most.", 1, 2048)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +74,7 @@ class Loaded:
     engine: Engine
     scheduler: Scheduler
     need: int
+    limits: Limits
     users: int = 0
     preparing: int = 0
     used: float = field(default_factory=time.monotonic)
@@ -194,7 +200,7 @@ class Hub:
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
             finally:
                 self.progress.pop(name, None)
-            self._loaded[name] = Loaded(name, path, engine, scheduler, plan.bytes)
+            self._loaded[name] = Loaded(name, path, engine, scheduler, plan.bytes, self.limits)
             if self.state == "failed":
                 self.state = "ok"
             log.info("%s is loaded: %d tokens of context, up to %s", name, engine.context, show_bytes(plan.bytes))
@@ -215,6 +221,7 @@ class Hub:
             gguf, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
         )  # fmt: skip
         engine.name = name
+        engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
         return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)
 
     async def _room(self, name: str, gguf: GGUF, config: ModelConfig) -> _Plan:

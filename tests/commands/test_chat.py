@@ -21,7 +21,6 @@ import pytest
 from gangpao import catalog, cost
 from gangpao.commands.chat import Chat, Local, read_question
 from gangpao.commands.terminal import screen
-from gangpao.engine.sample import SamplingParams
 from gangpao.text.thoughts import KNOWN
 from tests.child import environment
 from tests.commands.screen import Screen
@@ -295,7 +294,7 @@ def test_without_a_terminal_one_question_is_answered(tmp_path):
 
 
 def chat_of(*replies, context=512, **params):
-    return Chat(Local(fake_engine(*replies, context=context), SamplingParams(**params), meter=cost.Meter()))
+    return Chat(Local(fake_engine(*replies, context=context), params, meter=cost.Meter()))
 
 
 def lines(*given):
@@ -380,7 +379,7 @@ def test_set_shows_changes_and_checks(capsys):
         ("/set temperature 9", "error: temperature must be from 0.0 to 5.0, got 9.0"),
         ("/set max_tokens 1.5", "error: max_tokens must be a whole number, got '1.5'"),
         ("/set seed default", "seed is random"),
-        ("/set temperature default", "temperature is 0.7"),
+        ("/set temperature default", "temperature is 0.8"),
     ):
         chat.command(line)
         assert said in capsys.readouterr().out
@@ -388,9 +387,7 @@ def test_set_shows_changes_and_checks(capsys):
 
 
 def test_retry_gives_another_answer_to_the_same_question(capsys):
-    chat = Chat(
-        Local(fake_engine(context=512), SamplingParams(temperature=1, seed=7, max_tokens=20), meter=cost.Meter())
-    )
+    chat = Chat(Local(fake_engine(context=512), {"temperature": 1, "seed": 7, "max_tokens": 20}, meter=cost.Meter()))
     chat.command("/retry")
     assert "error: there is no question yet" in capsys.readouterr().out
     answers = []
@@ -400,9 +397,7 @@ def test_retry_gives_another_answer_to_the_same_question(capsys):
         assert [m["role"] for m in chat.conversation.turns] == ["user", "assistant"]
         chat.command("/retry")
     assert len(set(answers)) == 3
-    same = Chat(
-        Local(fake_engine(context=512), SamplingParams(temperature=1, seed=8, max_tokens=20), meter=cost.Meter())
-    )
+    same = Chat(Local(fake_engine(context=512), {"temperature": 1, "seed": 8, "max_tokens": 20}, meter=cost.Meter()))
     same.answer("say")
     assert same.conversation.turns[-1]["content"] == answers[1]  # the seeds follow each other
     capsys.readouterr()
@@ -435,7 +430,7 @@ def test_another_model_goes_on_with_the_conversation(capsys, monkeypatch, tmp_pa
         alive.append(weakref.ref(engine.model))
         return engine
 
-    chat = Chat(Local(load("a"), SamplingParams(), meter=cost.Meter(), load=load))
+    chat = Chat(Local(load("a"), {}, meter=cost.Meter(), load=load))
     chat.answer("one")
     chat.command("/model")
     assert "* a\n  b\n/model NAME" in capsys.readouterr().out

@@ -3,10 +3,9 @@
 import pytest
 
 from gangpao.commands.terminal.conversation import Conversation, fit
-from gangpao.engine.sample import SamplingParams
 from tests.engine.fakes import fake_engine
 
-GREEDY = SamplingParams(temperature=0, repetition_penalty=1.0, max_tokens=40)
+GREEDY = {"temperature": 0, "max_tokens": 40}
 
 
 def say(conversation, text):

@@ -42,9 +42,7 @@ def test_a_whole_folder_is_proved_and_told(folder, tmp_path):
     assert notes == []
     engine = Engine.load(path, context=64)
     assert engine.tokenizer.end_ids == {1, 2}
-    assert (engine.sampling.temperature, engine.sampling.top_k, engine.sampling.repetition_penalty) == pytest.approx(
-        (0.6, 20, 1.1)
-    )
+    assert engine.sampling == pytest.approx({"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1})
     assert engine.template.source == TEMPLATE
 
 

@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 
 def compute(model, pool, ids):
     """A sequence that begins with what the pool remembers; with its logits behind the last id."""
-    cache = pool.begin(ids)
+    cache = pool.match_prefix(ids)
     return cache, model.forward(ids[cache.length :], cache)
 
 
@@ -45,14 +45,14 @@ def test_a_prefix_is_found_and_gives_the_same_bits(model):
     pool = model.new_pool(512, tokens=2048)
     first = list(range(200))
     cache, logits = compute(model, pool, first)
-    pool.keep(cache, first)
+    pool.finish(cache, first)
     for shared in (1, 63, 64, 65, 128, 199):
         ids = [*first[:shared], 250, *range(30)]
         cache, got = compute(model, pool, ids)
         assert np.array_equal(got, model.forward(ids, model.new_cache(512)))
         check(pool, [cache])
-        pool.keep(cache, ids)
-    cache = pool.begin(first)
+        pool.finish(cache, ids)
+    cache = pool.match_prefix(first)
     assert cache.length == 199  # one id is left, for its logits
     assert np.array_equal(model.forward(first[-1:], cache), logits)
 
@@ -61,8 +61,8 @@ def test_what_is_shared_is_copied_before_it_is_written(model):
     pool = model.new_pool(512, tokens=1024)
     ids = list(range(40))
     cache, _ = compute(model, pool, ids)
-    pool.keep(cache, ids)
-    one, two = pool.begin([*ids, 1]), pool.begin([*ids, 2])
+    pool.finish(cache, ids)
+    one, two = pool.match_prefix([*ids, 1]), pool.match_prefix([*ids, 2])
     assert one.pages == two.pages
     assert one.length == two.length == 40
     a = model.forward([1, 5, 6], one)
@@ -78,13 +78,13 @@ def test_sequences_in_one_step_are_those_alone(model):
     pool = model.new_pool(256, tokens=256 * 12)
     begin = [rng.randrange(256) for _ in range(100)]
     first, _ = compute(model, pool, begin)
-    pool.share(first, begin)
+    pool.insert_prefix(first, begin)
     texts = [
         [*begin[: rng.randrange(101)], *(rng.randrange(256) for _ in range(rng.randrange(1, 20)))] for _ in range(9)
     ]
     segments = []
     for ids in texts:
-        cache = pool.begin(ids)
+        cache = pool.match_prefix(ids)
         rest = ids[cache.length :][:25]
         assert cache.reserve(len(rest))
         segments.append(Segment(cache, rest, min(2, len(rest))))
@@ -115,7 +115,7 @@ def test_books_are_kept(rng, pages):
         action = rng.random()
         if action < 0.5 or not live:
             ids = [rng.randrange(2) if i % 50 == 0 else 0 for i in range(rng.randrange(1, PAGE * 4))]
-            cache = pool.begin(ids)
+            cache = pool.match_prefix(ids)
             # Nothing is found that was not remembered; with room for everything (300) nothing is forgotten either.
             best = max((common(ids[:-1], k) for k in known), default=0)
             assert cache.length == best if pages == 300 else cache.length <= best
@@ -131,7 +131,7 @@ def test_books_are_kept(rng, pages):
         else:
             cache, ids = live.pop(rng.randrange(len(live)))
             known.append(list(ids))
-            pool.keep(cache, ids)
+            pool.finish(cache, ids)
         check(pool, [cache for cache, _ in live])
 
 
@@ -142,16 +142,16 @@ class _Config:
 def test_the_longest_unused_goes_first():
     pool = KVPool(_Config(), PAGE * 2, "int8", PAGE * 4, Angles(np.ones(8), 1.0))
     for start in (0, 1000, 2000):
-        cache = pool.begin([*range(start, start + PAGE)])
+        cache = pool.match_prefix([*range(start, start + PAGE)])
         assert cache.reserve(PAGE - cache.length)
         cache.length = PAGE
-        pool.keep(cache, list(range(start, start + PAGE)))
-    used = pool.begin([*range(PAGE), 7])  # the oldest is used again
+        pool.finish(cache, list(range(start, start + PAGE)))
+    used = pool.match_prefix([*range(PAGE), 7])  # the oldest is used again
     assert used.length == PAGE
     fresh = pool.new()
     assert fresh.reserve(PAGE * 2)  # one page is free, one has to go: that of 1000
-    assert pool.begin([*range(1000, 1000 + PAGE), 7]).length == 0
-    assert pool.begin([*range(2000, 2000 + PAGE), 7]).length == PAGE
+    assert pool.match_prefix([*range(1000, 1000 + PAGE), 7]).length == 0
+    assert pool.match_prefix([*range(2000, 2000 + PAGE), 7]).length == PAGE
 
 
 def test_a_full_pool_says_no_and_loses_nothing():

@@ -61,6 +61,23 @@ def test_stop_strings_across_token_borders(reply, stops, text):
     assert pieces[-1].finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("reply", "stops"),
+    [("aaab", ("aab",)), ("天地玄黄x宇宙", ("x宇",)), ("天地", ("玄",)), ("abc", ("bc", "abcd")), ("ab", ("ab",))],
+)
+def test_tokens_go_out_with_their_text_and_those_of_text_that_was_cut_off_do_not(reply, stops):
+    run = fake_engine(reply).generate(prompt("q"), greedy(stop=stops, logprobs=0))
+    text, listed, offsets = "", [], []
+    for piece in run:
+        assert all(len(text) <= at < len(text) + len(piece.text) for at in piece.offsets)
+        assert len(piece.ids) == len(piece.offsets) == len(piece.logprobs)
+        text += piece.text
+        listed += piece.ids
+        offsets += piece.offsets
+    assert bytes(listed).decode() == text  # one token a byte
+    assert offsets == [i for i, c in enumerate(text) for _ in c.encode()]
+
+
 @given(
     text=st.text(alphabet="ab<", max_size=30),
     stops=st.lists(st.text(alphabet="ab<", min_size=1, max_size=5), max_size=3),

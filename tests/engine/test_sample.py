@@ -9,18 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gangpao import catalog
 from gangpao.engine import sample
 from gangpao.engine.sample import (
     REPETITION_WINDOW,
     Sampler,
     SamplingParams,
-    defaults_of,
     keep_min_p,
     keep_top_p,
     largest,
     logprobs_of,
     penalize,
+    recommended_in,
 )
+from tests.engine.fakes import fake_engine
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -230,7 +232,7 @@ def test_what_a_grammar_forbids_is_not_sorted(allowed, monkeypatch):
     sorted_sizes = []
     real = np.lexsort
     monkeypatch.setattr(np, "lexsort", lambda keys: (sorted_sizes.append(len(keys[0])), real(keys))[1])
-    params = SamplingParams(seed=1)
+    params = SamplingParams(seed=1, top_k=20, top_p=0.8)
     sampler = Sampler(params, logits.size, range(200))
     said = [sampler.sample(logits) for _ in range(5)]
     assert max(sorted_sizes, default=0) <= min(allowed, 64 * params.top_k)
@@ -255,10 +257,34 @@ def test_a_files_recommendation_becomes_the_default():
         "general.sampling.temp": 0.25, "general.sampling.top_k": 30.0, "general.sampling.top_p": 0.5,
         "general.sampling.min_p": 0.125, "general.sampling.penalty_repeat": 1.5, "general.sampling.mirostat": 2,
     }  # fmt: skip
-    params = defaults_of(metadata)
     expected = {"temperature": 0.25, "top_k": 30, "top_p": 0.5, "min_p": 0.125, "repetition_penalty": 1.5}
-    assert params == SamplingParams(**expected)
-    assert isinstance(params.top_k, int)
+    assert recommended_in(metadata) == expected
+    assert isinstance(recommended_in(metadata)["top_k"], int)
     wild = {"general.sampling.temp": 1e9, "general.sampling.top_k": "many", "general.sampling.top_p": 0.5}
-    assert defaults_of(wild) == SamplingParams(top_p=0.5)
-    assert defaults_of({}) == SamplingParams()
+    assert recommended_in(wild) == {"top_p": 0.5}
+    assert recommended_in({}) == {}
+
+
+def test_what_is_given_wins_over_the_recommendation_and_that_over_our_own():
+    engine = fake_engine()
+    assert engine.recommended() == SamplingParams(temperature=0.8, top_k=40, top_p=0.9)
+    engine.sampling = {"temperature": 0.3, "repetition_penalty": 1.1}
+    assert engine.recommended(top_k=None, max_tokens=5) == SamplingParams(
+        temperature=0.3, top_k=40, top_p=0.9, repetition_penalty=1.1, max_tokens=5
+    )
+    assert engine.recommended(temperature=0.0, repetition_penalty=1.0).temperature == 0.0
+    assert engine.recommended(temperature=0.0, repetition_penalty=1.0).repetition_penalty == 1.0
+    with pytest.raises(ValueError, match="top_p must be from"):
+        engine.recommended(top_p=3)
+
+
+@pytest.mark.parametrize("name", sorted(catalog.load().models))
+def test_the_catalogs_recommendations_are_settings_of_ours(name):
+    SamplingParams(**catalog.sampling_of(name))
+
+
+def test_the_defaults_change_nothing():
+    """Greedy is the largest logit whatever came before, and a draw is one from the model's own distribution."""
+    logits = logits_of(3, 500)
+    assert Sampler(SamplingParams(temperature=0), 500, [int(logits.argmax())] * 9).sample(logits) == logits.argmax()
+    assert SamplingParams() == SamplingParams(**PLAIN)

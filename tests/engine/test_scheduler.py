@@ -202,7 +202,7 @@ def test_an_embedding_that_gave_way_begins_anew(engine, scheduler, monkeypatch):
     running.embed(ids, found.append)
     running.close()
     short = scheduler(batch=2, pool_tokens=512)
-    monkeypatch.setattr(short.pool, "can_hold", lambda tokens: True)
+    monkeypatch.setattr(short.pool, "can_allocate", lambda tokens: True)
     talk = ask(short, list(range(130)), SamplingParams(temperature=1.0, seed=1, max_tokens=40, logit_bias={258: -100}))
     short.embed(ids, found.append)
     talk.wait()
@@ -245,7 +245,7 @@ def test_who_is_taken_out_is_told_even_when_its_pages_cannot_be_taken(engine, sc
     running = scheduler(batch=2)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     monkeypatch.setattr(engine.model, "step", lambda s: 1 / 0)
-    monkeypatch.setattr(running.pool, "discard", lambda cache: [][0])
+    monkeypatch.setattr(running.pool, "release", lambda cache: [][0])
     with pytest.raises(ZeroDivisionError):
         ask(running, [1, 2, 3]).wait()
     running._thread.join(30)

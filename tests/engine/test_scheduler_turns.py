@@ -9,7 +9,7 @@ import pytest
 from gangpao.engine import scheduler as batch_module
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.scheduler import Busy, Request
-from gangpao.engine.sequences import AnswerJob, Queue
+from gangpao.engine.sequences import AnswerSequence, Queue
 from tests.engine.company import GREEDY, Listener, alone, ask
 
 
@@ -91,14 +91,14 @@ def test_a_large_prompt_is_passed_a_few_times_and_then_it_is_its_turn(engine, sc
     assert large.wait() == alone(engine, big)[0]
     running.close()
     assert (
-        ended[0] <= 4 + 3 + 4 + batch_module.MAX_PASSED + 3
+        ended[0] <= 4 + 3 + 4 + batch_module.MAX_OVERTAKEN + 3
     )  # before it, running, before it in the round, passing, with it
     assert running.counters.finished == ended[0] + 1
 
 
 def test_a_place_in_the_round_is_kept(engine):
     def job(client):
-        return AnswerJob(engine, Request([1], client=client), print)
+        return AnswerSequence(engine, Request([1], client=client), print)
 
     queue = Queue()
     a1, a2, b1, c1, c2 = jobs = [job(client) for client in "aabcc"]
@@ -110,7 +110,7 @@ def test_a_place_in_the_round_is_kept(engine):
     for one in reversed(taken):
         queue.put_back(one)
     assert list(queue) == [b1, c1, c2, a2]
-    b2, a1.began, b1.began = job("b"), 2.0, 1.0
+    b2, a1.started_at, b1.started_at = job("b"), 2.0, 1.0
     assert queue.take() is b1
     queue.put(b2)
     for one in (a1, b1):  # both had begun, b1 first, and gave way

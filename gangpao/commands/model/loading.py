@@ -1,5 +1,6 @@
 """From the model that a command means (find.py) to its engine, with the percentage on stderr."""
 
+from gangpao import catalog
 from gangpao.commands.model.find import find_model
 from gangpao.commands.terminal.screen import Percent
 from gangpao.cost import show_yuan as show_yuan
@@ -20,4 +21,5 @@ def load_engine(model: str | None, *, options: EngineOptions = DEFAULT, yes: boo
     finally:
         progress.clear()
     engine.name = name
+    engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
     return engine

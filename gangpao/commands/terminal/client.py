@@ -51,6 +51,7 @@ class Server:
     def __init__(self, url: str, api_key: str | None, verify: ssl.SSLContext | bool) -> None:
         self.base = address(url)
         here = is_loopback(httpx2.URL(self.base).host)
+        self.ours = False  # whether it is gangpao, once it has listed its models
         self.withheld = False
         if api_key is None:
             api_key = os.environ.get("OPENAI_API_KEY") or None
@@ -75,7 +76,9 @@ class Server:
         listed = body.get("data") if isinstance(body, dict) else None
         if not isinstance(listed, list):
             raise RemoteError(f"{self.base}/models is not OpenAI's list: is this the address of such a server?")
-        roots = {m["id"]: m.get("root") for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)}
+        models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        self.ours = any(m.get("owned_by") == "gangpao" for m in models)
+        roots = {m["id"]: m.get("root") for m in models}
         return [screen.plain(name) for name, root in roots.items() if root == name or root not in list(roots)]
 
     def chat(self, body: Mapping[str, Any]) -> httpx2.Response:

@@ -10,9 +10,9 @@ session's cache is reused as far as the new prompt agrees with it, so a normal t
 What it gives up: what is dropped is gone for the model, there is no summary of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from gangpao.engine.answer import FinishReason, Progress, Stats
 from gangpao.engine.generate import Engine, Generation, Session
@@ -221,11 +221,16 @@ class Reply(Transcript):
 
 @dataclass(slots=True)
 class Conversation(Turns):
-    """A chat with an engine of this process."""
+    """A chat with an engine of this process. chosen: the sampling options that the user gave; the rest is the model's own."""
 
     engine: Engine
-    params: SamplingParams
+    chosen: Mapping[str, Any]
     _session: Session | None = None
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling settings of the next answer."""
+        return self.engine.recommended(**self.chosen)
 
     @property
     def cached_tokens(self) -> int:
@@ -239,11 +244,11 @@ class Conversation(Turns):
         Raises ValueError, and remembers nothing, when the question does not fit the context.
         """
         question = Message(role="user", content=text)
-        room = min(self.params.max_tokens, self.engine.context // 4)
+        params = self.params
+        room = min(params.max_tokens, self.engine.context // 4)
         ids, dropped = fit(self.engine, self.system, [*self.turns[self.forgotten :], question], room)
         if self._session is None:
             self._session = self.engine.session()
-        params = self.params
         if params.seed is not None:
             params = replace(params, seed=(params.seed + attempt) % 2**63)
         run = self.engine.generate(

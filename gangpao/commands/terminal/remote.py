@@ -1,9 +1,10 @@
 """`gangpao chat --connect URL`: the same conversation with a server that speaks OpenAI's chat API, ours or another.
 
 A question is one streamed POST /v1/chat/completions with all messages. Only what the user chose is sent: sampling
-options that are not on the command line are left to the server, which knows its model. A server that is busy says
-Retry-After, and is asked again then; every other refusal is one line that says what to do. When the server says that
-the context is full, the oldest half of the turns is left out, as a chat with an engine here does it.
+options that are not on the command line are left to the server, and one of ours is asked for what its model recommends.
+A server that is busy says Retry-After, and is asked again then; every other refusal is one line that says what to do.
+When the server says that the context is full, the oldest half of the turns is left out, as a chat with an engine here
+does it.
 
 A model's thought comes apart from its answer (reasoning_content or reasoning), as a part of it (type thinking), or in front of it
 between <think> and </think>; it is shown in all three cases and never sent back.
@@ -185,6 +186,7 @@ class Remote(Turns):
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({"model_defaults": True} if self.server.ours else {}),  # others may refuse what they do not know
             **self.params,
             **({} if seed is None else {"seed": seed + attempt}),
         }

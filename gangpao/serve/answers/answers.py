@@ -17,17 +17,17 @@ from typing import Any, TypeVar
 
 import gangpao
 from gangpao.engine.answer import Piece
-from gangpao.engine.sample import SamplingParams, TokenLogprob
+from gangpao.engine.sample import SamplingParams
 from gangpao.engine.scheduler import Busy
 from gangpao.engine.sequences import Event, Handle, Request
 from gangpao.serve.http.errors import NO_RETRY, ApiError, PromptTooLong, busy
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.models import Loaded
 from gangpao.serve.server import Server
-from gangpao.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 MAX_CHARS = 4_000_000
+_POLL_S = 0.05  # between two looks for a place
 
 
 @contextlib.contextmanager
@@ -67,12 +67,6 @@ def check_text(loaded: Loaded, size: int) -> None:
         check_length(loaded, fewest)
 
 
-def check_count(places: int, count: int) -> None:
-    """Raises ApiError (400) for more answers to one request than there are places in batch and queue together."""
-    if count > places:
-        raise ApiError(400, f"n: {count} answers to one request are more than the {places} of this server", param="n")
-
-
 def check_size(size: int) -> None:
     """Raises ApiError (400) for a text of more characters than are worth tokenizing at once."""
     if size > MAX_CHARS:
@@ -82,7 +76,8 @@ def check_size(size: int) -> None:
 class Answers:
     """n requests on their way, as a context manager and an async iterator of (index, piece), which ends with the last.
 
-    What comes to its end is measured, whatever API it is for.
+    As many as the model answers at once are submitted, the others as these end, so that one request does not fill the queue of
+    all. handles: of those that were submitted, in their order. What comes to its end is measured, whatever API it is for.
     Raises ApiError: 429 where the queue is full, 400 for a value the engine refuses, 500 where it failed.
     """
 
@@ -90,23 +85,45 @@ class Answers:
         self._scheduler = loaded.scheduler
         self._metrics = metrics
         self._model = loaded.name
-        self._requests = requests
+        self.requests = requests
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._began = time.perf_counter()
         self.handles: list[Handle] = []
+        self._ended = 0
+        most = loaded.limits.max_stop
+        if any(len(request.params.stop) > most for request in requests):
+            message = f"more than {most} strings; start the server with a larger --max-stop"
+            raise ApiError(400, message, field="stop")
 
     def __enter__(self) -> "Answers":
-        loop = asyncio.get_running_loop()
         try:
-            for i, request in enumerate(self._requests):
-                self.handles.append(self._scheduler.submit(request, self._listener(loop, i)))
+            self._submit()
         except Busy as error:
             self._cancel()
             raise busy(error.retry_after) from None
+        return self
+
+    def _submit(self) -> None:
+        """Submit what may run now. Raises Busy where there is no place."""
+        loop = asyncio.get_running_loop()
+        try:
+            while len(self.handles) < min(len(self.requests), self._ended + self._scheduler.batch):
+                i = len(self.handles)
+                self.handles.append(self._scheduler.submit(self.requests[i], self._listener(loop, i)))
         except ValueError as error:
             self._cancel()
             raise ApiError(400, str(error)[:500]) from None
-        return self
+
+    async def _submit_later(self) -> None:
+        """The same, waiting for a place where none of our own can become free."""
+        while True:
+            try:
+                self._submit()
+                return
+            except Busy:
+                if len(self.handles) > self._ended:
+                    return  # one of ours will end
+                await asyncio.sleep(_POLL_S)
 
     def _listener(self, loop: asyncio.AbstractEventLoop, index: int) -> Callable[[Event], None]:
         def listen(event: Event) -> None:
@@ -127,7 +144,7 @@ class Answers:
         return time.perf_counter() - self._began
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
-        left = len(self.handles)
+        left = len(self.requests)
         latest: dict[int, float] = {}  # when the last token of each answer came
         while left:
             index, event = await self._events.get()
@@ -140,6 +157,8 @@ class Answers:
                 latest[index] = now
             if event.finish_reason is not None:
                 left -= 1
+                self._ended += 1
+                await self._submit_later()
                 self._metrics.answered(self._model, self.handles[index].stats, event.finish_reason, self.seconds)
             yield index, event
 
@@ -194,18 +213,3 @@ def timings(server: Server, handles: Sequence[Handle]) -> dict[str, Any]:
 def fingerprint() -> str:
     """What computed the answer: with the same one, the same seed gives the same text."""
     return f"gangpao-{gangpao.__version__}"
-
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text; bytes that are no whole character become U+FFFD."""
-    return tokenizer.token_bytes(token).decode("utf-8", "replace")
-
-
-def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """Log-probabilities in the form of chat completions."""
-
-    def one(token: int, value: float) -> dict[str, Any]:
-        data = tokenizer.token_bytes(token)
-        return {"token": token_text(tokenizer, token), "logprob": round(value, 6), "bytes": list(data)}
-
-    return [{**one(e.id, e.logprob), "top_logprobs": [one(i, v) for i, v in e.top]} for e in entries]

@@ -39,6 +39,7 @@ from gangpao.serve.answers.events import (
     Thought,
 )
 from gangpao.serve.answers.forms import Form
+from gangpao.serve.answers.logprobs import chat_form
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.models import Loaded
 from gangpao.serve.server import Server
@@ -82,7 +83,8 @@ class Message:
 class Chat:
     """A request, checked as far as that goes without a model.
 
-    sampling: settings that the request gave, by SamplingParams' names. tools: functions as chat templates take them, OpenAI's
+    sampling: settings that the request gave, by SamplingParams' names; model_defaults: whether the rest is what the model
+    recommends, instead of nothing at all. tools: functions as chat templates take them, OpenAI's
     form; tool_choice: none, auto, required or one of them; parallel: whether several may be called. logprobs: alternatives a
     token. continues: the last message is the beginning of the answer. variables: switches of the model's chat template. left_out:
     what the dialect could not use, for the log and for the answer.
@@ -91,6 +93,7 @@ class Chat:
     messages: tuple[Message, ...]
     model: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    model_defaults: bool = False
     tools: tuple[Json, ...] = ()
     tool_choice: str | Json | None = None
     parallel: bool = True
@@ -149,10 +152,9 @@ async def prompt_ids(server: Server, chat: Chat) -> list[int]:
 async def _requests(server: Server, loaded: Loaded, chat: Chat, client: str) -> tuple[list[Request], list[str]]:
     """What to submit, one for each choice, and what else of the chat was left out."""
     engine = loaded.engine
-    answers.check_count(server.settings.places, chat.n)
-    params = _params(chat, engine.context)
+    params = _params(chat, engine)
     messages, left_out = await _messages(server, loaded, chat)
-    rules = await _constraints(loaded, chat)  # first: it is over in milliseconds
+    rules = await constraints_of(loaded, chat)  # first: it is over in milliseconds
     if (held := _inner(rules[0][0])) is not None:
         left_out += map(str, held.loosened)
     ids = await _encode(loaded, chat, messages)
@@ -172,11 +174,12 @@ async def _requests(server: Server, loaded: Loaded, chat: Chat, client: str) -> 
     ], left_out
 
 
-def _params(chat: Chat, context: int) -> SamplingParams:
+def _params(chat: Chat, engine: Engine) -> SamplingParams:
     """The engine's settings; an answer without a limit goes on until the model ends it or the context is full."""
-    given = {"max_tokens": min(context, MAX_TOKENS), **chat.sampling}
+    given = {"max_tokens": min(engine.context, MAX_TOKENS), **chat.sampling}
+    make = engine.recommended if chat.model_defaults else SamplingParams
     try:
-        return SamplingParams(**given, logprobs=chat.logprobs)
+        return make(**given, logprobs=chat.logprobs)
     except ValueError as error:
         raise field_error(error, given) from None
 
@@ -294,7 +297,7 @@ def _orders(messages: Sequence[Json]) -> Iterator[list[dict[str, Any]]]:
         yield [{**turns[1], "content": "\n\n".join(filter(None, (first, second)))}, *turns[2:]]
 
 
-async def _constraints(loaded: Loaded, chat: Chat) -> list[tuple[Constraint | None, bool]]:
+async def constraints_of(loaded: Loaded, chat: Chat) -> list[tuple[Constraint | None, bool]]:
     """For each choice what its tokens must keep to, and whether that is a grammar of all of the answer."""
     if not chat.form and not chat.tools and not chat.ends.given and chat.tool_choice in (None, "auto", "none"):
         return [(None, False)] * chat.n
@@ -375,7 +378,7 @@ class _Choice:
     def push(self, piece: Piece) -> Iterator[Event]:
         """Take a piece in; what it makes of text, thought and calls."""
         if self._wants_logprobs:
-            self._logprobs += answers.chat_logprobs(self._tokenizer, piece.logprobs)
+            self._logprobs += chat_form(self._tokenizer, piece.logprobs)
         self._reason = piece.finish_reason
         thinking = self._splitter.thinking
         said = self._splitter.push(piece.text)

@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 
 from gangpao.engine.scheduler import Busy
 from gangpao.engine.sequences import Handle
-from gangpao.serve.api.completions import inputs, to_ids
+from gangpao.serve.api.completions import Cut, inputs, to_ids
 from gangpao.serve.api.schema import EmbeddingRequest, parse, unknown
 from gangpao.serve.http.errors import ApiError, busy
 from gangpao.serve.http.stream import Json
@@ -38,7 +38,7 @@ async def embed(server: Server, body: dict[str, Any], client: str) -> dict[str, 
         size = loaded.engine.model.config.hidden_size
         if asked.dimensions not in (None, size):
             raise ApiError(400, f"dimensions: this model's vectors have {size}, and are not cut", param="dimensions")
-        ids = await to_ids(server, loaded, inputs(asked.input, "input"), "input")
+        ids = await to_ids(loaded, inputs(asked.input, "input"), "input", _cut(asked, loaded.engine.context - 1))
         write: Callable[[Vector], Any] = _base64 if asked.encoding_format == "base64" else _floats
         vectors = [write(_unit(await _vector(loaded, one, client))) for one in ids]
     total = sum(map(len, ids))
@@ -48,6 +48,16 @@ async def embed(server: Server, body: dict[str, Any], client: str) -> dict[str, 
         "model": loaded.name,
         "usage": {"prompt_tokens": total, "total_tokens": total},
     }
+
+
+def _cut(asked: EmbeddingRequest, most: int) -> Cut | None:
+    """What becomes of texts that are too long. most: tokens that fit."""
+    last = asked.truncate_prompt_tokens
+    if last == 0:
+        raise ApiError(400, "truncate_prompt_tokens: 0 tokens have no vector", param="truncate_prompt_tokens")
+    if last is not None:
+        return Cut(most if last == -1 else min(last, most), end=True)
+    return Cut(most) if asked.truncate else None
 
 
 def answer_of(head: dict[str, Any], name: str, entries: Sequence[Any]) -> Response:

@@ -5,7 +5,7 @@
 
 A request without messages (or prompt) loads the model and says so. keep_alive is accepted: how long models stay is the
 server's own setting. An assistant's message at the end is continued, as Ollama does it. What it gives up: pull, push, create, copy
-and delete; suffix; context, which Ollama has given up, too.
+and delete; context, which Ollama has given up, too.
 """
 
 import contextlib
@@ -90,9 +90,10 @@ class ChatRequest(_Asked):
 
 class GenerateRequest(_Asked):
     """POST /api/generate. raw: the prompt is the whole text, without the chat template. An empty system is none,
-    as in Ollama."""
+    as in Ollama. suffix: what comes after a hole behind the prompt, which the model fills."""
 
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
     images: schema.Many[str] | None = None
@@ -105,6 +106,7 @@ class EmbedRequest(schema.Body):
     input: schema.TextOr[str] | None = None
     prompt: str | None = None
     dimensions: Whole | None = None
+    truncate: bool | None = Field(None, description="Take the beginning of a text that is too long; true by default.")
 
 
 OPERATIONS = {
@@ -143,7 +145,7 @@ def routes(server: Server) -> list[Route]:
         asked = schema.parse(GenerateRequest, await read_json(request))
         if not asked.prompt:
             return await _load(server, request, asked, {"response": ""})
-        if asked.raw:
+        if asked.raw or asked.suffix:
             return await _raw(server, request, asked)
         return await _answer(server, request, asked, chat_of(_as_chat(asked)), "response")
 
@@ -155,7 +157,12 @@ def routes(server: Server) -> list[Route]:
             name = await _loaded(server, request, asked.model)
             old = asked.input is None and request.url.path.endswith("embeddings")
             return Json({"embedding": []} if old else {"model": name, "embeddings": []})
-        body = given(model=model_name(asked.model), input=texts, dimensions=asked.dimensions)
+        body = given(
+            model=model_name(asked.model),
+            input=texts,
+            dimensions=asked.dimensions,
+            truncate=asked.truncate is not False,
+        )
         found = await watched(request, embeddings.embed(server, body, client_of(request)))
         vectors = [one["embedding"] for one in found["data"]]
         if asked.input is None:
@@ -182,7 +189,7 @@ def chat_of(asked: ChatRequest) -> Chat:
     on = asked.think if isinstance(asked.think, bool) else None
     effort = asked.think if isinstance(asked.think, str) and asked.think else None
     return Chat(
-        messages=tuple(messages), model=model_name(asked.model), sampling=_settings(asked),
+        messages=tuple(messages), model=model_name(asked.model), sampling=_settings(asked), model_defaults=True,
         tools=functions(asked.tools or (), notes), form=_format(asked.format),
         continues=last.role == "assistant" and not last.calls,
         variables=thinking(on, effort), left_out=notes.all,
@@ -259,8 +266,14 @@ async def _answer(
 async def _raw(server: Server, request: Request, asked: GenerateRequest) -> Response:
     if asked.format:
         raise ApiError(400, "needs the chat template: leave out raw", field="response_format")
-    settings = {"max_tokens": schema.MAX_TOKENS, **_settings(asked), "model": model_name(asked.model)}
+    settings = {
+        "max_tokens": schema.MAX_TOKENS,
+        **_settings(asked),
+        "model": model_name(asked.model),
+        "model_defaults": True,
+    }
     settings["stop"] = list(settings.get("stop", ()))
+    settings["suffix"] = asked.suffix
     body = {"prompt": asked.prompt, "stream": True, "stream_options": {"include_usage": True}, **settings}
     answer = _raw_events(completions.stream(server, body, client_of(request)))
     return await respond(request, answer, _Writer("response"), stream=asked.stream is not False)

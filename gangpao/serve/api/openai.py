@@ -26,13 +26,14 @@ OPERATIONS = {
         ChatRequest, "An answer to a conversation; a stream of events with stream: true."
     ),
     "/v1/completions": Operation(schema.CompletionRequest, "Text that goes on from a prompt."),
+    "/infill": Operation(schema.InfillRequest, "What lies in a hole of a text, in llama-server's form."),
     "/v1/embeddings": Operation(
         schema.EmbeddingRequest, "Means of the last hidden states, of length 1.", streams=False
     ),
     "/tokenize": Operation(schema.TokenizeRequest, "Token ids of a text.", streams=False),
     "/detokenize": Operation(schema.DetokenizeRequest, "The text of token ids.", streams=False),
 }
-ERRORS = ErrorForm(("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"))
+ERRORS = ErrorForm(("/v1/chat/completions", "/v1/completions", "/infill", "/v1/embeddings", "/tokenize", "/detokenize"))
 
 
 def routes(server: Server) -> list[Route]:
@@ -50,6 +51,13 @@ def routes(server: Server) -> list[Route]:
         if body.get("stream") is True:
             return await event_stream(request, _events(completions.stream(server, body, client_of(request))))
         return Json(await watched(request, completions.complete(server, body, client_of(request))))
+
+    async def infill(request: Request) -> Response:
+        body = await read_json(request)
+        pieces = completions.infill(server, body, client_of(request))
+        if body.get("stream") is True:
+            return await event_stream(request, _events(pieces))
+        return Json(await watched(request, completions.infilled(pieces)))
 
     async def embed(request: Request) -> Response:
         body = await read_json(request)
@@ -81,6 +89,7 @@ def routes(server: Server) -> list[Route]:
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", complete, methods=["POST"]),
+        Route("/infill", infill, methods=["POST"]),
         Route("/v1/embeddings", embed, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),

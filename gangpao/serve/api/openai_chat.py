@@ -86,7 +86,8 @@ def parse(body: Body) -> tuple[ChatRequest, Chat]:
     if sampling.get("max_tokens") == -1:
         del sampling["max_tokens"]
     return asked, Chat(
-        messages=messages, model=asked.model, sampling=sampling, tools=tools, tool_choice=choice,
+        messages=messages, model=asked.model, sampling=sampling,
+        model_defaults=asked.model_defaults is True, tools=tools, tool_choice=choice,
         parallel=asked.parallel_tool_calls is not False and asked.functions is None,
         form=limits.form, ends=limits.ends, n=asked.n or 1,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,

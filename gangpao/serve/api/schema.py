@@ -10,7 +10,7 @@ where a field may be several things, a look at its type says which of them is ch
 
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_CHARS, SamplingParams
+from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP_CHARS, SamplingParams
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.http.json_bounds import MAX_NUMBERS
 
@@ -135,12 +135,17 @@ class Sampling(Body):
     )
     n: Whole | None = Field(None, ge=1, le=MAX_N, description="Answers to make; the i-th takes seed + i.")
     stop: TextOr[str] | None = Field(
-        None, description=f"End before this text: up to {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters."
+        None,
+        description=f"End before this text: strings of 1 to {MAX_STOP_CHARS} characters, as many as --max-stop says.",
     )
     logit_bias: Bias | None = Field(
         None, max_length=MAX_LOGIT_BIAS, description="Token id, written as a string -> -100 to 100, added to its logit."
     )
     speculate: bool | None = Field(None, description="Try drafts from the text so far; they never change the answer.")
+    model_defaults: bool | None = Field(
+        None,
+        description="Take what is not given of temperature, top_k, top_p, min_p and repetition_penalty as the model recommends.",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -168,10 +173,12 @@ class Sampling(Body):
     def _plain(self) -> Iterator[tuple[str, Any]]:
         return ((name, getattr(self, name, None)) for name in _BOUNDS)
 
-    def params(self, logprobs: int | None) -> SamplingParams:
-        """The engine's settings; what was not given has the engine's defaults. Raises ApiError (400)."""
+    def params(self, logprobs: int | None, recommended: Callable[..., SamplingParams]) -> SamplingParams:
+        """The engine's settings. What was not given is what `recommended` fills in where the request asks for the model's
+        defaults, and else what the API says, which changes nothing. Raises ApiError (400)."""
+        make = recommended if self.model_defaults else SamplingParams
         try:
-            return SamplingParams(**self.given(), logprobs=logprobs)
+            return make(**self.given(), logprobs=logprobs)
         except ValueError as error:
             words = re.findall("[a-z_]+", str(error))
             raise ApiError(
@@ -300,10 +307,47 @@ class CompletionRequest(Sampling):
     """POST /v1/completions: text that goes on from a prompt, without a chat template; special tokens count as such."""
 
     prompt: Inputs = Field(description="A text, token ids, or a list of either.")
-    max_tokens: Whole | None = setting("max_tokens", f"{SamplingParams().max_tokens} where it is not given.")
-    echo: bool | None = None
-    suffix: str | None = None
-    logprobs: Whole | None = Field(None, ge=0, le=20)
+    max_tokens: Whole | None = setting(
+        "max_tokens",
+        f"{SamplingParams().max_tokens} where it is not given; 0 only reads the prompt; -1 is no limit.",
+        low=-1,
+    )
+    echo: bool | None = Field(
+        None, description="Begin with the prompt; with logprobs, with its log-probabilities, too."
+    )
+    suffix: str | None = Field(None, description="What comes after a hole behind the prompt, which the model fills.")
+    logprobs: Whole | None = Field(
+        None, ge=0, le=20, description="Log-probabilities, with so many alternatives a token."
+    )
+    prompt_logprobs: Whole | None = Field(None, ge=0, le=20, description="The same for the prompt, in vLLM's form.")
+    response_format: dict[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The same; without a limit where that is said, and without one where nothing is sampled."""
+        given = super().given()
+        if self.max_tokens == -1:
+            given["max_tokens"] = MAX_TOKENS
+        elif self.max_tokens == 0:
+            del given["max_tokens"]
+        return given
+
+
+class ExtraFile(Body):
+    """Another file of the project."""
+
+    filename: str | None = None
+    text: str
+
+
+class InfillRequest(Sampling):
+    """POST /infill, llama-server's. prompt: a beginning of what is filled in."""
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: Many[ExtraFile] | None = None
+    prompt: str = ""
+    max_tokens: Whole | None = setting("max_tokens", UNLIMITED, low=-1)
+    n_predict: Whole | None = setting("max_tokens", "llama-server's name for max_tokens.", low=-1)
 
 
 class EmbeddingRequest(Body):
@@ -313,6 +357,10 @@ class EmbeddingRequest(Body):
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Whole | None = Field(None, ge=1, description="Must be the model's own; nothing is cut off.")
+    truncate: bool | None = Field(None, description="Take the beginning of a text that does not fit into the context.")
+    truncate_prompt_tokens: Whole | None = Field(
+        None, ge=-1, le=MAX_TOKENS, description="Take so many tokens of a text's end at most; -1 is as many as fit."
+    )
 
 
 class TokenizeRequest(Body):

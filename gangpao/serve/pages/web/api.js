@@ -46,7 +46,7 @@ export class ServerBackend {
 
   /** Yields { thought }, { text }, { finish }, { usage } and { timings } as they come. Raises ChatError, AbortError when stopped. */
   async *chat({ model, messages, params }, signal) {
-    const body = { ...params, model, messages, stream: true, stream_options: { include_usage: true } };
+    const body = { model_defaults: true, ...params, model, messages, stream: true, stream_options: { include_usage: true } };
     const answer = await this.#fetch("/v1/chat/completions", {
       method: "POST", headers: this.#headers({ "Content-Type": "application/json" }), body: JSON.stringify(body), signal,
     });
