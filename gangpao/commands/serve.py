@@ -39,7 +39,7 @@ from gangpao.serve.server import Server, Settings
 
 Models = Annotated[
     list[str] | None,
-    typer.Option("-m", "--model", help=f"{opt.MODEL.capitalize()}; repeatable, the first is loaded at start."),
+    typer.Option("-m", "--model", help=f"{opt.MODEL}; repeatable, the first is loaded at start."),
 ]
 Grace = Annotated[
     float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
