@@ -196,11 +196,11 @@ def _run(server: Server, cert: tls.Files | None, grace: float, phone: bool) -> N
     settings = server.settings
     bound = app.listen(settings, settings)
     percent = Percent(f"loading {next(iter(settings.models))}")
-    server.hub.on_progress = percent
+    server.models.on_progress = percent
 
     def ready() -> None:
         percent.clear()
-        (loaded,) = server.hub.loaded().values()
+        (loaded,) = server.models.loaded().values()
         print(
             f"ready: {loaded.name}, context {loaded.engine.context}, up to {show_bytes(loaded.need)} of memory, "
             f"{settings.batch} answers at once; {screen.kernels_line()}",

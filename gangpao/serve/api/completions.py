@@ -28,7 +28,7 @@ from gangpao.serve.api.schema import (
     unknown,
 )
 from gangpao.serve.http.errors import ApiError
-from gangpao.serve.models import Loaded
+from gangpao.serve.models import LoadedModel
 from gangpao.serve.server import Server
 from gangpao.text.templates.chat import Message
 from gangpao.text.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ _REFUSED = {"suffix": "this server does not fill in the middle", "best_of": "use
 async def complete(server: Server, body: dict[str, Any], client: str) -> dict[str, Any]:
     """The whole answer as a text_completion. Raises ApiError; cancelling the task cancels the answers."""
     asked = _parse(body)
-    async with server.hub.use(asked.model) as loaded:
+    async with server.models.use(asked.model) as loaded:
         requests, heads = await _requests(server, loaded, asked, client)
         with Answers(loaded, requests, server.metrics) as running:
             choices = [_Choice(loaded.engine.tokenizer, head, asked) for head in heads]
@@ -58,7 +58,7 @@ async def stream(server: Server, body: dict[str, Any], client: str) -> AsyncGene
     """The answer in chunks; like chat.answer."""
     asked = _parse(body)
     async with contextlib.AsyncExitStack() as stack:
-        loaded = await stack.enter_async_context(server.hub.use(asked.model))
+        loaded = await stack.enter_async_context(server.models.use(asked.model))
         requests, heads = await _requests(server, loaded, asked, client)
         running = stack.enter_context(Answers(loaded, requests, server.metrics))
         head = _head(loaded)
@@ -89,7 +89,7 @@ def _firsts(running: Answers, asked: CompletionRequest) -> Sequence[Handle]:
 
 
 async def _requests(
-    server: Server, loaded: Loaded, asked: CompletionRequest, client: str
+    server: Server, loaded: LoadedModel, asked: CompletionRequest, client: str
 ) -> tuple[list[Request], list[str]]:
     """What to submit, and what each choice's text begins with (the prompt, when echo)."""
     n = asked.n or 1
@@ -126,7 +126,7 @@ def inputs(
     return several
 
 
-async def to_ids(server: Server, loaded: Loaded, prompts: Sequence[str | list[int]], name: str) -> list[list[int]]:
+async def to_ids(server: Server, loaded: LoadedModel, prompts: Sequence[str | list[int]], name: str) -> list[list[int]]:
     """Token ids of texts (special pieces count, BOS where the model expects it) or of ids, each with room for an answer behind it.
     Raises ApiError (400)."""
     answers.check_text(loaded, max((len(p) for p in prompts if isinstance(p, str)), default=0))
@@ -158,7 +158,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_bos=tokenizer.adds_bos, parse_special=True)
 
 
-def _head(loaded: Loaded) -> dict[str, Any]:
+def _head(loaded: LoadedModel) -> dict[str, Any]:
     return {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -230,7 +230,7 @@ async def tokenize(server: Server, body: dict[str, Any]) -> dict[str, Any]:
         bos = engine.tokenizer.adds_bos and asked.add_special_tokens is not False
         return engine.tokenizer.encode(text, add_bos=bos, parse_special=asked.parse_special is not False)
 
-    async with server.hub.use(asked.model) as loaded:
+    async with server.models.use(asked.model) as loaded:
         answers.check_size(len(text or "") + sum(len(m["content"]) for m in messages))
         ids = await answers.prepare(loaded, work, loaded.engine)
         out: dict[str, Any] = {"count": len(ids), "max_model_len": loaded.engine.context, "tokens": ids}
@@ -247,6 +247,6 @@ async def detokenize(server: Server, body: dict[str, Any]) -> dict[str, Any]:
         check_ids(engine, asked.tokens, "tokens")
         return engine.tokenizer.decode(asked.tokens, keep_special=True, start=False)
 
-    async with server.hub.use(asked.model) as loaded:
+    async with server.models.use(asked.model) as loaded:
         text = await answers.prepare(loaded, work, loaded.engine)
     return {"prompt": text, "content": text}
