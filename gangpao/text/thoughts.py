@@ -14,7 +14,7 @@ What it gives up: thoughts in the middle of an answer; a thought that holds its 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-_SPACE = " \t\r\n"
+from gangpao.text.pieces import SPACE, PieceReader, held_back
 
 
 class Marks(NamedTuple):
@@ -49,16 +49,16 @@ class Said(NamedTuple):
     thought: bool = False
 
 
-class Splitter:
+class Splitter(PieceReader[Said]):
     """Text in pieces -> pieces of thought and answer. marks None: all of it is the answer. opened: the prompt ended in the
     opening mark. White space around a thought is dropped, and so is a thought of nothing else."""
 
     def __init__(self, marks: Marks | None, *, opened: bool = False) -> None:
+        super().__init__()  # held: may still become a mark, or is white space that may turn out to be around a thought
         self._marks = marks or Marks("", "")
         self._state: Literal["start", "opened", "thought", "after", "words"] = "words"
         if marks is not None:
             self._state = "opened" if opened else "start"
-        self._held = ""  # may still become a mark, or is white space that may turn out to be around a thought
         self._line = ""  # of the thought, the line that goes on, as far as it is out
         self._begun = False  # whether any of the thought is out
 
@@ -67,25 +67,16 @@ class Splitter:
         """Whether the text is inside a thought now."""
         return self._state in ("opened", "thought")
 
-    def push(self, text: str) -> list[Said]:
-        """What can be said for certain after some more text."""
-        self._held += text
-        out: list[Said] = []
-        while self._step(out):
-            pass
-        return out
-
     def finish(self) -> list[Said]:
         """The end of the text: what was held back is what it looks like. A thought without its closing mark stays a thought."""
         held, self._held = self._held, ""
         if self.thinking:
             # Behind a backtick the mark waited for another one, which did not come.
-            thought = held.partition(self._marks.end)[0].rstrip(_SPACE)
-            return self._thought(thought if self._begun else thought.lstrip(_SPACE))
+            thought = held.partition(self._marks.end)[0].rstrip(SPACE)
+            return self._thought(thought if self._begun else thought.lstrip(SPACE))
         return [Said(held)] if held and self._state != "after" else []
 
     def _step(self, out: list[Said]) -> bool:
-        """Go on by one mark; False when more text is needed."""
         step = {
             "start": self._start, "opened": self._start, "thought": self._inside, "after": self._behind, "words": self._words,
         }  # fmt: skip
@@ -93,7 +84,7 @@ class Splitter:
 
     def _start(self, out: list[Said]) -> bool:
         """Where an answer begins: with the opening mark, which a template may have written already, or with something else."""
-        text, begin = self._held.lstrip(_SPACE), self._marks.begin
+        text, begin = self._held.lstrip(SPACE), self._marks.begin
         if text.startswith(begin):
             self._held, self._state = text[len(begin) :], "thought"
             return True
@@ -104,11 +95,11 @@ class Splitter:
 
     def _inside(self, out: list[Said]) -> bool:
         if not self._begun:
-            self._held = self._held.lstrip(_SPACE)
+            self._held = self._held.lstrip(SPACE)
         end, at = self._marks.end, self._held.find(self._marks.end)
         if at < 0:
-            keep = len(self._held) - _may_be(self._held, end)
-            self._say(self._held[:keep].rstrip(_SPACE), out)
+            keep = len(self._held) - held_back(self._held, end)
+            self._say(self._held[:keep].rstrip(SPACE), out)
             return False
         before, after = self._held[:at], self._held[at + len(end) :]
         if before.endswith("`") or (not before and self._line.endswith("`")):
@@ -119,7 +110,7 @@ class Splitter:
             if in_code and after[0] == "`":
                 self._say(self._held[: at + len(end) + 1], out)
                 return True
-        out += self._thought(before.rstrip(_SPACE))
+        out += self._thought(before.rstrip(SPACE))
         self._held, self._state = after, "after"
         return True
 
@@ -134,7 +125,7 @@ class Splitter:
 
     def _behind(self, out: list[Said]) -> bool:
         """White space between a thought and its answer is the format's."""
-        self._held = self._held.lstrip(_SPACE)
+        self._held = self._held.lstrip(SPACE)
         if self._held:
             self._state = "words"
         return bool(self._held)
@@ -144,11 +135,6 @@ class Splitter:
             out.append(Said(self._held))
         self._held = ""
         return False
-
-
-def _may_be(text: str, mark: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `mark`."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def split(text: str, splitter: Splitter) -> tuple[str, str]:

@@ -12,6 +12,7 @@ Ids equal llama.cpp's for the same file, but for what vocabulary.py says. What i
 
 import codecs
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +33,12 @@ LSTRIP_IDS = "gangpao.tokenizer.lstrip_token_ids"  # pieces that take the white 
 RSTRIP_IDS = "gangpao.tokenizer.rstrip_token_ids"  # and after them
 NORMALIZED_IDS = "gangpao.tokenizer.normalized_token_ids"  # pieces that are looked for after normalizing
 SPACE_PREFIX = "gangpao.tokenizer.space_prefix"  # "first": a space in front of a text, but not after a special piece
+
+
+# Control pieces that published checkpoints write around calls: <tool_call>, [TOOL_CALLS], [ARGS], <|START_ACTION|> ...
+_OF_CALLS = re.compile(
+    r"(tool|function)[ _▁-]?(call|sep)|^\[(ARGS|CALL_ID)\]$|(START|END)_ACTION|tools_(prefix|suffix)", re.I
+)
 
 
 @dataclass(slots=True)
@@ -87,9 +94,11 @@ class Tokenizer:
         return self.vocabulary.control_ids
 
     @property
-    def thought_ids(self) -> frozenset[int]:
-        """Pieces that mark thoughts (thoughts.py). They stay in the text even where a file calls them control pieces."""
-        return frozenset(i for marks in KNOWN for mark in marks if (i := self.vocabulary.ids.get(mark)) is not None)
+    def text_ids(self) -> frozenset[int]:
+        """Pieces that mark thoughts (thoughts.py) or calls of functions. They stay in an answer's text even where a file calls them
+        control pieces."""
+        thoughts = frozenset(i for marks in KNOWN for mark in marks if (i := self.vocabulary.ids.get(mark)) is not None)
+        return thoughts | {i for i in self.control_ids if _OF_CALLS.search(self.vocabulary.pieces[i])} - self.end_ids
 
     def id_of(self, piece: str) -> int | None:
         """The id of a piece spelled as the vocabulary spells it, e.g. "<|im_end|>"."""
@@ -138,7 +147,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, *, keep_special: bool = False, start: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._skip = frozenset() if keep_special else tokenizer.control_ids - tokenizer.thought_ids
+        self._skip = frozenset() if keep_special else tokenizer.control_ids - tokenizer.text_ids
         self._drop_space = start and tokenizer.vocabulary.space_prefix != "never"
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

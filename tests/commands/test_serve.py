@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from gangpao import cli
+from gangpao.commands import serve
 
 
 class Process:
@@ -196,3 +198,14 @@ def test_the_description_is_openapi(tiny_server, wire):
     assert {"/v1/chat/completions", "/v1/embeddings", "/health"} <= set(document["paths"])
     for name, schema in document["components"]["schemas"].items():
         assert schema.get("description"), name
+
+
+def test_aliases_are_new_names_of_what_is_served():
+    models = {"a": Path("a.gguf"), "b": Path("b.gguf")}
+    assert serve.read_aliases(["x=b", "*", "y/z="], models) == {"x": "b", "*": "a", "y/z": "a"}
+    assert serve.read_aliases(None, models) == {}
+    for wrong in ("a=b", "=a", "x=c", ""):
+        with pytest.raises(ValueError, match=f"--alias {wrong}"):
+            serve.read_aliases([wrong], models)
+    with pytest.raises(ValueError, match="a new name"):
+        serve.read_aliases(["x=a", "x=b"], models)

@@ -68,15 +68,15 @@ class Server:
         self._http = httpx2.Client(headers=headers, timeout=timeout, verify=verify, trust_env=not here)
 
     def models(self) -> list[str]:
-        """Names that /models lists."""
+        """Names that /models lists, without other names of the same models (`root` says whose)."""
         response = self._send("GET", "/models", None)
         with closing(response):
             body = parse(read_body(response))
         listed = body.get("data") if isinstance(body, dict) else None
         if not isinstance(listed, list):
             raise RemoteError(f"{self.base}/models is not OpenAI's list: is this the address of such a server?")
-        names = [m["id"] for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
-        return [screen.plain(name) for name in names]
+        roots = {m["id"]: m.get("root") for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)}
+        return [screen.plain(name) for name, root in roots.items() if root == name or root not in list(roots)]
 
     def chat(self, body: Mapping[str, Any]) -> httpx2.Response:
         """An open response (status 200) to a chat request; the caller closes it."""

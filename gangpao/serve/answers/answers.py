@@ -82,7 +82,7 @@ def check_size(size: int) -> None:
 class Answers:
     """n requests on their way, as a context manager and an async iterator of (index, piece), which ends with the last.
 
-    What comes to its end is measured, whatever face it is for.
+    What comes to its end is measured, whatever API it is for.
     Raises ApiError: 429 where the queue is full, 400 for a value the engine refuses, 500 where it failed.
     """
 

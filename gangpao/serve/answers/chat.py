@@ -118,13 +118,13 @@ def thinking(on: bool | None, effort: str | None = None) -> dict[str, Any]:
 
 async def answer(server: Server, chat: Chat, client: str) -> AsyncGenerator[Event, None]:
     """The answer's events. What is wrong with the request is raised (ApiError) before the first; closing it cancels the answer."""
-    if chat.left_out:
-        log.info("not used of a request: %s", "; ".join(chat.left_out))
     async with contextlib.AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(server.models.use(chat.model))
         requests, more = await _requests(server, loaded, chat, client)
+        if left_out := (*chat.left_out, *more):
+            log.info("not used of a request: %s", "; ".join(left_out))
         running = stack.enter_context(Answers(loaded, requests, server.metrics))
-        yield Started(loaded.name, len(requests[0].prompt_ids), (*chat.left_out, *more))
+        yield Started(loaded.name, len(requests[0].prompt_ids), left_out)
         choices = [_Choice(loaded, chat, request, i) for i, request in enumerate(requests)]
         async for i, piece in running:
             for event in choices[i].push(piece):
@@ -153,6 +153,8 @@ async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str
     params = _params(chat, engine.context)
     messages, left_out = await _messages(server, loaded, chat)
     rules = await _constraints(loaded, chat)  # first: it is over in milliseconds
+    if (held := _inner(rules[0][0])) is not None:
+        left_out += map(str, held.loosened)
     ids = await _encode(loaded, chat, messages)
     answers.check_length(loaded, len(ids))
     return [
@@ -180,12 +182,13 @@ def _params(chat: Chat, context: int) -> SamplingParams:
 
 
 def field_error(error: ValueError, fields: Mapping[str, Any] | Sequence[str]) -> ApiError:
-    """What a function says that names the field to blame at the beginning of its message, as "stop: ..."."""
+    """What a function says that names the field to blame at the beginning of its message, as "stop: ..." or "stop must ..."."""
     message = str(error)[:500]
-    name, colon, rest = message.partition(": ")
-    if colon and name in fields:
-        return ApiError(400, rest, field=name)
-    return ApiError(400, message, param=next((f for f in fields if message.startswith(f)), None))
+    for name in fields:
+        for gap in (": ", " "):
+            if message.startswith(name + gap):
+                return ApiError(400, message[len(name + gap) :], field=name)
+    return ApiError(400, message, param=next((name for name in fields if message.startswith(name)), None))
 
 
 async def _messages(server: Server, loaded: LoadedModel, chat: Chat) -> tuple[list[dict[str, Any]], list[str]]:
@@ -361,7 +364,8 @@ class _Choice:
         self._tokenizer = loaded.engine.tokenizer
         self._splitter = _splitter(loaded.engine, chat, request)
         offered = chat.tools and chat.tool_choice != "none"
-        self._parser = tool_calls.ToolParser(chat.tools, chat.tool_choice) if offered else None
+        calls = loaded.engine.template.calls
+        self._parser = tool_calls.ToolParser(chat.tools, chat.tool_choice, calls) if offered else None
         self._index = index
         self._wants_logprobs = chat.logprobs is not None
         self._logprobs: list[dict[str, Any]] = []
@@ -410,12 +414,18 @@ class _Choice:
         return found
 
 
+def _inner(constraint: Constraint | None) -> grammar.GrammarConstraint | None:
+    """The grammar of a constraint, where it has one."""
+    inner = constraint.inner if isinstance(constraint, EndRule) else constraint
+    return inner if isinstance(inner, grammar.GrammarConstraint) else None
+
+
 def _splitter(engine: Engine, chat: Chat, request: Request) -> Splitter:
     """What tells thought and answer apart. Where a grammar says all of the answer, or the answer was begun behind a thought, there
     is no place for one."""
     marks = engine.template.thoughts
-    inner = request.constraint.inner if isinstance(request.constraint, EndRule) else request.constraint
-    if marks is None or (isinstance(inner, grammar.GrammarConstraint) and inner.whole):
+    held = _inner(request.constraint)
+    if marks is None or (held is not None and held.whole):
         return Splitter(None)
     begun = chat.messages[-1].content if chat.continues else ""
     if begun.strip():

@@ -1,7 +1,7 @@
 """Answers that must have a form: a JSON schema, or calls of functions, as a grammar that rules tokens out (llguidance).
 
-    grammar_of        response_format, tools, tool_choice -> a grammar's text, or None where every answer will do
-    constraint_for    the grammar's state for one answer: which tokens may come next, and when nothing may
+    constraint_for    response_format, tools, tool_choice -> a grammar's state for one answer (which tokens may come next, and
+                      when nothing may), or None where every answer will do
 
 Every token of an answer is chosen among those that keep it on a path to an end, so an answer that ends conforms; one that
 max_tokens cut does not, and says so (finish_reason length). Free text with tools is a grammar too: any text without
@@ -11,16 +11,20 @@ most of its marks are forced, and forced tokens are drafts that speculation acce
 The table of the vocabulary that llguidance needs takes up to a second to build; there is one for each loaded model. Compiled
 grammars are kept, as programs send the same schema with every request.
 
-What it gives up: schemas that cannot be held (uniqueItems, not, if) are refused in a response format and for strict
-functions, and held as far as possible elsewhere; properties come in the schema's order.
+A part of a schema that no grammar can hold is refused in a response format and for strict functions, with its path. Elsewhere it
+is left out, that part only, and named in the log and in GrammarConstraint.loosened (loosen.py).
+
+What it gives up: keywords beyond a grammar's reach (uniqueItems, not, if) are ignored where nothing is strict; properties come in
+the schema's order.
 """
 
+import hashlib
 import json
-import re
+import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import llguidance
@@ -30,17 +34,33 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Logits
 from gangpao.engine.transformer import Transformer
 from gangpao.serve.answers import json_schema
-from gangpao.serve.answers.tool_calls import Offered, offered
-from gangpao.text.templates.tools import ARGUMENTS, CALL, CALL_END, NAME
+from gangpao.serve.answers.call_grammar import call_rules, free_rules, literal, unheld
+from gangpao.serve.answers.loosen import Budget
+from gangpao.serve.answers.tool_calls import Json, offered
+from gangpao.text.templates.call_format import OWN_CALLS, CallFormat
 from gangpao.text.tokenizer import Tokenizer
 
-MAX_CALLS = 8  # of one answer with parallel calls: a small model may not know when to stop
+MAX_TOGETHER = 10_000  # values in the schemas of all functions: two seconds of compiling
 _KEPT_GRAMMARS = 32
 _ERROR_CHARS = 200
-# Bounds of what one schema may cost to compile and one token to mask; above them it is an error, not a long wait.
-_MAX_LEXER_STATES = 20_000
-_MAX_GRAMMAR = 100_000
-_MAX_STEP_ITEMS = 20_000
+_MOST_LOGGED = 20
+_BETWEEN_TAGS = "this model writes texts between tags, which are not held to it"
+_TOGETHER = "the functions' schemas are too large together"
+
+_ANY_OBJECT = json_schema.ready({"type": "object"}, "", exact=False, whole=False)
+
+log = logging.getLogger("gangpao.serve")
+
+
+class Loosened(NamedTuple):
+    """A part of a function's parameters that its calls are not held to. tool: the function's name, or "response_format"."""
+
+    tool: str
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.tool}: {self.path}: {self.why}"
 
 
 class Grammar(NamedTuple):
@@ -48,13 +68,16 @@ class Grammar(NamedTuple):
 
     text: str
     whole: bool
+    loosened: tuple[Loosened, ...] = ()
 
 
 class GrammarConstraint:
-    """A grammar's state in one answer (the engine's Constraint)."""
+    """A grammar's state in one answer (the engine's Constraint). whole: it says all of the answer, and so where it ends.
+    loosened: what the answer is not held to, though a schema asks for it."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, whole: bool) -> None:
-        self.whole = whole
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, grammar: Grammar) -> None:
+        self.whole = grammar.whole
+        self.loosened = grammar.loosened
         self._matcher = matcher
         self._vocab_size = vocab_size
 
@@ -93,45 +116,156 @@ def constraint_for(
 ) -> GrammarConstraint | None:
     """A new constraint for one answer; None where none is needed. Takes milliseconds, the first of a model up to a second.
 
-    Raises ValueError, beginning with the field's name, for what is malformed, too large, or impossible to guarantee.
+    What is not held, because no grammar could, is in its `loosened`. Raises ValueError, beginning with the field's name, for what
+    is malformed, or asked for strictly and impossible to guarantee.
     """
-    grammar = grammar_of(response_format, tools, tool_choice, parallel)
-    return None if grammar is None else _constraint(engine, grammar)
+    form = AnswerForm(response_format, tools, tool_choice, parallel)
+    if form.free:
+        return None
+    if form.choice.functions:
+        form.calls = engine.template.calls
+    table = _table_of(engine.model, engine.tokenizer)
+    grammar, matcher = table.compiled(form)
+    return GrammarConstraint(matcher, table.vocab_size, grammar)
 
 
 def text_constraint(engine: Engine, text: str) -> GrammarConstraint:
     """A new constraint for an answer that is all of a grammar, given in llguidance's Lark dialect. Raises ValueError."""
-    try:
-        return _constraint(engine, Grammar(text, whole=True))
-    except ValueError as error:
-        raise ValueError(f"cannot be guaranteed: {str(error).rpartition(': ')[2]}") from None
-
-
-def _constraint(engine: Engine, grammar: Grammar) -> GrammarConstraint:
     table = _table_of(engine.model, engine.tokenizer)
-    return GrammarConstraint(table.matcher(grammar.text), table.vocab_size, grammar.whole)
+    return GrammarConstraint(table.of_text(text), table.vocab_size, Grammar(text, whole=True))
 
 
-def grammar_of(
-    response_format: Mapping[str, Any] | None,
-    tools: Sequence[Mapping[str, Any]] | None,
-    tool_choice: str | Mapping[str, Any] | None,
-    parallel: bool = True,
-) -> Grammar | None:
-    """The form that an answer must have. Raises ValueError as constraint_for does."""
-    schema = _answer_schema(response_format)
-    choice = offered(tools, tool_choice)
-    if not choice.functions:
-        return None if schema is None else Grammar(f"start: answer\nanswer: %json {json.dumps(schema)}\n", whole=True)
-    rules = _call_rules(choice, parallel)
-    if choice.must:
-        return Grammar(f'start: "{CALL}" calls\n{rules}', whole=True)
-    if schema is not None:
-        return Grammar(f'start: answer | "{CALL}" calls\nanswer: %json {json.dumps(schema)}\n{rules}', whole=True)
-    return Grammar(f"start: WORDS | up_to_call calls | bare\n{_free_rules(choice, parallel)}{rules}", whole=False)
+class Parameters(NamedTuple):
+    """A function's parameters as they were sent. asked: the schema, and where it stands. exact: nothing may be left out."""
+
+    name: str
+    asked: tuple[Any, str]
+    exact: bool
 
 
-def _answer_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
+class Asked(NamedTuple):
+    """The schema of a whole answer as it was sent."""
+
+    schema: Any
+    where: str
+    exact: bool
+
+
+class AnswerForm:
+    """What a request says about its answer's form. free: any answer will do."""
+
+    def __init__(
+        self,
+        response_format: Mapping[str, Any] | None,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: str | Mapping[str, Any] | None,
+        parallel: bool = True,
+        calls: CallFormat = OWN_CALLS,
+    ) -> None:
+        self.calls = calls
+        self.answer = _answer_schema(response_format)
+        self.choice = offered(tools, tool_choice)
+        self.parallel = parallel and not self.choice.single
+        self.free = self.answer is None and not self.choice.functions
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal forms."""
+        said = (
+            self.answer,
+            self.choice.functions,
+            self.choice.places,
+            self.choice.must,
+            self.parallel,
+            str(self.calls),
+        )
+        return hashlib.sha256(json.dumps(said, default=dict).encode()).digest()
+
+    def grammar(self) -> Grammar:
+        """The grammar, its schemas within bounds but not tried. Raises ValueError for one that is not."""
+        answer = self.answer and json_schema.ready(self.answer.schema, self.answer.where, exact=self.answer.exact)
+        parameters = [json_schema.ready(*p.asked, exact=p.exact, whole=False) for p in self._parameters()]
+        if sum(map(json_schema.size_of, parameters)) > MAX_TOGETHER:
+            raise ValueError(f"tools: {_TOGETHER}")
+        return self._grammar(answer, parameters, ())
+
+    def loosened(self, fits: Callable[[Grammar], str]) -> Grammar:
+        """The grammar without the parts of schemas that cannot be held. fits: "" for a grammar that compiles, or the reason.
+
+        Raises ValueError, naming the part, where the schema is to be held strictly.
+        """
+        budget = Budget()
+        answer, faults = None, []
+        if self.answer is not None:
+            schema, exact = self.answer.schema, self.answer.exact
+            answer, found = json_schema.held(schema, self.answer.where, budget, exact=exact, whole=True)
+            faults += [Loosened("response_format", *fault) for fault in found]
+        parameters = list(self._parameters())
+        held: dict[int, Json] = {}
+
+        def hold(i: int) -> None:
+            name, asked, exact = parameters[i]
+            held[i], found = json_schema.held(*asked, budget, exact=exact)
+            faults.extend(Loosened(name, f"parameters.{fault.path}".rstrip("."), fault.why) for fault in found)
+
+        for i, p in enumerate(parameters):
+            if json_schema.size_of(p.asked[0]) > json_schema.MAX_VALUES:
+                hold(i)
+        sizes = [json_schema.size_of(held.get(i, p.asked[0])) for i, p in enumerate(parameters)]
+        order = sorted((i for i, p in enumerate(parameters) if not p.exact), key=lambda i: -sizes[i])
+        count = 0  # of the functions that are given up, the largest first
+        while count < len(order) and sum(sizes) - sum(sizes[i] for i in order[:count]) > MAX_TOGETHER:
+            count += 1
+        for i in range(len(parameters)):
+            if i not in held and i not in order[:count]:
+                hold(i)
+        while True:
+            gone = sorted(order[:count])
+            named = [Loosened(parameters[i].name, "parameters", _TOGETHER) for i in gone]
+            schemas = [_ANY_OBJECT if i in gone else held[i] for i in range(len(parameters))]
+            grammar = self._grammar(answer, schemas, (*faults, *named))
+            why = fits(grammar)
+            if not why:
+                return grammar
+            if count == len(order):
+                raise ValueError(f"response_format or tools: this cannot be guaranteed: {why}")
+            count = (count + len(order) + 1) // 2  # half of what is left, as each try takes long
+
+    def _parameters(self) -> Iterator[Parameters]:
+        for i, function in zip(self.choice.places, self.choice.functions, strict=True):
+            schema = function.get("parameters")
+            if schema is None or schema == {}:
+                schema = {"type": "object", "properties": {}, "additionalProperties": False}
+            where = f"tools[{i}].function.parameters of {function['name']}"
+            yield Parameters(function["name"], (schema, where), function.get("strict") is True)
+
+    def _unheld(self, parameters: Sequence[Json]) -> tuple[Loosened, ...]:
+        """What the model's own format does not hold of parameters that grammars do. Raises ValueError where it must be held."""
+        found = []
+        for (name, (_, where), exact), schema in zip(self._parameters(), parameters, strict=True):
+            for path in unheld(self.calls, schema):
+                if exact:
+                    raise ValueError(f"{where}: {path} cannot be guaranteed: {_BETWEEN_TAGS}")
+                found.append(Loosened(name, f"parameters.{path}", _BETWEEN_TAGS))
+        return tuple(found)
+
+    def _grammar(self, answer: Json | None, parameters: Sequence[Json], faults: tuple[Loosened, ...]) -> Grammar:
+        names = [function["name"] for function in self.choice.functions]
+        said = f"answer: %json {json.dumps(answer)}\n"
+        if not names:
+            return Grammar(f"start: answer\n{said}", True, faults)
+        faults += self._unheld(parameters)
+        rules = call_rules(self.calls, names, parameters, self.parallel)
+        mark = literal(self.calls.mark)
+        if self.choice.must:
+            return Grammar(f"start: {mark} calls\n{rules}", True, faults)
+        if answer is not None:
+            return Grammar(f"start: answer | {mark} calls\n{said}{rules}", True, faults)
+        free = free_rules(self.calls, names, parameters, self.parallel)
+        return Grammar(f"{free}{rules}", False, faults)
+
+
+def _answer_schema(response_format: Mapping[str, Any] | None) -> Asked | None:
     """The schema of the whole answer: OpenAI's two forms, and llama.cpp's with the schema beside the type."""
     kind = (response_format or {}).get("type", "text")
     if response_format is None or kind == "text":
@@ -143,50 +277,9 @@ def _answer_schema(response_format: Mapping[str, Any] | None) -> dict[str, Any] 
         raise ValueError('response_format: json_schema must look like {"name": ..., "schema": {...}}')
     inner = named if isinstance(named, Mapping) else response_format
     schema = inner.get("schema", {"type": "object"} if kind == "json_object" else None)
-    exact = inner.get("strict") is not False
-    return json_schema.checked(schema, "response_format: schema", exact=exact)
-
-
-def _call_rules(choice: Offered, parallel: bool) -> str:
-    """Grammar rules for what follows the first <tool_call>."""
-    more = f' ("\\n{CALL}" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
-    names = [f"call{i}" for i in range(len(choice.functions))]
-    rules = [f"calls: call{more}", f'call: "\\n" ({" | ".join(names)}) "\\n{CALL_END}"']
-    for i, (name, function) in enumerate(zip(names, choice.functions, strict=True)):
-        head = json.dumps(f"{NAME}{function['name']}{ARGUMENTS}")
-        rules.append(f'{name}: {head} %json {json.dumps(_arguments_schema(i, function))} "}}"')
-    return "\n".join(rules) + "\n"
-
-
-def _free_rules(choice: Offered, parallel: bool) -> str:
-    """Grammar rules for words, words up to <tool_call>, and calls without that mark, as some models write them: bare JSON,
-    perhaps in a code fence, at the start of the answer. What begins like one is one, so it is no words."""
-    opening = r"\s*(```(json)?\s*)?\{\s*\"name\"\s*:\s*\"%s\"\s*,\s*\"arguments\"".replace(r"\"", '"')
-    names = [re.escape(function["name"]).replace("/", r"\/") for function in choice.functions]
-    any_name = f"({'|'.join(names)})"
-    no_bare = f"& ~/{opening % any_name}(.|\\n)*/"
-    heads = [f"bare{i}" for i in range(len(names))]
-    rules = [
-        f"WORDS: /(.|\\n)*/ & ~/(.|\\n)*{CALL}(.|\\n)*/ {no_bare}",
-        f"up_to_call[lazy]: /(.|\\n)*{CALL}/ {no_bare}",
-        f"bare: ({' | '.join(heads)}){{1,{MAX_CALLS if parallel else 1}}}",
-        r"BARE_END: /\s{0,8}\}(\s{0,8}```)?\s?/",
-    ]
-    for i, (head, name, function) in enumerate(zip(heads, names, choice.functions, strict=True)):
-        schema = json_schema.with_free_spacing(_arguments_schema(i, function))
-        rules.append(f"{head}: /{opening % name}\\s*:\\s*/ %json {json.dumps(schema)} BARE_END")
-    return "\n".join(rules) + "\n"
-
-
-def _arguments_schema(i: int, function: Mapping[str, Any]) -> dict[str, Any]:
-    where = f"tools[{i}].function.parameters"
-    schema = function.get("parameters")
-    if schema is None or schema == {}:
-        schema = {"type": "object", "properties": {}, "additionalProperties": False}
-    ready = json_schema.checked(schema, where, exact=function.get("strict") is True)
-    if ready.get("type", "object") != "object":
-        raise ValueError(f'{where}: the type must be "object", not {ready["type"]!r:.60}')
-    return {"type": "object", **ready}
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"response_format: schema must be a JSON schema (an object), not {type(schema).__name__}")
+    return Asked(schema, "response_format: schema", inner.get("strict") is not False)
 
 
 # --- what a model's vocabulary is to llguidance
@@ -202,7 +295,8 @@ class _Pieces:
         self.eos_token_id = self.ends[0]
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(i) for i in range(vocab_size)]
-        self.special_token_ids = sorted(i for i in tokenizer.control_ids if i < vocab_size)
+        # What marks a thought or a call is text to a grammar, whichever kind of piece it is.
+        self.special_token_ids = sorted(i for i in tokenizer.control_ids - tokenizer.text_ids if i < vocab_size)
         if self.ends == [vocab_size]:
             self.tokens.append(b"<end>")
             self.special_token_ids.append(vocab_size)
@@ -220,34 +314,63 @@ class _Table:
         pieces = _Pieces(tokenizer, vocab_size)
         self.vocab_size = vocab_size
         self._index = llguidance.LLTokenizer(pieces, n_vocab=len(pieces.tokens), eos_token=pieces.ends)  # type: ignore[arg-type]
-        self._limits = llguidance.LLParserLimits(
-            max_lexer_states=_MAX_LEXER_STATES,
-            max_grammar_size=_MAX_GRAMMAR,
-            step_max_items=_MAX_STEP_ITEMS,
-            verbose_errors=False,
-        )
-        self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._limits = llguidance.LLParserLimits(**json_schema.LIMITS)  # type: ignore[arg-type]
+        self._kept: OrderedDict[bytes, tuple[Grammar, llguidance.LLMatcher]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, grammar: str) -> llguidance.LLMatcher:
-        """A fresh state at the grammar's start. Raises ValueError where it does not compile."""
+    def compiled(self, form: AnswerForm) -> tuple[Grammar, llguidance.LLMatcher]:
+        """The grammar of a form, and a fresh state at its start. Raises ValueError where it cannot be held."""
+        key = form.key
         with self._lock:
-            kept = self._kept.get(grammar)
+            kept = self._kept.get(key)
             if kept is not None:
-                self._kept.move_to_end(grammar)
-                return kept.deep_copy()
-        made = llguidance.LLMatcher(
-            self._index, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0, limits=self._limits
-        )
-        if not made.is_error():
-            made.compute_bitmask()  # a first step finds what compiling does not
-        if made.is_error():
-            raise ValueError(f"response_format or tools: this schema cannot be guaranteed: {_reason(made)}")
+                self._kept.move_to_end(key)
+                return kept[0], kept[1].deep_copy()
+        grammar, matcher = self._compile(form)
+        for loosened in grammar.loosened[:_MOST_LOGGED]:
+            log.warning("a part of a schema is not held: %s", loosened)
+        if len(grammar.loosened) > _MOST_LOGGED:
+            log.warning("%d more parts of schemas are not held", len(grammar.loosened) - _MOST_LOGGED)
+        self._keep(key, grammar, matcher)
+        return grammar, matcher.deep_copy()
+
+    def of_text(self, text: str) -> llguidance.LLMatcher:
+        """A fresh state of a grammar that a client wrote. Raises ValueError where it does not compile."""
+        key = hashlib.sha256(b"text" + text.encode("utf-8", "replace")).digest()
         with self._lock:
-            self._kept[grammar] = made
+            kept = self._kept.get(key)
+        grammar, matcher = kept or (Grammar(text, whole=True), self._matcher(Grammar(text, whole=True)))
+        if why := json_schema.compile_error(matcher):
+            raise ValueError(f"cannot be guaranteed: {why}"[:_ERROR_CHARS])
+        self._keep(key, grammar, matcher)
+        return matcher.deep_copy()
+
+    def _keep(self, key: bytes, grammar: Grammar, matcher: llguidance.LLMatcher) -> None:
+        with self._lock:
+            self._kept[key] = grammar, matcher
+            self._kept.move_to_end(key)
             while len(self._kept) > _KEPT_GRAMMARS:
                 self._kept.popitem(last=False)
-        return made.deep_copy()
+
+    def _compile(self, form: AnswerForm) -> tuple[Grammar, llguidance.LLMatcher]:
+        tried: list[llguidance.LLMatcher] = []
+
+        def why_not(grammar: Grammar) -> str:
+            tried.append(self._matcher(grammar))
+            return json_schema.compile_error(tried[-1])
+
+        try:  # nearly always there is nothing wrong, and the parts need not be tried one by one
+            grammar = form.grammar()
+            why = why_not(grammar)
+        except ValueError as error:
+            why = str(error)
+        if why:
+            grammar = form.loosened(why_not)
+        return grammar, tried[-1]
+
+    def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
+        lark = llguidance.LLMatcher.grammar_from_lark(grammar.text)
+        return llguidance.LLMatcher(self._index, lark, log_level=0, limits=self._limits)
 
 
 _tables: "weakref.WeakKeyDictionary[Transformer, _Table]" = weakref.WeakKeyDictionary()

@@ -4,20 +4,24 @@
     encode       messages and tools -> prompt ids
     ToolParser   the answer's text, piece by piece -> OpenAI's deltas: words, then calls with their arguments in pieces
 
-An answer that may call is text up to <tool_call>, whose JSON a grammar holds to the function's schema (grammar.py). The
-parser does not rely on that, and it knows the calls of models that forget the mark: a call's JSON at the start of the answer,
-perhaps in a code fence. What turns out to be no call goes out as the text it is, up to the moment when its name and
-the beginning of its arguments have been read; from then on it is a call, perhaps one that was cut off.
+An answer that may call is text up to the mark of the model's own format (text/templates/call_format.py), whose arguments a grammar
+holds to the function's schema (grammar.py). The parser does not rely on that: white space may differ, and it knows the calls of
+models that forget the mark, a call's JSON at the start of the answer, perhaps in a code fence. What turns out to be no call goes
+out as the text it is, up to the moment when its name and the beginning of its arguments have been read; from then on it is a
+call, perhaps one that was cut off.
 """
 
+import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gangpao.engine.generate import Engine
-from gangpao.text.templates.tools import CALL, CALL_END
+from gangpao.serve.answers.call_arguments import ObjectReader, TagReader
+from gangpao.text.pieces import SPACE, PieceReader, held_back
+from gangpao.text.templates.call_format import OWN_CALLS, CallFormat, may_become, pattern_of
 
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -27,31 +31,35 @@ _BARE_END = re.compile(r"\s*\}")
 _FENCED_END = re.compile(r"\s*\}\s*```")
 _BEGUN = '{"name":"'
 _MAX_HEAD = 512  # characters after which the beginning of a call is no beginning of a call
-_SPACE = " \t\r\n"
 
+State = Literal["start", "words", "head", "arguments", "tail"]
 Delta = dict[str, Any]
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The functions that an answer may call. must: it is nothing but calls."""
+    """The functions that an answer may call, and their places in the request. must: it is nothing but calls. single: it is
+    one call, however many the request allows, because the function was named."""
 
     functions: tuple[Json, ...] = ()
     must: bool = False
+    single: bool = False
+    places: tuple[int, ...] = ()
 
 
 def offered(tools: Sequence[Json] | None, tool_choice: str | Json | None) -> Offered:
     """What a request's tools and tool_choice allow. Raises ValueError that begins with the field's name."""
     functions = _functions(tools or ())
+    places = tuple(range(len(functions)))
     if tool_choice is None or tool_choice == "auto":
-        return Offered(functions)
+        return Offered(functions, places=places)
     if tool_choice == "none":
         return Offered()
     if not functions:
         raise ValueError("tool_choice: there are no tools to choose from")
     if tool_choice == "required":
-        return Offered(functions, must=True)
+        return Offered(functions, must=True, places=places)
     return _chosen(tool_choice, functions)
 
 
@@ -92,8 +100,9 @@ def _chosen(choice: str | Json, functions: tuple[Json, ...]) -> Offered:
             raise wrong
         if name not in known:
             raise ValueError(f"tool_choice: no function called {name!r:.80} is among the tools")
-    must = choice.get("type") != "allowed_tools" or among.get("mode") == "required"
-    return Offered(tuple(f for f in functions if f["name"] in names), must)
+    single = choice.get("type") != "allowed_tools"
+    places = tuple(i for i, f in enumerate(functions) if f["name"] in names)
+    return Offered(tuple(functions[i] for i in places), single or among.get("mode") == "required", single, places)
 
 
 def _named(choice: object) -> str | None:
@@ -116,55 +125,57 @@ def encode(
     return engine.template.encode(engine.tokenizer, messages, tools=shown, **options)
 
 
-class ToolParser:
-    """The deltas of one answer. push takes its text as it comes, finish gives what was held back; called: any call so far."""
+class ToolParser(PieceReader[Delta]):
+    """The deltas of one answer. push takes its text as it comes, finish gives what was held back; called: any call so far.
 
-    def __init__(self, tools: Sequence[Json], tool_choice: str | Json | None = None) -> None:
+    calls: how the model writes them, engine.template.calls.
+    """
+
+    def __init__(
+        self, tools: Sequence[Json], tool_choice: str | Json | None = None, calls: CallFormat = OWN_CALLS
+    ) -> None:
+        super().__init__()
         self.called = False
-        self._names = frozenset(f["name"] for f in _functions(tools))
-        self._state: Literal["start", "words", "head", "arguments", "tail"] = "start"
-        self._text = ""  # not looked at yet, or held back
+        functions = _functions(tools)
+        self._names = frozenset(f["name"] for f in functions)
+        self._parameters = {f["name"]: f.get("parameters") for f in functions}
+        self._form = calls
+        self._texts = _texts_of(calls)
+        self._state: State = "start" if self._texts.bare else "words"
         self._index = -1
-        self._scan = _ObjectScan()
+        self._arguments: ObjectReader | TagReader = ObjectReader()
         self._bare: re.Pattern[str] | None = None  # how the last call ends, if it came without marks
-
-    def push(self, text: str) -> list[Delta]:
-        """What can be said for certain after some more text."""
-        self._text += text
-        deltas: list[Delta] = []
-        while self._step(deltas):
-            pass
-        return deltas
+        self._next = False  # whether the name of another call comes without the mark
 
     def finish(self) -> list[Delta]:
         """The end of the answer: what was held back is words, unless it is a call that was cut off or lies behind one."""
-        held, self._text = self._text, ""
+        held, self._held = self._held, ""
         if self._state == "head":
-            begun = "".join(held.split())
-            held = "" if begun.startswith(_BEGUN) or _BEGUN.startswith(begun) else CALL + held
+            begun, opening = "".join(held.split()), "".join(self._form.inner.split())
+            cut = self._next or begun.startswith((opening, _BEGUN)) or opening.startswith(begun)
+            held = "" if cut else self._form.mark + held
         elif self._state in ("arguments", "tail"):
             held = ""
         elif self.called:
-            held = held.strip(_SPACE)
+            held = held.strip(SPACE)
         return [{"content": held}] if held else []
 
-    def _step(self, deltas: list[Delta]) -> bool:
-        """Go on by one mark; False when more text is needed."""
+    def _step(self, out: list[Delta]) -> bool:
         step = {
-            "start": self._start, "words": self._words, "head": self._head, "arguments": self._arguments, "tail": self._tail,
+            "start": self._start, "words": self._words, "head": self._head, "arguments": self._read, "tail": self._tail,
         }  # fmt: skip
-        return step[self._state](deltas)
+        return step[self._state](out)
 
-    def _start(self, deltas: list[Delta]) -> bool:
+    def _start(self, out: list[Delta]) -> bool:
         """Where an answer begins, or goes on behind a call without marks, such a call may stand."""
-        text = self._text.lstrip(_SPACE)
+        text = self._held.lstrip(SPACE)
         if not text:
             return False
         fence = next((f for f in reversed(_FENCES) if text.startswith(f)), "")
         found = _HEAD.match(text, len(fence))
         if found and found[1] in self._names:
-            self._text, self._bare = text, _FENCED_END if fence else _BARE_END
-            self._begin(found, deltas)
+            self._bare = _FENCED_END if fence else _BARE_END
+            self._begin(found[1], text[found.end() :], ObjectReader(), out)
             return True
         if len(text) <= _MAX_HEAD and any(self._may_begin(text, f) for f in _FENCES):
             return False
@@ -181,88 +192,140 @@ class ToolParser:
             return any(known.startswith(name) for known in self._names)
         return name in self._names and any(f',"{key}":{{'.startswith(rest) for key in ("arguments", "parameters"))
 
-    def _begin(self, found: re.Match[str], deltas: list[Delta]) -> None:
+    def _begin(self, name: str, rest: str, reader: ObjectReader | TagReader, out: list[Delta]) -> None:
         self.called = True
         self._index += 1
-        self._text, self._state, self._scan = self._text[found.end() :], "arguments", _ObjectScan()
-        function = {"name": found[1], "arguments": ""}
+        self._held, self._state, self._arguments, self._next = rest, "arguments", reader, False
+        function = {"name": name, "arguments": ""}
         call = {"index": self._index, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
-        deltas.append({"tool_calls": [call]})
+        out.append({"tool_calls": [call]})
 
-    def _words(self, deltas: list[Delta]) -> bool:
-        words, mark, rest = self._text.partition(CALL)
-        if mark:
-            self._say(words.rstrip(_SPACE), deltas)
-            self._text, self._state = rest, "head"
+    def _words(self, out: list[Delta]) -> bool:
+        mark = self._form.mark
+        words, found, rest = self._held.partition(mark) if mark else (self._held, "", "")
+        if found:
+            self._say(words.rstrip(SPACE), out)
+            self._held, self._state = rest, "head"
             return True
         # White space in front of a call is the format's; the beginning of a mark may become one.
-        keep = next((n for n in range(min(len(words), len(CALL) - 1), 0, -1) if words.endswith(CALL[:n])), 0)
-        out = words[: len(words) - keep].rstrip(_SPACE)
-        self._text = words[len(out) :]
-        self._say(out, deltas)
+        words = words[: len(words) - held_back(words, mark)].rstrip(SPACE)
+        self._held = self._held[len(words) :]
+        self._say(words, out)
         return False
 
-    def _say(self, words: str, deltas: list[Delta]) -> None:
-        if words.strip(_SPACE) if self.called else words:
-            deltas.append({"content": words})
+    def _say(self, words: str, out: list[Delta]) -> None:
+        if words.strip(SPACE) if self.called else words:
+            out.append({"content": words})
 
-    def _head(self, deltas: list[Delta]) -> bool:
-        found = _HEAD.match(self._text)
+    def _head(self, out: list[Delta]) -> bool:
+        """Behind the mark: a name and the beginning of its arguments."""
+        texts = self._texts
+        found = (texts.next_name if self._next else texts.name).match(self._held)
+        if found is None and not self._next and self._form is OWN_CALLS:
+            found = _HEAD.match(self._held)
         if found and found[1] in self._names:
-            self._bare = None
-            self._begin(found, deltas)
-            return True
-        body, end, rest = self._text.partition(CALL_END)
-        if not end and not found and len(self._text) <= _MAX_HEAD:
+            rest = self._held[found.end() :]
+            if self._form.tags is None:
+                self._bare = None
+                self._begin(found[1], rest, ObjectReader(), out)
+                return True
+            begun = self._tagged(found[1], rest)
+            if begun is not None:
+                self._begin(found[1], *begun, out)
+                return True
+        waits = (
+            found is not None
+            and self._form.tags is not None
+            and (found[1] in self._names or found.end() == len(self._held))
+        )
+        if waits and len(self._held) <= _MAX_HEAD:
+            return False
+        body, end, rest = self._held.partition(texts.close) if texts.close else (self._held, "", "")
+        if not end and not found and len(self._held) <= _MAX_HEAD:
             return False
         # No call that we offered: it is words.
-        self._say(CALL + (body + end if end else ""), deltas)
-        self._text, self._state = rest if end else self._text, "words"
+        self._say(self._form.mark + (body + end if end else ""), out)
+        self._held, self._state, self._next = rest if end else self._held, "words", False
         return True
 
-    def _arguments(self, deltas: list[Delta]) -> bool:
-        if not self._text:
-            return False
-        size, complete = self._scan.feed(self._text)
-        if size:
-            piece = {"index": self._index, "function": {"arguments": self._text[:size]}}
-            deltas.append({"tool_calls": [piece]})
-        self._text = self._text[size:]
-        self._state = "tail" if complete else "arguments"
-        return complete
+    def _tagged(self, name: str, rest: str) -> tuple[str, TagReader] | None:
+        """What follows a name where arguments have tags; None where it takes more text to tell."""
+        tags, texts = self._form.tags, self._texts
+        assert tags is not None
+        reader = TagReader(self._form, self._parameters[name])
+        found = texts.name_end.match(rest)
+        if found:
+            return rest[found.end() :], reader
+        if may_become(rest, self._form.name_end):
+            return None
+        found = texts.none.match(rest)
+        return None if found is None else (rest[found.end() :], reader.without_arguments())
 
-    def _tail(self, deltas: list[Delta]) -> bool:
+    def _read(self, out: list[Delta]) -> bool:
+        """Arguments, as far as they are there."""
+        piece, self._held = self._arguments.read(self._held)
+        if piece:
+            out.append({"tool_calls": [{"index": self._index, "function": {"arguments": piece}}]})
+        if self._arguments.complete:
+            self._state = "tail"
+        return self._arguments.complete
+
+    def _tail(self, out: list[Delta]) -> bool:
+        """Behind a call: the mark of its end, or what leads to another one."""
         if self._bare:
-            found = self._bare.match(self._text)
-            self._text = self._text[found.end() :] if found else self._text
+            found = self._bare.match(self._held)
+            self._held = self._held[found.end() :] if found else self._held
             self._state = "start" if found else "tail"
             return found is not None
-        _, end, rest = self._text.partition(CALL_END)
-        if not end:
+        texts = self._texts
+        if texts.next is not None and (found := texts.next.match(self._held)):
+            self._held, self._state, self._next = self._held[found.end() :], "head", True
+            return True
+        if self._form.next is not None and texts.next is not None and may_become(self._held, self._form.next):
             return False
-        self._text, self._state = rest, "words"
-        return True
+        if found := texts.end.match(self._held):
+            self._held, self._state = self._held[found.end() :], "words"
+            return True
+        _, end, rest = self._held.partition(texts.close) if texts.close else ("", "", "")
+        if end:
+            self._held, self._state = rest, "words"
+        return bool(end)
 
 
-class _ObjectScan:
-    """Finds the end of a JSON object that comes in pieces: braces count, except in strings."""
+class _Texts(NamedTuple):
+    """A format's texts as expressions. name: what follows the mark, up to the arguments; next_name: the same in a further call;
+    next: between the arguments of a call and the name of the next, where no mark stands there; close: the last tag of a call."""
 
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = self._escaped = False
+    bare: bool
+    name: re.Pattern[str]
+    next_name: re.Pattern[str]
+    name_end: re.Pattern[str]
+    none: re.Pattern[str]
+    next: re.Pattern[str] | None
+    end: re.Pattern[str]
+    close: str
 
-    def feed(self, text: str) -> tuple[int, bool]:
-        """How many characters of `text` belong to the object, and whether it is complete."""
-        for i, c in enumerate(text):
-            if self._in_string:
-                self._in_string = self._escaped or c != '"'
-                self._escaped = c == "\\" and not self._escaped
-            elif c == '"':
-                self._in_string = True
-            elif c in "{[":
-                self._depth += 1
-            elif c in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    return i + 1, True
-        return len(text), False
+
+@functools.lru_cache(maxsize=64)
+def _texts_of(form: CallFormat) -> _Texts:
+    begin, name_end, end = (pattern_of(f" {text}", loose=True) for text in (form.inner, form.name_end, form.end))
+    name = rf"({_NAME.pattern})"
+    if form.tags is None:
+        name = rf"{name}{name_end}\s*(?=\{{)"
+    following = form.next if form.next is not None and not _by_mark(form) else None
+    closing = re.findall(r"</?[^<>\s]+>|\[/?[A-Z_]+\]", form.end)
+    return _Texts(
+        form.tags is None and (not form.mark or '{"name"' in form.inner.replace(" ", "")),
+        re.compile(rf"{begin}\s*{name}"),
+        re.compile(rf"\s*{name}"),
+        re.compile(name_end),
+        re.compile(pattern_of(f" {form.tags.none if form.tags else ''}", loose=True)),
+        None if following is None else re.compile(pattern_of(f" {following}", loose=True)),
+        re.compile(end),
+        closing[-1] if closing else "",
+    )
+
+
+def _by_mark(form: CallFormat) -> bool:
+    """Whether another call begins with the mark, as the first one does."""
+    return form.next is not None and form.next.startswith(form.end) and form.next.endswith(form.begin)

@@ -1,6 +1,7 @@
 """What restricts an answer, in the words of vLLM and llama.cpp's server: each is kept to, or refused by its name; none is dropped.
 
-One table for every API whose programs send them beside its own fields. Falsy values, such as `ignore_eos: false`, ask for nothing.
+One table for every API whose programs send them beside its own fields. null, false and "" ask for nothing; an empty schema asks for
+some JSON, as it does there.
 """
 
 import json
@@ -46,7 +47,8 @@ def read(body: Mapping[str, Any], own: Form | None = None) -> Constraints:
         if body.get(name) and not (name == "best_of" and body[name] in (1, body.get("n"))):
             raise ApiError(400, why, field=name, code="unsupported_parameter")
     forms = [] if own is None else [own]
-    forms += [_form(name, kind, value) for name, kind in _FORMS.items() if (value := _value(body, name))]
+    values = ((name, kind, _value(body, name)) for name, kind in _FORMS.items())
+    forms += [_form(name, kind, value) for name, kind, value in values if value not in (None, False, "")]
     if len(forms) > 1:
         raise ApiError(
             400, f"an answer has one form only, and {forms[0].field} asks for one, too", field=forms[1].field

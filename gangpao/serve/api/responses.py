@@ -83,7 +83,7 @@ class ResponsesRequest(schema.Body):
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    max_output_tokens: Whole | None = schema.setting("max_tokens", schema.UNLIMITED)
+    max_output_tokens: Whole | None = schema.setting("max_tokens", f"{schema.UNLIMITED} -1 is that, too.", low=-1)
     temperature: float | None = schema.setting("temperature")
     top_p: float | None = schema.setting("top_p")
     stream: bool | None = None
@@ -180,10 +180,10 @@ def chat_of(asked: ResponsesRequest, body: Body, tools: _Tools, notes: Notes) ->
             _add(messages, item, f"input.{i}", notes)
     form = asked.text.format if asked.text else None
     limits = constraints.read(body, Form("json", form) if form else None)
-    effort = asked.reasoning.effort if asked.reasoning else None
+    effort, limit = asked.reasoning.effort if asked.reasoning else None, asked.max_output_tokens
     return Chat(
         messages=tuple(messages), model=asked.model,
-        sampling=given(max_tokens=asked.max_output_tokens, temperature=asked.temperature, top_p=asked.top_p),
+        sampling=given(max_tokens=None if limit == -1 else limit, temperature=asked.temperature, top_p=asked.top_p),
         tools=tuple(offered), tool_choice=_choice(asked.tool_choice), parallel=asked.parallel_tool_calls is not False,
         form=limits.form, ends=limits.ends, variables=thinking(None, effort), left_out=notes.all,
     )  # fmt: skip
@@ -209,7 +209,7 @@ def _add(messages: list[Message], item: Item, where: str, notes: Notes) -> None:
             messages.append(Message("assistant"))
         messages[-1] = replace(messages[-1], calls=(*messages[-1].calls, call))
     elif item.type in _OUTPUTS:
-        if not item.call_id or item.output is None:
+        if not item.call_id or "output" not in item.model_fields_set:
             raise ApiError(400, f"{where}: a {item.type} needs a call_id and an output", param="input")
         if isinstance(item.output, dict):
             said = content.Content(json.dumps(item.output, ensure_ascii=False))

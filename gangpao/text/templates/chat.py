@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypedDict
 
 from gangpao.text.templates import detect, sandbox_parent
+from gangpao.text.templates.call_format import OWN_CALLS, CallFormat, call_format_of
 from gangpao.text.templates.formats import BY_NAME, Family
 from gangpao.text.templates.render import Part, render_parts
-from gangpao.text.templates.tools import CALL, MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
+from gangpao.text.templates.tools import MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
 from gangpao.text.thoughts import Marks, marks_of
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.text.vocabulary import SpecialFinder
@@ -48,7 +49,7 @@ class Masked(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A chat format: a family of ours, or a foreign one; a template's source with its special pieces as text, if it has one;
-    the marks around a model's thoughts, if it thinks."""
+    the marks around a model's thoughts, if it thinks; texts of the tokens that end an answer."""
 
     name: str
     family: Family | None = None
@@ -56,6 +57,7 @@ class ChatTemplate:
     special: tuple[tuple[str, str], ...] = ()
     stop: tuple[str, ...] = ()
     thoughts: Marks | None = None
+    ends: tuple[str, ...] = ()
 
     @classmethod
     def named(cls, name: str) -> "ChatTemplate":
@@ -77,17 +79,33 @@ class ChatTemplate:
             if token is not None
         )
         thoughts = marks_of(source, tokenizer.id_of)
+        ends = tuple(sorted(tokenizer.vocabulary.pieces[i] for i in tokenizer.end_ids))
         if source is None:
             family = _family_by_tokens(tokenizer, architecture)
         else:
             found = detect.family_of(source, dict(special))
             if found is None:
-                return cls("own", source=source, special=special, thoughts=thoughts)
+                return cls("own", source=source, special=special, thoughts=thoughts, ends=ends)
             family = found
         # A mark that is no token in this vocabulary has to be looked for in the text.
         as_text = () if tokenizer.id_of(family.end) in tokenizer.end_ids else (family.end.strip(),)
         stop = (*family.stop, *filter(None, as_text))
-        return cls(family.name, family, source, special, stop, thoughts)
+        return cls(family.name, family, source, special, stop, thoughts, ends)
+
+    @property
+    def calls(self) -> CallFormat:
+        """How the model writes calls of functions: as its template does, or as ours where it has no way of its own."""
+        return self._own_calls() or OWN_CALLS
+
+    def _own_calls(self) -> CallFormat | None:
+        return call_format_of(self.source, self.special, self.ends) if self.source is not None else None
+
+    def _for_tools(self, messages: Messages, tools: Tools | None) -> "ChatTemplate":
+        """What renders a conversation: the checkpoint's own template where functions take part and it has a way to say them that
+        our parts do not equal."""
+        if self.family is None or not needs_tools(messages, tools) or self._own_calls() is None:
+            return self
+        return replace(self, family=None) if form_of(self.source, self.special, self.family) == OWN else self
 
     def render(
         self,
@@ -104,7 +122,7 @@ class ChatTemplate:
         answer, which is left open. variables: further switches of the checkpoint's own template, such as enable_thinking; one
         that it does not know changes nothing. Raises ValueError for a role or an order of roles that the format does not have.
         """
-        template = self._with(variables)
+        template = self._with(variables)._for_tools(messages, tools)
         add_generation_prompt &= not continue_final
         plan = template._plan(messages, tools)
         if template.family is not None:
@@ -123,7 +141,7 @@ class ChatTemplate:
         variables: Variables = _NONE,
     ) -> list[int]:
         """Prompt ids, BOS included where the model wants one. Arguments and errors are those of `render`."""
-        template = self._with(variables)
+        template = self._with(variables)._for_tools(messages, tools)
         add_generation_prompt &= not continue_final
         plan = template._plan(messages, tools)
         if template.family is not None:
@@ -158,9 +176,10 @@ class ChatTemplate:
         _check(messages)
         if not needs_tools(messages, tools):
             return _Plan(messages)
-        if self.family is None and CALL in (self.source or ""):
-            return _Plan(for_template(messages), tools, MARKS)  # the template says tools itself
         family = self.family
+        calls = self._own_calls() if family is None else None
+        if calls is not None:  # the template says functions itself
+            return _Plan(for_template(messages, calls), tools, (*MARKS, *calls.marks))
         form = OWN if family is None else form_of(self.source, self.special, family)
         return _Plan(without_tools(messages, tools, form, family), None, MARKS)
 

@@ -9,14 +9,16 @@ is rendered (in the worker) on a conversation with two functions, and what stand
 taken when a second conversation, with calls and results, comes out of ours as it comes out of the template. A checkpoint
 whose template knows no tools, or says calls in another way, gets words of our own around the same marks.
 
-What it gives up: other ways of writing calls (Llama 3's bare JSON, Mistral's [TOOL_CALLS]).
+A template that writes calls in another way of its own (call_format.py) renders such a conversation itself.
 """
 
 import functools
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from gangpao.text.templates import sandbox_parent
 from gangpao.text.templates.formats import Family
@@ -29,6 +31,20 @@ CALL, CALL_END = "<tool_call>", "</tool_call>"
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
 MARKS = (CALL, CALL_END, RESULT, RESULT_END)
 NAME, ARGUMENTS = '{"name": "', '", "arguments": '  # a call is NAME + name + ARGUMENTS + a JSON object + "}"
+
+
+class Wants(Protocol):
+    """How a template takes calls of earlier answers (call_format.CallFormat): the content of an answer that only calls,
+    arguments as text, identifiers of nine letters and digits, several calls in a turn."""
+
+    @property
+    def no_content(self) -> str | None: ...
+    @property
+    def text_arguments(self) -> bool: ...
+    @property
+    def short_ids(self) -> bool: ...
+    @property
+    def several(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +102,58 @@ def without_tools(messages: Messages, tools: Tools | None, form: ToolForm, famil
     return turns
 
 
-def for_template(messages: Messages) -> Messages:
-    """Messages as Hugging Face's templates expect them: arguments as objects where they are JSON, no content as ""."""
+def for_template(messages: Messages, wants: "Wants") -> Messages:
+    """Messages as a template wants them. Raises ValueError for a call without a name."""
     turns: list[dict[str, Any]] = []
     for i, message in enumerate(messages):
-        turn = {**message, "content": message.get("content") or ""}
+        content = message.get("content") or ""
+        turn = {**message, "content": content}
+        if message.get("tool_call_id") is not None and wants.short_ids:
+            turn["tool_call_id"] = _short_id(message["tool_call_id"])
         if message.get("tool_calls"):
+            turn["content"] = content or wants.no_content
             turn["tool_calls"] = [
-                {"id": c.get("id"), "type": "function", "function": {"name": name, "arguments": _object(arguments)}}
-                for c, name, arguments in _checked(message["tool_calls"], f"message {i}")
+                _call(call, name, arguments, wants)
+                for call, name, arguments in _checked(message["tool_calls"], f"message {i}")
             ]
         turns.append(turn)
-    return turns
+    return turns if wants.several else _one_by_one(turns)
+
+
+def _call(call: Mapping[str, Any], name: str, arguments: object, wants: "Wants") -> dict[str, Any]:
+    known = _object(arguments)
+    if wants.text_arguments and not isinstance(known, str):
+        known = as_json(known)
+    ident = _short_id(call.get("id")) if wants.short_ids else call.get("id")
+    return {"id": ident, "type": "function", "function": {"name": name, "arguments": known}}
+
+
+def _short_id(ident: object) -> str:
+    """Nine letters and digits for an identifier: itself, if it is that."""
+    text = str(ident)
+    if re.fullmatch("[A-Za-z0-9]{9}", text):
+        return text
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:9]
+
+
+def _one_by_one(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each of several calls of a turn as a turn, with its result behind it, for templates that have one call a turn."""
+    out: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["role"] == "tool" and pending:
+            same = [p for p in pending if p["tool_calls"][0]["id"] == turn.get("tool_call_id")]
+            called = (same or pending)[0]
+            pending.remove(called)
+            out += [called, turn]
+            continue
+        out += pending
+        calls = turn.get("tool_calls") or []
+        pending = [
+            {**turn, "content": turn["content"] if i == 0 else "", "tool_calls": [c]} for i, c in enumerate(calls)
+        ]
+        out += [] if calls else [turn]
+    return out + pending
 
 
 def _described(system: str, tools: Tools, form: ToolForm) -> list[Part]:

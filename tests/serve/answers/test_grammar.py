@@ -13,8 +13,9 @@ from gangpao.engine.sample import SamplingParams
 from gangpao.engine.scheduler import Scheduler
 from gangpao.engine.sequences import Request
 from gangpao.serve.answers import json_schema
-from gangpao.serve.answers.grammar import constraint_for, grammar_of
+from gangpao.serve.answers.grammar import AnswerForm, constraint_for
 from gangpao.serve.answers.tool_calls import ToolParser
+from gangpao.serve.http import json_bounds
 from tests.engine.tiny import write_tiny
 
 jsonschema_rs = pytest.importorskip("jsonschema_rs")
@@ -190,7 +191,7 @@ def test_a_required_call_is_made_and_fits(scheduler, choice, parallel, names):
         assert reason == "stop"
         words, calls = calls_of(text)
         assert words == ""
-        assert 1 <= len(calls) <= (8 if parallel else 1)
+        assert 1 <= len(calls) <= (8 if parallel and choice == "required" else 1)  # a function by name is one call
         for name, arguments in calls:
             assert name in names
             assert jsonschema_rs.is_valid(CITY if name == "weather" else {"maxProperties": 0}, json.loads(arguments))
@@ -278,9 +279,9 @@ def test_a_cached_grammar_is_not_shared_between_answers(engine):
 
 
 def test_no_constraint_where_every_answer_will_do():
-    assert grammar_of(None, None, None) is None
-    assert grammar_of({"type": "text"}, [], "auto") is None
-    assert grammar_of(None, TOOLS, "none") is None
+    assert AnswerForm(None, None, None).free
+    assert AnswerForm({"type": "text"}, [], "auto").free
+    assert AnswerForm(None, TOOLS, "none").free
 
 
 def deep(levels):
@@ -298,8 +299,8 @@ HOSTILE = {
     "a pattern in a name": ({"type": "object", "patternProperties": {"(x{999}){999}": {}}}, "repeats"),
     "a remote reference": ({"$ref": "http://127.0.0.1:1/schema.json"}, "leads elsewhere"),
     "a reference to a file": ({"properties": {"a": {"$ref": "file:///etc/passwd"}}}, "leads elsewhere"),
-    "a million values": ({"enum": list(range(1_000_000))}, "values"),
-    "a million names": ({"enum": [{str(i): 0 for i in range(100_000)}]}, "values"),
+    "all the values that JSON may hold": ({"enum": list(range(json_bounds.MAX_VALUES))}, "values"),
+    "all the names": ({"enum": [{str(i): 0 for i in range(json_bounds.MAX_VALUES)}]}, "values"),
     "long strings": ({"enum": ["x" * 1000 + str(i) for i in range(200)]}, "characters"),
     "many properties": ({"type": "object", "properties": {f"p{i}": {} for i in range(501)}}, "properties"),
     "an awkward multiple": ({"type": "integer", "multipleOf": 1_000_003}, "multipleOf"),
@@ -331,10 +332,10 @@ def test_a_hostile_schema_is_refused_quickly(engine, case):
     ):
         if tools and not schema:
             continue  # a function without parameters
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(ValueError, match=match if form else f'{match}|must be "object"') as error:
             constraint_for(engine, form, tools, "auto")
-        assert time.perf_counter() - start < 0.5  # 0.1 on a machine with nothing else to do
+        assert time.process_time() - start < 0.5
         assert str(error.value).startswith(("response_format", "tools[0].function.parameters"))
         assert len(str(error.value)) < 400
 
@@ -351,7 +352,7 @@ def test_a_hostile_schema_is_refused_quickly(engine, case):
 )
 def test_a_malformed_format_is_refused(form, match):
     with pytest.raises(ValueError, match=match):
-        grammar_of(form, None, None)
+        AnswerForm(form, None, None)
 
 
 def test_where_no_guarantee_is_asked_for_what_cannot_be_held_is_ignored(engine):
@@ -364,8 +365,6 @@ def test_where_no_guarantee_is_asked_for_what_cannot_be_held_is_ignored(engine):
     assert constraint_for(engine, None, [tool("f", odd)], "required")
     with pytest.raises(ValueError, match="guaranteed"):
         constraint_for(engine, None, [tool("f", odd, strict=True)], "required")
-    with pytest.raises(ValueError, match='must be "object"'):
-        constraint_for(engine, None, [tool("f", {"type": "string"})], "required")
 
 
 def test_unknown_formats_are_notes_and_names_are_not_keywords():
@@ -374,9 +373,9 @@ def test_unknown_formats_are_notes_and_names_are_not_keywords():
         "properties": {"format": {"type": "string", "format": "int32"}, "default": {"type": "string", "format": "x"}},
         "default": {"format": "int32"},
     }
-    ready = json_schema.checked(schema, "s", exact=True)
+    ready = json_schema.ready(schema, "s", exact=True)
     assert ready["properties"] == {"format": {"type": "string"}, "default": {"type": "string"}}
-    assert ready["default"] == {"format": "int32"}
+    assert "default" not in ready  # says nothing to a grammar
     assert schema["properties"]["format"]["format"] == "int32"
 
 
@@ -386,4 +385,4 @@ def test_usual_patterns_are_cheap():
         r"^\d{4}-\d{2}-\d{2}$",
         r"^[\p{L}\]{1}]{2,}\{3\}(a|b){2}$",
     ):
-        assert json_schema.checked({"type": "string", "pattern": pattern}, "s", exact=True)
+        assert json_schema.ready({"type": "string", "pattern": pattern}, "s", exact=True)

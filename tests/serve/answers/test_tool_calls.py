@@ -108,8 +108,9 @@ def test_tool_choice():
     assert offered(TOOLS, "auto") == offered(TOOLS, None)
     assert names(offered(TOOLS, "none")) == names(offered(None, None)) == []
     assert offered(TOOLS, "required").must
+    assert not offered(TOOLS, "required").single
     one = offered(TOOLS, {"type": "function", "function": {"name": "clock"}})
-    assert (names(one), one.must) == (["clock"], True)
+    assert (names(one), one.must, one.single, one.places) == (["clock"], True, True, (1,))
     some = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [function("clock")]}}
     assert (names(offered(TOOLS, some)), offered(TOOLS, some).must) == (["clock"], False)
 

@@ -2,10 +2,13 @@
 turn finds the first in the prefix cache."""
 
 import json
+from contextlib import closing
 
 import openai
 import pytest
 from anthropic import Anthropic
+
+from gangpao.commands.terminal import client
 
 RULES = "\n".join(f"Rule {i}: read a file before it is changed, and say what was changed." for i in range(220))[:14_500]
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
@@ -73,15 +76,15 @@ def test_an_agent_of_anthropics_kind(wide_server, wire):
     assert "'document'" in notes
     assert "'tool_search_tool_result'" in notes or "'server_tool_use'" in notes
     assert "images" in notes
-    with Anthropic(base_url=wide_server.base_url, api_key="none", max_retries=0, timeout=60) as client:
+    with Anthropic(base_url=wide_server.base_url, api_key="none", max_retries=0, timeout=60) as api:
         body = {
             k: v
             for k, v in agent_request("00000", FIRST).items()
             if k not in ("stream", "context_management", "output_config")
         }
-        with client.messages.stream(**body) as stream:
+        with api.messages.stream(**body) as stream:
             assert stream.get_final_message().usage.output_tokens <= 3
-        counted = client.messages.count_tokens(model="claude-any", messages=FIRST[:1], system=body["system"])
+        counted = api.messages.count_tokens(model="claude-any", messages=FIRST[:1], system=body["system"])
         assert counted.input_tokens < prompt
 
 
@@ -157,7 +160,7 @@ def test_an_agent_of_the_responses_api(wide_server, wire):
 
 def test_calls_go_back_under_the_clients_own_names(wide_server):
     tools = [t for t in codex_request([])["tools"] if t["type"] in ("custom", "namespace")]
-    with openai.OpenAI(base_url=f"{wide_server.base_url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=f"{wide_server.base_url}/v1", api_key="none", max_retries=0, timeout=60) as api:
         ask = {
             "model": "wide",
             "input": "hi",
@@ -170,9 +173,9 @@ def test_calls_go_back_under_the_clients_own_names(wide_server):
         tools[1]["tools"][0] = {**tools[1]["tools"][0], "parameters": {
             "type": "object", "properties": {"path": tiny}, "required": ["path"], "additionalProperties": False}}  # fmt: skip
         named = {"type": "function", "name": "list", "namespace": "mcp__files"}
-        (call,) = client.responses.create(**ask, tool_choice=named).output
+        (call,) = api.responses.create(**ask, tool_choice=named).output
         assert (call.type, call.name, call.namespace) == ("function_call", "list", "mcp__files")
-        events = list(client.responses.create(**ask, tool_choice={"type": "custom", "name": "apply_patch"}, stream=True,
+        events = list(api.responses.create(**ask, tool_choice={"type": "custom", "name": "apply_patch"}, stream=True,
                                               extra_body={"stop_token_ids": []}))  # fmt: skip
         kinds = [e.type for e in events]
         assert "response.custom_tool_call_input.done" in kinds
@@ -195,6 +198,8 @@ def test_aliases_are_listed_and_short_paths_say_errors_in_their_own_way(wide_ser
         listed = wire.get(wide_server.base_url + path).json()["data"]
         assert [(m["id"], m.get("root")) for m in listed] == [("wide", None), ("claude-small", "wide")]
     assert wire.get(f"{wide_server.base_url}/models/other").json()["root"] == "wide"
+    with closing(client.Server(wide_server.base_url, None, False)) as remote:  # as `gangpao chat --connect` asks
+        assert remote.models() == ["wide"]
     assert wire.post(f"{wide_server.base_url}/messages", json={}).json()["type"] == "error"
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
     assert wire.post(f"{tiny_server.base_url}/chat/completions", json=body).status_code == 404

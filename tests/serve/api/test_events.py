@@ -1,4 +1,4 @@
-"""Bodies that nobody sane would send to the faces of other APIs, and to a chat with functions and forms (S5)."""
+"""Bodies that nobody sane would send to every API, and to a chat with functions and forms (S5)."""
 
 import copy
 import json

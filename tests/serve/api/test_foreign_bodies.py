@@ -2,8 +2,12 @@
 is kept to or refused by its name."""
 
 import json
+from dataclasses import replace
 
 import pytest
+
+from gangpao.text.templates.chat import ChatTemplate
+from gangpao.text.thoughts import Marks
 
 HI = {"role": "user", "content": "hi"}
 EMPTY = ["", [], None, [{"type": "text", "text": ""}]]
@@ -82,10 +86,9 @@ def test_an_empty_answer_or_result_in_the_history(post, empty, more):
     text = empty if isinstance(empty, str) else ""
     ollama = {"role": "assistant", "content": text, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     assert post("/api/chat", {"messages": [HI, ollama, {"role": "tool", "content": text}, HI]})[0] == 200
-    if empty is not None:
-        items = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": ""},
-                 {"type": "function_call_output", "call_id": "c", "output": empty}]  # fmt: skip
-        assert post("/v1/responses", {"input": [HI, *items]})[0] == 200
+    items = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": ""},
+             {"type": "function_call_output", "call_id": "c", "output": empty}]  # fmt: skip
+    assert post("/v1/responses", {"input": [HI, *items]})[0] == 200
     use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": empty}]}
     assert post("/v1/messages", {"messages": [HI, use, result]})[0] == 200
@@ -216,6 +219,7 @@ def test_forms_in_other_servers_words(post, name):
     [
         ({"guided_json": "no schema"}, "guided_json"), ({"guided_json": {"not": {}}}, "guided_json"),
         ({"guided_choice": "yes"}, "guided_choice"), ({"guided_choice": [1]}, "guided_choice"),
+        ({"guided_choice": []}, "guided_choice"),
         ({"guided_regex": "(?=a)b"}, "guided_regex"),
         ({"grammar": "root ::= ("}, "grammar"), ({"grammar": 3}, "grammar"), ({"grammar": "x" * 30_000}, "grammar"),
         ({"structured_outputs": [1]}, "structured_outputs"),
@@ -233,6 +237,25 @@ def test_what_cannot_be_kept_to_is_refused_by_its_name(post, more, field):
     status, answer = post("/v1/chat/completions", {"messages": [HI], **more})
     assert (status, answer["error"]["param"]) == (400, field), answer
     assert answer["error"]["message"].startswith(f"{field}: ")
+
+
+def test_settings_are_blamed_by_the_apis_own_names(post):
+    for path, body, words in [
+        ("/v1/chat/completions", {"messages": [HI], "max_tokens": 0}, "max_tokens: must"),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 0}, "max_output_tokens: must"),
+        ("/api/chat", {"messages": [HI], "format": "xml"}, "format: must"),
+        ("/v1/responses", {"input": "hi", "text": {"format": {"type": "xml"}}}, "text.format: type"),
+    ]:
+        status, answer = post(path, body)
+        error = answer["error"]
+        assert (status, (error if isinstance(error, str) else error["message"])[: len(words)]) == (400, words), answer
+
+
+def test_an_empty_schema_is_any_json(post):
+    for name in ("guided_json", "json_schema"):
+        status, answer = post("/v1/chat/completions", {"messages": [HI], name: {}}, 1)
+        assert status == 200
+        assert answer["choices"][0]["message"]["content"][0] in '{["-0123456789tfn'
 
 
 def test_ends(post, tiny_server):
@@ -347,3 +370,58 @@ def test_an_answer_that_was_begun_is_continued(post, tiny_server):
     assert tokens("/v1/chat/completions", post("/v1/chat/completions", {"messages": begun})[1]) == closed
     status, answer = post("/v1/chat/completions", {"messages": [HI], "continue_final_message": True})
     assert (status, answer["error"]["param"]) == (400, "continue_final_message")
+
+
+@pytest.fixture
+def spoken(wide_server):
+    """Lets the model have another chat template, and gives its prompts as texts."""
+    engine, scheduler = wide_server.engine, wide_server.server.hub.loaded()["wide"].scheduler
+    before, submit, seen = engine.template, scheduler.submit, []
+
+    def use(template):
+        engine.template = template
+        return seen
+
+    def spy(request, on_event):
+        seen.append(engine.tokenizer.decode(request.prompt_ids, keep_special=True))
+        return submit(request, on_event)
+
+    scheduler.submit = spy
+    yield use
+    engine.template, scheduler.submit = before, submit
+
+
+def test_orders_that_a_template_does_not_have(post_wide, spoken):
+    turns = [{"role": "system", "content": "S"}, {"role": "system", "content": ""}, {"role": "user", "content": "1"},
+             {"role": "system", "content": "2"}, {"role": "user", "content": "3"}, {"role": "assistant", "content": "4"},
+             {"role": "assistant", "content": "5"}, {"role": "user", "content": "6"}]  # fmt: skip
+    joined = [
+        {"role": "user", "content": "1\n\n2\n\n3"},
+        {"role": "assistant", "content": "4\n\n5"},
+        {"role": "user", "content": "6"},
+    ]
+    for name, messages in (
+        ("chatml", turns),
+        ("gemma-3", [turns[0], *joined]),
+        ("mistral", [{"role": "user", "content": "S\n\n1\n\n2\n\n3"}, *joined[1:]]),
+    ):
+        template = ChatTemplate.named(name)
+        prompts = spoken(template)
+        for path, field in (
+            ("/v1/chat/completions", "messages"),
+            ("/v1/responses", "input"),
+            ("/v1/messages", "messages"),
+        ):
+            assert post_wide(path, {field: turns})[0] == 200, (name, path)
+            assert prompts[-1].strip() == template.render(messages).strip(), (name, path)
+
+
+def test_a_thought_that_was_begun_goes_on_as_one(post_wide, spoken):
+    marks = Marks("<think>", "</think>")
+    spoken(replace(ChatTemplate.named("chatml"), thoughts=marks))
+    body = {"continue_final_message": True, "temperature": 0}
+    for begun, key in (("<think>Hm", "reasoning_content"), ("<think>Hm</think>So", "content"), ("So", "content")):
+        turns = [HI, {"role": "assistant", "content": begun}]
+        message = post_wide("/v1/chat/completions", {**body, "messages": turns}, 5)[1]["choices"][0]["message"]
+        assert message[key], begun
+        assert ("reasoning_content" in message) == (key == "reasoning_content")

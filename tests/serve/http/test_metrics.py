@@ -1,4 +1,4 @@
-"""The figures of a server: what every face answers is in them, once."""
+"""The figures of a server: what every API answers is in them, once."""
 
 import re
 

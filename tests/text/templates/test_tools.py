@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gangpao.formats.gguf import GGUF
 from gangpao.text.templates import sandbox_parent
+from gangpao.text.templates.call_format import OWN_CALLS
 from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.templates.formats import BY_NAME
 from gangpao.text.templates.tools import CALL, MARKS, OWN, form_of
@@ -117,12 +118,21 @@ def test_the_words_around_descriptions_are_read_off_the_template():
     assert "\n* {" in template.render(talk(), tools=[WEATHER, CLOCK])
 
 
-@pytest.mark.parametrize("change", [('{"name', '{ "name'), ("tool_response", "result"), ("tojson", "upper")])
-def test_a_template_that_writes_calls_in_another_way_gets_our_words(change):
+@pytest.mark.parametrize("change", [('{"name', '{ "name'), ("tool_response", "result")])
+def test_a_template_that_writes_calls_in_another_way_says_them_itself(change):
     changed = TAUGHT.replace(change[0].replace('"', '\\"'), change[1].replace('"', '\\"'))
     changed = changed.replace(*change) if changed == TAUGHT else changed
     template = ChatTemplate.for_model(changed, tokenizer=BPE)
     assert form_of(changed, template.special, template.family) == OWN
+    assert template.render(talk(), tools=[WEATHER]) == rendered_by(changed, talk(), [WEATHER])
+    # Without functions it is the family all the same.
+    assert template.family.name == "chatml"
+
+
+def test_a_template_whose_calls_cannot_be_read_gets_our_words():
+    changed = TAUGHT.replace("c.function.arguments | tojson", "'?'")
+    template = ChatTemplate.for_model(changed, tokenizer=BPE)
+    assert template.calls is OWN_CALLS
     assert "# Functions" in template.render(talk(), tools=[WEATHER])
 
 

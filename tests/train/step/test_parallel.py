@@ -161,7 +161,7 @@ def test_offloaded_on_a_gpu_is_the_plain_run(tmp_path):
     """Weights and optimizer in the machine's memory, layers on the GPU; in a process of its own, for the process group."""
     code = textwrap.dedent(f"""
         import torch
-        from gangpao.train import parallel
+        from gangpao.train.step import parallel
         from gangpao.train.step.loss import NextToken
         from gangpao.train.step.optim import Optimizer
         from gangpao.train.config import OptimizerConfig

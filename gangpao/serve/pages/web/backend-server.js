@@ -32,11 +32,13 @@ export class ServerBackend {
     return answer;
   }
 
-  /** [{ id, sees }] */
+  /** [{ id, sees }], without other names of the same models (root says whose). */
   async models() {
     const answer = await this.#fetch("/v1/models", { headers: this.#headers() });
     const { data } = await answer.json();
-    return data.map((model) => ({
+    const ids = new Set(data.map((model) => model.id));
+    const own = data.filter((model) => model.root === model.id || !ids.has(model.root));
+    return own.map((model) => ({
       id: model.id,
       sees: (model.architecture ?? model.meta)?.input_modalities?.includes("image") ?? false,
     }));
