@@ -375,7 +375,7 @@ def test_an_answer_that_was_begun_is_continued(post, tiny_server):
 @pytest.fixture
 def spoken(wide_server):
     """Lets the model have another chat template, and gives its prompts as texts."""
-    engine, scheduler = wide_server.engine, wide_server.server.hub.loaded()["wide"].scheduler
+    engine, scheduler = wide_server.engine, wide_server.server.models.loaded()["wide"].scheduler
     before, submit, seen = engine.template, scheduler.submit, []
 
     def use(template):
