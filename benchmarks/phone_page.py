@@ -1,7 +1,7 @@
 """The phone page on this machine: what loading costs, and tokens a second of the model inside a browser.
 
 A server of ours gives the page and the model to a headless chromium, the network is switched off, and the page's own
-backend (gangpao/serve/pages/web/device.js) answers one question some times, with one thread and with all. Beside it stands the
+backend (web/backend-device.js) answers one question some times, with one thread and with all. Beside it stands the
 same question put to the server, which computes with our engine on the same machine: what a browser costs.
 
     python benchmarks/phone_page.py --out     writes benchmarks/results/phone_page_<hardware>_<date>.md
@@ -36,14 +36,14 @@ WAIT_MS = 300_000
 
 # The page's own modules, so that what is measured is what a reader gets.
 LOAD = """async (threads) => {
-    const { DeviceBackend } = await import("/web/device.js");
-    const { Depot } = await import("/web/depot.js");
-    const depot = new Depot(() => ({}));
-    const [model] = await depot.kept();
+    const { DeviceBackend } = await import("/web/backend-device.js");
+    const { ModelStore } = await import("/web/model-store.js");
+    const store = new ModelStore(() => ({}));
+    const [model] = await store.kept();
     await globalThis.measured?.unload();
     globalThis.measured = new DeviceBackend({ device: { threads } });
     const start = performance.now();
-    const { threads: used } = await globalThis.measured.load(model, await depot.open(model));
+    const { threads: used } = await globalThis.measured.load(model, await store.open(model));
     return { load_s: (performance.now() - start) / 1000, threads: used, isolated: crossOriginIsolated };
 }"""
 ASK = """async ([question, tokens]) => {
@@ -125,7 +125,9 @@ def markdown(model: str, size: int, ready_s: float, rows: Sequence[Row], args: a
         "commit": report.commit(ROOT),
         "CPU": f"{report.cpu_name()}, {os.cpu_count()} cores seen by the system",
         "load before": f"{os.getloadavg()[0]:.1f} (1 minute)",
-        "browser library": next(f"{p.package} {p.version}" for p in libraries.PARTS if p.package == "@wllama/wllama"),
+        "browser library": next(
+            f"{p.package} {p.version}" for p in libraries.LIBRARIES if p.package == "@wllama/wllama"
+        ),
         "model": f"{model}, {size / 1e6:.1f} MB",
         "from an empty browser to ready": f"{ready_s:.1f} s, download over the loopback interface included",
     }

@@ -18,13 +18,13 @@ LogitBias = Annotated[
     list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable.")
 ]
 System = Annotated[str, typer.Option("--system", help="The system message: who the model is to be.")]
-MODEL = "a catalog name, a .gguf file, a run or Hugging Face folder, or hf.co/owner/repo[:Q4_K_M]"
+MODEL = "A catalog name, a .gguf file, a run or Hugging Face folder, or hf.co/owner/repo[:Q4_K_M]"
 Model = Annotated[
     str | None,
-    typer.Option("-m", "--model", help=f"{MODEL.capitalize()}; the best that is installed if not given."),
+    typer.Option("-m", "--model", help=f"{MODEL}; the best that is installed if not given."),
 ]
 Named = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as -m.", show_default=False)]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL.capitalize()}.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL}.")]
 StoreName = Annotated[
     str, typer.Argument(metavar="NAME", help="A name of the catalog (`gangpao list`), or hf.co/owner/repo[:Q4_K_M].")
 ]

@@ -39,7 +39,7 @@ from gangpao.serve.server import Server, Settings
 
 Models = Annotated[
     list[str] | None,
-    typer.Option("-m", "--model", help=f"{opt.MODEL.capitalize()}; repeatable, the first is loaded at start."),
+    typer.Option("-m", "--model", help=f"{opt.MODEL}; repeatable, the first is loaded at start."),
 ]
 Grace = Annotated[
     float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
@@ -206,11 +206,11 @@ def _run(server: Server, cert: tls.Files | None, grace: float, phone: bool) -> N
     settings = server.settings
     bound = app.listen(settings, settings)
     percent = Percent(f"loading {next(iter(settings.models))}")
-    server.hub.on_progress = percent
+    server.models.on_progress = percent
 
     def ready() -> None:
         percent.clear()
-        (loaded,) = server.hub.loaded().values()
+        (loaded,) = server.models.loaded().values()
         print(
             f"ready: {loaded.name}, context {loaded.engine.context}, up to {show_bytes(loaded.need)} of memory, "
             f"{settings.batch} answers at once; {screen.kernels_line()}",

@@ -73,7 +73,7 @@ class Engine:
         start = time.perf_counter()
         gguf = path if isinstance(path, GGUF) else GGUF.open(path)
         config = ModelConfig.from_gguf(gguf)
-        context = memory.admit(gguf, config, context, kv_dtype)
+        context = memory.plan_memory(gguf, config, context, kv_dtype)
         kernels.set_num_threads(num_threads or machine.physical_cores())
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         source = tokenizer.chat_template

@@ -76,7 +76,7 @@ def work_bytes(c: ModelConfig) -> int:
     return CHUNK * (4 * floats + int8) + logits + PROCESS_BYTES + VOCAB_ENTRY_BYTES * c.vocab_size
 
 
-def admit(gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType) -> int:
+def plan_memory(gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType) -> int:
     """The context to load with. A given one is taken or refused; else the widest default that fits.
 
     Raises ValueError naming need, have and ways out, or the model's own limit.

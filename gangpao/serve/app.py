@@ -53,14 +53,17 @@ def make_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         # Threads wait here for a hostile chat template; there must be some left for the others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "prepare"))
-        tasks = [asyncio.create_task(server.hub.start(on_ready, on_failed)), asyncio.create_task(server.hub.sweep())]
+        tasks = [
+            asyncio.create_task(server.models.start(on_ready, on_failed)),
+            asyncio.create_task(server.models.sweep()),
+        ]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await server.hub.close(CLOSE_S)
+            await server.models.close(CLOSE_S)
 
     app = Starlette(
         routes=[*openapi.routes(DIALECTS), *(r for module in (*DIALECTS, routes) for r in module.routes(server))],
@@ -175,7 +178,7 @@ def running(
     thread.start()
     try:
         until = time.monotonic() + wait_s
-        while not runner.started or (ready and server.hub.state == "loading"):
+        while not runner.started or (ready and server.models.state == "loading"):
             if not thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError(f"the server did not start within {wait_s:.0f} s; the log says why")
             time.sleep(0.01)

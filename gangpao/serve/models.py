@@ -66,7 +66,7 @@ class Limits(EngineOptions):
 
 
 @dataclass(slots=True, eq=False)
-class Loaded:
+class LoadedModel:
     """A model in memory. users: requests that hold it; preparing: those of them that are not in the scheduler yet."""
 
     name: str
@@ -105,7 +105,7 @@ class _Plan:
     bytes: int
 
 
-class Hub:
+class Models:
     """See the module. models: public name -> file, the default first; aliases: another name -> one of those, ANY_NAME -> the one
     for every other name. opened: files of them that somebody has opened already; the first loading of such a model takes that
     instead of opening it again."""
@@ -117,40 +117,40 @@ class Hub:
         aliases: Mapping[str, str] | None = None,
         opened: Mapping[str, GGUF] | None = None,
     ) -> None:
-        self.models = dict(models)
+        self.files = dict(models)
         self.aliases = dict(aliases or {})
         self._opened = dict(opened or {})
         self.limits = limits
         self.progress: dict[str, float] = {}  # share of a model that is read, while it is being loaded
         self.on_progress: Progress | None = None
         self.state: Literal["loading", "ok", "failed", "stopping"] = "loading"
-        self._loaded: dict[str, Loaded] = {}
+        self._loaded: dict[str, LoadedModel] = {}
         self._waiting = 0
         self._lock = asyncio.Lock()
         self._closing = False
 
     def names(self) -> list[str]:
         """All that may be asked for, the default first."""
-        return list(self.models)
+        return list(self.files)
 
-    def loaded(self) -> dict[str, Loaded]:
+    def loaded(self) -> dict[str, LoadedModel]:
         """Models in memory now."""
         return dict(self._loaded)
 
     def name_of(self, asked: str | None) -> str:
         """The public name of a model that a request asked for. Raises ApiError (404)."""
-        name = asked or next(iter(self.models))
-        if name not in self.models:
+        name = asked or next(iter(self.files))
+        if name not in self.files:
             name = self.aliases.get(name) or self.aliases.get(ANY_NAME) or name
-        if name not in self.models:
-            known = ", ".join([*self.models, *self.aliases][:10])
+        if name not in self.files:
+            known = ", ".join([*self.files, *self.aliases][:10])
             raise ApiError(
                 404, f"there is no model {name[:80]!r} here; there are {known}", param="model", code="model_not_found"
             )
         return name
 
     @contextlib.asynccontextmanager
-    async def use(self, asked: str | None) -> AsyncIterator[Loaded]:
+    async def use(self, asked: str | None) -> AsyncIterator[LoadedModel]:
         """The model of that name (None: the default), loaded for as long as the context is open. Raises ApiError."""
         found = await self._get(self.name_of(asked))
         try:
@@ -159,7 +159,7 @@ class Hub:
             found.users -= 1
             found.used = time.monotonic()
 
-    async def _get(self, name: str) -> Loaded:
+    async def _get(self, name: str) -> LoadedModel:
         """The model with one more user, counted before anything else is awaited: nobody unloads it in between."""
         while True:
             found = self._loaded.get(name)
@@ -187,11 +187,11 @@ class Hub:
                 if found.scheduler.alive:
                     return
                 await self._unload(found)  # its thread ended by a bug of ours, which is in the log
-            path = self.models[name]
+            path = self.files[name]
             try:
                 gguf = await asyncio.to_thread(self._header, name, path)
                 config = ModelConfig.from_gguf(gguf)
-                plan = await self._room(name, gguf, config)
+                plan = await self._make_room(name, gguf, config)
                 self.progress[name] = 0.0
                 engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan)
                 del gguf
@@ -200,7 +200,7 @@ class Hub:
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
             finally:
                 self.progress.pop(name, None)
-            self._loaded[name] = Loaded(name, path, engine, scheduler, plan.bytes, self.limits)
+            self._loaded[name] = LoadedModel(name, path, engine, scheduler, plan.bytes, self.limits)
             if self.state == "failed":
                 self.state = "ok"
             log.info("%s is loaded: %d tokens of context, up to %s", name, engine.context, show_bytes(plan.bytes))
@@ -224,15 +224,15 @@ class Hub:
         engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
         return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)
 
-    async def _room(self, name: str, gguf: GGUF, config: ModelConfig) -> _Plan:
+    async def _make_room(self, name: str, gguf: GGUF, config: ModelConfig) -> _Plan:
         """How to load a model, after idle ones have made room for it. Raises ApiError (503)."""
         limits = self.limits
         context = min(limits.context or memory.WIDEST_DEFAULT, config.max_position_embeddings)
         while True:
             need = memory.estimate(gguf, config, context, limits.kv)
-            have = self._have()
+            have = self._free_bytes()
             if need.total <= have:
-                return self._plan(need, config, context, have)
+                return self._size_cache(need, config, context, have)
             idle = [m for m in self._loaded.values() if m.idle]
             if idle:
                 await self._unload(min(idle, key=lambda m: m.used))
@@ -241,7 +241,7 @@ class Hub:
             else:
                 raise self._no_room(name, need.total, have)
 
-    def _plan(self, need: memory.Need, config: ModelConfig, context: int, have: int) -> _Plan:
+    def _size_cache(self, need: memory.Need, config: ModelConfig, context: int, have: int) -> _Plan:
         """The cache that all running answers share: as much of their contexts as there is memory for, at least one."""
         wanted = memory.pool_tokens(config, context, self.limits.kv, self.limits.batch)
         fixed = need.weights + need.work
@@ -258,14 +258,14 @@ class Hub:
         message += f"; in use: {others}"
         return ApiError(503, message, code="out_of_memory", headers=retry_headers(FULL_RETRY_S))
 
-    def _have(self) -> int:
+    def _free_bytes(self) -> int:
         """Bytes that one more model may take: what is free, without what the caches of the others have not filled yet."""
         free = machine.available_memory() - sum(m.unfilled for m in self._loaded.values())
         if self.limits.memory is None:
             return free
         return min(free, self.limits.memory - sum(m.need for m in self._loaded.values()))
 
-    async def _unload(self, model: Loaded, timeout: float | None = None) -> None:
+    async def _unload(self, model: LoadedModel, timeout: float | None = None) -> None:
         self._loaded.pop(model.name, None)
         await asyncio.to_thread(model.scheduler.close, timeout=timeout)
         gc.collect()  # an engine is a circle of references; its weights are to be free now
@@ -276,7 +276,7 @@ class Hub:
     ) -> None:
         """Load the default model; `state` says how that goes, and on_failed is told why it did not."""
         try:
-            await self.load(next(iter(self.models)))
+            await self.load(next(iter(self.files)))
         except ApiError as error:
             self.state = "failed"
             if on_failed:

@@ -12,7 +12,7 @@ from gangpao.cost import Meter
 from gangpao.formats.gguf import GGUF
 from gangpao.serve.http.access import Access, Listen
 from gangpao.serve.http.metrics import Metrics
-from gangpao.serve.models import Hub, Limits
+from gangpao.serve.models import Limits, Models
 
 
 @dataclass(frozen=True)
@@ -45,4 +45,4 @@ class Server:
         self.meter = Meter(settings.cost_profile)
         self.metrics = Metrics()
         self.started = time.time()
-        self.hub = Hub(settings.models, settings, settings.aliases, opened)
+        self.models = Models(settings.models, settings, settings.aliases, opened)

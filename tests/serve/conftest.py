@@ -33,7 +33,7 @@ class Live:
 
     @property
     def engine(self) -> Engine:
-        return self.server.hub.loaded()[self.model].engine
+        return self.server.models.loaded()[self.model].engine
 
 
 @pytest.fixture(scope="session")

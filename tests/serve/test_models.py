@@ -13,10 +13,10 @@ from gangpao.engine import memory
 from gangpao.engine.config import ModelConfig
 from gangpao.formats import gguf as gguf_reader
 from gangpao.formats.gguf import GGUF
-from gangpao.serve import models as hub_module
+from gangpao.serve import models as models_module
 from gangpao.serve.app import running
 from gangpao.serve.http.errors import ApiError
-from gangpao.serve.models import Hub, Limits
+from gangpao.serve.models import Limits, Models
 from gangpao.serve.server import Server, Settings
 
 
@@ -27,40 +27,40 @@ def files(tiny_path, tmp_path):
 
 
 def need(path, batch=1):
-    """What the hub counts for one of them."""
+    """What the models counts for one of them."""
     gguf = GGUF.open(path)
     config = ModelConfig.from_gguf(gguf)
     found = memory.estimate(gguf, config, config.max_position_embeddings, "f16")
     return found.total + (batch - 1) * found.cache
 
 
-def run(hub, *steps):
-    """Run coroutines one after the other in one loop, then close the hub."""
+def run(models, *steps):
+    """Run coroutines one after the other in one loop, then close the models."""
 
     async def all_of_them():
         try:
             return [await step for step in steps]
         finally:
-            await hub.close()
+            await models.close()
 
     return asyncio.run(all_of_them())
 
 
-async def touch(hub, name):
-    async with hub.use(name) as found:
+async def touch(models, name):
+    async with models.use(name) as found:
         return found.name
 
 
 def test_a_model_is_loaded_when_first_asked_for_and_once(files, monkeypatch):
-    hub = Hub(files, Limits(batch=1, threads=1))
+    models = Models(files, Limits(batch=1, threads=1))
     opened = []
-    real = hub._open
-    monkeypatch.setattr(hub, "_open", lambda name, *rest: (opened.append(name), real(name, *rest))[1])
+    real = models._open
+    monkeypatch.setattr(models, "_open", lambda name, *rest: (opened.append(name), real(name, *rest))[1])
 
     async def many():
-        return await asyncio.gather(*(touch(hub, "b") for _ in range(5)), touch(hub, None))
+        return await asyncio.gather(*(touch(models, "b") for _ in range(5)), touch(models, None))
 
-    (names,) = run(hub, many())
+    (names,) = run(models, many())
     assert names == ["b"] * 5 + ["a"]
     assert sorted(opened) == ["a", "b"]
 
@@ -70,31 +70,31 @@ def test_serve_opens_a_file_once(files, monkeypatch):
     seen = []
     real = gguf_reader._Part.open
     monkeypatch.setattr(gguf_reader._Part, "open", lambda path: (seen.append(path.name), real(path))[1])
-    models, opened = serve.find_models([str(path) for path in files.values()])
+    paths, opened = serve.find_models([str(path) for path in files.values()])
     assert seen == ["a.gguf", "b.gguf", "c.gguf"]
-    shutil.copy(models["c"], models["c"].with_name("new"))
-    models["c"].with_name("new").rename(models["c"])
-    hub = Server(Settings(models, batch=1, threads=1), opened).hub
-    run(hub, touch(hub, "b"), touch(hub, None), touch(hub, "c"), touch(hub, "b"))
+    shutil.copy(paths["c"], paths["c"].with_name("new"))
+    paths["c"].with_name("new").rename(paths["c"])
+    models = Server(Settings(paths, batch=1, threads=1), opened).models
+    run(models, touch(models, "b"), touch(models, None), touch(models, "c"), touch(models, "b"))
     assert seen == ["a.gguf", "b.gguf", "c.gguf", "c.gguf"]
 
 
 def test_idle_models_make_room_the_longest_unused_first(files):
     size = need(files["a"])
-    hub = Hub(files, Limits(batch=1, threads=1, memory=2 * size + 1000))
+    models = Models(files, Limits(batch=1, threads=1, memory=2 * size + 1000))
 
     async def story():
-        await touch(hub, "a")
-        await touch(hub, "b")
-        await touch(hub, "a")
-        await touch(hub, "c")
-        first = set(hub.loaded())
-        async with hub.use("a"), hub.use("c"):
+        await touch(models, "a")
+        await touch(models, "b")
+        await touch(models, "a")
+        await touch(models, "c")
+        first = set(models.loaded())
+        async with models.use("a"), models.use("c"):
             with pytest.raises(ApiError) as caught:
-                await touch(hub, "b")
+                await touch(models, "b")
         return first, caught.value
 
-    ((first, refused),) = run(hub, story())
+    ((first, refused),) = run(models, story())
     assert first == {"a", "c"}
     assert (refused.status, refused.code) == (503, "out_of_memory")
     assert "in use: a (" in refused.message
@@ -103,14 +103,14 @@ def test_idle_models_make_room_the_longest_unused_first(files):
 
 
 def test_what_never_fits_says_so_and_is_not_to_be_tried_again(files):
-    hub = Hub(files, Limits(batch=1, threads=1, memory=need(files["a"]) // 2))
+    models = Models(files, Limits(batch=1, threads=1, memory=need(files["a"]) // 2))
 
     async def story():
         with pytest.raises(ApiError) as caught:
-            await touch(hub, "a")
+            await touch(models, "a")
         return caught.value
 
-    (refused,) = run(hub, story())
+    (refused,) = run(models, story())
     assert (refused.status, refused.headers["x-should-retry"]) == (503, "false")
     assert "--memory" in refused.message
 
@@ -118,32 +118,32 @@ def test_what_never_fits_says_so_and_is_not_to_be_tried_again(files):
 def test_the_pool_takes_what_the_budget_leaves(files):
     size = need(files["a"])
     cache = need(files["a"], 2) - size
-    hub = Hub(files, Limits(batch=8, threads=1, memory=size + 3 * cache))
+    models = Models(files, Limits(batch=8, threads=1, memory=size + 3 * cache))
 
     async def story():
-        async with hub.use("a") as found:
+        async with models.use("a") as found:
             return found.need, found.scheduler.pool.nbytes
 
-    ((total, pool),) = run(hub, story())
+    ((total, pool),) = run(models, story())
     assert total <= size + 3 * cache
     assert pool >= 4 * cache * 0.9
 
 
 def test_idle_models_leave_and_busy_ones_stay(files, monkeypatch):
-    monkeypatch.setattr(hub_module, "SWEEP_S", 0.01)
-    hub = Hub(files, Limits(batch=1, threads=1, idle_unload_s=0.05))
+    monkeypatch.setattr(models_module, "SWEEP_S", 0.01)
+    models = Models(files, Limits(batch=1, threads=1, idle_unload_s=0.05))
 
     async def story():
-        sweeper = asyncio.create_task(hub.sweep())
-        async with hub.use("a"):
-            await touch(hub, "b")
+        sweeper = asyncio.create_task(models.sweep())
+        async with models.use("a"):
+            await touch(models, "b")
             await asyncio.sleep(0.3)
-            during = set(hub.loaded())
+            during = set(models.loaded())
         await asyncio.sleep(0.3)
         sweeper.cancel()
-        return during, set(hub.loaded())
+        return during, set(models.loaded())
 
-    assert run(hub, story()) == [({"a"}, set())]
+    assert run(models, story()) == [({"a"}, set())]
 
 
 def test_a_damaged_file_is_one_error_and_the_others_go_on(files, tmp_path, wire):
@@ -163,13 +163,13 @@ def test_a_damaged_file_is_one_error_and_the_others_go_on(files, tmp_path, wire)
 def test_health_says_loading_and_requests_wait_for_it(files, wire, monkeypatch):
     gate = threading.Event()
     server = Server(Settings(files, port=0, threads=1))
-    real = server.hub._open
+    real = server.models._open
 
     def slow(*args):
         assert gate.wait(20)
         return real(*args)
 
-    monkeypatch.setattr(server.hub, "_open", slow)
+    monkeypatch.setattr(server.models, "_open", slow)
     with running(server, ready=False) as url, ThreadPoolExecutor() as threads:
         health = wire.get(f"{url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "loading")
@@ -181,24 +181,24 @@ def test_health_says_loading_and_requests_wait_for_it(files, wire, monkeypatch):
 
 
 def test_a_scheduler_that_died_is_replaced(files):
-    hub = Hub(files, Limits(batch=1, threads=1))
+    models = Models(files, Limits(batch=1, threads=1))
 
     async def story():
-        async with hub.use("a") as found:
+        async with models.use("a") as found:
             first = found.scheduler
         await asyncio.to_thread(first.close)
-        async with hub.use("a") as found:
+        async with models.use("a") as found:
             return found.scheduler is not first, found.scheduler.alive
 
-    assert run(hub, story()) == [(True, True)]
+    assert run(models, story()) == [(True, True)]
 
 
 def test_memory_free_now_counts_caches_that_are_not_full_yet(files, monkeypatch):
-    hub = Hub(files, Limits(batch=4, threads=1))
+    models = Models(files, Limits(batch=4, threads=1))
 
     async def story():
-        async with hub.use("a") as found:
+        async with models.use("a") as found:
             monkeypatch.setattr(machine, "available_memory", lambda: found.unfilled + 1000)
-            return hub._have()
+            return models._free_bytes()
 
-    assert run(hub, story()) == [1000]
+    assert run(models, story()) == [1000]

@@ -21,7 +21,7 @@ def settled(server, seconds=10.0):
     """Wait until nothing runs or waits."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if all(m.idle and not m.preparing for m in server.hub.loaded().values()):
+        if all(m.idle and not m.preparing for m in server.models.loaded().values()):
             return
         time.sleep(0.01)
     pytest.fail("the server is still busy")
@@ -58,7 +58,7 @@ def test_at_ten_times_the_capacity_each_is_answered_or_told_when_to_come_back(ti
 
 def slowed(server, monkeypatch, seconds=0.01):
     """Give every step of the tiny model the time that a real one takes."""
-    model = server.hub.loaded()["tiny"].engine.model
+    model = server.models.loaded()["tiny"].engine.model
     real = model.step
     monkeypatch.setattr(model, "step", lambda segments: (time.sleep(seconds), real(segments))[1])
 
@@ -103,7 +103,7 @@ def test_a_client_that_leaves_frees_its_slot_at_once(tiny_path, stream, monkeypa
     server = Server(Settings({"tiny": tiny_path}, port=0, batch=1, queue=4, threads=1))
     with running(server) as url:
         slowed(server, monkeypatch, 0.1)
-        counters = server.hub.loaded()["tiny"].scheduler.counters
+        counters = server.models.loaded()["tiny"].scheduler.counters
         connection = send(url, long(500) | {"stream": stream, "n": 2})
         until = time.monotonic() + 10
         while not counters.running and time.monotonic() < until:
@@ -149,7 +149,7 @@ def test_clients_that_leave_change_nothing_and_leave_nothing_behind(tiny_server,
     disconnects(server, url, 10, seed=1)  # memory and threads that come with the first requests
     files, memory = open_files(url), rss_mb()
     assert disconnects(server, url, count) == 0
-    model = server.hub.loaded()["tiny"]
+    model = server.models.loaded()["tiny"]
     assert (model.users, model.preparing) == (0, 0)
     assert model.scheduler.counters.failed == 0
     assert open_files(url) <= files + 2
@@ -177,7 +177,7 @@ def test_what_was_begun_ends_before_the_server_does(tiny_path):
     server = Server(Settings({"tiny": tiny_path}, port=0, batch=2, queue=4, threads=1))
     with running(server, grace_s=20) as url:
         connection = send(url, long(300))
-        counters = server.hub.loaded()["tiny"].scheduler.counters
+        counters = server.models.loaded()["tiny"].scheduler.counters
         while not counters.running:
             time.sleep(0.001)
     connection.settimeout(5)
@@ -192,7 +192,7 @@ def test_what_was_begun_ends_before_the_server_does(tiny_path):
 def test_an_engine_that_fails_is_an_error_in_the_stream(tiny_path, wire, monkeypatch):
     server = Server(Settings({"tiny": tiny_path}, port=0, batch=2, queue=4, threads=1))
     with running(server) as url:
-        model = server.hub.loaded()["tiny"].engine.model
+        model = server.models.loaded()["tiny"].engine.model
         real, steps = model.step, []
 
         def fails(segments):

@@ -22,7 +22,7 @@ from gangpao.engine.scheduler import Busy
 from gangpao.engine.sequences import Event, Handle, Request
 from gangpao.serve.http.errors import NO_RETRY, ApiError, PromptTooLong, busy
 from gangpao.serve.http.metrics import Metrics
-from gangpao.serve.models import Loaded
+from gangpao.serve.models import LoadedModel
 from gangpao.serve.server import Server
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ _POLL_S = 0.05  # between two looks for a place
 
 
 @contextlib.contextmanager
-def place(loaded: Loaded) -> Iterator[None]:
+def place(loaded: LoadedModel) -> Iterator[None]:
     """A place for a request that is being prepared. Raises ApiError (429) where too many wait."""
     if loaded.scheduler.full(loaded.preparing):
         loaded.scheduler.counters.refused += 1
@@ -43,7 +43,7 @@ def place(loaded: Loaded) -> Iterator[None]:
         loaded.preparing -= 1
 
 
-async def prepare(loaded: Loaded, work: Callable[..., T], *args: Any) -> T:
+async def prepare(loaded: LoadedModel, work: Callable[..., T], *args: Any) -> T:
     """work(*args) in a thread, within the queue's bounds. What is wrong with the request becomes ApiError (400)."""
     with place(loaded):
         try:
@@ -54,13 +54,13 @@ async def prepare(loaded: Loaded, work: Callable[..., T], *args: Any) -> T:
             raise ApiError(400, "what was sent is nested too deeply") from None
 
 
-def check_length(loaded: Loaded, count: int) -> None:
+def check_length(loaded: LoadedModel, count: int) -> None:
     """Raises ApiError (400, context_length_exceeded) for a prompt that leaves no room for an answer."""
     if count >= loaded.engine.context:
         raise PromptTooLong(count, loaded.engine.context)
 
 
-def check_text(loaded: Loaded, size: int) -> None:
+def check_text(loaded: LoadedModel, size: int) -> None:
     """The same for a text of `size` characters that is too long whatever its tokens are, without looking for them."""
     fewest = size // loaded.longest_piece
     if fewest >= loaded.engine.context:
@@ -81,7 +81,7 @@ class Answers:
     Raises ApiError: 429 where the queue is full, 400 for a value the engine refuses, 500 where it failed.
     """
 
-    def __init__(self, loaded: Loaded, requests: Sequence[Request], metrics: Metrics) -> None:
+    def __init__(self, loaded: LoadedModel, requests: Sequence[Request], metrics: Metrics) -> None:
         self._scheduler = loaded.scheduler
         self._metrics = metrics
         self._model = loaded.name

@@ -41,7 +41,7 @@ from gangpao.serve.answers.events import (
 from gangpao.serve.answers.forms import Form
 from gangpao.serve.answers.logprobs import chat_form
 from gangpao.serve.http.errors import ApiError
-from gangpao.serve.models import Loaded
+from gangpao.serve.models import LoadedModel
 from gangpao.serve.server import Server
 from gangpao.text.thoughts import Splitter
 
@@ -122,7 +122,7 @@ def thinking(on: bool | None, effort: str | None = None) -> dict[str, Any]:
 async def answer(server: Server, chat: Chat, client: str) -> AsyncGenerator[Event, None]:
     """The answer's events. What is wrong with the request is raised (ApiError) before the first; closing it cancels the answer."""
     async with contextlib.AsyncExitStack() as stack:
-        loaded = await stack.enter_async_context(server.hub.use(chat.model))
+        loaded = await stack.enter_async_context(server.models.use(chat.model))
         requests, more = await _requests(server, loaded, chat, client)
         if left_out := (*chat.left_out, *more):
             log.info("not used of a request: %s", "; ".join(left_out))
@@ -141,7 +141,7 @@ async def answer(server: Server, chat: Chat, client: str) -> AsyncGenerator[Even
 
 async def prompt_ids(server: Server, chat: Chat) -> list[int]:
     """Token ids of the prompt that this chat has."""
-    async with server.hub.use(chat.model) as loaded:
+    async with server.models.use(chat.model) as loaded:
         messages, _ = await _messages(server, loaded, chat)
         return await _encode(loaded, chat, messages)
 
@@ -149,7 +149,7 @@ async def prompt_ids(server: Server, chat: Chat) -> list[int]:
 # --- a request
 
 
-async def _requests(server: Server, loaded: Loaded, chat: Chat, client: str) -> tuple[list[Request], list[str]]:
+async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str) -> tuple[list[Request], list[str]]:
     """What to submit, one for each choice, and what else of the chat was left out."""
     engine = loaded.engine
     params = _params(chat, engine)
@@ -194,7 +194,7 @@ def field_error(error: ValueError, fields: Mapping[str, Any] | Sequence[str]) ->
     return ApiError(400, message, param=next((name for name in fields if message.startswith(name)), None))
 
 
-async def _messages(server: Server, loaded: Loaded, chat: Chat) -> tuple[list[dict[str, Any]], list[str]]:
+async def _messages(server: Server, loaded: LoadedModel, chat: Chat) -> tuple[list[dict[str, Any]], list[str]]:
     """Messages as chat templates take them, and what was left out of them. Raises ApiError for a text that is too long."""
     if not chat.messages:
         raise ApiError(400, "at least one is needed", field="messages")
@@ -259,7 +259,7 @@ def _letters(value: Any) -> int:
     return count
 
 
-async def _encode(loaded: Loaded, chat: Chat, messages: list[dict[str, Any]]) -> list[int]:
+async def _encode(loaded: LoadedModel, chat: Chat, messages: list[dict[str, Any]]) -> list[int]:
     options = {
         "continue_final": chat.continues,
         "add_generation_prompt": chat.add_generation_prompt,
@@ -297,7 +297,7 @@ def _orders(messages: Sequence[Json]) -> Iterator[list[dict[str, Any]]]:
         yield [{**turns[1], "content": "\n\n".join(filter(None, (first, second)))}, *turns[2:]]
 
 
-async def constraints_of(loaded: Loaded, chat: Chat) -> list[tuple[Constraint | None, bool]]:
+async def constraints_of(loaded: LoadedModel, chat: Chat) -> list[tuple[Constraint | None, bool]]:
     """For each choice what its tokens must keep to, and whether that is a grammar of all of the answer."""
     if not chat.form and not chat.tools and not chat.ends.given and chat.tool_choice in (None, "auto", "none"):
         return [(None, False)] * chat.n
@@ -363,7 +363,7 @@ def _stop(request: Request, handle: Handle) -> str | int | None:
 class _Choice:
     """One of the n answers while it grows: what is a thought, what a call, and which log-probabilities are still to go out."""
 
-    def __init__(self, loaded: Loaded, chat: Chat, request: Request, index: int) -> None:
+    def __init__(self, loaded: LoadedModel, chat: Chat, request: Request, index: int) -> None:
         self._tokenizer = loaded.engine.tokenizer
         self._splitter = _splitter(loaded.engine, chat, request)
         offered = chat.tools and chat.tool_choice != "none"

@@ -37,7 +37,7 @@ from gangpao.serve.api.schema import (
     unknown,
 )
 from gangpao.serve.http.errors import ApiError
-from gangpao.serve.models import Loaded
+from gangpao.serve.models import LoadedModel
 from gangpao.serve.server import Server
 from gangpao.text.fill import fill_prompt
 from gangpao.text.templates.chat import Message
@@ -131,7 +131,7 @@ async def _running(
     server: Server, asked: _Asked, client: str, files: Files | None = None
 ) -> AsyncGenerator[_Job, None]:
     """The request with everything submitted, or on its way to be. Raises ApiError; what has not ended is cancelled at the end."""
-    async with server.hub.use(asked.fields.model) as loaded:
+    async with server.models.use(asked.fields.model) as loaded:
         requests, heads = await _requests(server, loaded, asked, client, files)
         with Answers(loaded, requests, server.metrics) as running:
             choices = [_Choice(loaded.engine.tokenizer, head, asked, running, i) for i, head in enumerate(heads)]
@@ -139,7 +139,7 @@ async def _running(
 
 
 async def _requests(
-    server: Server, loaded: Loaded, asked: _Asked, client: str, files: Files | None
+    server: Server, loaded: LoadedModel, asked: _Asked, client: str, files: Files | None
 ) -> tuple[list[Request], list[str]]:
     """What to submit, and what each choice's text begins with (the prompt, when echo)."""
     fields = asked.fields
@@ -168,7 +168,7 @@ async def _requests(
 
 
 async def _filled(
-    loaded: Loaded, asked: _Asked, prompts: Sequence[Prompt], files: Files | None
+    loaded: LoadedModel, asked: _Asked, prompts: Sequence[Prompt], files: Files | None
 ) -> tuple[list[list[int]], _Asked]:
     """Ids of prompts with a hole before the suffix, and the request with the marks that end what goes into it. Raises ApiError."""
     marks, suffix = loaded.engine.fill, asked.fields.suffix or ""
@@ -209,7 +209,9 @@ def inputs(
     return several
 
 
-async def to_ids(loaded: Loaded, prompts: Sequence[Prompt], name: str, cut: "Cut | None" = None) -> list[list[int]]:
+async def to_ids(
+    loaded: LoadedModel, prompts: Sequence[Prompt], name: str, cut: "Cut | None" = None
+) -> list[list[int]]:
     """Token ids of texts (special pieces count, BOS where the model expects it) or of ids, each with room for an answer behind it.
 
     cut: what is done with those that are too long. Raises ApiError (400).
@@ -406,7 +408,7 @@ async def tokenize(server: Server, body: dict[str, Any]) -> dict[str, Any]:
         bos = engine.tokenizer.adds_bos and asked.add_special_tokens is not False
         return engine.tokenizer.encode(text, add_bos=bos, parse_special=asked.parse_special is not False)
 
-    async with server.hub.use(asked.model) as loaded:
+    async with server.models.use(asked.model) as loaded:
         answers.check_size(len(text or "") + sum(len(m["content"]) for m in messages))
         ids = await answers.prepare(loaded, work, loaded.engine)
         out: dict[str, Any] = {"count": len(ids), "max_model_len": loaded.engine.context, "tokens": ids}
@@ -423,6 +425,6 @@ async def detokenize(server: Server, body: dict[str, Any]) -> dict[str, Any]:
         check_ids(engine, asked.tokens, "tokens")
         return engine.tokenizer.decode(asked.tokens, keep_special=True, start=False)
 
-    async with server.hub.use(asked.model) as loaded:
+    async with server.models.use(asked.model) as loaded:
         text = await answers.prepare(loaded, work, loaded.engine)
     return {"prompt": text, "content": text}

@@ -21,7 +21,7 @@ from gangpao.serve.api.completions import Cut, inputs, to_ids
 from gangpao.serve.api.schema import EmbeddingRequest, parse, unknown
 from gangpao.serve.http.errors import ApiError, busy
 from gangpao.serve.http.stream import Json
-from gangpao.serve.models import Loaded
+from gangpao.serve.models import LoadedModel
 from gangpao.serve.server import Server
 
 log = logging.getLogger("gangpao.serve")
@@ -34,7 +34,7 @@ async def embed(server: Server, body: dict[str, Any], client: str) -> dict[str, 
     asked = parse(EmbeddingRequest, body)
     if extra := unknown(body, EmbeddingRequest):
         log.info("fields that mean nothing here were ignored: %s", ", ".join(extra))
-    async with server.hub.use(asked.model) as loaded:
+    async with server.models.use(asked.model) as loaded:
         size = loaded.engine.model.config.hidden_size
         if asked.dimensions not in (None, size):
             raise ApiError(400, f"dimensions: this model's vectors have {size}, and are not cut", param="dimensions")
@@ -75,7 +75,7 @@ def answer_of(head: dict[str, Any], name: str, entries: Sequence[Any]) -> Respon
     return StreamingResponse(pieces(), media_type="application/json")
 
 
-async def _vector(loaded: Loaded, ids: list[int], client: str) -> Vector:
+async def _vector(loaded: LoadedModel, ids: list[int], client: str) -> Vector:
     """One text at a time, so that a long list leaves room for others."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Vector] = loop.create_future()

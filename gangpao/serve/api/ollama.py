@@ -245,7 +245,7 @@ async def _loaded(server: Server, request: Request, model: str | None) -> str:
     """The name of the model, which is in memory then."""
 
     async def use() -> str:
-        async with server.hub.use(model_name(model)) as loaded:
+        async with server.models.use(model_name(model)) as loaded:
             return loaded.name
 
     return await watched(request, use())

@@ -45,14 +45,14 @@ def routes(server: Server) -> list[Route]:
         return Json({"version": SPEAKS, "gangpao": gangpao.__version__})
 
     async def tags(request: Request) -> Response:
-        models = server.hub.models
+        models = server.models.files
         return Json({"models": [await asyncio.to_thread(_listed, name, path) for name, path in models.items()]})
 
     async def running(request: Request) -> Response:
         idle = server.settings.idle_unload_s
         until = stamp(time.time() + (_NEVER_S if idle is None else idle))
         found = []
-        for name, loaded in server.hub.loaded().items():
+        for name, loaded in server.models.loaded().items():
             one = await asyncio.to_thread(_listed, name, loaded.path)
             now = {"size": loaded.need, "expires_at": until, "size_vram": 0, "context_length": loaded.engine.context}
             found.append(one | now)
@@ -60,8 +60,8 @@ def routes(server: Server) -> list[Route]:
 
     async def show(request: Request) -> Response:
         asked = schema.parse(ShowRequest, await read_json(request))
-        name = server.hub.name_of(model_name(asked.model or asked.name))
-        return Json(await asyncio.to_thread(_shown, server.hub.models[name]))
+        name = server.models.name_of(model_name(asked.model or asked.name))
+        return Json(await asyncio.to_thread(_shown, server.models.files[name]))
 
     plain = [("version", version), ("tags", tags), ("ps", running)]
     return [

@@ -71,19 +71,19 @@ def routes(server: Server) -> list[Route]:
         return Json(await watched(request, completions.detokenize(server, await read_json(request))))
 
     async def models(request: Request) -> Response:
-        names = [*server.hub.names(), *(name for name in server.hub.aliases if name != ANY_NAME)]
+        names = [*server.models.names(), *(name for name in server.models.aliases if name != ANY_NAME)]
         return Json({"object": "list", "data": [_model(server, name) for name in names]})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        server.hub.name_of(name)  # 404 where there is none
+        server.models.name_of(name)  # 404 where there is none
         return Json(_model(server, name))
 
     async def health(request: Request) -> Response:
         return _health(server)
 
     async def metrics(request: Request) -> Response:
-        counters = {name: m.scheduler.counters for name, m in server.hub.loaded().items()}
+        counters = {name: m.scheduler.counters for name, m in server.models.loaded().items()}
         return PlainTextResponse(server.metrics.text(counters), media_type="text/plain; version=0.0.4")
 
     return [
@@ -109,11 +109,11 @@ async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerato
 
 def _model(server: Server, name: str) -> dict[str, Any]:
     """One of GET /v1/models; root is the name of its own where it is an alias; meta says more about a model that is in memory."""
-    own = server.hub.name_of(name)
+    own = server.models.name_of(name)
     out: dict[str, Any] = {"id": name, "object": "model", "created": int(server.started), "owned_by": "gangpao"}
     if own != name:
         out["root"] = own
-    loaded = server.hub.loaded().get(own)
+    loaded = server.models.loaded().get(own)
     meta: dict[str, Any] = {"loaded": loaded is not None, "input_modalities": ["text"]}
     if loaded is not None:
         config = loaded.engine.model.config
@@ -130,16 +130,18 @@ def _model(server: Server, name: str) -> dict[str, Any]:
 
 def _health(server: Server) -> Response:
     """200 when the default model answers; 503 while it is being loaded, and where it cannot be."""
-    hub = server.hub
+    models = server.models
     body: dict[str, Any] = {
-        "status": hub.state,
+        "status": models.state,
         "version": gangpao.__version__,
         "uptime_s": round(time.time() - server.started, 1),
-        "models": sorted(hub.loaded()),
+        "models": sorted(models.loaded()),
     }
-    if hub.progress:
-        body["loading"] = {name: round(share, 3) for name, share in hub.progress.items()}
-    return Json(body, 200 if hub.state == "ok" else 503, headers={} if hub.state == "ok" else {"retry-after": "1"})
+    if models.progress:
+        body["loading"] = {name: round(share, 3) for name, share in models.progress.items()}
+    return Json(
+        body, 200 if models.state == "ok" else 503, headers={} if models.state == "ok" else {"retry-after": "1"}
+    )
 
 
 def not_found(path: str) -> ApiError:

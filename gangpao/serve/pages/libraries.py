@@ -35,7 +35,7 @@ _PATIENCE = Limits(connect_s=5.0, read_s=20.0, attempts=4)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Library:
     """One package: its name on the registry, what is taken (path in the archive -> name here), and where it is used."""
 
     package: str
@@ -64,23 +64,23 @@ _KATEX_FONTS = (
     "Script-Regular", "Size1-Regular", "Size2-Regular", "Size3-Regular", "Size4-Regular", "Typewriter-Regular",
 )  # fmt: skip
 
-PARTS = (
-    Part(
+LIBRARIES = (
+    Library(
         "marked", "18.2.1",
         "sha512-ii4bxCTCqqwpT86XZWgJNs+ZnAIZksmLGYMViWA7PDIXYIeNo1x6cDdX3JOip9NM/cI6p8z57FxliACboTruMA==",
         {"package/lib/marked.esm.js": "marked.js"}, "MIT", "package/LICENSE", "chat",
     ),
-    Part(
+    Library(
         "dompurify", "3.4.18",
         "sha512-ofe3wI/uNm68HInABYFJYqQxRw1EaKAjNdrFVKqjUY+UZurvNd2L/HuQe097s/4RivWiZyP6tT7aoT8atjfhwg==",
         {"package/dist/purify.es.mjs": "dompurify.js"}, "MPL-2.0 OR Apache-2.0", "package/LICENSE", "chat",
     ),
-    Part(
+    Library(
         "@highlightjs/cdn-assets", "11.12.0",
         "sha512-KvOKXODaiFmId9xaq3xc5xCL66wVLUuOngDbO9B/kewbFTqdGbn2nJxNhN3H5R1cgDTVj6R8vH0zgiNDEGjpDw==",
         {"package/es/highlight.min.js": "highlight.js"}, "BSD-3-Clause", "package/LICENSE", "chat",
     ),
-    Part(
+    Library(
         "katex", "0.19.1",
         "sha512-jG8uKntjSEcm2EpQOh0XturpPuuC9r3Sq5HLHdsFdWZT27E672SF19QEi+of0/YeOy15lDgRhKvr5614uRrEfA==",
         {
@@ -90,14 +90,14 @@ PARTS = (
         },
         "MIT", "package/LICENSE", "chat",
     ),
-    Part(
+    Library(
         "@wllama/wllama", "3.13.0",
         "sha512-ZvoRdQAn+E+18EvQ9qS036gudiI9rbZRBJgG/qNICPPwrA0Y6SMMdbziz/j7K/0WxcbJlhaRraVIYsnEy732NA==",
         {"package/esm/index.min.js": "wllama.js", "package/esm/wasm/wllama.wasm": "wllama.wasm"},
         "MIT", "package/LICENCE", "phone",
     ),
     # The same for browsers without JSPI or 64-bit memories, every iPhone among them. Its licence is its sister's.
-    Part(
+    Library(
         "@wllama/wllama-compat", "3.13.0",
         "sha512-MSWwyzVXpwkstvIGzOsQ9jlRm8kY5S5J0Gdw4E6M9mXqhgO/5tj+YNfxSoqN1GvsAOwui95JPtwX3hO6VZkbzg==",
         {"package/wasm/wllama.js": "wllama-compat.js", "package/wasm/wllama.wasm": "wllama-compat.wasm"},
@@ -131,38 +131,38 @@ def _from_npmrc() -> str:
     return found[1] if found else ""
 
 
-def present(part: Part) -> bool:
-    """Whether a part is in the cache; folders appear whole, so its own existence is enough."""
-    return (cache_dir() / part.folder).is_dir()
+def present(library: Library) -> bool:
+    """Whether a library is in the cache; folders appear whole, so its own existence is enough."""
+    return (cache_dir() / library.folder).is_dir()
 
 
-def missing(pages: Iterable[str] = ("chat",)) -> list[Part]:
-    """The parts of these pages that still have to be fetched."""
+def missing(pages: Iterable[str] = ("chat",)) -> list[Library]:
+    """The libraries of these pages that still have to be fetched."""
     wanted = set(pages)
-    return [part for part in PARTS if part.page in wanted and not present(part)]
+    return [library for library in LIBRARIES if library.page in wanted and not present(library)]
 
 
 def here(pages: Iterable[str] = ("chat",)) -> list[str]:
     """Names of the files of these pages that are in the cache."""
     wanted = set(pages)
-    return [name for part in PARTS if part.page in wanted for name in part.files.values() if find(name)]
+    return [name for library in LIBRARIES if library.page in wanted for name in library.files.values() if find(name)]
 
 
 def find(name: str) -> Path | None:
     """The file that is served under this name; None where there is no such name, or it is not here yet."""
-    for part in PARTS:
-        if name in part.files.values():
-            path = cache_dir() / part.folder / name
+    for library in LIBRARIES:
+        if name in library.files.values():
+            path = cache_dir() / library.folder / name
             return path if path.is_file() else None
     return None
 
 
 def licences() -> str:
-    """Names, versions and licence texts of all the parts that are here, as plain text."""
+    """Names, versions and licence texts of all libraries that are here, as plain text."""
     out = []
-    for part in PARTS:
-        title = f"{part.package} {part.version}, {part.licence}"
-        path = cache_dir() / part.folder / LICENCE
+    for library in LIBRARIES:
+        title = f"{library.package} {library.version}, {library.licence}"
+        path = cache_dir() / library.folder / LICENCE
         text = path.read_text(encoding="utf-8") if path.is_file() else "(no text here)"
         out.append(f"{title}\n{'=' * len(title)}\n\n{text.strip()}\n")
     return "\n\n".join(out)
@@ -176,52 +176,54 @@ def fetch(pages: Iterable[str] = ("chat",)) -> None:
     folder = cache_dir()
     busy = "another gangpao is fetching the browser libraries; they will be there in a moment"
     with atomic.locked(folder, busy=busy), Web(_PATIENCE) as web:
-        for part in [part for part in todo if not present(part)]:
-            url = f"{registry()}/{part.tarball}"
+        for library in [library for library in todo if not present(library)]:
+            url = f"{registry()}/{library.tarball}"
             try:
                 archive = web.ask("GET", url, {})[1]
             except SourceError as error:
                 raise ValueError(
-                    f"{part.package}: {error}; the pages show plain text until it can be fetched"
+                    f"{library.package}: {error}; the pages show plain text until it can be fetched"
                 ) from error
-            unpack(part, archive, folder / part.folder)
+            unpack(library, archive, folder / library.folder)
 
 
-def unpack(part: Part, archive: bytes, target: Path) -> None:
-    """Check an archive and put the files of the part into `target`, which appears whole.
+def unpack(library: Library, archive: bytes, target: Path) -> None:
+    """Check an archive and put the files of the library into `target`, which appears whole.
 
     Raises ValueError where the hash is another one, a file is missing, not a plain file, or too large.
     """
     found = "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
-    if found != part.integrity:
+    if found != library.integrity:
         raise ValueError(
-            f"{part.package} {part.version}: its archive has the hash {found[:30]}..., not {part.integrity[:30]}...: "
+            f"{library.package} {library.version}: its archive has the hash {found[:30]}..., not {library.integrity[:30]}...: "
             "damaged or changed, nothing of it is used; try again, or ask another registry"
         )
-    taken = {**part.files, **({part.licence_file: LICENCE} if part.licence_file else {})}
+    taken = {**library.files, **({library.licence_file: LICENCE} if library.licence_file else {})}
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar, atomic.new_folder(target) as folder:
         for inner, name in taken.items():
-            data = _member(part, tar, inner)
+            data = _member(library, tar, inner)
             path = folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
             path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(data, 6, mtime=0))
 
 
-def _member(part: Part, tar: tarfile.TarFile, inner: str) -> bytes:
+def _member(library: Library, tar: tarfile.TarFile, inner: str) -> bytes:
     try:
         member = tar.getmember(inner)
     except KeyError:
-        raise ValueError(f"{part.package} {part.version}: no {inner} in its archive") from None
+        raise ValueError(f"{library.package} {library.version}: no {inner} in its archive") from None
     if not member.isreg() or member.size > MAX_FILE:
-        raise ValueError(f"{part.package} {part.version}: {inner} is not a plain file of at most {MAX_FILE} bytes")
+        raise ValueError(
+            f"{library.package} {library.version}: {inner} is not a plain file of at most {MAX_FILE} bytes"
+        )
     file = tar.extractfile(member)
     assert file is not None  # a plain file has content
     return file.read()
 
 
 class Fetcher:
-    """Fetches in a thread of its own, so that no page waits. `problem` says why parts are missing, "" while all is well."""
+    """Fetches in a thread of its own, so that no page waits. `problem` says why libraries are missing, "" while all is well."""
 
     def __init__(self, pages: Iterable[str]) -> None:
         self.pages = frozenset(pages)

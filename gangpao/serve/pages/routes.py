@@ -107,7 +107,7 @@ def routes(server: "Server") -> list[Route]:
         return handler
 
     async def web(request: Request) -> Response:
-        return _asset(request, _known(assets, request.path_params["name"]), PHONE_HEADERS)
+        return _asset(request, _asset_named(assets, request.path_params["name"]), PHONE_HEADERS)
 
     async def state(request: Request) -> Response:
         fetcher = both if request.query_params.get("for") == "phone" else chat
@@ -125,7 +125,7 @@ def routes(server: "Server") -> list[Route]:
         Route("/favicon.ico", page("icon.svg", HEADERS)),
         Route("/web/parts", state, methods=["POST"]),
         Route("/web/{name:path}", web),
-        Route("/parts/{name:path}", _part),
+        Route("/parts/{name:path}", _library_file),
         Route("/licences", _licences),
         authority_route(server.settings.authority),
         Route("/phone", page("phone.html", PHONE_HEADERS)),
@@ -166,18 +166,18 @@ def _takes_gzip(request: Request) -> bool:
     return "gzip" in request.headers.get("accept-encoding", "")
 
 
-def _known(assets: Mapping[str, Asset], name: str) -> Asset:
+def _asset_named(assets: Mapping[str, Asset], name: str) -> Asset:
     if name not in assets:
         raise ApiError(404, "there is no such file here", code="not_found")
     return assets[name]
 
 
-async def _part(request: Request) -> Response:
+async def _library_file(request: Request) -> Response:
     """A file of somebody else's library, from the cache."""
     name = request.path_params["name"]
     path = libraries.find(name)
     if path is None:
-        raise ApiError(404, "there is no such part here, or it is not fetched yet", code="not_found")
+        raise ApiError(404, "there is no such library here, or it is not fetched yet", code="not_found")
     etag = f'"{path.parent.name}"'
     sent = {**PHONE_HEADERS, "vary": "accept-encoding", "etag": etag}
     if etag in request.headers.get("if-none-match", ""):
@@ -194,9 +194,9 @@ async def _licences(request: Request) -> Response:
 def _shell(assets: Mapping[str, Asset]) -> dict[str, object]:
     """What the phone page keeps for the time without a network; the version changes with any of it."""
     files = [
-        (name, part.folder)
-        for part in libraries.PARTS
-        for name in part.files.values()
+        (name, library.folder)
+        for library in libraries.LIBRARIES
+        for name in library.files.values()
         if libraries.find(name) and name != "wllama-compat.wasm" and name != "wllama-compat.js"
     ]
     names = [name for name in assets if name not in ("index.html", "phone.html", "sw.js", "phone.webmanifest")]
@@ -220,12 +220,12 @@ def _model_routes(server: "Server") -> list[Route]:
         offers = await run_in_threadpool(lambda: dict(phone.offers({name: models[name]} if name in models else {})))
         if name not in offers or not 1 <= index <= len(offers[name].pieces):
             raise ApiError(404, "there is no such model or piece here", code="model_not_found")
-        return _piece(request, offers[name], index)
+        return _model_piece(request, offers[name], index)
 
     return [Route("/phone/models", listing), Route("/phone/models/{name}/{index:int}", piece)]
 
 
-def _piece(request: Request, offer: phone.Offer, number: int) -> Response:
+def _model_piece(request: Request, offer: phone.Offer, number: int) -> Response:
     """A piece, or the range of it that is asked for; another ETag in If-Range gives the whole."""
     piece, etag = offer.pieces[number - 1], f'"{offer.etag(number)}"'
     sent = {**PHONE_HEADERS, "accept-ranges": "bytes", "etag": etag}

@@ -97,7 +97,7 @@ def test_damaged_bodies_are_answered_or_refused(live_server, wire, route, count)
 
 def asked_of(server, monkeypatch):
     """The settings of requests that reach the scheduler."""
-    scheduler, seen = server.hub.loaded()["tiny"].scheduler, []
+    scheduler, seen = server.models.loaded()["tiny"].scheduler, []
     submit = scheduler.submit
 
     def spy(request, on_event):

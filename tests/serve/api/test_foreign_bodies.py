@@ -283,7 +283,7 @@ def test_ends(post, tiny_server):
 
 
 def test_repeat_penalty_and_no_limit(tiny_server, wire, monkeypatch):
-    scheduler, seen = tiny_server.server.hub.loaded()["tiny"].scheduler, []
+    scheduler, seen = tiny_server.server.models.loaded()["tiny"].scheduler, []
     submit = scheduler.submit
     monkeypatch.setattr(scheduler, "submit", lambda r, e: seen.append(r.params) or submit(r, e))
     body = {"messages": [HI], "repeat_penalty": 1.5, "n_predict": -1, "min_tokens": 0, "logit_bias": {"258": 100}}
@@ -375,7 +375,7 @@ def test_an_answer_that_was_begun_is_continued(post, tiny_server):
 @pytest.fixture
 def spoken(wide_server):
     """Lets the model have another chat template, and gives its prompts as texts."""
-    engine, scheduler = wide_server.engine, wide_server.server.hub.loaded()["wide"].scheduler
+    engine, scheduler = wide_server.engine, wide_server.server.models.loaded()["wide"].scheduler
     before, submit, seen = engine.template, scheduler.submit, []
 
     def use(template):

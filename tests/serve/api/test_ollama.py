@@ -117,7 +117,7 @@ def test_embeddings(client):
 
 def test_models(client, wire, live_server):
     (one,) = client.list().models
-    assert (one.model, one.size) == ("smollm2-135m", live_server.server.hub.models["smollm2-135m"].stat().st_size)
+    assert (one.model, one.size) == ("smollm2-135m", live_server.server.models.files["smollm2-135m"].stat().st_size)
     assert len(one.digest) == 64
     shown = client.show("smollm2-135m")
     assert shown.modelinfo["general.architecture"] == "llama"

@@ -80,7 +80,7 @@ def test_random_bodies_are_answered_or_refused_and_never_break_anything(tiny_ser
     assert statuses[200] > count / 10
     assert statuses[400] > count / 10
     assert wire.get(f"{tiny_server.base_url}/health").status_code == 200
-    assert tiny_server.server.hub.loaded()["tiny"].scheduler.counters.failed == 0
+    assert tiny_server.server.models.loaded()["tiny"].scheduler.counters.failed == 0
 
 
 HOSTILE = {
@@ -180,7 +180,7 @@ SLOW_TEMPLATE = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{
 def test_a_template_that_never_ends_leaves_the_server_awake(tiny_path, wire):
     server = Server(Settings({"tiny": tiny_path}, port=0, threads=1))
     with running(server) as url:
-        engine: Engine = server.hub.loaded()["tiny"].engine
+        engine: Engine = server.models.loaded()["tiny"].engine
         engine.template = ChatTemplate("own", source=SLOW_TEMPLATE)
         statuses, times = [], []
 

@@ -112,9 +112,9 @@ def test_a_reader_who_takes_nothing_loses_his_answer_and_one_who_is_slow_does_no
             text += slow.recv(4096)
         settled(server)
         until = time.monotonic() + 5
-        while server.hub.loaded()["tiny"].users and time.monotonic() < until:
+        while server.models.loaded()["tiny"].users and time.monotonic() < until:
             time.sleep(0.01)
-        assert server.hub.loaded()["tiny"].users == 0
+        assert server.models.loaded()["tiny"].users == 0
         assert b"[DONE]" not in drained(plug)
 
 

@@ -139,8 +139,8 @@ def test_bodies_are_bounded(locked, wire):
 def test_refusals_have_the_form_of_each_api(locked, wire, monkeypatch):
     url, server = locked
     key = {"authorization": f"Bearer {KEYS[0]}"}
-    monkeypatch.setattr(server.hub, "name_of", lambda *_: 1 / 0)
-    monkeypatch.setattr(server.hub, "use", lambda *_: 1 / 0)
+    monkeypatch.setattr(server.models, "name_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(server.models, "use", lambda *_: 1 / 0)
     asked = {"/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}, "/api/chat": {},
              "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]}}  # fmt: skip
     for path, good in asked.items():
@@ -198,7 +198,7 @@ def test_headers_of_every_answer(tiny_server, wire):
 def test_a_bug_of_ours_tells_nothing(tiny_path, wire, caplog):
     server = Server(Settings({"tiny": tiny_path}, port=0, threads=1))
     with running(server) as url:
-        server.hub.names = lambda: 1 / 0  # type: ignore[method-assign]
+        server.models.names = lambda: 1 / 0  # type: ignore[method-assign]
         response = wire.get(f"{url}/v1/models")
     assert response.status_code == 500
     assert "division" not in response.text

@@ -138,7 +138,7 @@ def test_nothing_in_an_answer_is_executed_or_fetched(
         need_parts("chat")
     else:
         monkeypatch.setattr(libraries, "fetch", lambda pages: (_ for _ in ()).throw(ValueError("no registry")))
-        monkeypatch.setattr(libraries, "missing", lambda pages=(): list(libraries.PARTS))
+        monkeypatch.setattr(libraries, "missing", lambda pages=(): list(libraries.LIBRARIES))
         monkeypatch.setattr(libraries, "find", lambda name: None)
     whole = "\n\n".join([*ATTACKS, "end"])
     endpoint.pieces = [whole[at : at + 9] for at in range(0, len(whole), 9)]

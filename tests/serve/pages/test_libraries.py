@@ -18,7 +18,9 @@ from gangpao import atomic
 from gangpao.serve.pages import libraries
 
 CODE = b"export const answer = 42;\n"
-PART = libraries.Part("@toys/ball", "1.2.3", "", {"package/dist/ball.js": "ball.js"}, "MIT", "package/LICENSE", "chat")
+PART = libraries.Library(
+    "@toys/ball", "1.2.3", "", {"package/dist/ball.js": "ball.js"}, "MIT", "package/LICENSE", "chat"
+)
 
 
 def archive(*members: tuple[str, bytes | str]) -> bytes:
@@ -39,7 +41,7 @@ def archive(*members: tuple[str, bytes | str]) -> bytes:
 GOOD = archive(("package/dist/ball.js", CODE), ("package/LICENSE", b"Do as you like.\n"), ("../../evil.js", b"evil"))
 
 
-def pinned(data: bytes) -> libraries.Part:
+def pinned(data: bytes) -> libraries.Library:
     return replace(PART, integrity="sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode())
 
 
@@ -76,7 +78,7 @@ def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Regist
     thread.start()
     monkeypatch.setenv("GANGPAO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_port}/npm/")
-    monkeypatch.setattr(libraries, "PARTS", (pinned(GOOD),))
+    monkeypatch.setattr(libraries, "LIBRARIES", (pinned(GOOD),))
     server.files["/npm/@toys/ball/-/ball-1.2.3.tgz"] = GOOD
     yield server
     server.shutdown()
@@ -90,7 +92,7 @@ def files(folder: Path) -> set[str]:
 
 def test_a_part_is_fetched_once_checked_and_kept(registry: Registry, tmp_path: Path) -> None:
     assert libraries.find("ball.js") is None
-    assert [part.package for part in libraries.missing()] == ["@toys/ball"]
+    assert [library.package for library in libraries.missing()] == ["@toys/ball"]
     libraries.fetch()
     libraries.fetch()
     assert registry.asked == ["/npm/@toys/ball/-/ball-1.2.3.tgz"]
@@ -142,7 +144,7 @@ def test_an_archive_that_is_not_as_described_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     data = archive(*members)
-    monkeypatch.setattr(libraries, "PARTS", (pinned(data),))
+    monkeypatch.setattr(libraries, "LIBRARIES", (pinned(data),))
     monkeypatch.setattr(libraries, "MAX_FILE", 1000)
     registry.files["/npm/@toys/ball/-/ball-1.2.3.tgz"] = data
     with pytest.raises(ValueError, match=says):
@@ -198,10 +200,10 @@ def test_the_fetcher_works_beside_us_and_remembers_why_it_failed(registry: Regis
 
 
 def test_the_table_is_complete() -> None:
-    names = [name for part in libraries.PARTS for name in part.files.values()]
+    names = [name for library in libraries.LIBRARIES for name in library.files.values()]
     assert len(set(names)) == len(names)
-    assert len({part.folder for part in libraries.PARTS}) == len(libraries.PARTS)
-    for part in libraries.PARTS:
-        assert len(base64.b64decode(part.integrity.removeprefix("sha512-"))) == 64
-        assert part.page in ("chat", "phone")
-        assert all(re.fullmatch(r"(?:fonts/)?[\w-]+\.\w+", name) for name in part.files.values())
+    assert len({library.folder for library in libraries.LIBRARIES}) == len(libraries.LIBRARIES)
+    for library in libraries.LIBRARIES:
+        assert len(base64.b64decode(library.integrity.removeprefix("sha512-"))) == 64
+        assert library.page in ("chat", "phone")
+        assert all(re.fullmatch(r"(?:fonts/)?[\w-]+\.\w+", name) for name in library.files.values())

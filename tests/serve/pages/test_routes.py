@@ -84,7 +84,7 @@ def test_a_part_comes_packed_with_its_type(
 ) -> None:
     monkeypatch.setenv("GANGPAO_HOME", str(tmp_path))
     assert http.get("/parts/marked.js").status_code == 404
-    (part,) = (part for part in libraries.PARTS if part.package == "marked")
+    (part,) = (part for part in libraries.LIBRARIES if part.package == "marked")
     folder = libraries.cache_dir() / part.folder
     folder.mkdir(parents=True)
     body = b"export class Marked {}\n" * 50

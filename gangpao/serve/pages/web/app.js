@@ -1,7 +1,7 @@
 // The chat: it holds conversation, model and settings together; a backend answers (the server, or this device).
 
 import { Announcer } from "./announce.js";
-import { ChatError } from "./api.js";
+import { ChatError } from "./backend-server.js";
 import { Composer } from "./composer.js";
 import { h, iconButton } from "./dom.js";
 import { dropTarget, withFiles } from "./files.js";

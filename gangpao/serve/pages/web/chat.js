@@ -1,6 +1,6 @@
 // The page at /: the chat with the server's models.
 
-import { ServerBackend } from "./api.js";
+import { ServerBackend } from "./backend-server.js";
 import { App } from "./app.js";
 import { t } from "./i18n.js";
 

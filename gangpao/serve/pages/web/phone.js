@@ -1,8 +1,8 @@
 // The page at /phone: get a model once, then talk with it on this device, with or without a network.
 
 import { App } from "./app.js";
-import { DeviceBackend, defaultThreads, lacking, libraryFiles, memoryNeeded } from "./device.js";
-import { Depot, freeStorage } from "./depot.js";
+import { DeviceBackend, defaultThreads, lacking, libraryFiles, memoryNeeded } from "./backend-device.js";
+import { ModelStore, freeStorage } from "./model-store.js";
 import { h } from "./dom.js";
 import { bytes, t } from "./i18n.js";
 import { errorText } from "./messages.js";
@@ -15,7 +15,7 @@ const SHELL = "gangpao-shell";
 class DevicePanel {
   constructor(app) {
     this.app = app;
-    this.depot = new Depot(() => (app.settings.key ? { Authorization: `Bearer ${app.settings.key}` } : {}));
+    this.modelStore = new ModelStore(() => (app.settings.key ? { Authorization: `Bearer ${app.settings.key}` } : {}));
     this.element = h("section", { className: "device", "aria-label": t("device") });
     this.status = h("p", { role: "status" });
     this.models = []; // { model, have }
@@ -45,17 +45,17 @@ class DevicePanel {
 
   /** The server's models and those that are here, each once. */
   async refresh() {
-    const kept = await this.depot.kept();
+    const kept = await this.modelStore.kept();
     let offers = null;
     let why = "error_network";
     try {
-      offers = await this.depot.offers();
+      offers = await this.modelStore.offers();
     } catch {
       if (await askKey(this.app)) return this.refresh();
       why = "error_key";
     }
     const known = [...(offers ?? []), ...kept.filter((one) => !offers?.some((other) => other.name === one.name))];
-    this.models = await Promise.all(known.map(async (model) => ({ model, have: await this.depot.have(model) })));
+    this.models = await Promise.all(known.map(async (model) => ({ model, have: await this.modelStore.have(model) })));
     this.trouble = this.models.length ? "" : t(offers ? "deviceNoModels" : why);
     return this.draw();
   }
@@ -80,7 +80,7 @@ class DevicePanel {
 
   async get(model) {
     const free = await freeStorage();
-    const have = await this.depot.have(model);
+    const have = await this.modelStore.have(model);
     if (free < model.bytes - have) {
       this.#fail(t("deviceFull", { size: bytes(model.bytes), free: bytes(free) }));
       return;
@@ -91,7 +91,7 @@ class DevicePanel {
     this.trouble = "";
     this.draw();
     try {
-      await this.depot.fetch(model, (done) => this.#progress(done), controller.signal);
+      await this.modelStore.fetch(model, (done) => this.#progress(done), controller.signal);
       this.download = null;
       await this.refresh();
       await this.load(model);
@@ -132,7 +132,7 @@ class DevicePanel {
     this.draw();
     try {
       await this.#library();
-      const blobs = await this.depot.open(model);
+      const blobs = await this.modelStore.open(model);
       if (!blobs) throw new Error(t("error_device"));
       const { threads } = await this.backend.load(model, blobs);
       this.how = threads > 1 ? t("deviceThreads", { n: threads }) : t("deviceOneThread");
@@ -174,7 +174,7 @@ class DevicePanel {
   remove(model) {
     confirmed(t("deviceDeleteSure", { name: model.name, size: bytes(model.bytes) }), t("deviceDelete"), async () => {
       if (this.backend.loaded?.name === model.name) await this.unload();
-      await this.depot.remove(model);
+      await this.modelStore.remove(model);
       await this.refresh();
     });
   }

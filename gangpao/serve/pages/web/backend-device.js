@@ -1,6 +1,6 @@
 // The backend that is this device: llama.cpp as WebAssembly (wllama), in workers of the browser.
 
-import { ChatError } from "./api.js";
+import { ChatError } from "./backend-server.js";
 
 const CONTEXT = 2048; // tokens; the cache of keys and values grows with it
 const MOST_THREADS = 8;

@@ -27,7 +27,7 @@ function* chunks(piece) {
   }
 }
 
-export class Depot {
+export class ModelStore {
   /** `headers()` gives what every request to the server carries. */
   constructor(headers) {
     this.headers = headers;
