@@ -8,7 +8,8 @@ ids stable: the prompt of one turn is a prefix of the next one's, and the cache 
 
 Known formats are data (formats.py). A template we do not recognise (detect.py) runs in a process of its own
 (sandbox_parent.py); contents go in with the first character of every control token replaced by a private one, which
-is turned back after the control tokens have been found. A conversation with tools goes through tools.py first.
+is turned back after the control tokens have been found. A conversation with tools is rendered by the checkpoint's own template
+where that has a way to write calls (call_format.py), and goes through tools.py elsewhere.
 
 What it gives up: images, and marks that are ordinary text inside a foreign template.
 """
