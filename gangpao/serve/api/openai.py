@@ -70,6 +70,20 @@ def routes(server: Server) -> list[Route]:
     async def detokenize(request: Request) -> Response:
         return Json(await watched(request, completions.detokenize(server, await read_json(request))))
 
+    return [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/infill", infill, methods=["POST"]),
+        Route("/v1/embeddings", embed, methods=["POST"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        *_about(server),
+    ]
+
+
+def _about(server: Server) -> list[Route]:
+    """What is told of the models and of the server itself."""
+
     async def models(request: Request) -> Response:
         names = [*server.models.names(), *(name for name in server.models.aliases if name != ANY_NAME)]
         return Json({"object": "list", "data": [_model(server, name) for name in names]})
@@ -87,14 +101,8 @@ def routes(server: Server) -> list[Route]:
         return PlainTextResponse(server.metrics.text(counters), media_type="text/plain; version=0.0.4")
 
     return [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/completions", complete, methods=["POST"]),
-        Route("/infill", infill, methods=["POST"]),
-        Route("/v1/embeddings", embed, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
-        Route("/tokenize", tokenize, methods=["POST"]),
-        Route("/detokenize", detokenize, methods=["POST"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
     ]
