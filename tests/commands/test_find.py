@@ -11,7 +11,7 @@ from gangpao import catalog, cli
 from gangpao.commands.model import find
 from gangpao.commands.run import model_and_prompt
 from tests.engine.tiny import write_tiny
-from tests.pull.fakes import Models
+from tests.pull.fakes import Hub
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def hub(home, monkeypatch):
     """A hub with o/good (llama) and o/alien (gemma), both Q4_K_M by their names."""
-    hub = Models()
+    hub = Hub()
     for repo, source in (("good", "tiny"), ("alien", "alien")):
         body = (home / f"{source}.gguf").read_bytes()
         hub.files[f"/o/{repo}/resolve/main/m-Q4_K_M.gguf"] = body
