@@ -76,7 +76,8 @@ def check_size(size: int) -> None:
 class Answers:
     """n requests on their way, as a context manager and an async iterator of (index, piece), which ends with the last.
 
-    At most half of the places are filled, the rest as answers end, so that one request does not take the queue of all. handles: of those that were submitted, in their order. What comes to its end is measured, whatever face it is for.
+    At most half of the places are filled, the rest as answers end, so that one request does not take the queue of all.
+    handles: of those that were submitted, in their order. What comes to its end is measured, whatever face it is for.
     Raises ApiError: 429 where the queue is full, 400 for a value the engine refuses, 500 where it failed.
     """
 
