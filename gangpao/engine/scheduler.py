@@ -96,7 +96,7 @@ class Scheduler:
         tokens = pool_tokens or memory.pool_tokens(engine.model.config, engine.context, engine.kv_dtype, batch)
         self.pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
         self.batch = batch
-        self._limit = queue
+        self.places = batch + queue  # for answers that run or wait
         self._queue = Queue()
         self._running: list[Sequence] = []
         self._wake = threading.Condition()
@@ -133,7 +133,7 @@ class Scheduler:
 
     def full(self, more: int = 0) -> bool:
         """Whether no place is left, in the batch or in the queue, when `more` requests are about to be submitted."""
-        return len(self._running) + len(self._queue) + more >= self.batch + self._limit
+        return len(self._running) + len(self._queue) + more >= self.places
 
     def retry_after(self) -> float:
         """Seconds until a place in the queue is likely to be free."""

@@ -76,8 +76,8 @@ def check_size(size: int) -> None:
 class Answers:
     """n requests on their way, as a context manager and an async iterator of (index, piece), which ends with the last.
 
-    As many as the model answers at once are submitted, the others as these end, so that one request does not fill the queue of
-    all. handles: of those that were submitted, in their order. What comes to its end is measured, whatever API it is for.
+    At most half of the places are filled, the rest as answers end, so that one request does not take the queue of all.
+    handles: of those that were submitted, in their order. What comes to its end is measured, whatever API it is for.
     Raises ApiError: 429 where the queue is full, 400 for a value the engine refuses, 500 where it failed.
     """
 
@@ -107,7 +107,7 @@ class Answers:
         """Submit what may run now. Raises Busy where there is no place."""
         loop = asyncio.get_running_loop()
         try:
-            while len(self.handles) < min(len(self.requests), self._ended + self._scheduler.batch):
+            while len(self.handles) < min(len(self.requests), self._ended + max(1, self._scheduler.places // 2)):
                 i = len(self.handles)
                 self.handles.append(self._scheduler.submit(self.requests[i], self._listener(loop, i)))
         except ValueError as error:
