@@ -31,6 +31,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A hidden file to write; it takes the name `path` when the block ends well, and is gone when it does not."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Flush a finished folder and give it its name, in place of what has that name now."""
     for inner in temporary.rglob("*"):
@@ -47,11 +60,8 @@ def publish(temporary: Path, path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, replaced in one step."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 import torch
 
+from gangpao import atomic
 from gangpao.deploy import proof_numbers, proof_text
 from gangpao.deploy.header import differences, metadata
 from gangpao.deploy.plan import Planned, plan
@@ -90,24 +90,19 @@ def write(
     advance = _counter(progress, len(planned) + (proof_numbers.steps(config) if check else 0))
     for note in differences(config):
         on_note(note)
-    descriptor, staging = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            _write_file(file, fields, planned, advance)
-        with GGUF.open(staging) as gguf:
-            if also:
-                also(gguf)
-            if check:
-                proof_numbers.prove(gguf, config, planned, kind, on_note, advance)
-        os.replace(staging, out)
+        with atomic.new_file(out) as staging:
+            with staging.open("wb") as file:
+                _write_file(file, fields, planned, advance)
+            with GGUF.open(staging) as gguf:
+                if also:
+                    also(gguf)
+                if check:
+                    proof_numbers.prove(gguf, config, planned, kind, on_note, advance)
     except proof_numbers.Difference as error:
-        os.unlink(staging)
         raise proof_numbers.Difference(
             f"{out} was not written, because it would not be the same as the checkpoint. {error}"
         ) from error
-    except BaseException:
-        os.unlink(staging)
-        raise
     return out
 
 
@@ -121,8 +116,6 @@ def _write_file(
             file.write(piece.data)
         advance()
     file.write(bytes(gguf_write.padding(file.tell())))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
