@@ -34,7 +34,7 @@ def test_a_thought_does_not_go_to_stdout(capsys, monkeypatch):
 
 def test_the_way_from_a_prompt_to_its_tokens_is_short(tiny_path, capsys):
     """Python files of ours that a reader has to open: those whose functions run, once the model is there."""
-    engine, used = Engine.load(tiny_path), set()
+    engine, meter, used = Engine.load(tiny_path), cost.Meter(), set()
 
     def watch(frame, event, argument):
         if event == "call" and frame.f_code.co_name != "<module>":
@@ -43,7 +43,7 @@ def test_the_way_from_a_prompt_to_its_tokens_is_short(tiny_path, capsys):
     sys.setprofile(watch)
     try:
         generation = run.start(engine, "hello", SamplingParams(max_tokens=4))
-        run._answer(generation, engine, cost.Meter(), as_json=False, logprobs=False)
+        run._answer(generation, engine, meter, as_json=False, logprobs=False)
     finally:
         sys.setprofile(None)
     ours = {Path(name) for name in used if f"{os.sep}gangpao{os.sep}" in name and f"{os.sep}tests{os.sep}" not in name}
