@@ -16,6 +16,7 @@ from typing import Any
 
 from gangpao.atomic import read_json
 from gangpao.log import show_seconds
+from gangpao.sandbox.experiments import EXPERIMENTS
 from gangpao.sandbox.experiments.outcome import Language, left_out, origin, show
 from gangpao.sandbox.laws.verdict import WORDS
 from gangpao.sandbox.plan import planned
@@ -35,7 +36,6 @@ _WORDS = {
         "untrained": "尚未比较这个方案的训练：`gangpao sandbox compare RUN --out {out}`。",
     },
 }  # fmt: skip
-_ORDER = ("lr", "batch", "schedule", "scaling", "mix", "optim", "search")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color-scheme:light dark}"
     "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}td:first-child,th:first-child{text-align:left}"
@@ -46,7 +46,9 @@ _STYLE = (
 
 def outcomes(folder: Path) -> list[dict[str, Any]]:
     """What experiments wrote, in the order in which they are best read. Raises ValueError where there is nothing."""
-    found = [read_json(folder / name / "outcome.json") for name in _ORDER if (folder / name / "outcome.json").exists()]
+    found = [
+        read_json(folder / name / "outcome.json") for name in EXPERIMENTS if (folder / name / "outcome.json").exists()
+    ]
     if not found:
         raise ValueError(f"{folder}: no experiment has finished here yet; run one, for example `gangpao sandbox lr`")
     return found

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gangpao.sandbox.trials.config import SandboxConfig
+from gangpao.sandbox.experiments.config import config_type
 from gangpao.sandbox.trials.trial import Lab, Result
 
 STABLE = {"zh-laws": 0.4, "zh-cook": 0.1, "en-books": 0.3, "code-python": 0.2}
@@ -22,7 +22,7 @@ DECAY = {"zh-laws": 0.3, "en-books": 0.2, "code-python": 0.1, "sft_zh": 0.4}
 
 def make_lab(out, *, stable=STABLE, decay=DECAY, **tables):
     """A Lab; tables: those of SandboxConfig. Sources named sft* are supervised."""
-    config = SandboxConfig.model_validate({"data": "data.toml", "seq_len": 64, **tables})
+    config = config_type().model_validate({"data": "data.toml", "seq_len": 64, **tables})
     sources = sorted({*stable, *decay})
     shards = {name: SimpleNamespace(supervised=name.startswith("sft"), num_tokens=1_000_000) for name in sources}
     built = SimpleNamespace(fingerprint="made-up", path=out / "data", vocab_size=512, train=shards, heldout=shards)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gangpao import cli
-from gangpao.sandbox.trials.config import load_sandbox_config
+from gangpao.sandbox.experiments.config import load_sandbox_config
 from gangpao.train.config import load_train_config
 from tests.train.conftest import CONFIGS, SMALL
 

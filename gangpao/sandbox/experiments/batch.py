@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from gangpao.sandbox.experiments import plot
 from gangpao.sandbox.experiments.assumptions import conditions
@@ -28,7 +29,8 @@ from gangpao.sandbox.experiments.outcome import Language, Outcome, Submit, Text,
 from gangpao.sandbox.laws import fit, verdict
 from gangpao.sandbox.laws.scaling_law import WIDE
 from gangpao.sandbox.laws.verdict import BELOW_ZERO, UNKNOWN, Verdict
-from gangpao.sandbox.trials.config import Size
+from gangpao.sandbox.trials.config import ExperimentTable, Size, of_each, pairs_once
+from gangpao.sandbox.trials.field_types import Seed, Some, Tokens, filled
 from gangpao.sandbox.trials.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -37,6 +39,32 @@ if TYPE_CHECKING:
 GOAL = 0.3  # percent of loss that the law's batch may cost
 _UNEQUAL = 0.01  # share by which tokens may differ between batches
 _DRAWS = 2000
+
+
+class BatchConfig(ExperimentTable):
+    """Loss against batch size at equal tokens, several sizes."""
+
+    sizes: Annotated[tuple[Size, ...], AfterValidator(filled)] = (
+        Size(width=64, layers=4),
+        Size(width=96, layers=4),
+        Size(width=128, layers=4),
+    )
+    check: tuple[Size, ...] = Field(default=(), description="Sizes that the law is not fitted to, to test it on.")
+    batches: Some[Tokens] = (1024, 2048, 4096, 8192, 16384, 32768)
+    tokens: tuple[Tokens, ...] = Field(default=(), description="Tokens of each size; empty: the common number for all.")
+    check_tokens: tuple[Tokens, ...] = Field(default=(), description="The same for those of check.")
+    seeds: Some[Seed] = (0,)
+
+    @field_validator("tokens", "check_tokens")
+    @classmethod
+    def _belong(cls, tokens: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        return of_each(tokens, info, "sizes" if info.field_name == "tokens" else "check")
+
+    @model_validator(mode="after")
+    def _differ(self) -> BatchConfig:
+        pairs_once("sizes", self.sizes, self.tokens)
+        pairs_once("check", self.check, self.check_tokens)
+        return self
 
 
 class _Case(NamedTuple):
@@ -91,7 +119,7 @@ def run(lab: Lab, submit: Submit) -> Outcome:
 
 
 def _cases(lab: Lab) -> list[_Case]:
-    c, common = lab.config.batch, lab.config.common
+    c, common = lab.config.table(BatchConfig), lab.config.common
     if len(set(c.batches)) < 3:
         raise ValueError(f"batch.batches: {len(set(c.batches))} different values; a minimum needs three, better six")
     unit = math.lcm(*c.batches)
@@ -111,9 +139,9 @@ def _cases(lab: Lab) -> list[_Case]:
 def _specs(lab: Lab, case: _Case) -> dict[float, list[Spec]]:
     """Batch -> a spec for each seed."""
     out = {}
-    for batch in sorted(set(lab.config.batch.batches)):
+    for batch in sorted(set(lab.config.table(BatchConfig).batches)):
         changes = {"width": case.size.width, "layers": case.size.layers, "batch_tokens": batch, "tokens": case.tokens}
-        out[float(batch)] = [lab.spec(**changes, seed=seed) for seed in lab.config.batch.seeds]
+        out[float(batch)] = [lab.spec(**changes, seed=seed) for seed in lab.config.table(BatchConfig).seeds]
         D = out[float(batch)][0].tokens
         if abs(D / case.tokens - 1) > _UNEQUAL:
             raise ValueError(
@@ -180,7 +208,7 @@ def _outcome(
     noise: fit.Noise | None,
     results: list[Result],
 ) -> Outcome:
-    error = noise and noise.between(len(lab.config.batch.seeds))
+    error = noise and noise.between(len(lab.config.table(BatchConfig).seeds))
     tests = []
     for name, law in laws.items():
         for case in cases:

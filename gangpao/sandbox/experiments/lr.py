@@ -16,19 +16,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from gangpao.sandbox.experiments import plot
 from gangpao.sandbox.experiments.assumptions import conditions
 from gangpao.sandbox.experiments.outcome import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.laws import fit, verdict
 from gangpao.sandbox.laws.verdict import Answer, Limits, Verdict
-from gangpao.sandbox.trials.config import Size
-from gangpao.sandbox.trials.field_types import Rates
+from gangpao.sandbox.trials.config import ExperimentTable, Rule, Size
+from gangpao.sandbox.trials.field_types import Layers, Once, Positive, Rates, Seed, Some, Tokens, Width
 from gangpao.sandbox.trials.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COSTS = 0.3  # percent of the loss: less than that is called no cost
+
+
+class LrConfig(ExperimentTable):
+    """The best learning rate across widths and depths."""
+
+    widths: Once[Width] = Field(default=(64, 128, 256), description="At the common depth; empty: only depths.")
+    layers: Once[Layers] = Field(default=(), description="Also these depths, at the common width.")
+    rates: Some[Positive] = (0.0025, 0.0035, 0.005, 0.007, 0.01, 0.014, 0.02, 0.028, 0.04)
+    standard_rates: Once[Positive] = Field(
+        default=(), description="For rules named standard*, whose rates live elsewhere; empty: rates."
+    )
+    rules: Some[Rule] = ("minicpm", "standard")
+    tokens: Tokens | None = Field(default=None, description="Of each trial; none: the common number.")
+    seeds: Some[Seed] = (0,)
 
 
 # --- a sweep: one value is varied, for several seeds
@@ -230,11 +246,11 @@ class Shift:
 def run(lab: Lab, submit: Submit) -> Outcome:
     """See the module. Raises ValueError where there is nothing to compare."""
     series = _series(lab)
-    seeds = lab.config.lr.seeds
+    seeds = lab.config.table(LrConfig).seeds
     groups: dict[tuple[str, Size], dict[float, list[Spec]]] = {}
     for s in series:
         for size in s.sizes:
-            tokens = lab.config.lr.tokens or lab.config.common.tokens
+            tokens = lab.config.table(LrConfig).tokens or lab.config.common.tokens
             changes = {"rule": s.rule, "width": size.width, "layers": size.layers, "tokens": tokens}
             groups[s.rule, size] = {
                 lr: [lab.spec(**changes, lr=lr, seed=seed) for seed in seeds] for lr in sorted(set(s.rates))
@@ -256,7 +272,7 @@ def run(lab: Lab, submit: Submit) -> Outcome:
 
 
 def _series(lab: Lab) -> list[_Series]:
-    c, common = lab.config.lr, lab.config.common
+    c, common = lab.config.table(LrConfig), lab.config.common
     widths = tuple(Size(width=w, layers=common.layers) for w in sorted(set(c.widths)))
     depths = tuple(Size(width=common.width, layers=n) for n in sorted(set(c.layers)))
     axes = [(axis, sizes) for axis, sizes in (("width", widths), ("depth", depths)) if len(sizes) > 1]
@@ -332,7 +348,7 @@ def _outcome(
     noise: Mapping[str, fit.Noise | None],
     results: list[Result],
 ) -> Outcome:
-    seeds = len(lab.config.lr.seeds)
+    seeds = len(lab.config.table(LrConfig).seeds)
     errors = {rule: known and known.between(seeds) for rule, known in noise.items()}
     rows = [_row(s, size, sweeps, errors[s.rule]) for s in series for size in s.sizes]
     pairs = zip(shifts, series, strict=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from gangpao.sandbox.experiments import plot
 from gangpao.sandbox.experiments.chinese import chinese
@@ -26,6 +27,8 @@ from gangpao.sandbox.experiments.outcome import Language, Outcome, Submit, Text,
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.scaling_law import student
 from gangpao.sandbox.laws.verdict import BELOW_ZERO, Answer, Verdict, about, decide
+from gangpao.sandbox.trials.config import ExperimentTable
+from gangpao.sandbox.trials.field_types import Seed, Some
 from gangpao.sandbox.trials.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -46,6 +49,15 @@ _GROUPS: dict[str, Text] = {
     "other": {"en": "others", "zh": "其他"},
     "answers": {"en": "answers, nats a token", "zh": "回答（每 token 的 nat）"},
 }
+
+
+class MixConfig(ExperimentTable):
+    """What goes into the decay stage."""
+
+    mixtures: dict[str, dict[str, float]] = Field(
+        default={}, description="Name -> source -> weight; empty: the data's stable mixture against its decay mixture."
+    )
+    seeds: Some[Seed] = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,7 @@ class _Cell:
 def run(lab: Lab, submit: Submit) -> Outcome:
     """See the module. Raises ValueError for mixtures that cannot be made, or that are the same."""
     mixtures = _mixtures(lab)
-    stables = [_stable(lab, seed) for seed in dict.fromkeys(lab.config.mix.seeds)]
+    stables = [_stable(lab, seed) for seed in dict.fromkeys(lab.config.table(MixConfig).seeds)]
     branches = {name: [_branch(lab, parent, weights) for parent in stables] for name, weights in mixtures.items()}
     found = submit([*stables, *(spec for group in branches.values() for spec in group)])
     rest = iter(found[len(stables) :])
@@ -91,7 +103,7 @@ def run(lab: Lab, submit: Submit) -> Outcome:
 def _mixtures(lab: Lab) -> Mixtures:
     """Those that are configured, else the data's own two. The first is what the others are compared to."""
     plain = dict(lab.stable) or {name: float(shards.num_tokens) for name, shards in lab.built.train.items()}
-    chosen = dict(lab.config.mix.mixtures)
+    chosen = dict(lab.config.table(MixConfig).mixtures)
     if not chosen:
         if not lab.decay or _shares(plain) == _shares(lab.decay):
             raise ValueError(
@@ -213,7 +225,7 @@ def _paired(losses: np.ndarray[Any, np.dtype[np.float64]]) -> list[Difference]:
 
 
 def _name(lab: Lab, mixture: str) -> Text:
-    if not lab.config.mix.mixtures:
+    if not lab.config.table(MixConfig).mixtures:
         return _NAMES[mixture]
     return {"en": mixture, "zh": mixture}
 

@@ -26,6 +26,8 @@ from gangpao.sandbox.experiments.outcome import Language, Outcome, Submit, Text,
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.scaling_law import WIDE, student
 from gangpao.sandbox.laws.verdict import UNKNOWN, Limits, Verdict
+from gangpao.sandbox.trials.config import ExperimentTable, Optimizer
+from gangpao.sandbox.trials.field_types import Positive, Seed, Some, Tokens
 from gangpao.sandbox.trials.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -37,6 +39,15 @@ _SHOWN = {"adamw": "AdamW", "muon": "Muon"}
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Key = tuple[str, int]  # optimizer, tokens
+
+
+class OptimConfig(ExperimentTable):
+    """AdamW against Muon: the tokens each needs for the same loss."""
+
+    optimizers: Some[Optimizer] = ("adamw", "muon")
+    rates: Some[Positive] = (0.005, 0.01, 0.02)
+    tokens: Some[Tokens] = (500_000, 1_000_000, 2_000_000)
+    seeds: Some[Seed] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class Ratio:
 
 def run(lab: Lab, submit: Submit) -> Outcome:
     """See the module. Raises ValueError where there is nothing to compare."""
-    c = lab.config.optim
+    c = lab.config.table(OptimConfig)
     optimizers, tokens, rates = list(dict.fromkeys(c.optimizers)), sorted(set(c.tokens)), sorted(set(c.rates))
     if len(optimizers) < 2 or len(tokens) < 2 or len(rates) < 3:
         raise ValueError(
@@ -207,7 +218,7 @@ def _medians(values: Array, rng: np.random.Generator) -> Array:
 def _outcome(
     lab: Lab, curves: Sequence[_Curve], sweeps: Mapping[Key, Sweep], noise: fit.Noise | None, results: list[Result]
 ) -> Outcome:
-    seeds = len(lab.config.optim.seeds)
+    seeds = len(lab.config.table(OptimConfig).seeds)
     sigma = None if noise is None else noise.sigma / math.sqrt(seeds)
     first = curves[0]
     ratios = {c.optimizer: compare(first, c, sigma, noise and noise.dof) for c in curves[1:]}

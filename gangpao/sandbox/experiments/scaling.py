@@ -17,7 +17,9 @@ import datetime
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gangpao import cost, machine
 from gangpao.atomic import read_json, write_json
@@ -27,7 +29,8 @@ from gangpao.sandbox.experiments.outcome import Outcome, Submit
 from gangpao.sandbox.experiments.scaling_study import Fitted, Study, fits_of, seed_noise, size_of
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.coupled import CoupledFit
-from gangpao.sandbox.trials.config import Size
+from gangpao.sandbox.trials.config import ExperimentTable, Size, of_each, pairs_once
+from gangpao.sandbox.trials.field_types import Once, Positive, Seed, Some, Tokens
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.trial import Lab, Result, Spec, cost_of
 
@@ -36,15 +39,54 @@ MIN_POINTS = 6
 Kind = Literal["stable", "branch", "cosine"]
 
 
+class Ladder(Size):
+    """A size of the law, with token counts of its own where small models are to be followed further than large ones."""
+
+    tokens: Once[Tokens] = Field(default=(), description="Where its decays end; empty: at those of all sizes.")
+
+
+class ScalingConfig(ExperimentTable):
+    """One stable run a size, decays branched at several token counts, and a law of loss over N and D."""
+
+    sizes: Some[Ladder] = (Ladder(width=64, layers=2), Ladder(width=96, layers=3), Ladder(width=128, layers=4))
+    tokens: Some[Tokens] = Field(default=(500_000, 1_000_000, 2_000_000, 4_000_000), description="Where decays end.")
+    cosine: bool = Field(
+        default=False, description="Also cosine runs, one for each point: a plain Chinchilla fit beside ours."
+    )
+    floor: tuple[Annotated[float, Field(ge=0)], Positive] | None = Field(
+        default=None,
+        description="Bits per byte that no model is expected to get below, and the standard deviation of that: also a law of "
+        "coupled terms (gangpao.sandbox.laws.coupled).",
+    )
+    targets: tuple[Size, ...] = Field(default=(), description="Larger runs, predicted before they start, then run.")
+    target_tokens: tuple[Tokens, ...] = Field(
+        default=(), description="Of each target, or one number for all; empty: the largest of tokens."
+    )
+    seeds: Some[Seed] = (0,)
+
+    @field_validator("target_tokens")
+    @classmethod
+    def _belong(cls, tokens: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if len(tokens) == 1 or not info.data.get("targets"):  # without targets it is not looked at
+            return tokens
+        return of_each(tokens, info, "targets", ", or one for all")
+
+    @model_validator(mode="after")
+    def _differ(self) -> ScalingConfig:
+        several = self.target_tokens if self.targets and len(self.target_tokens) > 1 else ()
+        pairs_once("targets", self.targets, several)
+        return self
+
+
 def run(lab: Lab, submit: Submit) -> Outcome:
     """See the module. Raises ValueError for a grid from which no decay or no law can come."""
-    grid, targets = specs_of(lab), target_specs(lab)
+    grid, targets = specs_of(lab), later(lab)
     order = [(kind, spec) for kind in grid for spec in grid[kind]]
     found: dict[str, list[Result]] = {"stable": [], "branch": [], "cosine": []}
     for (kind, _), result in zip(order, submit([spec for _, spec in order]), strict=True):
         found[kind].append(result)
     study = Study(**found)
-    fits = fits_of(study, floor=lab.config.scaling.floor)
+    fits = fits_of(study, floor=lab.config.table(ScalingConfig).floor)
     predicted = predict(lab, fits, targets) if targets else None
     ran = submit(targets) if targets else []
     return outcome_of(lab, study, fits, predicted, ran)
@@ -55,7 +97,7 @@ def run(lab: Lab, submit: Submit) -> Outcome:
 
 def specs_of(lab: Lab) -> dict[Kind, list[Spec]]:
     """Stable runs, their decays, and cosine runs of the same lengths with the same warmup; large ones first."""
-    c = lab.config.scaling
+    c = lab.config.table(ScalingConfig)
     shape = lab.config.common.schedule if lab.config.common.schedule.startswith("wsd") else "wsd"
     ladder = _ladder(lab)
     out: dict[Kind, list[Spec]] = {"stable": [], "cosine": [], "branch": []}  # parents first, short decays last
@@ -74,7 +116,7 @@ def specs_of(lab: Lab) -> dict[Kind, list[Spec]]:
 
 def _ladder(lab: Lab) -> dict[Size, list[int]]:
     """Sizes, large ones first, and the steps at which their decays end. Raises ValueError where no law can come from them."""
-    c = lab.config.scaling
+    c = lab.config.table(ScalingConfig)
     found: dict[Size, set[int]] = {}
     for size in sorted(c.sizes, key=lambda s: -s.width * s.width * s.layers):
         steps = {lab.spec(tokens=tokens).steps for tokens in size.tokens or c.tokens}
@@ -105,9 +147,9 @@ def _starts(lab: Lab, horizons: list[int]) -> tuple[dict[int, int], int]:
     return starts, warmup
 
 
-def target_specs(lab: Lab) -> list[Spec]:
-    """The runs to predict: ordinary ones, with the common schedule."""
-    c = lab.config.scaling
+def later(lab: Lab) -> list[Spec]:
+    """The runs to predict, which are asked for when the laws are known: ordinary ones, with the common schedule."""
+    c = lab.config.table(ScalingConfig)
     if not c.targets:
         return []
     tokens = c.target_tokens or (max(c.tokens),)
@@ -139,7 +181,7 @@ def predict(lab: Lab, fits: dict[str, Fitted], targets: Sequence[Spec]) -> dict[
     for q in targets:
         N, _, flops = cost_of(lab, q)
         asked.append({"size": f"{q.width}x{q.layers}", "N": N, "D": q.tokens, "seed": q.seed, "flops": flops})
-    floor = lab.config.scaling.floor
+    floor = lab.config.table(ScalingConfig).floor
     record = _said_now(fits, asked, [lab.result(spec) is None for spec in targets], floor)
     late = not any(record["before"])
     old = read_json(path) if path.exists() else None
@@ -243,7 +285,7 @@ def outcome_of(
         for r in everything
         if r.state != "done"
     ] + [(f"{p} in law {name}", why) for name, f in fits.items() if f.additive for p, why in f.additive.excluded]
-    ratios = [size.width / size.layers for size in lab.config.scaling.sizes]
+    ratios = [size.width / size.layers for size in lab.config.table(ScalingConfig).sizes]
     facts = {
         "points": {name: [[r.N, r.N_total, r.D, r.bpb] for r in f.results] for name, f in fits.items()},
         "laws": {name: f.law.json() if f.law else {"why": f.why} for name, f in fits.items()},

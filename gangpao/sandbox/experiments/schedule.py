@@ -14,13 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from gangpao.sandbox.experiments import plot
 from gangpao.sandbox.experiments.assumptions import conditions
 from gangpao.sandbox.experiments.outcome import Language, Outcome, Submit, Text, join
 from gangpao.sandbox.laws import fit, verdict
 from gangpao.sandbox.laws.verdict import BELOW_ZERO, Answer, Verdict, decide
+from gangpao.sandbox.trials.config import ExperimentTable
+from gangpao.sandbox.trials.field_types import Positive, Seed, Share, Some, Tokens
 from gangpao.sandbox.trials.trial import Lab, Result, Spec
 
 if TYPE_CHECKING:
@@ -28,6 +32,16 @@ if TYPE_CHECKING:
 
 PAPER = (0.1, 0.025)  # the share that the paper finds enough, and the one that it does not
 MARGIN = 0.003  # of the loss: a share is enough that surely costs less than this against the best one
+
+
+class ScheduleExperiment(ExperimentTable):
+    """One stable run with decays of several shares and shapes, against cosine runs of the same lengths."""
+
+    horizons: Some[Tokens] = Field(default=(1_000_000, 2_000_000, 4_000_000), description="Tokens.")
+    decays: Some[Share] = (0.025, 0.05, 0.1, 0.2)
+    shapes: Some[Literal["wsd", "wsd_linear"]] = ("wsd", "wsd_linear")
+    cosine_rates: Some[Positive] = Field(default=(1.0,), description="Factors on lr for the cosine runs: a tuned one.")
+    seeds: Some[Seed] = (0,)
 
 
 class _Arm(NamedTuple):
@@ -65,7 +79,7 @@ def run(lab: Lab, submit: Submit) -> Outcome:
 
 def _grid(lab: Lab) -> tuple[list[Spec], dict[_Arm, list[Spec]]]:
     """A stable run for each seed, and for each arm a spec for each seed."""
-    c, common = lab.config.schedule, lab.config.common
+    c, common = lab.config.table(ScheduleExperiment), lab.config.common
     horizons = sorted({lab.spec(tokens=tokens).steps for tokens in c.horizons})
     starts = {(h, share): h - _decay_steps(h, share, common.batch_tokens) for h in horizons for share in c.decays}
     warmup = round(common.warmup * horizons[-1])
@@ -124,13 +138,13 @@ def _cells(
 
 def _judge(lab: Lab, cells: list[_Cell], noise: fit.Noise | None) -> dict[str, Any]:
     """For each horizon the best cosine, the best of each shape, and the smallest share that is enough."""
-    wide = noise and noise.between(len(lab.config.schedule.seeds))
+    wide = noise and noise.between(len(lab.config.table(ScheduleExperiment).seeds))
     horizons = []
     for steps in sorted({cell.arm.steps for cell in cells}):
         here = [cell for cell in cells if cell.arm.steps == steps]
         cosine = min((cell for cell in here if cell.arm.kind == "cosine"), key=lambda cell: cell.bpb, default=None)
         shapes = {}
-        for shape in lab.config.schedule.shapes:
+        for shape in lab.config.table(ScheduleExperiment).shapes:
             of_shape = [cell for cell in here if cell.arm.kind == shape]
             if of_shape:
                 best = min(of_shape, key=lambda cell: cell.bpb)
@@ -145,7 +159,7 @@ def _judge(lab: Lab, cells: list[_Cell], noise: fit.Noise | None) -> dict[str, A
                 "best": min(((s["bpb"], name) for name, s in shapes.items()), default=(None, None))[1],
             }
         )
-    told = {shape: told_apart(horizons, shape, wide) for shape in lab.config.schedule.shapes}
+    told = {shape: told_apart(horizons, shape, wide) for shape in lab.config.table(ScheduleExperiment).shapes}
     enough = {shape: found.enough for shape, found in told.items()}
     return {"wide": wide, "horizons": horizons, "enough": enough, "margin": MARGIN, "told": told}
 
@@ -218,7 +232,7 @@ def _outcome(
             "conditions": conditions(lab),
             "noise": noise and noise.sigma,
             "wide": judged["wide"],
-            "seeds": len(lab.config.schedule.seeds),
+            "seeds": len(lab.config.table(ScheduleExperiment).seeds),
             "horizons": judged["horizons"],
             "enough": judged["enough"],
             "margin": judged["margin"],
@@ -244,7 +258,7 @@ _COLUMNS: dict[str, Text] = {
 
 def _cost(lab: Lab, cells: list[_Cell], stable_flops: float) -> dict[str, float]:
     """FLOPs of one stable run with a decay of the usual share at every horizon, and of one cosine run for each."""
-    seeds, shape = len(lab.config.schedule.seeds), lab.config.schedule.shapes[0]
+    seeds, shape = len(lab.config.table(ScheduleExperiment).seeds), lab.config.table(ScheduleExperiment).shapes[0]
     share = _usual(lab)
     decays = sum(cell.flops for cell in cells if (cell.arm.kind, cell.arm.share) == (shape, share))
     cosines = {cell.D: cell.flops for cell in cells if cell.arm.kind == "cosine"}
@@ -253,12 +267,12 @@ def _cost(lab: Lab, cells: list[_Cell], stable_flops: float) -> dict[str, float]
 
 def _usual(lab: Lab) -> float:
     """The tried share that is nearest to the sandbox's own."""
-    return min(lab.config.schedule.decays, key=lambda share: abs(share - lab.config.common.decay))
+    return min(lab.config.table(ScheduleExperiment).decays, key=lambda share: abs(share - lab.config.common.decay))
 
 
 def _against(lab: Lab, h: dict[str, Any], wide: float | None) -> Verdict | None:
     """Does WSD with the usual share end below the best cosine of a horizon? None where trials are missing."""
-    share, shape = _usual(lab), lab.config.schedule.shapes[0]
+    share, shape = _usual(lab), lab.config.table(ScheduleExperiment).shapes[0]
     found = h["shapes"].get(shape, {})
     above = found.get("above_best", {}).get(share)
     if above is None or h["cosine"] is None:
@@ -272,9 +286,9 @@ def _against(lab: Lab, h: dict[str, Any], wide: float | None) -> Verdict | None:
 def _asked(lab: Lab, judged: dict[str, Any]) -> list[Verdict]:
     """Is a share of the decay enough? For every shape and share that was tried."""
     out = []
-    for shape in lab.config.schedule.shapes:
+    for shape in lab.config.table(ScheduleExperiment).shapes:
         told = judged["told"][shape]
-        for share in sorted(set(lab.config.schedule.decays)):
+        for share in sorted(set(lab.config.table(ScheduleExperiment).decays)):
             cost, percent = told.costs.get(share), None if told.noise is None else 100 * told.noise
             value = None if cost is None else 100 * cost
             en = f"{shape}: does a decay of {share:.1%} cost at most {MARGIN:.1%} of the loss against the best share?"
@@ -308,7 +322,7 @@ def _verdict(lab: Lab, judged: dict[str, Any], cost: dict[str, float]) -> Text:
 
 def _ends(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
     """Where WSD with the usual share ends against the best cosine, horizon by horizon."""
-    share, shape, wide = _usual(lab), lab.config.schedule.shapes[0], judged["wide"]
+    share, shape, wide = _usual(lab), lab.config.table(ScheduleExperiment).shapes[0], judged["wide"]
     said = []
     for h in judged["horizons"]:
         found = h["shapes"].get(shape, {})
@@ -334,7 +348,10 @@ def _ends(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
                 f"（学习率 × {h['cosine_factor']:g}）为 {h['cosine']:.4f}：相差 {d:+.4f}{zh}。",
             )
         )
-    factors, used = sorted(set(lab.config.schedule.cosine_rates)), {h["cosine_factor"] for h in judged["horizons"]}
+    factors, used = (
+        sorted(set(lab.config.table(ScheduleExperiment).cosine_rates)),
+        {h["cosine_factor"] for h in judged["horizons"]},
+    )
     if len(factors) == 1:
         said.append(
             (
@@ -368,7 +385,7 @@ def _call(answer: Answer, wide: float | None) -> tuple[str, str]:
 def _shares(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
     """Which share of decay is enough, for each shape, and what becomes of the paper's two."""
     said: list[tuple[str, str]] = []
-    for shape in lab.config.schedule.shapes:
+    for shape in lab.config.table(ScheduleExperiment).shapes:
         here = [h["shapes"][shape] for h in judged["horizons"] if shape in h["shapes"]]
         for share in PAPER:
             above = [s["above_best"][share] for s in here if share in s["above_best"]]
@@ -383,8 +400,8 @@ def _shares(lab: Lab, judged: dict[str, Any]) -> list[tuple[str, str]]:
                 )
             )
         enough = judged["enough"][shape]
-        said += _enough_said(shape, judged["told"][shape], len(lab.config.schedule.seeds))
-        largest = max(lab.config.schedule.decays)
+        said += _enough_said(shape, judged["told"][shape], len(lab.config.table(ScheduleExperiment).seeds))
+        largest = max(lab.config.table(ScheduleExperiment).decays)
         if here and all(s["best_share"] == largest for s in here) and enough in (None, largest):
             said.append(
                 (
@@ -437,7 +454,7 @@ def _draw(figure: Figure, language: Language, lab: Lab, cells: list[_Cell], judg
     cosine = {h["D"]: h["cosine"] for h in horizons if h["cosine"] is not None}
     left.plot(list(cosine), list(cosine.values()), "k^--", label=word["cosine"])
     share = _usual(lab)
-    for i, shape in enumerate(lab.config.schedule.shapes):
+    for i, shape in enumerate(lab.config.table(ScheduleExperiment).shapes):
         here = sorted((c.D, c.bpb, c.before) for c in cells if (c.arm.kind, c.arm.share) == (shape, share))
         left.plot([d for d, _, _ in here], [b for _, b, _ in here], f"C{i}o-", label=f"{shape} {share:.3g}")
         if i == 0 and here and all(b is not None for _, _, b in here):
@@ -457,7 +474,7 @@ def _draw(figure: Figure, language: Language, lab: Lab, cells: list[_Cell], judg
         axes.set(xlabel=word[x], ylabel=word[y])
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    shares = sorted(set(lab.config.schedule.decays))
+    shares = sorted(set(lab.config.table(ScheduleExperiment).decays))
     right.set_xticks(shares, [f"{s:g}" for s in shares])
     right.minorticks_off()
     plot.set_font(figure, language)

@@ -23,8 +23,7 @@ from gangpao.sandbox.experiments.lr import excluded
 from gangpao.sandbox.experiments.outcome import Language, Outcome, Text, join
 from gangpao.sandbox.laws import fit, verdict
 from gangpao.sandbox.laws.verdict import Verdict
-from gangpao.sandbox.trials.config import Range, SearchConfig
-from gangpao.sandbox.trials.search import SEARCH, fitted
+from gangpao.sandbox.trials.search import SEARCH, Range, SearchConfig, fitted
 from gangpao.sandbox.trials.trial import Lab, Result
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def tried(lab: Lab, study: Study) -> list[Tried]:
         values = trial.user_attrs.get("values")
         if values is None or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             continue
-        specs = [lab.spec(**values, seed=seed) for seed in lab.config.search.seeds]
+        specs = [lab.spec(**values, seed=seed) for seed in lab.config.table(SearchConfig).seeds]
         results = [r for r in map(lab.result, specs) if r is not None] or [
             Result.model_validate(r) for r in [trial.user_attrs.get("result")] if r is not None
         ]
@@ -62,7 +61,7 @@ def tried(lab: Lab, study: Study) -> list[Tried]:
 
 def outcome_of(lab: Lab, study: Study) -> Outcome:
     """Table, answers and picture. Raises ValueError where no trial has ended well."""
-    search, found = fitted(lab.config.search, lab.config), tried(lab, study)
+    search, found = fitted(lab.config.table(SearchConfig), lab.config), tried(lab, study)
     good = [t for t in found if t.bpb is not None]
     if not good:
         raise ValueError(f"study {study.study_name}: no trial has ended well, all diverged or were pruned")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,9 @@ from gangpao.log import show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
-from gangpao.sandbox.experiments import scaling
-from gangpao.sandbox.experiments.outcome import Experiment
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.random_ids import rows_of
-from gangpao.sandbox.trials.search import fitted, number_of
+from gangpao.sandbox.trials.search import SearchConfig, fitted, number_of
 from gangpao.sandbox.trials.trial import Lab, Result, Spec, cost_of, key_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import TrainConfig
@@ -102,8 +101,9 @@ class _Asked(Exception):
     """Ends an experiment that was only asked for its trials."""
 
 
-def asked(run: Experiment, lab: Lab) -> list[Spec]:
-    """The trials that an experiment asks for before it knows a result, and the targets of a scaling study."""
+def asked(experiment: ModuleType, lab: Lab) -> list[Spec]:
+    """The trials that an experiment asks for before it knows a result, and those that it is known to ask for later:
+    `later(lab)`, where its module has that. Raises what `run` does for a grid from which nothing can come."""
     found: list[Spec] = []
 
     def submit(specs: Sequence[Spec]) -> list[Result]:
@@ -111,13 +111,13 @@ def asked(run: Experiment, lab: Lab) -> list[Spec]:
         raise _Asked
 
     with suppress(_Asked):
-        run(lab, submit)
-    return found + (scaling.target_specs(lab) if run is scaling.run else [])
+        experiment.run(lab, submit)
+    return found + (experiment.later(lab) if hasattr(experiment, "later") else [])
 
 
 def of_search(lab: Lab, done: int = 0) -> Estimate:
     """Of a search, whose trials are chosen as it goes: as many as it has at the cost of the common trial. done: that have ended."""
-    search = fitted(lab.config.search, lab.config)
+    search = fitted(lab.config.table(SearchConfig), lab.config)
     number = number_of(search)
     left = max(0, number - done)
     one = lab.spec(seed=search.seeds[0])

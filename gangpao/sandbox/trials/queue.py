@@ -33,8 +33,17 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from gangpao import machine
-from gangpao.sandbox.trials.config import Range, SandboxConfig, SearchConfig
-from gangpao.sandbox.trials.search import SEARCH, fitted, grid_of, number_of, search_name, step_of
+from gangpao.sandbox.trials.config import SandboxConfig
+from gangpao.sandbox.trials.search import (
+    SEARCH,
+    Range,
+    SearchConfig,
+    fitted,
+    grid_of,
+    number_of,
+    search_name,
+    step_of,
+)
 from gangpao.sandbox.trials.trial import Lab, Pruned, Result, Spec, cost_of, ensure, key_of
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 40
@@ -117,7 +126,10 @@ def join_study(storage: optuna.storages.RDBStorage, lab: Lab, name: str) -> tupl
     configuration. Raises ValueError where there is no such study."""
     search = None
     if name == SEARCH or name.startswith(f"{SEARCH}-"):
-        search, name = fitted(lab.config.search, lab.config), search_name(lab, lab.config.search, name)
+        search, name = (
+            fitted(lab.config.table(SearchConfig), lab.config),
+            search_name(lab, lab.config.table(SearchConfig), name),
+        )
     there = sorted(optuna.get_all_study_names(storage))
     if name not in there:
         hint = "; the name of a search follows from its configuration: give the driver's" if search else ""

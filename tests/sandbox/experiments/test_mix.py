@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from gangpao.sandbox.experiments import mix, outcome
-from gangpao.sandbox.trials.config import MixConfig
 from gangpao.sandbox.trials.trial import ensure
 from tests.sandbox.makers import DECAY, STABLE, Trials, make_lab, noise_of, same_numbers
 
@@ -173,7 +172,7 @@ def test_everything_is_written(tmp_path):
 
 def test_real_trials_branch_and_differ(lab):
     """Two seeds of twenty steps, trained: the decays see what they are told to, and nothing else differs."""
-    lab = replace(lab, config=lab.config.model_copy(update={"mix": MixConfig(seeds=(0, 1))}))
+    lab = replace(lab, config=lab.config.model_copy(update={"mix": mix.MixConfig(seeds=(0, 1))}))
     out = mix.run(lab, lambda specs: [ensure(lab, spec) for spec in specs])
     assert out.excluded == []
     stables, branches = out.results[:2], out.results[2:]

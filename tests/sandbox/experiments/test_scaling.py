@@ -13,7 +13,8 @@ from gangpao import cost, machine
 from gangpao.atomic import write_json
 from gangpao.sandbox.experiments import outcome, scaling
 from gangpao.sandbox.experiments import scaling_study as studies
-from gangpao.sandbox.trials.config import Ladder, Size
+from gangpao.sandbox.experiments.scaling import Ladder
+from gangpao.sandbox.trials.config import Size
 from gangpao.sandbox.trials.trial import RESULT, Result, cost_of, key_of
 
 E, A, B, ALPHA, BETA = 0.6, 12.0, 60.0, 0.35, 0.4

@@ -7,7 +7,7 @@ import pytest
 
 from gangpao import cli
 from gangpao.atomic import write_json
-from gangpao.sandbox.trials.config import Range, SandboxConfig, SearchConfig
+from gangpao.sandbox.experiments.config import config_type
 from gangpao.sandbox.trials.driver import Driver, seconds_left
 from gangpao.sandbox.trials.queue import (
     Watch,
@@ -20,7 +20,7 @@ from gangpao.sandbox.trials.queue import (
     work,
     write_config,
 )
-from gangpao.sandbox.trials.search import fitted, grid_of, search_name
+from gangpao.sandbox.trials.search import Range, SearchConfig, fitted, grid_of, search_name
 from gangpao.sandbox.trials.trial import RESULT, Lab, Result, key_of
 
 RATES = SearchConfig(space={"lr": Range(low=0.005, high=0.02)}, sampler="random", trials=3, pruner="none")
@@ -64,7 +64,7 @@ def test_a_changed_search_begins_anew_and_a_longer_one_goes_on(config, tmp_path,
 
     def search(**changes):
         driver = Driver(config.model_copy(update={"workers": 1, **changes}), tmp_path)
-        study = driver.search(driver.config.search)
+        study = driver.search()
         trials, best = study.trials, best_values(study)
         driver.close()
         return study.study_name, trials, best
@@ -236,8 +236,8 @@ def test_the_command_leaves_outcome_report_and_plot(config, tmp_path, workers_he
     file = write_config(config.model_copy(update={"search": search, "workers": 1}), tmp_path)
     file = file.rename(tmp_path / "search.json")
     monkeypatch.setattr(
-        "gangpao.sandbox.trials.config.load_sandbox_config",
-        lambda path, over: SandboxConfig.model_validate_json(path.read_text()),
+        "gangpao.sandbox.experiments.config.load_sandbox_config",
+        lambda path, over: config_type().model_validate_json(path.read_text()),
     )
     command = ["sandbox", "search", str(file), "--out", str(tmp_path / "box")]
     assert cli.main([*command, "--estimate"]) == 0

@@ -7,7 +7,7 @@ import pytest
 from gangpao import cost
 from gangpao.sandbox.experiments import lr, scaling
 from gangpao.sandbox.plan import estimate
-from gangpao.sandbox.trials.config import Range, SearchConfig
+from gangpao.sandbox.trials.search import Range, SearchConfig
 from gangpao.sandbox.trials.trial import cost_of, key_of
 from tests.sandbox.experiments.test_scaling import TARGET, Fake, with_config
 from tests.sandbox.makers import numbers
@@ -15,7 +15,7 @@ from tests.sandbox.makers import numbers
 
 def test_what_is_left_is_counted_and_timed_from_trials_of_the_folder(lab):
     lab = with_config(lab)  # two workers
-    asked = estimate.asked(scaling.run, lab)
+    asked = estimate.asked(scaling, lab)
     assert {key_of(lab, s) for s in asked} == {
         key_of(lab, s) for group in scaling.specs_of(lab).values() for s in group
     }
@@ -38,7 +38,7 @@ def test_what_is_left_is_counted_and_timed_from_trials_of_the_folder(lab):
 
 def test_targets_count_before_they_are_predicted(lab):
     plain, more = with_config(lab), with_config(lab, targets=(TARGET,), target_tokens=(819_200,))
-    assert len(estimate.asked(scaling.run, more)) == len(estimate.asked(scaling.run, plain)) + 1
+    assert len(estimate.asked(scaling, more)) == len(estimate.asked(scaling, plain)) + 1
 
 
 def test_without_trials_real_steps_are_timed(lab):
@@ -46,7 +46,7 @@ def test_without_trials_real_steps_are_timed(lab):
     lab = type(lab)(
         lab.config.model_copy(update={"lr": table, "workers": 1}), lab.out, lab.built, lab.stable, lab.decay
     )
-    found = estimate.estimate(lab, estimate.asked(lr.run, lab))
+    found = estimate.estimate(lab, estimate.asked(lr, lab))
     assert (found.trials, found.known) == (6, 0)
     assert "3 steps of 2 sizes just now" in found.how[0]
     assert found.sure > estimate.SURE_MEASURED

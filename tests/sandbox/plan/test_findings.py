@@ -239,7 +239,7 @@ def test_the_source_that_is_repeated_most_is_named(laws, ready):
 
 
 def test_the_command_takes_memory_in_gb(laws, ready, monkeypatch, capsys):
-    monkeypatch.setattr("gangpao.sandbox.trials.config.load_sandbox_config", lambda *_: ready.config)
+    monkeypatch.setattr("gangpao.sandbox.experiments.config.load_sandbox_config", lambda *_: ready.config)
     monkeypatch.setattr(Lab, "open", lambda *_: ready)
     monkeypatch.setattr(machine, "total_memory", lambda: 4 * 10**9)
     options = {"toml": None, "serve_tokens": 0, "max_params": None, "speed": None, "force": True, "as_json": False}
