@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gangpao.sandbox.bilingual import Language
 from gangpao.sandbox.experiments import EXPERIMENTS, Row
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def root() -> None:
     """Small experiments that decide a large run: sweeps, laws, a plan."""
 
 
-def _language(lang: str) -> Literal["en", "zh"]:
+def _language(lang: str) -> Language:
     if lang not in ("en", "zh"):
         raise ValueError(f"--lang {lang!r:.20}: en or zh")
     return "zh" if lang == "zh" else "en"
@@ -55,15 +56,15 @@ def _experiment(
     name: str, config: Path, out: Path, overrides: list[str] | None, storage: str | None, lang: str, only: bool
 ) -> None:
     """Say what it costs, run it, write outcome, report and plot, and print the report. The last line of a search is JSON."""
-    from gangpao.sandbox.experiments import outcome as outcome_module
     from gangpao.sandbox.experiments.config import load_sandbox_config
+    from gangpao.sandbox.experiments.text import page
     from gangpao.sandbox.trials.driver import Driver
     from gangpao.sandbox.trials.provenance import provenance
     from gangpao.train.progress import stderr
 
     language, row = _language(lang), EXPERIMENTS[name]
     driver = Driver(load_sandbox_config(config, tuple(overrides or ())), out, storage=storage, stream=stderr())
-    costs = _estimate(row, driver).lines(name)[0 if language == "en" else 1]
+    costs = _estimate(row, driver).said(name).of(language)
     if only:
         print(costs)
         return
@@ -73,8 +74,8 @@ def _experiment(
         outcome = module.outcome_of(driver.lab, driver.search())
     else:
         outcome = module.run(driver.lab, lambda specs: driver.submit(name, specs))
-    outcome_module.write(outcome, out / name, provenance(driver.lab, config, overrides or ()))
-    print(outcome_module.markdown(outcome, language))
+    record = page.write(outcome, out / name, provenance(driver.lab, config, overrides or ()))
+    print(page.markdown(record, language))
     print(out / name / f"plot.{language}.png")
     if row.search:
         print(json.dumps(_found(outcome.facts)))
@@ -123,7 +124,8 @@ def check(
 ) -> None:
     """Print a table and a verdict; exit code 1 when the rule does not hold, 3 when that cannot be told."""
     from gangpao.atomic import write_json
-    from gangpao.sandbox.experiments.check import coordinate_check, draw
+    from gangpao.sandbox.experiments.check import coordinate_check
+    from gangpao.sandbox.experiments.text.check import draw, markdown
 
     language = _language(lang)
     if depths:
@@ -131,7 +133,7 @@ def check(
         result = coordinate_check(rule, layers_list=deep, width=64, steps=steps, seeds=range(seeds))
     else:
         result = coordinate_check(rule, widths=_numbers(widths, "--widths"), steps=steps, seeds=range(seeds))
-    text = result.markdown(language)
+    text = markdown(result, language)
     print(text)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
