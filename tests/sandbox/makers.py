@@ -45,7 +45,8 @@ def noise_of(spec, *more):
 
 class Trials:
     """submit(specs). loss(spec): the planted bits per byte. noise: of every trial by itself; shared: of a stable run, in all its
-    branches. end(spec): None, or (state, reason or text) of a trial that did not end well. heldout(spec): name -> value. busy: seconds."""
+    branches. end(spec): None, or (state, reason or text) of a trial that did not end well. heldout(spec): name -> value.
+    busy: seconds."""
 
     def __init__(self, loss, *, noise=0.0, shared=0.0, end=None, heldout=None, busy=None, salt=""):
         self.loss, self.noise, self.shared, self.salt = loss, noise, shared, salt
@@ -72,8 +73,9 @@ class Trials:
         heldout = {name: value + self.wobble(spec, name) for name, value in self.heldout(spec).items()} if good else {}
         return Result(
             key=hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16], spec=spec, state=state, reason=reason, N=N,
-            N_total=N + 512 * spec.width, D=spec.tokens, flops=6.0 * N * spec.steps * spec.batch_tokens, heldout=heldout,
-            bpb=self.loss(spec) + self.wobble(spec) if good else None, busy=self.busy(spec), seconds=self.busy(spec) + 1, workers=1.0,
+            workers=1.0, N_total=N + 512 * spec.width, D=spec.tokens, heldout=heldout,
+            flops=6.0 * N * spec.steps * spec.batch_tokens, bpb=self.loss(spec) + self.wobble(spec) if good else None,
+            busy=self.busy(spec), seconds=self.busy(spec) + 1,
         )  # fmt: skip
 
 

@@ -17,26 +17,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gangpao.sandbox.laws.scaling_law import (
-    EXPONENTS,
-    FLOOR,
-    HUBER,
     MINICPM,
-    PARAMETERS,
-    SHARES,
     Array,
-    Design,
     Extent,
     Point,
     PowerLaw,
-    Pull,
     ScalingLaw,
     between,
+    student,
+)
+from gangpao.sandbox.laws.solver import (
+    EXPONENTS,
+    FLOOR,
+    HUBER,
+    PARAMETERS,
+    SHARES,
+    Design,
+    Pull,
     bootstrap,
     fitted,
     refine,
     robust,
     scale,
-    student,
 )
 from gangpao.sandbox.reasons import NoLaw, Reason
 

@@ -8,6 +8,7 @@ import pytest
 from gangpao import cli
 from gangpao.atomic import write_json
 from gangpao.sandbox.experiments.config import config_type
+from gangpao.sandbox.experiments.text.page import page_of
 from gangpao.sandbox.trials.driver import Driver, seconds_left
 from gangpao.sandbox.trials.queue import (
     Watch,
@@ -144,6 +145,7 @@ def made_up(lab, spec, **changes):
         "flops": 1e9,
         "bpb": 1 + spec.lr,
         "seconds": 10.0,
+        "workers": 1.0,
     }
     return Result.model_validate({"key": key_of(lab, spec), "spec": spec, **values, **changes})
 
@@ -250,15 +252,17 @@ def test_the_command_leaves_outcome_report_and_plot(config, tmp_path, workers_he
     folder = tmp_path / "box" / "search"
     outcome = json.loads((folder / "outcome.json").read_text())
     assert outcome["facts"]["best"] == last["best"]
-    assert len(outcome["rows"]) == 8
-    assert [row["state"]["en"] for row in outcome["rows"]].count("diverged") == 2
+    assert len(outcome["facts"]["tried"]) == 8
+    assert [t["state"] for t in outcome["facts"]["tried"]].count("diverged") == 2
     # Two optimizers do the same here, so nothing tells the best from the second; of the four near ones only seeds know.
     assert [v["answer"] for v in outcome["verdicts"]] == ["cannot tell"]
     assert len(outcome["facts"]["as_good"]) == (4 if len(seeds) > 1 else 0)
-    assert "The best lr, 0.005, lies at an end of its range" in outcome["verdict"]["en"]
+    assert outcome["facts"]["at_end"] == ["lr"]
+    words = page_of(outcome).words.said
+    assert "The best lr, 0.005, lies at an end of its range" in words.en
     assert outcome["made"]["config"] == str(file)
     for language in ("en", "zh"):
-        assert outcome["verdict"][language] in (folder / f"report.{language}.md").read_text()
+        assert words.of(language) in (folder / f"report.{language}.md").read_text()
         assert (folder / f"plot.{language}.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["sandbox", "report", "--out", str(tmp_path / "box")]) == 0
     assert "## A search" in (tmp_path / "box" / "report.en.md").read_text()

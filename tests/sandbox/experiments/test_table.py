@@ -1,5 +1,6 @@
 """The table of experiments: one file and one row are a whole experiment, and every row is whole."""
 
+import importlib
 import json
 import sys
 
@@ -8,10 +9,12 @@ from pydantic import Field
 
 from gangpao import cli
 from gangpao.sandbox import command
+from gangpao.sandbox.bilingual import Text, same
 from gangpao.sandbox.experiments import EXPERIMENTS, Row
 from gangpao.sandbox.experiments.assumptions import conditions
 from gangpao.sandbox.experiments.config import config_type
 from gangpao.sandbox.experiments.outcome import Outcome
+from gangpao.sandbox.experiments.text.page import Words
 from gangpao.sandbox.laws.verdict import BELOW_ZERO, Verdict
 from gangpao.sandbox.trials.config import ExperimentTable, SandboxConfig
 from gangpao.sandbox.trials.queue import write_config
@@ -32,17 +35,26 @@ def run(lab, submit):
 
 def outcome_of(lab, results):
     change = results[-1].bpb - results[0].bpb
-    question = "Does more help?", "更多是否有用？"
     return Outcome(
         name="shorter",
-        title={"en": "Fewer tokens", "zh": "更少的 token"},
-        columns={"bpb": {"en": "bpb", "zh": "bpb"}},
-        rows=[{"bpb": r.bpb} for r in results],
-        verdict={"en": f"It changes by {change:.4f}.", "zh": f"相差 {change:.4f}。"},
-        draw=lambda figure, language: figure.subplots(),
-        verdicts=[Verdict(question, change, (change, change), BELOW_ZERO)],
-        facts={"conditions": conditions(lab)},
+        verdicts=[Verdict("helps", change, (change, change), BELOW_ZERO)],
+        facts={"conditions": conditions(lab), "change": change, "bpb": [r.bpb for r in results]},
         results=results,
+    )
+
+
+def asked(verdict):
+    return {"helps": Text("Does more help?", "更多是否有用？")}[verdict["asks"]]
+
+
+def words(facts):
+    change = f"{facts['change']:.4f}"
+    return Words(
+        title=Text("Fewer tokens", "更少的 token"),
+        columns={"bpb": same("bpb")},
+        rows=[{"bpb": bpb} for bpb in facts["bpb"]],
+        said=Text(f"It changes by {change}.", f"相差 {change}。"),
+        draw=lambda figure, language: figure.subplots().plot(facts["bpb"]),
     )
 
 
@@ -93,6 +105,9 @@ def test_every_row_is_whole():
         assert issubclass(getattr(module, row.table), ExperimentTable), name
         assert callable(module.outcome_of if row.search else module.run), name
         assert type(getattr(config_type()(data="x"), name)) is getattr(module, row.table)
+        text = importlib.import_module(row.text)
+        assert callable(text.words), name
+        assert callable(text.asked), name
 
 
 def test_help_needs_no_torch(monkeypatch, capsys):
