@@ -14,6 +14,17 @@ from gangpao.sandbox.experiments import EXPERIMENTS, Row
 from gangpao.sandbox.trials.config import SandboxConfig
 
 
+class _Whole(SandboxConfig):
+    """A class that is made when it is needed has no name to pickle by: another process makes its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.model_dump(mode="json"),)
+
+
+def _restored(values: dict[str, Any]) -> SandboxConfig:
+    return config_type().model_validate(values)
+
+
 def config_type() -> type[SandboxConfig]:
     """The class of a whole configuration, of the experiments that EXPERIMENTS has now."""
     return _config_type(tuple(EXPERIMENTS.items()))
@@ -26,7 +37,7 @@ def _config_type(rows: tuple[tuple[str, Row], ...]) -> type[SandboxConfig]:
         table = getattr(row.load(), row.table)
         tables[name] = (table, table())
     return create_model(
-        "SandboxConfig", __base__=SandboxConfig, __doc__="A sandbox: its common part and its experiments.", **tables
+        "SandboxConfig", __base__=_Whole, __doc__="A sandbox: its common part and its experiments.", **tables
     )
 
 
