@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gangpao.sandbox.experiments.config import load_sandbox_config
 from gangpao.sandbox.laws.coupled import CoupledFit, fit_coupled
 from gangpao.sandbox.laws.scaling_law import Point
-from gangpao.sandbox.trials.config import load_sandbox_config
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = re.compile(r"\| (wsd|target, law coupled) \| \S+ \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) ")

@@ -105,9 +105,10 @@ def write(config: str, box: Path, found: dict[str, dict], table: list[str]) -> N
             "",
             f"Predictions, from points with the sha256 {known['points_sha256'][:16]}: ",
         ]
+        each = {p["target"]["size"]: p for p in known["predictions"]}
         lines[-1] += "; ".join(
-            f"{target['size']} written {stamp}, {'before' if before else 'after'} its result was known"
-            for target, stamp, before in zip(known["targets"], known["stamps"], known["before"], strict=True)
+            f"{size} written {p['when']}, {'before' if p['unknown_then'] else 'after'} its result was known"
+            for size, p in each.items()
         )
         lines[-1] += (
             ". The mark below holds for each target alone; docs/sandbox.md says which were planned and which were added."

@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gangpao.atomic import read_json
-from gangpao.sandbox.experiments import scaling_text
-from gangpao.sandbox.experiments.scaling import judged
+from gangpao.sandbox.experiments.predictions import Prediction, Target, judged
+from gangpao.sandbox.experiments.scaling import curves
 from gangpao.sandbox.experiments.scaling_study import Study, fits_of
+from gangpao.sandbox.experiments.text import scaling as words
 from gangpao.sandbox.trials.trial import Result, Spec
 
 HERE = Path(__file__).resolve().parent
@@ -44,8 +45,21 @@ def result(row: dict[str, str]) -> Result:
     )  # fmt: skip
     name = f"{row['run']} {row['size']} {D}"
     return Result(
-        key=name, spec=spec, state="done", N=N, N_total=N, D=D, flops=float(row["FLOPs"]), bpb=float(row["bpb"])
-    )
+        key=name, spec=spec, state="done", N=N, N_total=N, D=D, flops=float(row["FLOPs"]), bpb=float(row["bpb"]), workers=1.0,
+    )  # fmt: skip
+
+
+def stamped() -> list[Prediction]:
+    """What was written before the targets ran. The committed file is of a time when predictions were lists side by side."""
+    record = read_json(STAMPS)
+    return [
+        Prediction(
+            target=Target(**target), law=law, value=values[i]["bpb"], low=values[i]["low"], high=values[i]["high"],
+            when=record["stamps"][i], unknown_then=record["before"][i], floor=FLOOR if law == "coupled" else None,
+        )
+        for i, target in enumerate(record["targets"])
+        for law, values in record["laws"].items()
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -53,17 +67,18 @@ def main() -> None:
     found = rows()
     branch, cosine = ([result(row) for row in found if row["run"] == kind] for kind in ("wsd", "cosine"))
     fits = fits_of(Study(stable=[], branch=branch, cosine=cosine), floor=FLOOR)
-    record = read_json(STAMPS)
+    predictions = stamped()
     came = {row["size"]: float(row["bpb"]) for row in found if row["run"] == "target, law coupled"}
     # The text has a digit more than the table.
     said = re.findall(r"Target (\S+) .*?came (\d\.\d{4}),", RESULTS.read_text(encoding="utf-8"))
     came |= {size: float(bpb) for size, bpb in said}
-    ran = [branch[0].model_copy(update={"bpb": came[target["size"]]}) for target in record["targets"]]
-    tests = judged(record, fits, ran)
+    ran = {p.target: branch[0].model_copy(update={"bpb": came[p.target.size]}) for p in predictions}
+    tests = judged(predictions, fits, ran)
+    facts = {"picture": curves(fits, tests), "targets": tests}
     for language, end in (("en", ""), ("zh", ".zh")):
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         FigureCanvasAgg(figure)
-        scaling_text.draw(figure, language, fits, tests)
+        words.draw(figure, language, facts)
         out = HERE.parent / "docs" / "images" / f"sandbox-prediction-scaling{end}.png"
         figure.savefig(out, format="png", dpi=110)
         print(out.name)

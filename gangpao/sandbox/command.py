@@ -15,14 +15,18 @@ Whatever was interrupted goes on when the same command is given again, and no tr
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-EXPERIMENTS = ("lr", "batch", "schedule", "scaling", "mix", "optim")
+from gangpao.sandbox.bilingual import Language
+from gangpao.sandbox.experiments import EXPERIMENTS, Row
+
+if TYPE_CHECKING:
+    from gangpao.sandbox.plan.estimate import Estimate
+    from gangpao.sandbox.trials.driver import Driver
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -42,7 +46,7 @@ def root() -> None:
     """Small experiments that decide a large run: sweeps, laws, a plan."""
 
 
-def _language(lang: str) -> Literal["en", "zh"]:
+def _language(lang: str) -> Language:
     if lang not in ("en", "zh"):
         raise ValueError(f"--lang {lang!r:.20}: en or zh")
     return "zh" if lang == "zh" else "en"
@@ -51,75 +55,59 @@ def _language(lang: str) -> Literal["en", "zh"]:
 def _experiment(
     name: str, config: Path, out: Path, overrides: list[str] | None, storage: str | None, lang: str, only: bool
 ) -> None:
-    from gangpao.sandbox.experiments import outcome as outcome_module
-    from gangpao.sandbox.plan import estimate
-    from gangpao.sandbox.trials.config import load_sandbox_config
+    """Say what it costs, run it, write outcome, report and plot, and print the report. The last line of a search is JSON."""
+    from gangpao.sandbox.experiments.config import load_sandbox_config
+    from gangpao.sandbox.experiments.text import page
     from gangpao.sandbox.trials.driver import Driver
     from gangpao.sandbox.trials.provenance import provenance
     from gangpao.train.progress import stderr
 
-    language = _language(lang)
-    loaded = load_sandbox_config(config, tuple(overrides or ()))
-    driver = Driver(loaded, out, storage=storage, stream=stderr())
-    run = importlib.import_module(f"gangpao.sandbox.experiments.{name}").run
-    costs = estimate.estimate(driver.lab, estimate.asked(run, driver.lab))
-    said = costs.lines(name)[0 if language == "en" else 1]
+    language, row = _language(lang), EXPERIMENTS[name]
+    driver = Driver(load_sandbox_config(config, tuple(overrides or ())), out, storage=storage, stream=stderr())
+    costs = _estimate(row, driver).said(name).of(language)
     if only:
-        print(said)
+        print(costs)
         return
-    print(said, file=stderr(), flush=True)
-    outcome = run(driver.lab, lambda specs: driver.submit(name, specs))
-    outcome_module.write(outcome, out / name, provenance(driver.lab, config, overrides or ()))
-    print(outcome_module.markdown(outcome, language))
+    print(costs, file=stderr(), flush=True)
+    module = row.load()
+    if row.search:
+        outcome = module.outcome_of(driver.lab, driver.search())
+    else:
+        outcome = module.run(driver.lab, lambda specs: driver.submit(name, specs))
+    record = page.write(outcome, out / name, provenance(driver.lab, config, overrides or ()))
+    print(page.markdown(record, language))
     print(out / name / f"plot.{language}.png")
+    if row.search:
+        print(json.dumps(_found(outcome.facts)))
 
 
-def _command(name: str, line: str) -> None:
+def _estimate(row: Row, driver: Driver) -> Estimate:
+    from gangpao.sandbox.plan import estimate
+
+    if row.search:
+        return estimate.of_search(driver.lab, driver.searched())
+    return estimate.estimate(driver.lab, estimate.asked(row.load(), driver.lab))
+
+
+def _found(facts: dict[str, Any]) -> dict[str, Any]:
+    """Of a search, for a program: the best values, their loss, and how many trials there were."""
+    pruned = sum(t["state"] == "pruned" for t in facts["tried"])
+    return {"best": facts["best"], "bpb": facts["bpb"], "trials": len(facts["tried"]), "pruned": pruned}
+
+
+def add(to: typer.Typer, name: str, row: Row) -> None:
+    """The command of an experiment."""
+
     def command(
         config: Config, out: Out, overrides: Set = None, storage: Storage = None, lang: Lang = "en", only: Only = False
     ) -> None:
         _experiment(name, config, out, overrides, storage, lang, only)
 
-    app.command(name, help=line)(command)
+    to.command(name, help=row.line)(command)
 
 
-_command("lr", "The best learning rate across widths and depths, under every rule of transfer.")
-_command("batch", "Loss against batch size, and the law of the best batch.")
-_command("schedule", "WSD with decays of several shares and shapes against tuned cosine runs.")
-_command("scaling", "The law of loss over model size and tokens, from decays branched off stable runs.")
-_command("mix", "What goes into the decay stage.")
-_command("optim", "AdamW against Muon at equal loss.")
-
-
-@app.command("search", help="Search any fields of a trial with Optuna (TPE, random, grid), pruning hopeless ones.")
-def search(
-    config: Config, out: Out, overrides: Set = None, storage: Storage = None, lang: Lang = "en", only: Only = False
-) -> None:
-    """Search, write outcome, report and plot, and print the report; the last line is JSON with the best values."""
-    from gangpao.sandbox.experiments import outcome as outcome_module
-    from gangpao.sandbox.experiments import search as searching
-    from gangpao.sandbox.plan import estimate
-    from gangpao.sandbox.trials.config import load_sandbox_config
-    from gangpao.sandbox.trials.driver import Driver
-    from gangpao.sandbox.trials.provenance import provenance
-    from gangpao.train.progress import stderr
-
-    language = _language(lang)
-    loaded = load_sandbox_config(config, tuple(overrides or ()))
-    driver = Driver(loaded, out, storage=storage, stream=stderr())
-    said = estimate.of_search(driver.lab, driver.searched(loaded.search)).lines("search")[0 if language == "en" else 1]
-    if only:
-        print(said)
-        return
-    print(said, file=stderr(), flush=True)
-    outcome = searching.outcome_of(driver.lab, driver.search(loaded.search))
-    outcome_module.write(outcome, out / "search", provenance(driver.lab, config, overrides or ()))
-    print(outcome_module.markdown(outcome, language))
-    print(out / "search" / f"plot.{language}.png")
-    tried = outcome.facts["tried"]
-    pruned = sum(t["state"] == "pruned" for t in tried)
-    best = {"best": outcome.facts["best"], "bpb": outcome.facts["bpb"]}
-    print(json.dumps({**best, "trials": len(tried), "pruned": pruned}))
+for _name, _row in EXPERIMENTS.items():
+    add(app, _name, _row)
 
 
 @app.command("check", help="Coordinate check: are activations and updates the same size at every width under a rule?")
@@ -136,7 +124,8 @@ def check(
 ) -> None:
     """Print a table and a verdict; exit code 1 when the rule does not hold, 3 when that cannot be told."""
     from gangpao.atomic import write_json
-    from gangpao.sandbox.experiments.check import coordinate_check, draw
+    from gangpao.sandbox.experiments.check import coordinate_check
+    from gangpao.sandbox.experiments.text.check import draw, markdown
 
     language = _language(lang)
     if depths:
@@ -144,7 +133,7 @@ def check(
         result = coordinate_check(rule, layers_list=deep, width=64, steps=steps, seeds=range(seeds))
     else:
         result = coordinate_check(rule, widths=_numbers(widths, "--widths"), steps=steps, seeds=range(seeds))
-    text = result.markdown(language)
+    text = markdown(result, language)
     print(text)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -191,11 +180,11 @@ def plan(
     """Print the plan, and keep it in the sandbox's folder, so that what comes of it can be compared."""
     import math
 
+    from gangpao.sandbox.experiments.config import load_sandbox_config
     from gangpao.sandbox.plan import plan as planning
     from gangpao.sandbox.plan.budget import machine_of
     from gangpao.sandbox.plan.findings import load_laws
     from gangpao.sandbox.plan.planned import keep
-    from gangpao.sandbox.trials.config import load_sandbox_config
     from gangpao.sandbox.trials.provenance import provenance
     from gangpao.sandbox.trials.trial import Lab
 
@@ -254,12 +243,12 @@ def worker(
     ] = None,
 ) -> None:
     """Work."""
-    from gangpao.sandbox.trials.config import SandboxConfig, load_sandbox_config
+    from gangpao.sandbox.experiments.config import load_sandbox_config, read_config
     from gangpao.sandbox.trials.queue import join_study, open_storage, pin, work
     from gangpao.sandbox.trials.trial import Lab
 
     if config.suffix == ".json":
-        loaded = SandboxConfig.model_validate_json(config.read_text(encoding="utf-8"))
+        loaded = read_config(config)
     else:
         loaded = load_sandbox_config(config, tuple(overrides or ()))
     if core is not None:

@@ -1,8 +1,8 @@
 """One page of all experiments in a sandbox: where each comes from, its answers, plot and table, the plans that were made and what
 came of them, and what all of it cost.
 
-A single HTML file that needs no network, and the same as Markdown. It is made of what the experiments and plans wrote
-(outcome.json, report.<language>.md, plot.<language>.png, plans/), so it can be made again at any time, in English or Chinese.
+A single HTML file that needs no network, and the same as Markdown. It is made of the facts that the experiments and plans wrote
+(outcome.json, plans/), so it can be made again at any time, in English or Chinese.
 
 What it gives up: zooming into plots; the numbers are in outcome.json.
 """
@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gangpao.atomic import read_json
 from gangpao.log import show_seconds
-from gangpao.sandbox.experiments.outcome import Language, left_out, origin, show
-from gangpao.sandbox.laws.verdict import WORDS
+from gangpao.sandbox.bilingual import Language
+from gangpao.sandbox.experiments import EXPERIMENTS
+from gangpao.sandbox.experiments.text.page import Page, left_out, origin, page_of, render, show
 from gangpao.sandbox.plan import planned
 from gangpao.sandbox.trials import provenance
 
@@ -35,7 +37,6 @@ _WORDS = {
         "untrained": "尚未比较这个方案的训练：`gangpao sandbox compare RUN --out {out}`。",
     },
 }  # fmt: skip
-_ORDER = ("lr", "batch", "schedule", "scaling", "mix", "optim", "search")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color-scheme:light dark}"
     "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}td:first-child,th:first-child{text-align:left}"
@@ -44,54 +45,60 @@ _STYLE = (
 )
 
 
+_Found = Sequence[tuple[dict[str, Any], Page]]  # outcomes with their words
+
+
 def outcomes(folder: Path) -> list[dict[str, Any]]:
     """What experiments wrote, in the order in which they are best read. Raises ValueError where there is nothing."""
-    found = [read_json(folder / name / "outcome.json") for name in _ORDER if (folder / name / "outcome.json").exists()]
+    found = [
+        read_json(folder / name / "outcome.json") for name in EXPERIMENTS if (folder / name / "outcome.json").exists()
+    ]
     if not found:
         raise ValueError(f"{folder}: no experiment has finished here yet; run one, for example `gangpao sandbox lr`")
     return found
 
 
 def write(folder: Path, language: Language) -> tuple[Path, Path]:
-    """The two files of a language."""
-    found = outcomes(folder)
+    """The two files of a language; the report and the plot of each experiment are made anew too, from its facts."""
+    found = [(o, page_of(o)) for o in outcomes(folder)]
+    for o, _ in found:
+        render(o, folder / o["name"], language)
     page, text = folder / f"report.{language}.html", folder / f"report.{language}.md"
     page.write_text(_page(folder, found, language), encoding="utf-8")
     text.write_text(_markdown(folder, found, language), encoding="utf-8")
     return page, text
 
 
-def _costs(found: list[dict[str, Any]], language: Language) -> list[list[str]]:
+def _costs(found: _Found, language: Language) -> list[list[str]]:
     """A row for each experiment, and all of them: a trial that several experiments use counts in each."""
     word = _WORDS[language]
     rows = [[word["name"], word["trials"], "FLOPs", word["time"], word["overhead"], word["yuan"]]]
-    keys = ("trials", "flops", "seconds", "busy", "yuan")
-    every = {"title": {language: word["all"]}, **{key: sum(o[key] for o in found) for key in keys}}
-    for o in [*found, every]:
+    every = {key: sum(o[key] for o, _ in found) for key in ("trials", "flops", "seconds", "busy", "yuan")}
+    for o, title in [*((o, page.words.title.of(language)) for o, page in found), (every, word["all"])]:
         share = 1 - o["busy"] / o["seconds"] if o["seconds"] else 0.0
-        row = [o["title"][language], show(o["trials"]), f"{o['flops']:.3g}", show_seconds(o["seconds"]), f"{share:.1%}"]
+        row = [title, show(o["trials"]), f"{o['flops']:.3g}", show_seconds(o["seconds"]), f"{share:.1%}"]
         rows.append([*row, f"{o['yuan']:.3g}"])
     return rows
 
 
-def _answers(found: list[dict[str, Any]], language: Language) -> list[list[str]]:
-    """Every question with its answer; outcomes of an older version have none."""
-    word, i = _WORDS[language], 0 if language == "en" else 1
+def _answers(found: _Found, language: Language) -> list[list[str]]:
+    """Every question with its answer."""
+    word = _WORDS[language]
     rows = [[word["name"], word["question"], word["answer"]]]
-    for o in found:
-        for v in o.get("verdicts", ()):
-            rows.append([o["title"][language], v["question"][language], WORDS[v["answer"]][i]])
+    for _, page in found:
+        for q in page.questions:
+            rows.append([page.words.title.of(language), q.question.of(language), q.answer.of(language)])
     return rows
 
 
-def _markdown(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
+def _markdown(folder: Path, found: _Found, language: Language) -> str:
     word = _WORDS[language]
     parts = [f"# {word['title']}", word["made"].format(when=provenance.now())]
     if len(answers := _answers(found, language)) > 1:
         parts += [f"## {word['answers']}", _rows(answers)]
-    for o in found:
+    for o, page in found:
         parts += [(folder / o["name"] / f"report.{language}.md").read_text(encoding="utf-8").strip()]
-        parts += [f"![{o['title'][language]}]({o['name']}/plot.{language}.png)"]
+        parts += [f"![{page.words.title.of(language)}]({o['name']}/plot.{language}.png)"]
     for plan in planned.plans(folder):
         parts += [plan["text"][language].strip(), _planned_when(plan, language), f"### {word['came']}"]
         parts += [planned.markdown(plan["runs"], language) if plan["runs"] else word["untrained"].format(out=folder)]
@@ -99,7 +106,7 @@ def _markdown(folder: Path, found: list[dict[str, Any]], language: Language) -> 
 
 
 def _planned_when(plan: dict[str, Any], language: Language) -> str:
-    return provenance.said(plan["made"])[0 if language == "en" else 1]
+    return provenance.said(plan["made"]).of(language)
 
 
 def _rows(rows: list[list[str]]) -> str:
@@ -108,13 +115,13 @@ def _rows(rows: list[list[str]]) -> str:
     return "\n".join([head, "|" + "-|" * len(rows[0]), *rest])
 
 
-def _page(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
+def _page(folder: Path, found: _Found, language: Language) -> str:
     word = _WORDS[language]
     body = [f"<h1>{word['title']}</h1>", f"<p>{word['made'].format(when=provenance.now())}</p>"]
     if len(answers := _answers(found, language)) > 1:
         body += [f"<h2>{word['answers']}</h2>", _table(answers, "words")]
-    for o in found:
-        body += _experiment(folder, o, language)
+    for o, page in found:
+        body += _experiment(folder, o, page, language)
     for plan in planned.plans(folder):
         body += _plan(folder, plan, language)
     body += [f"<h2>{word['cost']}</h2>", _table(_costs(found, language))]
@@ -124,21 +131,22 @@ def _page(folder: Path, found: list[dict[str, Any]], language: Language) -> str:
     )
 
 
-def _experiment(folder: Path, o: dict[str, Any], language: Language) -> list[str]:
-    picture = base64.b64encode((folder / o["name"] / f"plot.{language}.png").read_bytes()).decode()
-    title = html.escape(o["title"][language])
-    keys = list(o["columns"])
+def _experiment(folder: Path, o: dict[str, Any], page: Page, language: Language) -> list[str]:
+    words = page.words
+    plot = base64.b64encode((folder / o["name"] / f"plot.{language}.png").read_bytes()).decode()
+    title, keys = html.escape(words.title.of(language)), list(words.columns)
     rows = [
-        [o["columns"][k][language] for k in keys],
-        *([show(row.get(k), language) for k in keys] for row in o["rows"]),
+        [words.columns[k].of(language) for k in keys],
+        *([show(row.get(k), language) for k in keys] for row in words.rows),
     ]
     body = [f"<h2>{title}</h2>", *(_line(line) for line in origin(o, language))]
-    if judged := [v[language] for v in o.get("verdicts", ())]:
-        body.append("<ul>" + "".join(f"<li><b>{html.escape(line)}</b></li>" for line in judged) + "</ul>")
-    body += [_said(o["verdict"][language])]
-    body += [f'<img alt="{title}" src="data:image/png;base64,{picture}">', _table(rows)]
-    if o["excluded"]:
-        body.append(f"<p>{html.escape(left_out(o['excluded'], language))}</p>")
+    if page.questions:
+        lines = (html.escape(q.line.of(language)) for q in page.questions)
+        body.append("<ul>" + "".join(f"<li><b>{line}</b></li>" for line in lines) + "</ul>")
+    body += [_said(words.said.of(language))]
+    body += [f'<img alt="{title}" src="data:image/png;base64,{plot}">', _table(rows)]
+    if page.left_out:
+        body.append(f"<p>{html.escape(left_out(page.left_out, language))}</p>")
     return body
 
 
@@ -155,8 +163,7 @@ def _plan(folder: Path, plan: dict[str, Any], language: Language) -> list[str]:
     body.append(f"<h3>{word['came']}</h3>")
     if not plan["runs"]:
         return [*body, _line(word["untrained"].format(out=folder))]
-    i = 0 if language == "en" else 1
-    said = [f"<p>{html.escape(planned.sentence(run)[i])}</p>" for run in plan["runs"]]
+    said = [f"<p>{html.escape(planned.sentence(run).of(language))}</p>" for run in plan["runs"]]
     return [*body, _table(planned.table(plan["runs"], language)), *said]
 
 

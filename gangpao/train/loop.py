@@ -62,7 +62,18 @@ class Objective(Protocol):
 
 
 class TrainingStopped(ValueError):
-    """The run cannot go on; its checkpoints are sane."""
+    """The run cannot go on; its checkpoints are sane.
+
+    code, values: what was wrong: bad_loss (step, loss, norm), spike (step, loss, factor, median), weight (step, name), weights
+    (step); an empty code where only the message says it.
+    """
+
+    def __init__(self, message: str, code: str = "", **values: float | str) -> None:
+        super().__init__(message)
+        self.code, self.values = code, values
+
+
+_Wrong = tuple[str, str, dict[str, float]]  # with a step: in words, and as the code and values of TrainingStopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,15 +278,15 @@ class Training:
         names = list(values)
         numbers = dict(zip(names, world.sums([float(values[name]) for name in names]), strict=True))
         lr, grad_norm = job.learning_rate(self.step + 1), float(norm)
-        why = self._what_is_wrong(numbers["loss"], grad_norm)
-        if why is None:
+        wrong = self._what_is_wrong(numbers["loss"], grad_norm)
+        if wrong is None:
             apply_gradients(job, grad_norm, lr)
             self.bad_in_row = 0
             self.recent = [*self.recent[1 - RECENT :], numbers["loss"]]
         job.optimizer.zero_grad()
         self.tokens += int(tokens_of_all)
         line = {**numbers, "lr": lr, "grad_norm": grad_norm, "tokens": self.tokens}
-        if why is not None and self._treat(why, line):
+        if wrong is not None and self._treat(wrong, line):
             return bool(asked)
         self.step += 1
         job.report.step(self.step, stage.name, line, int(tokens_of_all), job.report.tick())
@@ -314,17 +325,18 @@ class Training:
 
     # --- steps that went wrong
 
-    def _what_is_wrong(self, loss: float, norm: float) -> str | None:
+    def _what_is_wrong(self, loss: float, norm: float) -> _Wrong | None:
         if not math.isfinite(loss) or not math.isfinite(norm):
-            return f"loss {loss}, gradient norm {norm}"
+            return (f"loss {loss}, gradient norm {norm}", "bad_loss", {"loss": loss, "norm": norm})
         factor = self.job.guard.spike_factor
-        if factor and len(self.recent) == RECENT and loss > factor * statistics.median(self.recent):
-            return f"loss {loss:.4g} is more than {factor:g} times the median {statistics.median(self.recent):.4g}"
+        if factor and len(self.recent) == RECENT and loss > factor * (median := statistics.median(self.recent)):
+            values = {"loss": loss, "factor": factor, "median": median}
+            return (f"loss {loss:.4g} is more than {factor:g} times the median {median:.4g}", "spike", values)
         return None
 
-    def _treat(self, why: str, line: Mapping[str, float]) -> bool:
+    def _treat(self, wrong: _Wrong, line: Mapping[str, float]) -> bool:
         """Skip, go back or stop, as configured; the weights have not been touched. True after going back."""
-        job, guard = self.job, self.job.guard
+        job, guard, (why, code, values) = self.job, self.job.guard, wrong
         job.report.write({"step": self.step + 1, "event": guard.on_bad_step, "why": why, **line})
         job.report.note(f"step {self.step + 1}: {why}: {guard.on_bad_step}")
         self.bad_in_row += 1
@@ -334,7 +346,8 @@ class Training:
             else "nothing is saved yet"
         )
         if guard.on_bad_step == "stop":
-            raise TrainingStopped(f"step {self.step + 1}: {why}; stopped as guard.on_bad_step says; {last}")
+            message = f"step {self.step + 1}: {why}; stopped as guard.on_bad_step says; {last}"
+            raise TrainingStopped(message, code, step=self.step + 1, **values)
         if guard.on_bad_step == "skip":
             if self.bad_in_row > guard.max_bad_steps:
                 raise TrainingStopped(f"{self.bad_in_row} bad steps in a row ({why}); lower the learning rate; {last}")
@@ -368,10 +381,11 @@ class Training:
         tensors = self._tensors()
         bad = [name for name, t in tensors["model"].items() if not bool(local(t).isfinite().all())]
         if job.world.sums([len(bad)])[0]:
+            name = {"name": bad[0]} if bad else {}
             raise TrainingStopped(
                 f"step {self.step}: {bad[0] if bad else 'a weight'} is not finite any more; "
-                "nothing was saved over the last checkpoint"
-            )
+                "nothing was saved over the last checkpoint", "weight" if bad else "weights", step=self.step, **name,
+            )  # fmt: skip
         measured = self.heldout is not None and self.evaluated_step == self.step  # of these very weights
         if measured and self.heldout is not None and (self.best is None or self.heldout < self.best[1]):
             self.best = (self.step, self.heldout)

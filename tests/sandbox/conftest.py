@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gangpao.sandbox.trials.config import SandboxConfig
+from gangpao.sandbox.experiments.config import config_type
 from gangpao.sandbox.trials.queue import join_study, open_storage, work
 from gangpao.sandbox.trials.trial import Lab
 from tests.train.conftest import CONFIGS, SMALL, data_dir
@@ -14,7 +14,7 @@ __all__ = ["data_dir"]
 
 @pytest.fixture
 def config(data_dir):
-    return SandboxConfig.model_validate(
+    return config_type().model_validate(
         {
             "data": str(CONFIGS / "data-tiny.toml"),
             "data_dir": str(data_dir),
@@ -39,7 +39,7 @@ def workers_here(monkeypatch):
     """A driver's workers are no processes but done before it looks."""
 
     def start(config_file, out, storage, name, threads, core, log):
-        lab = Lab.open(SandboxConfig.model_validate_json(config_file.read_text()), out)
+        lab = Lab.open(config_type().model_validate_json(config_file.read_text()), out)
         work(lab, *join_study(open_storage(storage), lab, name))
         return SimpleNamespace(poll=lambda: 0, wait=lambda: 0, returncode=0)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gangpao import cli
-from gangpao.sandbox.trials.config import load_sandbox_config
+from gangpao.sandbox.experiments.config import load_sandbox_config
+from gangpao.sandbox.experiments.text.page import page_of
 from gangpao.train.config import load_train_config
 from tests.train.conftest import CONFIGS, SMALL
 
@@ -38,7 +39,7 @@ def test_every_experiment_leaves_a_table_a_plot_and_a_verdict(box):
         assert outcome["trials"] > 0
         assert outcome["seconds"] >= outcome["busy"] > 0
         for language in ("en", "zh"):
-            assert outcome["verdict"][language] in (out / name / f"report.{language}.md").read_text()
+            assert page_of(outcome).words.said.of(language) in (out / name / f"report.{language}.md").read_text()
             assert (out / name / f"plot.{language}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((out / "trials").iterdir())) >= 6 + 3 + 9
 

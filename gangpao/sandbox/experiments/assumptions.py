@@ -8,15 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gangpao.sandbox.bilingual import Text
+from gangpao.sandbox.experiments import EXPERIMENTS
 from gangpao.sandbox.trials.trial import Lab
 
-# What an experiment tries itself, or does not train with. Every other difference makes its outcome one of another sandbox.
-_FREE: Mapping[str, frozenset[str]] = {
-    "scaling": frozenset(),
-    "lr": frozenset({"rule", "common.lr"}),
-    "batch": frozenset({"common.batch_tokens"}),
-    "schedule": frozenset({"common.schedule", "common.decay", "mixture.decay"}),
-}
 _COMMON = ("lr", "batch_tokens", "schedule", "decay", "warmup", "weight_decay")
 
 
@@ -32,17 +27,12 @@ def conditions(lab: Lab) -> dict[str, Any]:
 
 
 def differing(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What an experiment's outcome says otherwise than this sandbox; what it does not say is not among it."""
-    return [key for key in here if key in there and key not in _FREE[name] and there[key] != here[key]]
+    """What an experiment's outcome says otherwise than this sandbox, or does not say."""
+    return [key for key in here if key not in EXPERIMENTS[name].free and there.get(key) != here[key]]
 
 
-def unsaid(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What an outcome of an older version does not say."""
-    return [key for key in here if key not in there and key not in _FREE[name]]
-
-
-def told(keys: Sequence[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:
+def describe_differences(keys: Sequence[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> Text:
     """The differences with both values."""
-    said = [(key, f"{there.get(key)!r:.60}", f"{here[key]!r:.60}") for key in keys]
-    en = ", ".join(f"{key} ({old} there, {new} in this configuration)" for key, old, new in said)
-    return en, "、".join(f"{key}（彼处 {old}，本配置 {new}）" for key, old, new in said)
+    values = [(key, f"{there.get(key)!r:.60}", f"{here[key]!r:.60}") for key in keys]
+    en = ", ".join(f"{key} ({old} there, {new} in this configuration)" for key, old, new in values)
+    return Text(en, "、".join(f"{key}（彼处 {old}，本配置 {new}）" for key, old, new in values))

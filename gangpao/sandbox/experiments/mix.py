@@ -15,37 +15,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from gangpao.sandbox.experiments import plot
-from gangpao.sandbox.experiments.chinese import chinese
-from gangpao.sandbox.experiments.lr import excluded, finite
-from gangpao.sandbox.experiments.outcome import Language, Outcome, Submit, Text, join
+from gangpao.sandbox.experiments.outcome import LeftOut, Outcome, Submit, ended_badly, finite
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.scaling_law import student
 from gangpao.sandbox.laws.verdict import BELOW_ZERO, Answer, Verdict, about, decide
+from gangpao.sandbox.trials.config import ExperimentTable
+from gangpao.sandbox.trials.field_types import Seed, Some
 from gangpao.sandbox.trials.trial import Lab, Result, Spec
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Mixtures = dict[str, dict[str, float]]
 
-_NAMES: dict[str, Text] = {
-    "stable": {"en": "without supervised data", "zh": "不含监督数据"},
-    "decay": {"en": "with supervised data", "zh": "含监督数据"},
-}
 _PREFIXES = ("zh", "en", "code")
-_GROUPS: dict[str, Text] = {
-    "total": {"en": "total", "zh": "总计"},
-    "zh": {"en": "Chinese (zh-)", "zh": "中文（zh-）"},
-    "en": {"en": "English (en-)", "zh": "英文（en-）"},
-    "code": {"en": "code (code-)", "zh": "代码（code-）"},
-    "other": {"en": "others", "zh": "其他"},
-    "answers": {"en": "answers, nats a token", "zh": "回答（每 token 的 nat）"},
-}
+_GROUPS = ("total", "zh", "en", "code", "other", "answers")
+
+
+class MixConfig(ExperimentTable):
+    """What goes into the decay stage."""
+
+    mixtures: dict[str, dict[str, float]] = Field(
+        default={}, description="Name -> source -> weight; empty: the data's stable mixture against its decay mixture."
+    )
+    seeds: Some[Seed] = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +71,7 @@ class _Cell:
 def run(lab: Lab, submit: Submit) -> Outcome:
     """See the module. Raises ValueError for mixtures that cannot be made, or that are the same."""
     mixtures = _mixtures(lab)
-    stables = [_stable(lab, seed) for seed in dict.fromkeys(lab.config.mix.seeds)]
+    stables = [_stable(lab, seed) for seed in dict.fromkeys(lab.config.table(MixConfig).seeds)]
     branches = {name: [_branch(lab, parent, weights) for parent in stables] for name, weights in mixtures.items()}
     found = submit([*stables, *(spec for group in branches.values() for spec in group)])
     rest = iter(found[len(stables) :])
@@ -91,7 +86,7 @@ def run(lab: Lab, submit: Submit) -> Outcome:
 def _mixtures(lab: Lab) -> Mixtures:
     """Those that are configured, else the data's own two. The first is what the others are compared to."""
     plain = dict(lab.stable) or {name: float(shards.num_tokens) for name, shards in lab.built.train.items()}
-    chosen = dict(lab.config.mix.mixtures)
+    chosen = dict(lab.config.table(MixConfig).mixtures)
     if not chosen:
         if not lab.decay or _shares(plain) == _shares(lab.decay):
             raise ValueError(
@@ -212,36 +207,20 @@ def _paired(losses: np.ndarray[Any, np.dtype[np.float64]]) -> list[Difference]:
 # --- the outcome
 
 
-def _name(lab: Lab, mixture: str) -> Text:
-    if not lab.config.mix.mixtures:
-        return _NAMES[mixture]
-    return {"en": mixture, "zh": mixture}
-
-
 def _outcome(
     lab: Lab, mixtures: Mixtures, cells: Sequence[_Cell], kept: Sequence[str], seeds: Sequence[int], left: Sequence[int],
     results: list[Result],
 ) -> Outcome:  # fmt: skip
-    rows = [
-        {
-            "mixture": _name(lab, c.mixture), "group": _GROUPS[c.group], "sources": c.sources, "bpb": c.loss,
-            "difference": c.change and c.change.value, "error": None if c.change is None else finite(c.change.error),
-            "verdict": _CALLS[c.change.answer] if c.change else None, "noise": c.noise,
-        }
-        for c in cells
-    ]  # fmt: skip
     return Outcome(
         name="mix",
-        title={"en": "What goes into the decay", "zh": "退火阶段用什么数据"},
-        columns=_COLUMNS,
-        rows=rows,
         verdicts=[_asked(lab, mixtures, c) for c in cells if c.change is not None],
-        verdict=_verdict(lab, mixtures, cells, kept, seeds, left),
-        draw=lambda figure, language: _draw(figure, language, lab, cells),
         facts={
+            "configured": _configured(lab),
             "mixtures": {name: _shares(weights) for name, weights in mixtures.items()},
             "supervised": {name: _supervised(lab, weights) for name, weights in mixtures.items()},
+            "kept": list(kept),
             "seeds": len(seeds),
+            "lost_seeds": list(left),
             "begins": _steps(lab)[0] * lab.config.common.batch_tokens,
             "noise": next((c.noise for c in cells if c.group == "total"), None),
             "cells": [
@@ -249,18 +228,22 @@ def _outcome(
                 for c in cells
             ],
         },
-        excluded=_excluded(lab, mixtures, results),
+        left_out=_left_out(lab, mixtures, results),
         results=results,
     )  # fmt: skip
+
+
+def _configured(lab: Lab) -> bool:
+    """Are the mixtures those of the configuration, or the data's own two?"""
+    return bool(lab.config.table(MixConfig).mixtures)
 
 
 def _asked(lab: Lab, mixtures: Mixtures, c: _Cell) -> Verdict:
     """Is a mixture better than the first on a group of held-out text?"""
     assert c.change is not None
-    own, base, group = _name(lab, c.mixture), _name(lab, next(iter(mixtures))), _GROUPS[c.group]
-    en = f"{group['en'].capitalize()}: does the decay {own['en']} end lower than the one {base['en']}?"
-    zh = f"{group['zh']}：退火配比“{own['zh']}”是否低于“{base['zh']}”？"
-    return Verdict((en, zh), c.change.value, about(c.change.value, c.change.error), BELOW_ZERO)
+    first, interval = next(iter(mixtures)), about(c.change.value, c.change.error)
+    subject = {"mixture": c.mixture, "first": first, "group": c.group, "configured": _configured(lab)}
+    return Verdict("lower", c.change.value, interval, BELOW_ZERO, about=subject)
 
 
 def _change(c: _Cell) -> dict[str, Any]:
@@ -270,132 +253,17 @@ def _change(c: _Cell) -> dict[str, Any]:
     return {"difference": c.change.value, "error": finite(c.change.error), "verdict": c.change.answer}
 
 
-def _excluded(lab: Lab, mixtures: Mixtures, results: Sequence[Result]) -> list[tuple[str | Text, str | Text]]:
+def _left_out(lab: Lab, mixtures: Mixtures, results: Sequence[Result]) -> list[LeftOut]:
     """Names of branches say their mixture."""
-    names = {tuple(sorted(weights.items())): _name(lab, name) for name, weights in mixtures.items()}
-    out: list[tuple[str | Text, str | Text]] = []
+    names = {tuple(sorted(weights.items())): name for name, weights in mixtures.items()}
+    out = []
     for r in results:
-        for name, why in excluded([r]):
-            mixture = names.get(tuple(sorted(r.spec.mixture.items()))) if r.spec.mixture else None
-            both: Text = {"en": name, "zh": chinese(name)}
-            if mixture:
-                both = {"en": f"{mixture['en']}: {both['en']}", "zh": f"{mixture['zh']}：{both['zh']}"}
-            out.append((both, why))
+        mixture = names.get(tuple(sorted(r.spec.mixture.items()))) if r.spec.mixture else None
+        own = {"mixture": mixture, "configured": _configured(lab)}
+        out += [one.model_copy(update={"values": {**one.values, **own}}) for one in ended_badly([r])]
     return out
 
 
 def _supervised(lab: Lab, weights: Mapping[str, float]) -> float:
     """Share of a mixture that is conversations."""
     return sum(share for name, share in _shares(weights).items() if lab.built.train[name].supervised)
-
-
-_COLUMNS: dict[str, Text] = {
-    "mixture": {"en": "mixture of the decay", "zh": "退火配比"},
-    "group": {"en": "held-out text", "zh": "留出文本"},
-    "sources": {"en": "sources", "zh": "来源数"},
-    "bpb": {"en": "bpb", "zh": "bpb"},
-    "difference": {"en": "to the first", "zh": "与第一个之差"},
-    "error": {"en": "± (95 %)", "zh": "±（95 %）"},
-    "verdict": {"en": "verdict", "zh": "结论"},
-    "noise": {"en": "noise between seeds", "zh": "种子间噪声"},
-}
-_LISTS: tuple[tuple[Language, str], ...] = (("en", ", "), ("zh", "，"))
-_CALLS: dict[Answer, Text] = {
-    "yes": {"en": "lower", "zh": "更低"},
-    "no": {"en": "higher", "zh": "更高"},
-    "cannot tell": {"en": "cannot tell", "zh": "无法判断"},
-}
-
-
-def _verdict(
-    lab: Lab, mixtures: Mixtures, cells: Sequence[_Cell], kept: Sequence[str], seeds: Sequence[int], left: Sequence[int],
-) -> Text:  # fmt: skip
-    first = next(iter(mixtures))
-    base = _name(lab, first)
-    said = []
-    shares = {name: f"{_supervised(lab, weights):.0%}" for name, weights in mixtures.items()}
-    en, zh = (sep.join(f"{_name(lab, n)[la]} {s}" for n, s in shares.items()) for la, sep in _LISTS)
-    said.append((f"Share of supervised data in the decay: {en}.", f"退火中监督数据的比例：{zh}。"))
-    if first not in kept or not cells or len(kept) < 2:
-        en, zh = "Too few trials ended well, so there is nothing to compare.", "正常结束的试验太少，无法比较。"
-        return join([*said, (en, zh)])
-    for name in kept[1:]:
-        parts = [_compared(c) for c in cells if c.mixture == name]
-        own = _name(lab, name)
-        en = f"{own['en']}, against {base['en']}, in bits per byte: {'; '.join(en for en, _ in parts)}."
-        said.append((en, f"{own['zh']}，与“{base['zh']}”相比（每字节比特）：{'；'.join(zh for _, zh in parts)}。"))
-    said += _caveats(cells, seeds, left)
-    return join(said)
-
-
-def _compared(c: _Cell) -> tuple[str, str]:
-    """A group's difference with its noise, and what to make of it."""
-    assert c.change is not None
-    group, value = _GROUPS[c.group], f"{c.change.value:+.4f}"
-    if not math.isfinite(c.change.error):
-        return f"{group['en']} {value} (cannot tell)", f"{group['zh']} {value}（无法判断）"
-    value, word = f"{value} ± {c.change.error:.4f}", _CALLS[c.change.answer]
-    return f"{group['en']} {value} ({word['en']})", f"{group['zh']} {value}（{word['zh']}）"
-
-
-def _caveats(cells: Sequence[_Cell], seeds: Sequence[int], left: Sequence[int]) -> list[tuple[str, str]]:
-    noise, said = cells[0].noise, []
-    if noise is None:
-        en = "With one seed nothing tells noise from a result: give mix.seeds two values, better three."
-        said.append((en, "只有一个种子，无法分辨噪声与结果：请给 mix.seeds 两个以上的值，最好三个。"))
-    else:
-        en = f"Seeds scatter by {noise:.4f}; a difference is taken within each of {len(seeds)} seeds, from the same stable run."
-        said.append((en, f"种子间离散 {noise:.4f}；差值在 {len(seeds)} 个种子内各自从同一条稳定段计算。"))
-        if len(seeds) == 2:
-            en = "Of two seeds the interval is wide: a third one narrows it most."
-            said.append((en, "两个种子的区间很宽：加第三个收窄最多。"))
-    if left:
-        which = ", ".join(map(str, left))
-        en = f"A seed for which a mixture did not end well is left out of all of them: {which}."
-        said.append((en, f"某个配比没有正常结束的种子，在所有配比中都不计入：{which}。"))
-    if any(c.group == "answers" for c in cells):
-        en = "Supervised sources have no bits per byte; their answers are judged in nats a token and are not in the total."
-        said.append((en, "监督数据没有每字节比特；其回答按每 token 的 nat 评判，不计入总计。"))
-    else:
-        en = (
-            "Supervised sources have no bits per byte, only nats a token, and the results keep none: whether the model answers "
-            "better is not said here, the total is plain text."
-        )
-        zh = "监督数据没有每字节比特，只有每 token 的 nat，而结果中没有保存：这里不说明回答是否更好，总计只含普通文本。"
-        said.append((en, zh))
-    return said
-
-
-# --- the picture
-
-_WORDS: dict[str, Text] = {
-    "change": {
-        "en": "bits per byte to the first mixture (left is better)",
-        "zh": "与第一个配比的每字节比特之差（左侧更好）",
-    },
-    "noise": {"en": "bars: 95 % within seeds", "zh": "误差线：种子内 95 %"},
-}
-
-
-def _draw(figure: Figure, language: Language, lab: Lab, cells: Sequence[_Cell]) -> None:
-    """A bar for each group of sources and mixture: how much its loss changes."""
-    word, drawn = plot.words(_WORDS, language), plot.words(_GROUPS, language)
-    axes = figure.subplots()
-    groups = list(dict.fromkeys(c.group for c in cells))
-    names = list(dict.fromkeys(c.mixture for c in cells if c.change is not None))
-    height = 0.8 / max(1, len(names))
-    for i, name in enumerate(names):
-        here = {c.group: c.change for c in cells if c.mixture == name and c.change is not None}
-        at = [groups.index(g) + (i - (len(names) - 1) / 2) * height for g in here]
-        errors = [c.error if math.isfinite(c.error) else 0.0 for c in here.values()]
-        label = plot.words({"name": _name(lab, name)}, language)["name"]
-        axes.barh(
-            at, [c.value for c in here.values()], 0.9 * height, xerr=errors, capsize=3, color=f"C{i}", label=label
-        )
-    axes.axvline(0.0, color="k", linewidth=0.8)
-    axes.set_yticks(range(len(groups)), [drawn[g] for g in groups])
-    axes.invert_yaxis()
-    axes.set(xlabel=f"{word['change']}; {word['noise']}")
-    if names:
-        axes.legend(fontsize=8)
-    plot.set_font(figure, language)

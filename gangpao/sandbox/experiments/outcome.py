@@ -1,155 +1,88 @@
-"""What every experiment is made of: trials that it asks for, and an outcome with one table, one plot and one verdict.
+"""What every experiment is made of: trials that it asks for, and an outcome of facts.
 
 An experiment is a function `run(lab, submit) -> Outcome`. `submit(specs)` returns their results in the same order, however
 long that takes; results that are known already come at once. It may be called several times, when later trials follow
-from earlier results. The outcome is written as JSON, Markdown and PNG, in English or Chinese.
+from earlier results. text/page.py says the facts in words and writes both.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from gangpao.atomic import write_json
-from gangpao.sandbox.experiments.chinese import chinese
+from gangpao.config import Frozen
 from gangpao.sandbox.laws.verdict import Verdict
+from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials import provenance
 from gangpao.sandbox.trials.trial import Lab, Result, Spec
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Language = Literal["en", "zh"]
-Text = dict[Language, str]  # the same sentence in both
 Submit = Callable[[Sequence[Spec]], list[Result]]
 Experiment = Callable[[Lab, Submit], "Outcome"]
+
+
+class LeftOut(Frozen):
+    """What was not used. kind: which words name it (text/page.py); values: what it is; state: how a trial ended; reason: why."""
+
+    kind: str
+    values: dict[str, Any]
+    state: str | None = None
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an experiment found.
 
-    columns: of the table, key -> heading; rows: key -> value (numbers stay numbers, words are a Text). verdict: a paragraph, or
-    lines that begin with "- ", with its uncertainty. verdicts: the questions that it answers, each by its interval. facts:
-    everything a program may want (fits, intervals), JSON. excluded: trials that were left out, and why; a plain string is English
-    that gangpao.sandbox.experiments.chinese knows.
+    facts: numbers, codes and intervals, as JSON has them, among them all that its table, plot and sentences are made of. verdicts:
+    the questions that it answers, each by its interval. left_out: trials and points that were not used. results: of all trials.
     """
 
     name: str
-    title: Text
-    columns: dict[str, Text]
-    rows: list[dict[str, Any]]
-    verdict: Text
-    draw: Callable[[Figure, Language], None]
-    facts: dict[str, Any] = field(default_factory=dict)
-    excluded: Sequence[tuple[str | Text, str | Text]] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
+    facts: dict[str, Any]
+    results: list[Result]
     verdicts: Sequence[Verdict] = ()
+    left_out: Sequence[LeftOut] = field(default_factory=list)
+
+    def record(self, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The outcome as plain data, equal to what a JSON file of it gives back, with what its trials cost. made: of
+        `provenance`."""
+        unique = {r.key: r for r in self.results}.values()
+        found = {
+            "name": self.name,
+            "written": provenance.now(),
+            "verdicts": [v.json() for v in self.verdicts],
+            "facts": self.facts,
+            "left_out": [one.model_dump(mode="json") for one in self.left_out],
+            "trials": len(unique),
+            "flops": sum(r.flops for r in unique),
+            "seconds": sum(r.seconds for r in unique),
+            "busy": sum(r.busy for r in unique),
+            "yuan": sum(r.yuan for r in unique),
+            "made": made,
+        }
+        return dict(json.loads(json.dumps(found, allow_nan=False)))
 
 
-def join(said: Sequence[tuple[str, str]]) -> Text:
-    """Sentences to a paragraph."""
-    return {"en": " ".join(en for en, _ in said), "zh": "".join(zh for _, zh in said)}
+def finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
-def listed(said: Sequence[tuple[str, str]]) -> Text:
-    """Sentences to a list, a line each: where a paragraph would be too long to read."""
-    return {"en": "\n".join(f"- {en}" for en, _ in said), "zh": "\n".join(f"- {zh}" for _, zh in said)}
+def ended_badly(results: Sequence[Result]) -> list[LeftOut]:
+    """The trials that have no loss, and why."""
+    bad = {r.key: r for r in results if r.bpb is None}
+    return [LeftOut(kind="trial", values=_named(r.spec), state=r.state, reason=reason_of(r)) for r in bad.values()]
 
 
-def write(outcome: Outcome, folder: Path, made: dict[str, Any] | None = None) -> None:
-    """outcome.json, and for each language report.<language>.md and plot.<language>.png. made: of `provenance`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = record(outcome) | {"made": made}
-    for language in ("en", "zh"):
-        (folder / f"plot.{language}.png").write_bytes(picture(outcome, language))
-        text = markdown(outcome, language) + "\n" + "\n".join(origin(found, language)) + "\n"
-        (folder / f"report.{language}.md").write_text(text, encoding="utf-8")
-    write_json(folder / "outcome.json", found)
+def reason_of(r: Result) -> Reason | None:
+    """Why a trial has no loss; None where it does not say."""
+    return Reason.of("no_text") if r.state == "done" else r.reason
 
 
-def record(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain data, with what its trials cost."""
-    unique = {r.key: r for r in outcome.results}.values()
-    return {
-        "name": outcome.name,
-        "written": provenance.now(),
-        "title": outcome.title,
-        "columns": outcome.columns,
-        "rows": outcome.rows,
-        "verdicts": [v.json() | dict(zip(("en", "zh"), v.line(), strict=True)) for v in outcome.verdicts],
-        "verdict": outcome.verdict,
-        "facts": outcome.facts,
-        "excluded": outcome.excluded,
-        "trials": len(unique),
-        "flops": sum(r.flops for r in unique),
-        "seconds": sum(r.seconds for r in unique),
-        "busy": sum(r.busy for r in unique),
-        "yuan": sum(r.yuan for r in unique),
-    }
-
-
-def origin(found: dict[str, Any], language: Language) -> list[str]:
-    """Where an outcome comes from and what it cost, a sentence each."""
-    made, i = found.get("made"), 0 if language == "en" else 1
-    lines = [provenance.said(made)[i]] if made else [f"{('Written', '生成于')[i]} {found['written']}."]
-    return [*lines, provenance.spent(found)[i]]
-
-
-def picture(outcome: Outcome, language: Language) -> bytes:
-    """The plot as PNG. Raises ValueError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("plots need matplotlib: pip install 'gangpao[lab]', or pip install matplotlib") from error
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    outcome.draw(figure, language)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    return out.getvalue()
-
-
-def markdown(outcome: Outcome, language: Language) -> str:
-    """Title, answers, verdict, table, and what was left out."""
-    keys, i = list(outcome.columns), 0 if language == "en" else 1
-    lines = [f"## {outcome.title[language]}", "", *(f"- {v.line()[i]}" for v in outcome.verdicts)]
-    lines += ["", outcome.verdict[language], ""] if outcome.verdicts else [outcome.verdict[language], ""]
-    lines += ["| " + " | ".join(outcome.columns[k][language] for k in keys) + " |", "|" + "-|" * len(keys)]
-    lines += ["| " + " | ".join(show(row.get(k), language) for k in keys) + " |" for row in outcome.rows]
-    if outcome.excluded:
-        lines += ["", left_out(outcome.excluded, language)]
-    return "\n".join(lines) + "\n"
-
-
-def left_out(excluded: Sequence[Sequence[str | Text]], language: Language) -> str:
-    """The line of what was left out, and why."""
-    pairs = [(_said(name, language), _said(why, language)) for name, why in excluded]
-    if language == "zh":
-        return "未计入：" + "；".join(f"{name}（{why}）" for name, why in pairs)
-    return "Left out: " + "; ".join(f"{name} ({why})" for name, why in pairs)
-
-
-def _said(words: str | Text, language: Language) -> str:
-    if isinstance(words, dict):
-        return words[language]
-    return chinese(words) if language == "zh" else words
-
-
-def show(value: Any, language: Language = "en") -> str:
-    """A cell: four significant digits for numbers with a fraction, thousands apart for whole ones, words in the language."""
-    if value is None:
-        return ""
-    if isinstance(value, dict):
-        return show(value[language])
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).replace("|", "/")
+def _named(q: Spec) -> dict[str, Any]:
+    size = f"{q.width}x{q.layers}"
+    own = {"size": size, "rule": q.rule, "optimizer": q.optimizer, "lr": q.lr, "batch": q.batch_tokens}
+    return own | {"tokens": q.tokens, "seed": q.seed}

@@ -5,6 +5,8 @@ What it gives up: the equal-cost fit is chosen from the cosine runs that were tr
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import numpy as np
 
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.coupled import CoupledFit, fit_coupled
+from gangpao.sandbox.reasons import NoLaw, Reason
 from gangpao.sandbox.trials.trial import Result
 
 
@@ -53,7 +56,7 @@ class Fitted:
     law: fit.ScalingFit | CoupledFit | None
     results: list[Result]
     flops: float
-    why: str = ""
+    reason: Reason | None = None
 
     @property
     def additive(self) -> fit.ScalingFit | None:
@@ -66,9 +69,9 @@ def fits_of(study: Study, *, floor: tuple[float, float] | None = None) -> dict[s
     cosine runs. equal: of as many cosine runs as cost what the stable runs and decays did."""
     branch = [r for r in study.branch if r.bpb is not None]
     out = {"wsd": _fit(branch, study.flops), "total": _fit(branch, study.flops, total=True)}
-    additive = out["wsd"].law
+    additive, why = out["wsd"].law, out["wsd"].reason
     if not isinstance(additive, fit.ScalingFit):
-        raise ValueError(f"scaling: no law from {len(branch)} trials: {out['wsd'].why}")
+        raise ValueError(f"scaling: no law from {len(branch)} trials: {why.text().en if why else ''}")
     if floor is not None:
         out["coupled"] = Fitted(fit_coupled(points_of(branch), floor=floor), branch, study.flops)
     cosine = [r for r in study.cosine if r.bpb is not None]
@@ -82,13 +85,19 @@ def fits_of(study: Study, *, floor: tuple[float, float] | None = None) -> dict[s
 def _fit(results: Sequence[Result], flops: float, *, total: bool = False) -> Fitted:
     try:
         return Fitted(fit.fit_scaling(points_of(results, total=total)), list(results), flops)
-    except ValueError as error:  # too few points, or all alike: the outcome says so
-        return Fitted(None, list(results), flops, str(error))
+    except NoLaw as error:  # too few points, or all alike: the outcome says so
+        return Fitted(None, list(results), flops, error.reason)
 
 
 def points_of(results: Sequence[Result], *, total: bool = False) -> list[fit.Point]:
     """N, D and held-out bits per byte of finished trials."""
     return [fit.Point(N=r.N_total if total else r.N, D=r.D, loss=r.bpb) for r in results if r.bpb is not None]
+
+
+def fingerprint(groups: dict[str, list[Result]]) -> str:
+    """sha256 of the points that the laws are fitted to."""
+    points = {name: sorted([r.N, r.D, r.bpb] for r in results) for name, results in groups.items()}
+    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
 
 
 def law_of(facts: dict[str, Any]) -> fit.ScalingFit | CoupledFit:

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gangpao.sandbox.laws.scaling_law import EXPONENTS, FLOOR, Array, Extent, Point, between
+from gangpao.sandbox.laws.scaling_law import Array, Extent, Point, between
+from gangpao.sandbox.laws.solver import EXPONENTS, FLOOR
 
 COUPLINGS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)  # equally likely before
 PUBLISHED, SPREAD = 0.33, 0.4  # of an exponent: the median, and the standard deviation of its logarithm

@@ -17,27 +17,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gangpao.sandbox.laws.scaling_law import (
-    EXPONENTS,
-    FLOOR,
-    HUBER,
     MINICPM,
-    PARAMETERS,
-    SHARES,
     Array,
-    Design,
     Extent,
     Point,
     PowerLaw,
-    Pull,
     ScalingLaw,
     between,
+    student,
+)
+from gangpao.sandbox.laws.solver import (
+    EXPONENTS,
+    FLOOR,
+    HUBER,
+    PARAMETERS,
+    SHARES,
+    Design,
+    Pull,
     bootstrap,
     fitted,
     refine,
     robust,
     scale,
-    student,
 )
+from gangpao.sandbox.reasons import NoLaw, Reason
 
 __all__ = [
     "MINICPM", "SUPPORT", "HeldOut", "Noise", "Optimum", "Point", "PowerFit", "PowerLaw",
@@ -65,7 +68,7 @@ class ScalingFit(Extent):
 
     law: ScalingLaw
     points: tuple[Point, ...]
-    excluded: tuple[tuple[Point, str], ...]
+    excluded: tuple[tuple[Point, Reason], ...]
     sigma: float
     shared: float
     draws: Array = field(repr=False, compare=False)
@@ -118,7 +121,7 @@ class ScalingFit(Extent):
             "ends": list(self.ends),
             "support": SUPPORT,
         }
-        out["excluded"] = [{"point": str(p), "why": why} for p, why in self.excluded]
+        out["excluded"] = [{"point": str(p), "reason": why.model_dump(mode="json")} for p, why in self.excluded]
         out["undetermined"] = list(self.undetermined)
         if self.prior and self.without_prior:
             plain = {name: getattr(self.without_prior, name) for name in names}
@@ -167,14 +170,14 @@ def fit_scaling(
     return ScalingFit(law, tuple(kept), tuple(excluded), sigma, common, draws, noise, prior, plain if prior else None)
 
 
-def _usable(points: Sequence[Point]) -> tuple[list[Point], list[tuple[Point, str]]]:
-    """Sorted finite points, and the others with the reason. Raises ValueError when what is left cannot give a law."""
+def _usable(points: Sequence[Point]) -> tuple[list[Point], list[tuple[Point, Reason]]]:
+    """Sorted finite points, and the others with the reason. Raises NoLaw when what is left cannot give a law."""
     good, bad = [], []
     for p in points:
         if not all(math.isfinite(v) for v in (p.N, p.D, p.loss)):
-            bad.append((p, "not finite"))
+            bad.append((p, Reason.of("not_finite")))
         elif min(p.N, p.D, p.loss) <= 0:
-            bad.append((p, "not positive"))
+            bad.append((p, Reason.of("not_positive")))
         else:
             good.append(p)
     good.sort(key=lambda p: (p.N, p.D, p.loss))
@@ -184,20 +187,12 @@ def _usable(points: Sequence[Point]) -> tuple[list[Point], list[tuple[Point, str
 
 def _enough(points: Sequence[Point], left_out: int = 0) -> None:
     sizes, tokens = len({p.N for p in points}), len({p.D for p in points})
-    out = f" ({left_out} left out)" if left_out else ""
     if sizes < 2:
-        raise ValueError(
-            f"{sizes} size{out}: a scaling law needs runs of at least two sizes, better four; run other sizes"
-        )
+        raise NoLaw(Reason.of("few_sizes", count=sizes, left_out=left_out))
     if tokens < 2:
-        raise ValueError(
-            f"{tokens} token count{out}: a scaling law needs at least two, better four; run each size for other numbers of tokens"
-        )
+        raise NoLaw(Reason.of("few_tokens", count=tokens, left_out=left_out))
     if len(points) < PARAMETERS + 1:
-        raise ValueError(
-            f"{len(points)} points{out} are too few for a law with five unknowns: run at least six, for example three sizes with "
-            "three token counts each"
-        )
+        raise NoLaw(Reason.of("few_points", count=len(points), left_out=left_out))
 
 
 def _arrays(points: Sequence[Point]) -> tuple[Array, Array, Array]:
@@ -209,7 +204,7 @@ def _law(design: Design, exponents: Array, linear: Array) -> ScalingLaw:
     return ScalingLaw(*map(float, design.laws(exponents, linear)[0]))
 
 
-def _trimmed(points: list[Point]) -> tuple[list[Point], list[tuple[Point, str]]]:
+def _trimmed(points: list[Point]) -> tuple[list[Point], list[tuple[Point, Reason]]]:
     """Points without those far from a first fit, unless too few would be left."""
     if len(points) < 2 * PARAMETERS:
         return points, []
@@ -221,8 +216,8 @@ def _trimmed(points: list[Point]) -> tuple[list[Point], list[tuple[Point, str]]]
     alike = min(len({p.N for p in kept}), len({p.D for p in kept})) < 2
     if alike or not far.any() or far.sum() > len(points) // 4:
         return points, []
-    rule = f"{OUTLIER:g} times the scale {100 * spread:.2g} %"
-    reasons = [f"{100 * r:+.2g} % from the law of the others, beyond {rule}" for r in residual[far]]
+    limits = {"times": OUTLIER, "scale": 100 * spread}
+    reasons = [Reason.of("far", percent=100 * float(r), **limits) for r in residual[far]]
     return kept, list(zip([p for p, out in zip(points, far, strict=True) if out], reasons, strict=True))
 
 

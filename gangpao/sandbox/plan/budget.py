@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from gangpao import cost, machine
+from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.plan.findings import Laws
 from gangpao.sandbox.trials.trial import Lab
 
@@ -25,7 +26,7 @@ class Machine:
     profile: str
     speed: float | None
     memory: int
-    how: tuple[str, str]
+    how: Text
     assumed: bool = False
 
 
@@ -42,10 +43,10 @@ def machine_of(budget: str, laws: Laws, lab: Lab, *, speed: float | None = None,
     if speed is not None:
         if not (math.isfinite(speed) and speed > 0):
             raise ValueError(f"speed {speed}: give FLOP/s above zero, for example 5e10")
-        how = ("the speed that was given", "给定的速度")
+        how = Text("the speed that was given", "给定的速度")
     else:
         speed = laws.speed if name == own else None
-        how = (
+        how = Text(
             "the sandbox's largest trials, times the trials at a time: one run over all cores is taken to be as fast",
             "沙盒最大的试验乘以同时运行的试验数：假定一次训练占用全部核心时同样快",
         )

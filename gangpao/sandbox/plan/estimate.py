@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,10 @@ from gangpao.log import show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
-from gangpao.sandbox.experiments import scaling
-from gangpao.sandbox.experiments.outcome import Experiment
+from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.random_ids import rows_of
-from gangpao.sandbox.trials.search import fitted, number_of
+from gangpao.sandbox.trials.search import SearchConfig, fitted, number_of
 from gangpao.sandbox.trials.trial import Lab, Result, Spec, cost_of, key_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import TrainConfig
@@ -55,30 +55,30 @@ class Estimate:
     yuan: float
     profile: str
     sure: float
-    how: tuple[str, str]
+    how: Text
 
-    def lines(self, name: str) -> tuple[str, str]:
+    def said(self, name: str) -> Text:
         """A sentence in English and Chinese."""
         if self.known == self.trials:
             en = f"{name}: all {self.trials:,} trials are known, nothing is trained."
-            return en, f"{name}：{self.trials:,} 个试验都已完成，不再训练。"
+            return Text(en, f"{name}：{self.trials:,} 个试验都已完成，不再训练。")
         low, high = show_seconds(self.seconds / self.sure), show_seconds(self.seconds * self.sure)
         clock, flops, yuan = show_seconds(self.seconds), f"{self.flops:.3g}", f"{self.yuan:.3g}"
         left = self.trials - self.known
         en = (
             f"{name}: {self.trials:,} trials, {self.known:,} known; {left:,} to train: {flops} FLOPs, about {clock} "
-            f"({low} to {high}) with {self.workers} at a time, {yuan} yuan on {self.profile}. Speed from {self.how[0]}."
+            f"({low} to {high}) with {self.workers} at a time, {yuan} yuan on {self.profile}. Speed from {self.how.en}."
         )
         zh = (
             f"{name}：{self.trials:,} 个试验，已完成 {self.known:,} 个；待训练 {left:,} 个：{flops} FLOPs，"
-            f"约 {clock}（{low} 到 {high}），同时 {self.workers} 个，在 {self.profile} 上 {yuan} 元。速度依据{self.how[1]}。"
+            f"约 {clock}（{low} 到 {high}），同时 {self.workers} 个，在 {self.profile} 上 {yuan} 元。速度依据{self.how.zh}。"
         )
-        return en, zh
+        return Text(en, zh)
 
     def json(self) -> dict[str, Any]:
         """Plain data."""
         names = ("trials", "known", "flops", "seconds", "workers", "yuan", "profile", "sure")
-        return {name: getattr(self, name) for name in names} | {"how": self.how[0]}
+        return {name: getattr(self, name) for name in names} | {"how": self.how.en}
 
 
 def estimate(lab: Lab, specs: Sequence[Spec]) -> Estimate:
@@ -91,7 +91,7 @@ def estimate(lab: Lab, specs: Sequence[Spec]) -> Estimate:
     left = [spec for key, spec in every.items() if results[key] is None]
     workers, flops = workers_of(lab.config), sum(cost_of(lab, spec)[2] for spec in left)
     profile, prices = cost.get_profile(lab.config.cost_profile)
-    seconds, sure, how = _seconds(lab, left) if left else (0.0, 1.0, ("", ""))
+    seconds, sure, how = _seconds(lab, left) if left else (0.0, 1.0, Text("", ""))
     seconds /= min(workers, max(1, len(left)))
     return Estimate(
         len(every), len(every) - len(left), flops, seconds, workers, cost.yuan(prices, seconds), profile, sure, how
@@ -102,8 +102,9 @@ class _Asked(Exception):
     """Ends an experiment that was only asked for its trials."""
 
 
-def asked(run: Experiment, lab: Lab) -> list[Spec]:
-    """The trials that an experiment asks for before it knows a result, and the targets of a scaling study."""
+def asked(experiment: ModuleType, lab: Lab) -> list[Spec]:
+    """The trials that an experiment asks for before it knows a result, and those that it is known to ask for later:
+    `later(lab)`, where its module has that. Raises what `run` does for a grid from which nothing can come."""
     found: list[Spec] = []
 
     def submit(specs: Sequence[Spec]) -> list[Result]:
@@ -111,13 +112,13 @@ def asked(run: Experiment, lab: Lab) -> list[Spec]:
         raise _Asked
 
     with suppress(_Asked):
-        run(lab, submit)
-    return found + (scaling.target_specs(lab) if run is scaling.run else [])
+        experiment.run(lab, submit)
+    return found + (experiment.later(lab) if hasattr(experiment, "later") else [])
 
 
 def of_search(lab: Lab, done: int = 0) -> Estimate:
     """Of a search, whose trials are chosen as it goes: as many as it has at the cost of the common trial. done: that have ended."""
-    search = fitted(lab.config.search, lab.config)
+    search = fitted(lab.config.table(SearchConfig), lab.config)
     number = number_of(search)
     left = max(0, number - done)
     one = lab.spec(seed=search.seeds[0])
@@ -125,9 +126,9 @@ def of_search(lab: Lab, done: int = 0) -> Estimate:
     seconds, sure, how = _seconds(lab, [one])
     workers, (profile, prices) = workers_of(lab.config), cost.get_profile(lab.config.cost_profile)
     seconds = seconds * len(search.seeds) * left / min(workers, max(1, left))
-    how = (
-        f"{how[0]}; every trial is taken to cost what the common one does",
-        f"{how[1]}；假定每个试验与公共试验开销相同",
+    how = Text(
+        f"{how.en}; every trial is taken to cost what the common one does",
+        f"{how.zh}；假定每个试验与公共试验开销相同",
     )
     yuan = cost.yuan(prices, seconds)
     return Estimate(number, min(done, number), flops, seconds, workers, yuan, profile, 2 * sure, how)
@@ -136,15 +137,15 @@ def of_search(lab: Lab, done: int = 0) -> Estimate:
 # --- how fast
 
 
-def _seconds(lab: Lab, left: Sequence[Spec]) -> tuple[float, float, tuple[str, str]]:
+def _seconds(lab: Lab, left: Sequence[Spec]) -> tuple[float, float, Text]:
     """Of all trials one after the other, how sure, and from what."""
     known, sure = _measured(lab), SURE_MEASURED
-    how = f"{len(known)} trials in this folder", f"本文件夹中 {len(known)} 个试验"
+    how = Text(f"{len(known)} trials in this folder", f"本文件夹中 {len(known)} 个试验")
     small, large = (pick(cost_of(lab, spec)[2] / spec.steps for spec in left) for pick in (min, max))
     near = [flops for flops, _ in known if small / 4 <= flops <= large * 4]
     if len(near) < 3 or max(near) < large / 4:
         known, sure = _probed(lab, left), SURE_PROBED
-        how = f"{_STEPS} steps of {len(known)} sizes just now", f"刚才对 {len(known)} 个尺寸各 {_STEPS} 步的计时"
+        how = Text(f"{_STEPS} steps of {len(known)} sizes just now", f"刚才对 {len(known)} 个尺寸各 {_STEPS} 步的计时")
     line = _Line.through(known)
     whole = 0.0
     for spec in left:

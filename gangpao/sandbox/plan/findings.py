@@ -12,32 +12,32 @@ from pathlib import Path
 from typing import Any
 
 from gangpao.atomic import read_json
-from gangpao.sandbox.experiments.assumptions import conditions, differing, told, unsaid
+from gangpao.sandbox.bilingual import Text
+from gangpao.sandbox.experiments.assumptions import conditions, describe_differences, differing
 from gangpao.sandbox.experiments.scaling_study import law_of
-from gangpao.sandbox.experiments.schedule import Told, told_apart
+from gangpao.sandbox.experiments.schedule import DecayShare, smallest_enough_share
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.coupled import CoupledFit
 from gangpao.sandbox.laws.scaling_law import WIDE
 from gangpao.sandbox.trials.trial import Lab
 
-Note = tuple[str, str]
 _Facts = Mapping[str, Any]
-_NAMES = {"lr": ("learning rate", "学习率"), "batch": ("batch", "批大小"), "schedule": ("decay share", "退火比例")}
+_NAMES = {
+    "lr": Text("learning rate", "学习率"), "batch": Text("batch", "批大小"), "schedule": Text("decay share", "退火比例"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Where a batch law was measured: the batches that were tried and the losses of the best ones, smallest and largest.
-    covariance: of the law's log a and b, None where the outcome does not say it."""
+    covariance: of the law's log a and b."""
 
     batches: tuple[float, float]
     losses: tuple[float, float]
-    covariance: tuple[tuple[float, float], tuple[float, float]] | None = None
+    covariance: tuple[tuple[float, float], tuple[float, float]]
 
-    def interval(self, law: fit.PowerLaw, loss: float) -> tuple[float, float] | None:
+    def interval(self, law: fit.PowerLaw, loss: float) -> tuple[float, float]:
         """95 % interval of the batch at a loss."""
-        if self.covariance is None:
-            return None
         (aa, ab), (_, bb) = self.covariance
         x = math.log(loss)
         wide = WIDE * math.sqrt(max(0.0, aa + 2 * ab * x + bb * x * x))
@@ -59,7 +59,7 @@ class Laws:
     batch: fit.PowerLaw | None
     decay: float
     shape: str
-    notes: tuple[Note, ...]
+    notes: tuple[Text, ...]
     measured: Measured | None = None
 
 
@@ -71,7 +71,7 @@ def load_laws(out: Path, lab: Lab) -> Laws:
         raise ValueError(f"{path} is missing: a plan needs the law of loss, run `gangpao sandbox scaling` first")
     common, here = lab.config.common, conditions(lab)
     found = {name: _facts(out, name) for name in _NAMES}
-    other = {name: differing(name, f.get("conditions", {}), here) for name, f in found.items() if f is not None}
+    other = {name: differing(name, f["conditions"], here) for name, f in found.items() if f is not None}
     used = {name: f if f is not None and not other[name] else {} for name, f in found.items()}
     shape = common.schedule if common.schedule.startswith("wsd") else "wsd"
     share = _share(used["schedule"], shape)
@@ -80,10 +80,11 @@ def load_laws(out: Path, lab: Lab) -> Laws:
     notes = []
     for name, value in (("lr", rate), ("batch", law), ("schedule", share.enough)):
         f = found[name]
-        differences = told(other[name], f.get("conditions", {}), here) if f is not None and other[name] else None
+        differences = (
+            describe_differences(other[name], f["conditions"], here) if f is not None and other[name] else None
+        )
         notes.append(_source(name, f, value, differences, noisy=name == "schedule" and share.noisy))
-    notes += _decay_said(share.enough, facts["conditions"].get("common.decay", common.decay))
-    notes += _unsaid_said({"scaling": facts, **{name: f for name, f in used.items() if f}}, here)
+    notes += _decay_said(share.enough, facts["conditions"]["common.decay"])
     return Laws(
         scaling=law_of(facts), conditions=facts["conditions"], aspects=(facts["aspects"][0], facts["aspects"][1]),
         speed=facts["speed"], tokens_there=facts["train_tokens"], lr=rate or common.lr,
@@ -97,9 +98,9 @@ def _facts(out: Path, name: str) -> dict[str, Any] | None:
     return dict(read_json(path)["facts"]) if path.exists() else None
 
 
-def _share(facts: _Facts, shape: str) -> Told:
-    """The share of the decay that is enough; told anew, as older outcomes were judged otherwise."""
-    return told_apart(facts.get("horizons", ()), shape, facts.get("wide"))
+def _share(facts: _Facts, shape: str) -> DecayShare:
+    """The share of the decay that is enough, and whether noise hides it."""
+    return smallest_enough_share(facts.get("horizons", ()), shape, facts.get("wide"))
 
 
 def _measured(facts: _Facts) -> Measured | None:
@@ -107,54 +108,33 @@ def _measured(facts: _Facts) -> Measured | None:
     if not sweeps:
         return None
     tried, losses = [x for s in sweeps for x in s["x"]], [s["optimum"]["loss"] for s in sweeps]
-    cov = (facts.get("laws", {}).get("loss") or {}).get("covariance")
-    return Measured(
-        (min(tried), max(tried)), (min(losses), max(losses)),
-        ((cov[0][0], cov[0][1]), (cov[1][0], cov[1][1])) if cov else None,
-    )  # fmt: skip
+    (aa, ab), (ba, bb) = facts["laws"]["loss"]["covariance"]
+    return Measured((min(tried), max(tried)), (min(losses), max(losses)), ((aa, ab), (ba, bb)))
 
 
 # --- notes
 
 
-def _source(name: str, facts: _Facts | None, value: Any, differences: Note | None, *, noisy: bool) -> Note:
+def _source(name: str, facts: _Facts | None, value: Any, differences: Text | None, *, noisy: bool) -> Text:
     en, zh = _NAMES[name]
     if value is not None:
-        return f"The {en} comes from the experiment {name}.", f"{zh}来自实验 {name}。"
+        return Text(f"The {en} comes from the experiment {name}.", f"{zh}来自实验 {name}。")
     if facts is None:
-        why = "was not run", "没有做"
+        why = Text("was not run", "没有做")
     elif differences is not None:
-        why = f"was run with another {differences[0]}", f"的条件不同：{differences[1]}"
+        why = Text(f"was run with another {differences.en}", f"的条件不同：{differences.zh}")
     elif noisy:
-        why = (
+        why = Text(
             "cannot tell, the noise between its seeds is too large; more seeds would help",
             "种子间噪声太大，无法分辨，增加种子会有帮助",
         )
     else:
-        why = "has no answer", "没有结论"
-    return f"The {en} is the common one: the experiment {name} {why[0]}.", f"{zh}用公共值：实验 {name} {why[1]}。"
+        why = Text("has no answer", "没有结论")
+    return Text(f"The {en} is the common one: the experiment {name} {why.en}.", f"{zh}用公共值：实验 {name} {why.zh}。")
 
 
-def _decay_said(share: float | None, law: float) -> list[Note]:
+def _decay_said(share: float | None, law: float) -> list[Text]:
     if share is None or math.isclose(share, law):
         return []
     en = f"The predicted loss comes from runs with a decay of {law:.3g} of the steps; this plan takes {share:.3g}."
-    return [(en, f"预测的损失来自退火比例为 {law:.3g} 的训练；本方案取 {share:.3g}。")]
-
-
-def _unsaid_said(used: Mapping[str, _Facts], here: _Facts) -> list[Note]:
-    """Outcomes of an older version."""
-    old = [name for name, facts in used.items() if unsaid(name, facts.get("conditions", {}), here)]
-    if not old:
-        return []
-    missing = {key for name in old for key in unsaid(name, used[name].get("conditions", {}), here)}
-    which, keys = ", ".join(old), ", ".join(key for key in here if key in missing)
-    en = (
-        f"Outcomes of an older version do not say all that they hold for ({which}: {keys}), so a change of that is not noticed; "
-        "the same command writes them anew, and trains no finished trial again."
-    )
-    zh = (
-        f"旧版本的结果没有写明其全部条件（{which}：{keys}），因此察觉不到这些条件的改变；"
-        "重新执行同一命令即可补上，已完成的试验不会重训。"
-    )
-    return [(en, zh)]
+    return [Text(en, f"预测的损失来自退火比例为 {law:.3g} 的训练；本方案取 {share:.3g}。")]

@@ -29,8 +29,8 @@ from gangpao.config import merge
 from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
-from gangpao.sandbox.experiments.assumptions import conditions, differing, told
-from gangpao.sandbox.experiments.outcome import Language
+from gangpao.sandbox.bilingual import Language, Text
+from gangpao.sandbox.experiments.assumptions import conditions, describe_differences, differing
 from gangpao.sandbox.laws import doubts, fit
 from gangpao.sandbox.plan.budget import Machine, flops_of, machine_of
 from gangpao.sandbox.plan.findings import Laws
@@ -184,7 +184,7 @@ def make_plan(
     more = best(laws, lab, flops, serve_tokens=serve_tokens, max_params=max_params)
     notes = (
         *laws.notes, *_batch_said(laws, lab, choice), *_remarks(laws, lab, choice, config, here),
-        *doubts.of_choice(laws.scaling, choice.N, choice.D, choice.loss),
+        *(doubt.text() for doubt in doubts.of_choice(laws.scaling, choice.N, choice.D, choice.loss)),
         *_memory_said(choice, more, config, memory, here),
     )  # fmt: skip
     return Plan(
@@ -200,8 +200,8 @@ def _same(laws: Laws, lab: Lab) -> None:
     differ = differing("scaling", laws.conditions, now)
     if differ:
         raise ValueError(
-            f"the scaling law was measured with another {told(differ, laws.conditions, now)[0]}: run `gangpao sandbox scaling` "
-            "with this one, or plan with that one"
+            f"the scaling law was measured with another {describe_differences(differ, laws.conditions, now).en}: "
+            "run `gangpao sandbox scaling` with this one, or plan with that one"
         )
 
 
@@ -231,7 +231,7 @@ def _unsupported(laws: Laws, c: Choice, factor: float, interval: tuple[float, fl
     return None
 
 
-def _remarks(laws: Laws, lab: Lab, c: Choice, config: TrainConfig, here: Machine) -> list[tuple[str, str]]:
+def _remarks(laws: Laws, lab: Lab, c: Choice, config: TrainConfig, here: Machine) -> list[Text]:
     """What a reader has to know before believing the plan."""
     exact, speed = c.flops / (6 * c.N * c.D), here.speed or 0.0
     above, below = laws.scaling.above(c.N, c.D), laws.scaling.below(c.N, c.D)
@@ -240,8 +240,8 @@ def _remarks(laws: Laws, lab: Lab, c: Choice, config: TrainConfig, here: Machine
     said = [
         (True, f"FLOPs are counted exactly: {exact:.2f} times 6ND, because of embedding, head and attention.",
          f"FLOPs 为精确计数，是 6ND 的 {exact:.2f} 倍，因为计入了词嵌入、输出层和注意力。"),
-        (here.speed is not None, f"Time from {here.how[0]}: {speed:.3g} FLOP/s.",
-         f"时间依据{here.how[1]}：{speed:.3g} FLOP/s。"),
+        (here.speed is not None, f"Time from {here.how.en}: {speed:.3g} FLOP/s.",
+         f"时间依据{here.how.zh}：{speed:.3g} FLOP/s。"),
         (above > 1, f"This is {above:.3g} times past the largest runs that the law was fitted to.",
          f"这超出规律所拟合的最大训练 {above:.3g} 倍。"),
         (below > 1, f"This is {below:.3g} times below the smallest runs that the law was fitted to.",
@@ -253,7 +253,7 @@ def _remarks(laws: Laws, lab: Lab, c: Choice, config: TrainConfig, here: Machine
         en = f"Of {len(seen)} sources {repeated} are seen more than once, {most} ({there:,} tokens) most: {times:.1f} times"
         zh = f"{len(seen)} 个来源中有 {repeated} 个会被重复，其中 {most}（{there:,} token）最多：{times:.1f} 遍"
         said.append((True, f"{en}; the law does not know what that costs.", f"{zh}；规律不包含重复带来的损失。"))
-    return [(en, zh) for holds, en, zh in said if holds]
+    return [Text(en, zh) for holds, en, zh in said if holds]
 
 
 def epochs(lab: Lab, config: TrainConfig) -> dict[str, float]:
@@ -269,7 +269,7 @@ def epochs(lab: Lab, config: TrainConfig) -> dict[str, float]:
     return {name: value for name, value in seen.items() if value}
 
 
-def _batch_said(laws: Laws, lab: Lab, c: Choice) -> list[tuple[str, str]]:
+def _batch_said(laws: Laws, lab: Lab, c: Choice) -> list[Text]:
     """What the batch law says there, how sure, and whether it was followed."""
     if laws.batch is None:
         return []
@@ -289,27 +289,25 @@ def _batch_said(laws: Laws, lab: Lab, c: Choice) -> list[tuple[str, str]]:
     if min(law, high) > c.D / MIN_STEPS + lab.config.seq_len:
         en += f". So that there are {MIN_STEPS} steps, {c.batch_tokens:,} are taken"
         zh += f"。为保证至少 {MIN_STEPS} 步，取 {c.batch_tokens:,}"
-    return [(f"{en}.", f"{zh}。")]
+    return [Text(f"{en}.", f"{zh}。")]
 
 
-def _memory_said(
-    c: Choice, more: Choice | None, config: TrainConfig, memory: int, here: Machine
-) -> list[tuple[str, str]]:
+def _memory_said(c: Choice, more: Choice | None, config: TrainConfig, memory: int, here: Machine) -> list[Text]:
     """Where memory decided something, or was not known. more: the choice without its limit."""
     said, have = [], show_bytes(here.memory)
     if here.assumed:
         en = f"The memory of {here.profile} is taken to be this machine's, {have}: give --memory."
-        said.append((en, f"假定 {here.profile} 的内存与本机相同，为 {have}：请给出 --memory。"))
+        said.append(Text(en, f"假定 {here.profile} 的内存与本机相同，为 {have}：请给出 --memory。"))
     if more is not None and (more.width, more.layers) != (c.width, c.layers):
         en = f"{have} of memory limited the size: more would make {more.width}x{more.layers} best, at {more.loss:.4f} predicted."
         zh = f"{have} 内存限制了尺寸：内存更多时最优为 {more.width}x{more.layers}，预测 {more.loss:.4f}。"
-        said.append((en, zh))
+        said.append(Text(en, zh))
     elif config.recompute:
         en = f"With {have} of memory activations are recomputed, which takes time that is not counted here."
-        said.append((en, f"内存只有 {have}，因此重算激活值，其耗时未计入。"))
+        said.append(Text(en, f"内存只有 {have}，因此重算激活值，其耗时未计入。"))
     if memory > here.memory:
         en = f"Even so it takes {show_bytes(memory)}, more than there is."
-        said.append((en, f"即便如此仍需 {show_bytes(memory)}，超出现有内存。"))
+        said.append(Text(en, f"即便如此仍需 {show_bytes(memory)}，超出现有内存。"))
     return said
 
 
@@ -332,7 +330,7 @@ class Plan:
     yuan: float | None
     profile: str
     memory: int
-    notes: tuple[tuple[str, str], ...]
+    notes: tuple[Text, ...]
     spec: Spec
     config: TrainConfig
 
@@ -346,9 +344,10 @@ class Plan:
     def markdown(self, language: Language) -> str:
         """A table of the recipe, and what it rests on."""
         i = 0 if language == "en" else 1
-        lines = [("## A plan for {}", "## 预算 {} 的方案")[i].format(self.budget), "", "| | |", "|-|-|"]
+        title = Text(f"## A plan for {self.budget}", f"## 预算 {self.budget} 的方案")
+        lines = [title.of(language), "", "| | |", "|-|-|"]
         lines += [f"| {row[i]} | {row[2]} |" for row in self._rows()]
-        return "\n".join([*lines, "", *(f"- {note[i]}" for note in self.notes)]) + "\n"
+        return "\n".join([*lines, "", *(f"- {note.of(language)}" for note in self.notes)]) + "\n"
 
     def _rows(self) -> list[tuple[str, str, str]]:
         c, q, s, (low, high) = self.choice, self.spec, self.config.schedule, self.interval

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from gangpao.atomic import read_json, write_json
-from gangpao.sandbox.experiments.outcome import Language, Text, show
+from gangpao.sandbox.bilingual import Language, Text
+from gangpao.sandbox.experiments.text.page import show
 from gangpao.sandbox.plan.plan import UNSURE, Plan
 from gangpao.train.config import TrainConfig
 from gangpao.train.loop import read_metrics
@@ -165,23 +166,23 @@ def _differing(plan: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
 # --- shown
 
 _COLUMNS: dict[str, Text] = {
-    "run": {"en": "run", "zh": "训练"},
-    "size": {"en": "size", "zh": "尺寸"},
-    "D": {"en": "D, tokens", "zh": "D（token）"},
-    "seed": {"en": "seed", "zh": "种子"},
-    "predicted": {"en": "predicted bpb", "zh": "预测 bpb"},
-    "interval": {"en": "95 % interval", "zh": "95 % 区间"},
-    "bpb": {"en": "came", "zh": "实际"},
-    "error": {"en": "error, %", "zh": "误差（%）"},
-    "inside": {"en": "in the interval", "zh": "在区间内"},
-    "said": {"en": "predicted at", "zh": "预测时间"},
+    "run": Text("run", "训练"),
+    "size": Text("size", "尺寸"),
+    "D": Text("D, tokens", "D（token）"),
+    "seed": Text("seed", "种子"),
+    "predicted": Text("predicted bpb", "预测 bpb"),
+    "interval": Text("95 % interval", "95 % 区间"),
+    "bpb": Text("came", "实际"),
+    "error": Text("error, %", "误差（%）"),
+    "inside": Text("in the interval", "在区间内"),
+    "said": Text("predicted at", "预测时间"),
 }
-_YES: dict[bool, Text] = {True: {"en": "yes", "zh": "是"}, False: {"en": "no", "zh": "否"}}
+_YES: dict[bool, Text] = {True: Text("yes", "是"), False: Text("no", "否")}
 
 
 def table(runs: Sequence[Mapping[str, Any]], language: Language) -> list[list[str]]:
     """Rows of cells, the headings first. runs: of `Came.json`."""
-    rows = [[heading[language] for heading in _COLUMNS.values()]]
+    rows = [[heading.of(language) for heading in _COLUMNS.values()]]
     for r in runs:
         cells = {
             **r, "inside": _YES[r["inside"]], "interval": f"{r['low']:.4f} .. {r['high']:.4f}", "run": Path(r["run"]).name,
@@ -195,18 +196,18 @@ def markdown(runs: Sequence[Mapping[str, Any]], language: Language) -> str:
     """The table, and a sentence for each run."""
     head, *rest = ["| " + " | ".join(cells) + " |" for cells in table(runs, language)]
     lines = [head, "|" + "-|" * len(_COLUMNS), *rest, ""]
-    return "\n".join([*lines, *(f"- {sentence(r)[0 if language == 'en' else 1]}" for r in runs)]) + "\n"
+    return "\n".join([*lines, *(f"- {sentence(r).of(language)}" for r in runs)]) + "\n"
 
 
-def sentence(r: Mapping[str, Any]) -> tuple[str, str]:
-    """What was predicted and what came, in English and Chinese."""
+def sentence(r: Mapping[str, Any]) -> Text:
+    """What was predicted and what came."""
     numbers = f"{r['predicted']:.4f} ({r['low']:.4f} .. {r['high']:.4f})"
     came = f"{r['bpb']:.4f}"
-    where = ("inside", "内") if r["inside"] else ("outside", "外")
-    en = f"{r['size']}, seed {r['seed']}: predicted {numbers}, came {came}, {where[0]} the interval."
-    zh = f"{r['size']}，种子 {r['seed']}：预测 {numbers}，实际 {came}，在区间{where[1]}。"
+    where = Text("inside", "内") if r["inside"] else Text("outside", "外")
+    en = f"{r['size']}, seed {r['seed']}: predicted {numbers}, came {came}, {where.en} the interval."
+    zh = f"{r['size']}，种子 {r['seed']}：预测 {numbers}，实际 {came}，在区间{where.zh}。"
     if r["inside"] and r["wide"]:
         en, zh = f"{en} It is so wide that this says little.", f"{zh}区间过宽，说明不了多少。"
     if not r["before"]:
         en, zh = f"{en} Said after the run began, it is no prediction.", f"{zh}在训练开始之后给出，不算预测。"
-    return en, zh
+    return Text(en, zh)

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from gangpao.atomic import locked
 from gangpao.log import LINE_SECONDS, show_seconds
-from gangpao.sandbox.trials.config import SandboxConfig, SearchConfig
+from gangpao.sandbox.trials.config import SandboxConfig
 from gangpao.sandbox.trials.queue import (
     Standing,
     Watch,
@@ -39,7 +39,7 @@ from gangpao.sandbox.trials.queue import (
     workers_of,
     write_config,
 )
-from gangpao.sandbox.trials.search import SEARCH, fitted, search_name
+from gangpao.sandbox.trials.search import SEARCH, SearchConfig, fitted, search_name
 from gangpao.sandbox.trials.trial import Lab, Result, Spec, key_of
 
 if TYPE_CHECKING:
@@ -92,17 +92,18 @@ class Driver:
             )
         return [known[key] for key in keys]
 
-    def search(self, search: SearchConfig) -> Study:
-        """Let a sampler choose trials until there are enough; the study."""
+    def search(self) -> Study:
+        """Let a sampler choose trials of the configuration's search until there are enough; the study."""
+        search = self.config.table(SearchConfig)
         wanted = fitted(search, self.config)
         study = open_study(self.storage, search_name(self.lab, search), wanted)
         if not searched(study, wanted):
             self._until_done(study, SEARCH, [], wanted)
         return study
 
-    def searched(self, search: SearchConfig) -> int:
-        """Trials that this search has had so far."""
-        name = search_name(self.lab, search)
+    def searched(self) -> int:
+        """Trials that the configuration's search has had so far."""
+        name = search_name(self.lab, self.config.table(SearchConfig))
         if name not in optuna.get_all_study_names(self.storage):
             return 0
         states = [t.state for t in open_study(self.storage, name).get_trials(deepcopy=False)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gangpao
 from gangpao import machine
 from gangpao.log import show_seconds
+from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.trial import Lab
 from gangpao.train.run_file import git_commit
@@ -41,7 +42,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def said(made: dict[str, Any]) -> tuple[str, str]:
+def said(made: Mapping[str, Any]) -> Text:
     """One sentence in English and Chinese."""
     commit = f"gangpao {made['gangpao']}" + (f", commit {short(made['commit'])}" if made["commit"] else "")
     settings = "".join(f" --set {text}" for text in made["set"])
@@ -53,7 +54,7 @@ def said(made: dict[str, Any]) -> tuple[str, str]:
     zh = (
         f"{made['when']} 生成；配置 {config}，数据 {data}，{commit}；机器 {place} 个核，同时 {made['workers']} 个试验。"
     )
-    return en, zh.replace("a configuration without a file", "（无文件）")
+    return Text(en, zh.replace("a configuration without a file", "（无文件）"))
 
 
 def short(commit: str) -> str:
@@ -62,8 +63,8 @@ def short(commit: str) -> str:
     return head[:10] + plus + rest
 
 
-def spent(o: dict[str, Any]) -> tuple[str, str]:
+def spent(o: Mapping[str, Any]) -> Text:
     """What the trials of an outcome cost, as a sentence: also those that an earlier experiment had trained already."""
     time, yuan = show_seconds(o["seconds"]), f"{o['yuan']:.3g}"
     en = f"It rests on {o['trials']:,} trials: {o['flops']:.3g} FLOPs, {time} of trial time, {yuan} yuan."
-    return en, f"依据 {o['trials']:,} 个试验：{o['flops']:.3g} FLOPs，试验时间 {time}，{yuan} 元。"
+    return Text(en, f"依据 {o['trials']:,} 个试验：{o['flops']:.3g} FLOPs，试验时间 {time}，{yuan} 元。")

@@ -33,8 +33,18 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from gangpao import machine
-from gangpao.sandbox.trials.config import Range, SandboxConfig, SearchConfig
-from gangpao.sandbox.trials.search import SEARCH, fitted, grid_of, number_of, search_name, step_of
+from gangpao.sandbox.reasons import Reason
+from gangpao.sandbox.trials.config import SandboxConfig
+from gangpao.sandbox.trials.search import (
+    SEARCH,
+    Range,
+    SearchConfig,
+    fitted,
+    grid_of,
+    number_of,
+    search_name,
+    step_of,
+)
 from gangpao.sandbox.trials.trial import Lab, Pruned, Result, Spec, cost_of, ensure, key_of
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 40
@@ -117,7 +127,10 @@ def join_study(storage: optuna.storages.RDBStorage, lab: Lab, name: str) -> tupl
     configuration. Raises ValueError where there is no such study."""
     search = None
     if name == SEARCH or name.startswith(f"{SEARCH}-"):
-        search, name = fitted(lab.config.search, lab.config), search_name(lab, lab.config.search, name)
+        search, name = (
+            fitted(lab.config.table(SearchConfig), lab.config),
+            search_name(lab, lab.config.table(SearchConfig), name),
+        )
     there = sorted(optuna.get_all_study_names(storage))
     if name not in there:
         hint = "; the name of a search follows from its configuration: give the driver's" if search else ""
@@ -298,7 +311,7 @@ def _objective(lab: Lab, trial: Trial, search: SearchConfig | None) -> float:
         result = ensure(lab, _asked_for(lab, trial))
         trial.set_user_attr("result", result.model_dump(mode="json"))
         if result.bpb is None:
-            raise optuna.TrialPruned(result.why)
+            raise optuna.TrialPruned(_said(result))
         return result.bpb
     if search is None:  # another worker took the last one in the queue, and Optuna made a new one for us
         raise optuna.TrialPruned("nothing left")
@@ -313,8 +326,13 @@ def _objective(lab: Lab, trial: Trial, search: SearchConfig | None) -> float:
         found.append(ensure(lab, spec, _watch(trial, spec) if i == 0 and search.pruner != "none" else None))
         trial.set_user_attr("result", found[0].model_dump(mode="json"))
         if found[-1].bpb is None:
-            raise optuna.TrialPruned(found[-1].why)
+            raise optuna.TrialPruned(_said(found[-1]))
     return sum(r.bpb or 0.0 for r in found) / len(found)
+
+
+def _said(result: Result) -> str:
+    """Why a trial has no loss, for Optuna's records."""
+    return result.reason.text().en if result.reason else result.state
 
 
 def _asked_for(lab: Lab, trial: Trial) -> Spec:
@@ -366,7 +384,7 @@ def _watch(trial: Trial, spec: Spec) -> Any:
             trial.report(sum(seen) / len(seen), line["step"] // every)
             seen.clear()
             if trial.should_prune():
-                raise Pruned(f"its loss at step {line['step']} is worse than that of most others")
+                raise Pruned(Reason.of("worse", step=line["step"]))
 
     return watch
 

@@ -7,20 +7,95 @@ What it gives up: a change that would not have mattered begins anew as well; its
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, Literal
 
-from gangpao.sandbox.trials.config import Range, SandboxConfig, SearchConfig
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from gangpao.config import said
+from gangpao.sandbox.trials.config import Common, ExperimentTable, SandboxConfig
+from gangpao.sandbox.trials.field_types import Once, Seed, Some, Table
 from gangpao.sandbox.trials.trial import Lab
 
 SEARCH = "search"
-# What a search does not depend on. Whatever is new in a configuration counts until it is named here.
-_NOT_OF_A_SEARCH = {
-    "data", "data_dir", "data_set", "common", "search", "micro_tokens", "workers", "threads", "cost_profile",
-    "lr", "batch", "schedule", "scaling", "mix", "optim",
-}  # fmt: skip
+# Of the common part, what a search does not depend on. Whatever is new there counts until it is named here; tables of other
+# experiments never do.
+_NOT_OF_A_SEARCH = {"data", "data_dir", "data_set", "common", "micro_tokens", "workers", "threads", "cost_profile"}
+
+
+class Range(Table):
+    """Values that a search may take: low to high (log: evenly in logs), or choices."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = True
+    choices: Once[Any] = ()
+    points: int = Field(default=0, ge=0, description="Of a grid between low and high.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        interval = self.low is not None and self.high is not None
+        if interval == bool(self.choices) or (self.low is None) != (self.high is None):
+            raise ValueError("give low and high, or choices")
+        if interval and not (self.low or 0) < (self.high or 0):
+            raise ValueError("low is not below high")
+        if interval and self.log and (self.low or 0) <= 0:
+            raise ValueError("log = true needs low above zero")
+        return self
+
+
+class SearchConfig(ExperimentTable):
+    """A search over any fields of a trial."""
+
+    space: dict[str, Range] = Field(
+        default={"lr": Range(low=0.002, high=0.05)}, description="Field of a trial -> range."
+    )
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    trials: int = Field(default=30, ge=1, description="Of tpe and random; a grid has as many as it has.")
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    seeds: Some[Seed] = Field(default=(0,), description="Each trial is the mean over these.")
+    sampler_seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @field_validator("space")
+    @classmethod
+    def _known(cls, space: dict[str, Range]) -> dict[str, Range]:
+        """Fields of a trial, and values that it can have. Raises ValueError here rather than in a worker."""
+        if not space:
+            raise ValueError("it is empty; name one field of a trial or more")
+        fields = [name for name in Common.model_fields if name != "seed"]
+        for name, r in space.items():
+            if name == "seed":
+                raise ValueError("seed: give search.seeds, over which every trial is averaged")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or fields
+                raise ValueError(f"{name!r:.40} is no field of a trial; did you mean {', '.join(near)}?")
+            for value in r.choices or (r.low, r.high):
+                _possible(name, int(value) if isinstance(value, float) and value.is_integer() else value)
+        return space
+
+    def fits(self, config: SandboxConfig) -> None:
+        """Widths are whole heads, batches whole rows; experiments find out before they start a worker."""
+        for name, whole in (("width", "head_dim"), ("batch_tokens", "seq_len")):
+            r, unit = self.space.get(name), getattr(config, whole)
+            if r is None:
+                continue
+            if any(value % unit for value in r.choices):
+                raise ValueError(f"search.space.{name}: give choices that are multiples of {whole} {unit}")
+            if r.low is not None and r.high is not None and r.high // unit < max(1, -(-r.low // unit)):
+                raise ValueError(
+                    f"search.space.{name}: no multiple of {whole} {unit} is between {r.low:g} and {r.high:g}"
+                )
+
+
+def _possible(name: str, value: Any) -> None:
+    """Raises ValueError for a value that no trial can have in this field."""
+    try:
+        Common.model_validate({name: value}, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {value!r:.40} cannot be: it {said(error.errors()[0])}") from error
 
 
 def search_name(lab: Lab, search: SearchConfig, given: str = SEARCH) -> str:
@@ -30,7 +105,7 @@ def search_name(lab: Lab, search: SearchConfig, given: str = SEARCH) -> str:
     decides = {
         "search": search.model_dump(mode="json", exclude={"trials"}),
         "common": lab.config.common.model_dump(mode="json", exclude=free),
-        "config": lab.config.model_dump(mode="json", exclude=_NOT_OF_A_SEARCH),
+        "config": lab.config.model_dump(mode="json", include=SandboxConfig.model_fields.keys() - _NOT_OF_A_SEARCH),
         "data": [lab.built.fingerprint, lab.stable, lab.decay],
     }
     name = f"{SEARCH}-{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]}"

@@ -29,6 +29,7 @@ from gangpao.data.build import Built, build
 from gangpao.data.config import load_data_config
 from gangpao.log import Progress
 from gangpao.model.count import flops_per_token, parameters
+from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials.config import Optimizer, SandboxConfig
 from gangpao.sandbox.trials.transfer import RULES, resolve
 from gangpao.train import pretrain
@@ -84,8 +85,8 @@ class Spec(Frozen):
 class Result(Frozen):
     """What came out. loss: held-out nats a token; bpb: held-out bits a byte of text. N: non-embedding, N_total: all parameters.
 
-    flops: of this run alone (a branch costs its decay). seconds: of the whole trial, busy: of its steps. workers: trials at a time,
-    0 where an older version did not write it. curve: D -> bpb at the ends of its stages.
+    flops: of this run alone (a branch costs its decay). seconds: of the whole trial, busy: of its steps. workers: trials at a time.
+    curve: D -> bpb at the ends of its stages. reason: why it did not end well.
     """
 
     key: str
@@ -102,13 +103,17 @@ class Result(Frozen):
     curve: dict[int, float] = Field(default={})
     seconds: float = 0.0
     busy: float = 0.0
-    workers: float = 0.0
+    workers: float = Field(gt=0)
     yuan: float = 0.0
-    why: str = ""
+    reason: Reason | None = None
 
 
 class Pruned(Exception):
     """A trial that is stopped because others do better."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.text().en)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +271,8 @@ def ensure(lab: Lab, spec: Spec, watch: Callable[[dict[str, Any]], None] | None 
         if known is not None and (known.state != "pruned" or watch is not None):
             return known
         if spec.parent is not None and (parent := ensure(lab, spec.parent)).state != "done":
-            return _record(
-                lab, spec, "diverged", why=f"its parent {parent.key} is {parent.state}", begin=time.monotonic()
-            )
+            why = Reason.of(f"parent_{parent.state}", key=parent.key)
+            return _record(lab, spec, "diverged", reason=why, begin=time.monotonic())
         try:
             if spec.parent is not None and not checkpoint.checkpoints(lab.folder(spec) / "checkpoints"):
                 _branch_point(lab, spec.parent, spec.parent_step)
@@ -296,16 +300,26 @@ def _train(lab: Lab, spec: Spec, watch: Callable[[dict[str, Any]], None] | None)
     try:
         outcome = pretrain.run_config(train_config(lab, spec), folder, watch=watch, built=lab.built)
     except TrainingStopped as error:
-        return _record(lab, spec, "diverged", why=str(error), begin=begin)
+        return _record(lab, spec, "diverged", reason=_why(error), begin=begin)
     except Pruned as error:
-        return _record(lab, spec, "pruned", why=str(error), begin=begin)
+        return _record(lab, spec, "pruned", reason=error.reason, begin=begin)
     if outcome.signal is not None:
         raise KeyboardInterrupt
     return _record(lab, spec, "done", begin=begin)
 
 
+def _why(error: TrainingStopped) -> Reason:
+    """Without what becomes of the checkpoints of a run: those of a trial are deleted."""
+    return Reason.of(error.code, **error.values) if error.code else Reason.of("other", text=str(error))
+
+
 def _record(
-    lab: Lab, spec: Spec, state_: Literal["done", "diverged", "pruned"], *, begin: float, why: str = ""
+    lab: Lab,
+    spec: Spec,
+    state_: Literal["done", "diverged", "pruned"],
+    *,
+    begin: float,
+    reason: Reason | None = None,
 ) -> Result:
     """Write result.json from the run's metrics."""
     folder = lab.folder(spec)
@@ -337,7 +351,7 @@ def _record(
         busy=busy,
         workers=_share(lab.config),
         yuan=cost.yuan(cost.get_profile(lab.config.cost_profile)[1], seconds) / _share(lab.config),
-        why=why,
+        reason=reason,
     )
     write_json(folder / RESULT, result.model_dump(mode="json"))
     if not spec.marks:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from gangpao.sandbox.experiments import batch, outcome
-from tests.sandbox.makers import Trials, make_lab, same_numbers
+from gangpao.sandbox.experiments import batch
+from gangpao.sandbox.experiments.text import page as pages
+from tests.sandbox.makers import Trials, make_lab, said, same_numbers
 
 A, B = 600_000.0, 5.0
 BATCHES = tuple(1024 * 2**k for k in range(7))
@@ -49,7 +50,7 @@ def test_the_law_is_recovered_and_holds_where_it_was_not_fitted(tmp_path):
     by_loss = next(t for t in facts["checks"] if t["law"] == "loss")
     assert by_loss["low"] <= A * bottom(submit.specs[0]) ** -B <= by_loss["high"]  # the largest came first
     assert -0.1 < by_loss["lost"] < 0.3
-    assert "goal of 0.3 % is met" in out.verdict["en"]
+    assert "goal of 0.3 % is met" in said(out)
     assert same_numbers(out)
     assert facts["noise"] == pytest.approx(0.0005, rel=0.35)
 
@@ -81,7 +82,7 @@ def test_the_check_size_is_not_fitted(tmp_path):
     t = next(t for t in other.facts["checks"] if t["law"] == "loss")
     shape = math.log(4)
     assert t["lost"] == pytest.approx(100 * (0.02 * shape**2 + 0.002 * shape**3) / bottom(submit.specs[0]), rel=0.15)
-    assert "is missed" in other.verdict["en"]
+    assert "is missed" in said(other)
 
 
 def test_every_batch_sees_the_same_tokens(tmp_path):
@@ -99,16 +100,16 @@ def test_a_size_whose_best_is_at_an_edge_gives_no_point(tmp_path):
         return 3.0 + spec.batch_tokens * 1e-6 if spec.width == 32 else loss(spec)
 
     out = batch.run(make(tmp_path), Trials(plant, noise=0.0003))
-    assert "At 32x4 the best batch is at the edge of the grid: add 512 to batch.batches" in out.verdict["en"]
+    assert "At 32x4 the best batch is at the edge of the grid: add 512 to batch.batches" in said(out)
     low, high = out.facts["laws"]["loss"]["exponent"]
     assert low <= -B <= high
     row = replace(make(tmp_path), config=make(tmp_path).config.model_copy(update={"seq_len": 1024}))
-    assert "near one row of 1024 tokens: shorten seq_len" in batch.run(row, Trials(plant)).verdict["en"]
+    assert "near one row of 1024 tokens: shorten seq_len" in said(batch.run(row, Trials(plant)))
     two = batch.run(make(tmp_path, sizes=SIZES[:3], tokens=TOKENS[:3]), Trials(plant))
     assert two.facts["law"] is None
-    assert "Fewer than three sizes" in two.verdict["en"]
+    assert "Fewer than three sizes" in said(two)
     assert same_numbers(two)
-    outcome.picture(two, "en")
+    pages.picture(two.record(), "en")
 
 
 def test_a_law_without_a_direction_is_not_for_plans(tmp_path):
@@ -120,7 +121,7 @@ def test_a_law_without_a_direction_is_not_for_plans(tmp_path):
     low, high = out.facts["laws"]["loss"]["exponent"]
     assert low < 0 < high
     assert out.facts["law"] is None
-    assert "not even the direction is known" in out.verdict["en"]
+    assert "not even the direction is known" in said(out)
 
 
 def test_points_that_miss_the_law_widen_it(tmp_path):
@@ -139,15 +140,15 @@ def test_points_that_miss_the_law_widen_it(tmp_path):
 def test_one_number_of_tokens_gives_no_law_of_tokens(tmp_path):
     out = batch.run(make(tmp_path, tokens=(), check=[], check_tokens=()), Trials(loss, noise=0.0002))
     assert out.facts["laws"]["tokens"] is None
-    assert "give batch.tokens" in out.verdict["en"]
-    assert "give batch.check" in out.verdict["en"]
+    assert "give batch.tokens" in said(out)
+    assert "give batch.check" in said(out)
 
 
 def test_one_seed_never_meets_the_goal_for_sure(tmp_path):
     out = batch.run(make(tmp_path, seeds=(0,)), Trials(loss, noise=0.0005))
     assert {v.answer for v in out.verdicts} == {"cannot tell"}
-    assert "is met" not in out.verdict["en"]
-    assert "batch.seeds two values" in out.verdict["en"]
+    assert "is met" not in said(out)
+    assert "batch.seeds two values" in said(out)
     assert same_numbers(out)
 
 
@@ -156,8 +157,10 @@ def test_a_batch_that_diverged_is_listed(tmp_path):
         make(tmp_path),
         Trials(loss, end=lambda q: ("diverged", "spike") if q.batch_tokens == 1024 and q.width == 64 else None),
     )
-    assert len(out.excluded) == 2
-    assert all("64x4" in name and why == "diverged: spike" for name, why in out.excluded)
+    assert len(out.left_out) == 2
+    assert {(one.values["size"], one.state, one.reason.text().en) for one in out.left_out} == {
+        ("64x4", "diverged", "spike")
+    }
     assert next(s for s in out.facts["sweeps"] if s["size"] == "64x4")["bpb"][0] is None
 
 
@@ -177,5 +180,5 @@ def test_impossible_grids_are_refused(tmp_path, changes, message):
 
 def test_everything_is_written(tmp_path):
     out = batch.run(make(tmp_path), Trials(loss, noise=0.0005))
-    outcome.write(out, tmp_path / "batch")
+    pages.write(out, tmp_path / "batch")
     assert len(list((tmp_path / "batch").iterdir())) == 5

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gangpao.sandbox.experiments import check
-from gangpao.sandbox.experiments.check import COORDINATES, CheckResult, coordinate_check, draw
+from gangpao.sandbox.experiments.check import COORDINATES, CheckResult, coordinate_check
+from gangpao.sandbox.experiments.text.check import draw, markdown, verdict
 from gangpao.sandbox.trials.random_ids import made_up
 from gangpao.sandbox.trials.transfer import RULES, Law, Multipliers
 
@@ -41,10 +42,10 @@ def wrong():
 
 
 def test_what_transfers_over_width_passes(right):
-    assert right.ok, right.markdown()
+    assert right.ok, markdown(right)
     other = measure("completep")
-    assert other.ok, other.markdown()
-    assert right.verdict() == "minicpm passes: nothing grows or shrinks with width beyond the tolerance."
+    assert other.ok, markdown(other)
+    assert verdict(right) == "minicpm passes: nothing grows or shrinks with width beyond the tolerance."
     flat = [s for s in right.slopes if s.coordinate != "logits" and s.quantity == "change"]
     assert max(abs(s.slope) for s in flat) < 0.08  # half of the tolerance is left
 
@@ -54,8 +55,8 @@ def test_a_learning_rate_that_ignores_width_fails(right, wrong):
     assert not wrong.ok
     assert failed(wrong) == {(c, "change") for c in ("attention", "mlp", "stream", "final", "answer")}
     assert all(s.slope > 0.3 for s in wrong.failures)
-    assert "change of MLP output grows like width^0." in wrong.verdict()
-    assert "MLP 输出的变化按 width^0." in wrong.verdict("zh")
+    assert "change of MLP output grows like width^0." in verdict(wrong)
+    assert "MLP 输出的变化按 width^0." in verdict(wrong, "zh")
     values = {(s.coordinate, s.slope) for s in right.slopes if s.quantity == "value"}
     assert values == {(s.coordinate, s.slope) for s in wrong.slopes if s.quantity == "value"}
 
@@ -67,7 +68,7 @@ def test_half_an_exponent_is_seen_both_ways():
     assert all(s.slope > 0 for s in up.failures)
     assert ("mlp", "change") in failed(down)
     assert all(s.slope < 0 for s in down.failures)
-    assert "shrinks like width^-0." in down.verdict()
+    assert "shrinks like width^-0." in verdict(down)
 
 
 def test_wrong_first_values_and_a_wrong_multiplier_fail():
@@ -96,10 +97,10 @@ def test_depth_is_what_completep_adds():
     assert RULES["completep"].axes == ("width", "layers")
     assert RULES["minicpm"].axes == ("width",)
     result = measure("completep", **over)
-    assert result.ok, result.markdown()
+    assert result.ok, markdown(result)
     root = measure("minicpm", **over)
     assert ("final", "change") in failed(root)
-    assert "grows like layers^0." in root.verdict()
+    assert "grows like layers^0." in verdict(root)
 
 
 def test_slopes_are_those_of_the_points(right):
@@ -134,8 +135,8 @@ def test_it_comes_back_from_json_and_is_told(right, wrong):
         text = json.dumps(result.json(), allow_nan=False)
         assert json.loads(text)["answer"] == result.answer
         assert CheckResult.read(json.loads(text)) == result
-    english, chinese = wrong.markdown(), wrong.markdown("zh")
-    assert english.count("**") > 6 > right.markdown().count("**")
+    english, chinese = markdown(wrong), markdown(wrong, "zh")
+    assert english.count("**") > 6 > markdown(right).count("**")
     rows = [line for line in english.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(COORDINATES)
     assert {row.count("|") for row in rows} == {5}
@@ -162,10 +163,10 @@ def test_what_explodes_fails_and_is_no_number():
     result = measure("standard", widths=(32, 64), seeds=(0,), lr=1e30, steps=2)
     assert not result.ok
     assert any(math.isnan(s.slope) for s in result.failures)
-    assert "is not a finite number above zero" in result.verdict()
+    assert "is not a finite number above zero" in verdict(result)
     text = json.dumps(result.json(), allow_nan=False)
-    assert CheckResult.read(json.loads(text)).verdict() == result.verdict()
-    assert "nan" in result.markdown()
+    assert verdict(CheckResult.read(json.loads(text))) == verdict(result)
+    assert "nan" in markdown(result)
 
 
 def test_real_ids_and_muon():

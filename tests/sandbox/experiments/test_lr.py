@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from gangpao.sandbox.experiments import lr, outcome
+from gangpao.sandbox.experiments import lr
+from gangpao.sandbox.experiments.text import page as pages
 from gangpao.sandbox.trials.config import Size
-from tests.sandbox.makers import Trials, make_lab, same_numbers
+from tests.sandbox.makers import Trials, make_lab, rows, said, same_numbers
 
 RATES = (0.0025, 0.0035, 0.005, 0.007, 0.01, 0.014, 0.02, 0.028, 0.04)
 HIGHER = tuple(r / 10 for r in RATES)
@@ -53,19 +54,19 @@ def test_a_rule_that_keeps_its_rate_is_told_from_one_that_does_not(tmp_path):
     assert moves["low"] <= 64 / 256 <= moves["high"]
     assert facts["optimum"] == {"minicpm": pytest.approx(0.01, rel=0.06), "standard": pytest.approx(0.0005, rel=0.06)}
     assert same_numbers(out)
-    assert "minicpm across widths" in out.verdict["en"]
+    assert "minicpm across widths" in said(out)
     assert {q.lr for q in submit.specs if q.rule == "standard"} == set(HIGHER)
 
 
 def test_the_table_says_what_the_small_models_rate_costs(tmp_path):
     out = lr.run(make(tmp_path), Trials(loss))
-    rows = {(r["rule"], r["size"]): r for r in out.rows}
-    assert len(rows) == 6
-    assert rows["minicpm", "256x4"]["lost"] == pytest.approx(0, abs=2e-4)
+    table = {(r["rule"], r["size"]): r for r in rows(out)}
+    assert len(table) == 6
+    assert table["minicpm", "256x4"]["lost"] == pytest.approx(0, abs=2e-4)
     t = math.log(4)  # the small one's best is four times the large one's
-    assert rows["standard", "256x4"]["lost"] == pytest.approx(0.06 * t * t + 0.012 * t**3, rel=0.1)
-    assert rows["standard", "64x4"]["lost"] == 0
-    for (rule, _), row in rows.items():
+    assert table["standard", "256x4"]["lost"] == pytest.approx(0.06 * t * t + 0.012 * t**3, rel=0.1)
+    assert table["standard", "64x4"]["lost"] == 0
+    for (rule, _), row in table.items():
         assert row["lr"] == pytest.approx(0.01 if rule == "minicpm" else row["lr"], rel=0.05)
 
 
@@ -83,7 +84,7 @@ def test_depths_are_a_series_of_their_own(tmp_path):
     assert shift(out, "minicpm", "depth")["answer"] == "no"
     assert shift(out, "minicpm", "depth")["factor"] == pytest.approx(math.sqrt(2 / 16), rel=0.08)
     assert shift(out, "minicpm")["answer"] == "yes"
-    assert [r["size"] for r in out.rows] == ["64x4", "128x4", "256x4", "64x2", "64x4", "64x16"]
+    assert [r["size"] for r in rows(out)] == ["64x4", "128x4", "256x4", "64x2", "64x4", "64x16"]
     assert len(submit.specs) == len({q.model_dump_json() for q in submit.specs}) == 5 * len(RATES) * 3
     assert out.facts["optimum"]["minicpm"] == pytest.approx(0.01, rel=0.06)  # of the widths
 
@@ -94,8 +95,8 @@ def test_an_edge_is_said_with_the_rate_to_add(tmp_path):
     assert shift(out, "minicpm") == {
         **shift(out, "minicpm"), "answer": "cannot tell", "low": 0.0, "high": None,
     }  # fmt: skip
-    assert f"add {RATES[5] ** 2 / RATES[6]:.2g} to lr.rates" in out.verdict["en"]
-    assert "cannot be told" in out.verdict["en"]
+    assert f"add {RATES[5] ** 2 / RATES[6]:.2g} to lr.rates" in said(out)
+    assert "cannot be told" in said(out)
     assert out.facts["optimum"]["minicpm"] is None
     assert same_numbers(out)
 
@@ -106,7 +107,7 @@ def test_an_edge_may_still_say_no(tmp_path):
     found = shift(out, "standard")
     assert (found["answer"], found["low"]) == ("no", 0.0)
     assert found["high"] < 0.6
-    assert "to lr.standard_rates" in out.verdict["en"]
+    assert "to lr.standard_rates" in said(out)
 
 
 def test_a_rate_that_diverges_is_a_wall_and_no_edge(tmp_path):
@@ -115,20 +116,22 @@ def test_a_rate_that_diverges_is_a_wall_and_no_edge(tmp_path):
 
     submit = Trials(lambda q: loss(q.model_copy(update={"lr": q.lr * 0.6})), end=end, noise=0.0002)
     out = lr.run(make(tmp_path, rules=("minicpm",)), submit)
-    assert len(out.excluded) == 4  # rates above 0.011, one seed each
-    assert all("diverged: loss nan" in why and "256x4" in name for name, why in out.excluded)
-    assert out.rows[-1]["diverged"] == 0.014
-    assert out.rows[-1]["lost"] == "inf"  # the small one is best at 0.0167
-    assert "makes the large one diverge" in out.verdict["en"]
-    assert "edge" not in out.verdict["en"]
-    outcome.picture(out, "en")
+    assert len(out.left_out) == 4  # rates above 0.011, one seed each
+    assert {(one.values["size"], one.state, one.reason.text().en) for one in out.left_out} == {
+        ("256x4", "diverged", "loss nan")
+    }
+    assert rows(out)[-1]["diverged"] == 0.014
+    assert rows(out)[-1]["lost"] == "inf"  # the small one is best at 0.0167
+    assert "makes the large one diverge" in said(out)
+    assert "edge" not in said(out)
+    pages.picture(out.record(), "en")
 
 
 def test_one_seed_has_an_interval_but_no_noise(tmp_path):
     out = lr.run(make(tmp_path, seeds=(0,)), Trials(loss, noise=0.0005))
     assert out.facts["noise"] == {}
     assert shift(out, "standard")["answer"] == "no"
-    assert "lr.seeds two values" in out.verdict["en"]
+    assert "lr.seeds two values" in said(out)
     assert same_numbers(out)
 
 
@@ -147,16 +150,16 @@ def test_pruned_and_unjudged_trials_are_no_walls(tmp_path):
     )
     assert {s["answer"] for s in out.facts["shifts"]} == {"yes"}
     assert all(0.02 not in s["x"] for s in out.facts["sweeps"])
-    assert {row["diverged"] for row in out.rows} == {None}
-    assert len(out.excluded) == 9
+    assert {row["diverged"] for row in rows(out)} == {None}
+    assert len(out.left_out) == 9
 
 
 def test_all_diverged_says_so(tmp_path):
     out = lr.run(make(tmp_path), Trials(loss, end=lambda q: ("diverged", "nan")))
     assert {s["answer"] for s in out.facts["shifts"]} == {"cannot tell"}
-    assert "too few trials ended well" in out.verdict["en"]
+    assert "too few trials ended well" in said(out)
     json.dumps(out.facts, allow_nan=False)
-    outcome.picture(out, "zh")
+    pages.picture(out.record(), "zh")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +178,6 @@ def test_impossible_grids_are_refused(tmp_path, changes, message):
 
 def test_everything_is_written(tmp_path):
     out = lr.run(make(tmp_path, layers=(2, 8)), Trials(loss, noise=0.0005))
-    outcome.write(out, tmp_path / "lr")
+    pages.write(out, tmp_path / "lr")
     assert len(list((tmp_path / "lr").iterdir())) == 5
     assert Size(width=64, layers=2) in {Size(width=r.spec.width, layers=r.spec.layers) for r in out.results}

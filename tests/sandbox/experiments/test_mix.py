@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gangpao.sandbox.experiments import mix, outcome
-from gangpao.sandbox.trials.config import MixConfig
+from gangpao.sandbox.experiments import mix
+from gangpao.sandbox.experiments.text import page as pages
 from gangpao.sandbox.trials.trial import ensure
-from tests.sandbox.makers import DECAY, STABLE, Trials, make_lab, noise_of, same_numbers
+from tests.sandbox.makers import DECAY, STABLE, Trials, make_lab, markdown, noise_of, said, same_numbers
 
 GAIN = {"zh-laws": 0.02, "zh-cook": -0.004, "en-books": 0.0, "code-python": -0.03, "wiki": 0.0}
 THREE = {"plain": STABLE, "half": {**STABLE, "sft_zh": 0.5}, "all": {"sft_zh": 1.0}}
@@ -100,15 +100,15 @@ def test_one_seed_is_never_a_result(tmp_path):
     out = mix.run(make(tmp_path, seeds=(0,)), planted(noise=0.0001))
     assert {c.get("verdict") for c in out.facts["cells"]} == {None, "cannot tell"}
     assert cell(out, "decay", "total")["error"] is None
-    assert out.verdict["en"].count("(cannot tell)") == len({c["group"] for c in out.facts["cells"]})
-    assert "mix.seeds two values" in out.verdict["en"]
+    assert said(out).count("(cannot tell)") == len({c["group"] for c in out.facts["cells"]})
+    assert "mix.seeds two values" in said(out)
     assert same_numbers(out)
-    outcome.picture(out, "en")
+    pages.picture(out.record(), "en")
 
 
 def test_answers_are_nats_where_they_are_known_and_their_lack_is_said(tmp_path):
     out = mix.run(make(tmp_path), planted(noise=0.0002))
-    assert "the results keep none" in out.verdict["en"]
+    assert "the results keep none" in said(out)
     assert "answers" not in {c["group"] for c in out.facts["cells"]}
 
     def both(spec):
@@ -117,7 +117,7 @@ def test_answers_are_nats_where_they_are_known_and_their_lack_is_said(tmp_path):
     out = mix.run(make(tmp_path), Trials(level, heldout=both, noise=0.0002))
     assert cell(out, "decay", "answers")["difference"] == pytest.approx(-0.4, abs=0.002)
     assert cell(out, "decay", "answers")["sources"] == 1
-    assert "nats a token and are not in the total" in out.verdict["en"]
+    assert "nats a token and are not in the total" in said(out)
 
 
 def test_a_seed_that_one_mixture_lost_is_left_out_of_all(tmp_path):
@@ -126,9 +126,9 @@ def test_a_seed_that_one_mixture_lost_is_left_out_of_all(tmp_path):
         planted(noise=0.0002, end=lambda q: ("diverged", "spike") if q.seed == 2 and q.mixture == DECAY else None),
     )
     assert out.facts["seeds"] == 3
-    assert len(out.excluded) == 1
-    assert out.excluded[0][0]["en"].startswith("with supervised data: ")
-    assert "left out of all of them: 2." in out.verdict["en"]
+    assert len(out.left_out) == 1
+    assert "Left out: with supervised data: " in markdown(out, "en")
+    assert "left out of all of them: 2." in said(out)
     assert abs(cell(out, "decay", "total")["difference"] + 0.004) <= cell(out, "decay", "total")["error"]
 
 
@@ -136,8 +136,8 @@ def test_a_seed_that_one_mixture_lost_is_left_out_of_all(tmp_path):
 def test_a_mixture_that_never_ends_well_is_not_compared(tmp_path, lost):
     out = mix.run(make(tmp_path), planted(end=lambda q: ("diverged", "nan") if q.mixture == lost else None))
     assert not any("difference" in c for c in out.facts["cells"])
-    assert "nothing to compare" in out.verdict["en"]
-    outcome.picture(out, "zh")
+    assert "nothing to compare" in said(out)
+    pages.picture(out.record(), "zh")
 
 
 @pytest.mark.parametrize(
@@ -167,15 +167,15 @@ def test_without_a_mixture_or_a_decay_there_is_nothing_to_compare(tmp_path):
 
 def test_everything_is_written(tmp_path):
     out = mix.run(make(tmp_path, mixtures=THREE), planted(noise=0.0005))
-    outcome.write(out, tmp_path / "mix")
+    pages.write(out, tmp_path / "mix")
     assert len(list((tmp_path / "mix").iterdir())) == 5
 
 
 def test_real_trials_branch_and_differ(lab):
     """Two seeds of twenty steps, trained: the decays see what they are told to, and nothing else differs."""
-    lab = replace(lab, config=lab.config.model_copy(update={"mix": MixConfig(seeds=(0, 1))}))
+    lab = replace(lab, config=lab.config.model_copy(update={"mix": mix.MixConfig(seeds=(0, 1))}))
     out = mix.run(lab, lambda specs: [ensure(lab, spec) for spec in specs])
-    assert out.excluded == []
+    assert out.left_out == []
     stables, branches = out.results[:2], out.results[2:]
     assert [len(group) for group in (stables, branches)] == [2, 4]
     for r in branches:

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from gangpao.sandbox.experiments import optim, outcome
-from tests.sandbox.makers import Trials, make_lab, same_numbers
+from gangpao.sandbox.experiments import optim
+from gangpao.sandbox.experiments.text import page as pages
+from tests.sandbox.makers import Trials, make_lab, rows, said, same_numbers
 
 RATES = (0.005, 0.0071, 0.01, 0.0141, 0.02)
 TOKENS = (409_600, 819_200, 1_638_400, 3_276_800)
@@ -37,10 +38,10 @@ def test_the_ratio_of_tokens_and_seconds_is_recovered(tmp_path):
     assert tokens["high"] - tokens["low"] < 0.1
     assert time["low"] <= 1.3 * SAVES <= time["high"]
     assert time["value"] == pytest.approx(1.3 * tokens["value"], rel=0.01)
-    assert out.verdict["en"].count("; less.") == 2  # tokens, seconds
+    assert said(out).count("; less.") == 2  # tokens, seconds
     assert same_numbers(out)
     for D in TOKENS:
-        row = next(r for r in out.rows if (r["optimizer"], r["D"]) == ("Muon", D))
+        row = next(r for r in rows(out) if (r["optimizer"], r["D"]) == ("Muon", D))
         exact = 40 * D**-0.3 * (SAVES**0.3 - 1)
         assert abs(row["difference"] - exact) <= row["noise"]
         assert row["lr"] == pytest.approx(0.014, rel=0.25)
@@ -60,7 +61,7 @@ def test_the_same_optimizer_under_two_names_makes_no_difference(tmp_path):
 
     out = optim.run(make(tmp_path), Trials(same))
     assert out.facts["tokens"]["muon"]["value"] == pytest.approx(1)
-    calls = [optim.run(make(tmp_path), Trials(same, noise=0.01, salt=s)).verdict["en"] for s in "abcdefghij"]
+    calls = [said(optim.run(make(tmp_path), Trials(same, noise=0.01, salt=s))) for s in "abcdefghij"]
     assert sum("which needs less cannot be told" in text for text in calls) >= 8
 
 
@@ -72,12 +73,12 @@ def test_without_a_common_loss_there_is_a_bound_and_no_ratio(tmp_path):
     tokens = out.facts["tokens"]["muon"]
     assert tokens["value"] is None
     assert tokens["bound"] == TOKENS[0] / TOKENS[-1]
-    assert "needs less than 0.125 times the tokens" in out.verdict["en"]
-    assert "so that the curves overlap" in out.verdict["en"]
+    assert "needs less than 0.125 times the tokens" in said(out)
+    assert "so that the curves overlap" in said(out)
     assert same_numbers(out)
     other = optim.run(make(tmp_path, optimizers=("muon", "adamw")), Trials(far))
     assert other.facts["tokens"]["adamw"]["bound"] == 8
-    assert "needs more than 8 times" in other.verdict["en"]
+    assert "needs more than 8 times" in said(other)
 
 
 def test_reading_across_is_exact_on_lines_in_log_tokens():
@@ -100,23 +101,23 @@ def test_one_seed_has_no_interval(tmp_path):
     found = out.facts["tokens"]["muon"]
     assert found["value"] == pytest.approx(SAVES, rel=0.1)
     assert (found["low"], found["high"], out.facts["seconds"]["muon"]["low"]) == (None, None, None)
-    assert "which needs less cannot be told" in out.verdict["en"]
-    assert "optim.seeds two values" in out.verdict["en"]
+    assert "which needs less cannot be told" in said(out)
+    assert "optim.seeds two values" in said(out)
     assert same_numbers(out)
 
 
 def test_an_edge_is_said(tmp_path):
     out = optim.run(make(tmp_path, rates=RATES[:4]), Trials(loss, noise=0.0001))
     where = " / ".join(f"{D:,}" for D in TOKENS)
-    assert f"Muon at {where} tokens: the best rate is at the edge of the grid" in out.verdict["en"]
-    assert f"add {RATES[3] ** 2 / RATES[2]:.2g} to optim.rates" in out.verdict["en"]
+    assert f"Muon at {where} tokens: the best rate is at the edge of the grid" in said(out)
+    assert f"add {RATES[3] ** 2 / RATES[2]:.2g} to optim.rates" in said(out)
     assert set(out.facts["optimum"]["muon"].values()) == {None}
     assert list(out.facts["optimum"]["adamw"].values()) == pytest.approx([0.0085] * 4, rel=0.1)
-    assert "; less." in out.verdict["en"]  # Muon, which is better anyway, would only do better still
+    assert "; less." in said(out)  # Muon, which is better anyway, would only do better still
     back = optim.run(make(tmp_path, rates=RATES[:4], optimizers=("muon", "adamw")), Trials(loss, noise=0.0001))
-    assert "; more." in back.verdict["en"]
+    assert "; more." in said(back)
     low = optim.run(make(tmp_path, rates=RATES[2:]), Trials(loss, noise=0.0001))
-    assert "which needs less cannot be told, as AdamW may do better at the rates to add" in low.verdict["en"]
+    assert "which needs less cannot be told, as AdamW may do better at the rates to add" in said(low)
     assert same_numbers(low)
 
 
@@ -127,14 +128,14 @@ def test_diverged_trials_are_listed_and_missing_points_are_left_out(tmp_path):
         return None
 
     out = optim.run(make(tmp_path), Trials(loss, noise=0.0005, end=end))
-    assert len(out.excluded) == 2 * (len(RATES) + len(TOKENS) - 1)
-    assert [r["D"] for r in out.rows if r["optimizer"] == "Muon"] == [D for D in TOKENS if TOKENS[1] != D]
-    assert f"Muon at {TOKENS[1]:,} tokens: too few trials" in out.verdict["en"]
+    assert len(out.left_out) == 2 * (len(RATES) + len(TOKENS) - 1)
+    assert [r["D"] for r in rows(out) if r["optimizer"] == "Muon"] == [D for D in TOKENS if TOKENS[1] != D]
+    assert f"Muon at {TOKENS[1]:,} tokens: too few trials" in said(out)
     found = out.facts["tokens"]["muon"]
     assert found["value"] == pytest.approx(SAVES, rel=0.1)
     nothing = optim.run(make(tmp_path), Trials(loss, end=lambda q: ("diverged", "nan")))
-    assert "cannot be compared" in nothing.verdict["en"]
-    outcome.picture(nothing, "en")
+    assert "cannot be compared" in said(nothing)
+    pages.picture(nothing.record(), "en")
 
 
 @pytest.mark.parametrize(
@@ -154,5 +155,5 @@ def test_impossible_grids_are_refused(tmp_path, changes, message):
 
 def test_everything_is_written(tmp_path):
     out = optim.run(make(tmp_path), Trials(loss, noise=0.0005, busy=seconds))
-    outcome.write(out, tmp_path / "optim")
+    pages.write(out, tmp_path / "optim")
     assert len(list((tmp_path / "optim").iterdir())) == 5

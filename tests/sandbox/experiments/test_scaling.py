@@ -9,12 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gangpao import cost, machine
+from gangpao import machine
 from gangpao.atomic import write_json
-from gangpao.sandbox.experiments import outcome, scaling
+from gangpao.sandbox.experiments import predictions, scaling
 from gangpao.sandbox.experiments import scaling_study as studies
-from gangpao.sandbox.trials.config import Ladder, Size
+from gangpao.sandbox.experiments.scaling import Ladder
+from gangpao.sandbox.experiments.text import page as pages
+from gangpao.sandbox.trials.config import Size
 from gangpao.sandbox.trials.trial import RESULT, Result, cost_of, key_of
+from tests.sandbox.makers import markdown, said
 
 E, A, B, ALPHA, BETA = 0.6, 12.0, 60.0, 0.35, 0.4
 SIZES = tuple(Ladder(width=w, layers=n) for w, n in ((32, 1), (48, 2), (64, 3), (96, 4)))
@@ -33,7 +36,7 @@ def result_of(lab, spec, *, noise=0.0, state="done", shift=0.0):
     bpb = loss(N, spec.tokens, spec.schedule) + noise * rng.standard_normal() + shift
     return Result(
         key=key, spec=spec, state=state, N=N, N_total=total, D=spec.tokens, flops=flops,
-        bpb=bpb if state == "done" else None, busy=flops / 1e9, seconds=flops / 1e9,
+        bpb=bpb if state == "done" else None, busy=flops / 1e9, seconds=flops / 1e9, workers=2.0,
     )  # fmt: skip
 
 
@@ -45,7 +48,7 @@ class Fake:
 
     def __call__(self, specs):
         self.calls.append(list(specs))
-        path = self.lab.out / "scaling" / scaling.PREDICTIONS
+        path = self.lab.out / "scaling" / predictions.FILE
         if any(s.width == TARGET.width for s in specs):
             self.before = path.read_bytes() if path.exists() else None
         results = [self.result(spec) for spec in specs]
@@ -142,12 +145,12 @@ def test_targets_are_predicted_before_they_are_submitted(lab):
     assert len(submit.calls) == 2
     assert [s.tokens for s in submit.calls[1]] == [819_200]
     assert all(s.width != TARGET.width for s in submit.calls[0])
-    path = lab.out / "scaling" / scaling.PREDICTIONS
+    path = lab.out / "scaling" / predictions.FILE
     assert submit.before == path.read_bytes()
     record = json.loads(submit.before)
-    assert record["before"] == [True]
+    assert {p["unknown_then"] for p in record["predictions"]} == {True}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["written"])
-    assert set(record["laws"]) == {"wsd", "cosine", "equal"}
+    assert [p["law"] for p in record["predictions"]] == ["wsd", "cosine", "equal"]
     points = {name: sorted([N, D, bpb] for N, _, D, bpb in rows) for name, rows in out.facts["points"].items()}
     assert record["points_sha256"] == hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
     ours = next(t for t in out.facts["targets"] if t["law"] == "wsd")
@@ -156,13 +159,13 @@ def test_targets_are_predicted_before_they_are_submitted(lab):
     assert ours["error"] == pytest.approx(100 * (ours["predicted"] / ours["actual"] - 1))
     assert ours["inside"] == (ours["low"] <= ours["actual"] <= ours["high"])
     assert out.facts["noise"] == pytest.approx(0.0003, rel=0.5)
-    assert f"error {ours['error']:+.2f} %" in out.verdict["en"]
-    assert numbers(out.verdict["en"]) == numbers(out.verdict["zh"])
+    assert f"error {ours['error']:+.2f} %" in said(out)
+    assert numbers(said(out)) == numbers(said(out, "zh"))
 
 
 def test_predictions_are_never_rewritten(lab):
     lab = with_config(lab, targets=(TARGET,), target_tokens=(819_200,))
-    path = lab.out / "scaling" / scaling.PREDICTIONS
+    path = lab.out / "scaling" / predictions.FILE
     first = scaling.run(lab, Fake(lab)).facts["predictions"]
     kept = path.read_bytes(), path.stat().st_mtime_ns
     assert scaling.run(lab, Fake(lab)).facts["predictions"] == first
@@ -170,17 +173,15 @@ def test_predictions_are_never_rewritten(lab):
     # Other points, after the target ran: said to be late, and the old file stays.
     late = scaling.run(lab, Fake(lab, shift=0.01))
     assert (path.read_bytes(), path.stat().st_mtime_ns) == kept
-    assert late.facts["predictions"]["before"] == [False]
-    assert "no prediction" in late.verdict["en"]
+    assert not any(p["unknown_then"] for p in late.facts["predictions"]["predictions"])
+    assert "no prediction" in said(late)
     # A further target is predicted, what was said of the old one stays, and the old file is kept beside the new one.
     more = with_config(lab, targets=(TARGET, Size(width=160, layers=6)), target_tokens=(819_200,))
     both = scaling.run(more, Fake(lab))
-    assert both.facts["predictions"]["before"] == [True, True]
-    assert both.facts["predictions"]["stamps"][0] == first["stamps"][0]
-    assert {name: values[0] for name, values in both.facts["predictions"]["laws"].items()} == {
-        name: values[0] for name, values in first["laws"].items()
-    }
-    assert json.loads(path.read_text())["targets"][1]["size"] == "160x6"
+    said_of_both = both.facts["predictions"]["predictions"]
+    assert all(p["unknown_then"] for p in said_of_both)
+    assert [p for p in said_of_both if p["target"]["size"] == "128x6"] == first["predictions"]
+    assert json.loads(path.read_text())["predictions"][-1]["target"]["size"] == "160x6"
     aside = list(path.parent.glob("predictions-*.json"))
     assert [p.read_bytes() for p in aside] == [kept[0]]
 
@@ -189,47 +190,42 @@ def test_another_floor_is_another_prediction(lab):
     def at(floor, sizes=(TARGET,)):
         return with_config(lab, targets=sizes, target_tokens=(819_200,), floor=floor)
 
-    def said(out, law="coupled"):
-        return [(t["predicted"], t["before"], t["floor"]) for t in out.facts["targets"] if t["law"] == law]
+    def targets(out, law="coupled"):
+        return [(t["predicted"], t["unknown_then"], t["floor"]) for t in out.facts["targets"] if t["law"] == law]
 
-    path = lab.out / "scaling" / scaling.PREDICTIONS
+    path = lab.out / "scaling" / predictions.FILE
     first = scaling.run(at((0.6, 0.05)), Fake(lab))
     kept = path.read_bytes()
-    [(low, _, _)] = said(first)
-    assert said(first) == [(low, True, [0.6, 0.05])]
-    assert said(first, "wsd")[0][1:] == (True, None)
-    assert re.search(r"\(said 20\d\d-[-\dT:+]* with E taken to be 0.6 ± 0.05\)", first.verdict["en"])
+    [(low, _, _)] = targets(first)
+    assert targets(first) == [(low, True, [0.6, 0.05])]
+    assert targets(first, "wsd")[0][1:] == (True, None)
+    assert re.search(r"\(said 20\d\d-[-\dT:+]* with E taken to be 0.6 ± 0.05\)", said(first))
     # The target has run: under another floor its law says something else, too late; that of the other law stays.
     other = scaling.run(at((0.1, 0.01)), Fake(lab))
-    [(high, before, floor)] = said(other)
+    [(high, before, floor)] = targets(other)
     assert (before, floor) == (False, [0.1, 0.01])
     assert abs(high / low - 1) > 1e-6
-    assert said(other, "wsd") == said(first, "wsd")
-    assert other.verdict["en"].count("no prediction") == 1
+    assert targets(other, "wsd") == targets(first, "wsd")
+    assert said(other).count("no prediction") == 1
     assert path.read_bytes() == kept
-    assert said(scaling.run(at((0.6, 0.05)), Fake(lab))) == said(first)
+    assert targets(scaling.run(at((0.6, 0.05)), Fake(lab))) == targets(first)
     # A further target under another floor: each keeps what was said of it, and the old file stays beside the new one.
     more = scaling.run(at((0.1, 0.01), (TARGET, Size(width=160, layers=6))), Fake(lab))
-    assert said(more)[0] == (high, False, [0.1, 0.01])
-    assert said(more)[1][1:] == (True, [0.1, 0.01])
-    assert said(more, "wsd")[0] == said(first, "wsd")[0]
+    assert targets(more)[0] == (high, False, [0.1, 0.01])
+    assert targets(more)[1][1:] == (True, [0.1, 0.01])
+    assert targets(more, "wsd")[0] == targets(first, "wsd")[0]
     assert [p.read_bytes() for p in path.parent.glob("predictions-*.json")] == [kept]
-    assert numbers(more.verdict["en"]) == numbers(more.verdict["zh"])
+    assert numbers(said(more)) == numbers(said(more, "zh"))
 
 
-def test_predictions_of_an_older_version_stay_and_say_that_their_floor_is_not_known(lab):
-    lab = with_config(lab, targets=(TARGET,), target_tokens=(819_200,), floor=(0.6, 0.05))
-    scaling.run(lab, Fake(lab))
-    path = lab.out / "scaling" / scaling.PREDICTIONS
-    old = json.loads(path.read_text())
-    for key in ("digest", "coupled"):
-        del old[key]
-    write_json(path, old)
-    kept = path.read_bytes()
-    again = scaling.run(lab, Fake(lab))
-    assert path.read_bytes() == kept
-    assert all(t["before"] for t in again.facts["targets"])
-    assert f"said {old['written']} under a floor that was not written)" in again.verdict["en"]
+def test_predictions_of_another_version_are_refused_and_stay(lab):
+    lab = with_config(lab, targets=(TARGET,), target_tokens=(819_200,))
+    path = lab.out / "scaling" / predictions.FILE
+    path.parent.mkdir(parents=True)
+    path.write_text('{"written": "2026-11-24T16:41:24+00:00", "targets": []}')
+    with pytest.raises(ValueError, match=r"predictions.json: not predictions of this version .*move it elsewhere"):
+        scaling.run(lab, Fake(lab))
+    assert "16:41:24" in path.read_text()
 
 
 def test_a_crash_between_prediction_and_target_changes_nothing(lab):
@@ -243,7 +239,7 @@ def test_a_crash_between_prediction_and_target_changes_nothing(lab):
 
     with pytest.raises(KeyboardInterrupt):
         scaling.run(lab, Dies(lab))
-    path = lab.out / "scaling" / scaling.PREDICTIONS
+    path = lab.out / "scaling" / predictions.FILE
     kept = path.read_bytes()
     scaling.run(lab, Fake(lab))
     assert path.read_bytes() == kept
@@ -258,7 +254,7 @@ def test_what_diverged_is_left_out_and_said(lab):
     lab = with_config(lab, targets=(TARGET,))
     out = scaling.run(lab, Bad(lab))
     assert len(out.facts["points"]["wsd"]) == len(SIZES) * len(TOKENS) - 1
-    assert [name for name, _ in out.excluded] == [f"96x4 {TOKENS[0]:,} wsd seed 0"]
+    assert f"Left out: 96x4 {TOKENS[0]:,} wsd seed 0 (diverged)" in markdown(out, "en")
 
 
 def test_a_target_that_diverges_has_no_error(lab):
@@ -268,8 +264,8 @@ def test_a_target_that_diverges_has_no_error(lab):
 
     out = scaling.run(with_config(lab, targets=(TARGET,)), Bad(lab))
     assert [(t["actual"], t["error"], t["inside"]) for t in out.facts["targets"]] == [(None, None, None)]
-    assert "did not end well" in out.verdict["en"]
-    outcome.picture(out, "en")
+    assert "did not end well" in said(out)
+    pages.picture(out.record(), "en")
 
 
 @pytest.mark.parametrize(
@@ -291,32 +287,26 @@ def test_impossible_studies_are_refused_before_anything_runs(lab, changes, messa
 def test_the_speed_is_that_of_the_trials_whatever_workers_are_now(lab, monkeypatch):
     """Each trial makes a billion a second."""
     monkeypatch.setattr(machine, "physical_cores", lambda: 3)
-    price = cost.yuan_per_second(cost.get_profile()[1])
 
-    def speed(now, **recorded):
+    def speed(workers):
         class Recorded(Fake):
             def result(self, spec):
-                r = super().result(spec)
-                yuan = price * r.seconds / recorded["share"] if "share" in recorded else 0.0
-                return r.model_copy(update={"workers": recorded.get("workers", 0.0), "yuan": yuan})
+                return super().result(spec).model_copy(update={"workers": workers})
 
         there = with_config(lab)
-        there = replace(there, config=there.config.model_copy(update={"workers": now}))
+        there = replace(there, config=there.config.model_copy(update={"workers": 4}))
         return scaling.run(there, Recorded(there)).facts["speed"]
 
-    assert speed(4, workers=1.0) == pytest.approx(1e9)
-    assert speed(1, workers=2.0) == pytest.approx(2e9)
-    assert speed(1, workers=16.0) == pytest.approx(3e9)  # never more than there are cores
-    assert speed(4, share=1.0) == speed(None, share=1.0) == pytest.approx(1e9)  # of an older version
-    assert speed(2, share=1.37) == pytest.approx(2e9)  # at another price: as now
-    assert speed(8) == pytest.approx(3e9)
+    assert speed(1.0) == pytest.approx(1e9)
+    assert speed(2.0) == pytest.approx(2e9)
+    assert speed(16.0) == pytest.approx(3e9)  # never more than there are cores
 
 
 def test_everything_is_written_in_both_languages(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "physical_cores", lambda: 2)
     lab = with_config(lab, cosine=True, targets=(TARGET,))
     out = scaling.run(lab, Fake(lab, noise=0.001))
-    outcome.write(out, tmp_path / "scaling")
+    pages.write(out, tmp_path / "scaling")
     assert len(list((tmp_path / "scaling").iterdir())) == 5
     assert out.facts["speed"] == pytest.approx(2e9)  # two trials at a time, each a billion a second
     assert math.isfinite(out.facts["flops"]["equal"])

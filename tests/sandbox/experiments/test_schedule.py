@@ -8,8 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gangpao.sandbox.experiments import outcome, schedule
+from gangpao.sandbox.experiments import schedule
+from gangpao.sandbox.experiments.text import page as pages
+from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials.trial import Result, cost_of, ensure, key_of
+from tests.sandbox.makers import rows, said, same_numbers
 
 HORIZONS = (25_600, 51_200, 102_400)  # 100, 200, 400 steps of 256 tokens
 SHARES = (0.025, 0.05, 0.1, 0.2)
@@ -35,7 +38,7 @@ def fake(lab, noise, *, diverge=lambda spec: False, seen=None):
         bad = diverge(spec)
         return Result(
             key=key, spec=spec, state="diverged" if bad else "done", N=N, N_total=total, D=spec.tokens, flops=flops,
-            bpb=None if bad else bpb, curve=curve, why="loss nan" if bad else "",
+            bpb=None if bad else bpb, curve=curve, reason=Reason.of("other", text="loss nan") if bad else None, workers=1.0,
         )  # fmt: skip
 
     def submit(specs):
@@ -63,16 +66,16 @@ def test_the_plant_is_found(lab):
         assert h["cosine_factor"] == 1.0
         assert h["best"] == "wsd"
         assert h["shapes"]["wsd"]["bpb"] < h["cosine"]
-    assert len(out.rows) == len(HORIZONS) * (3 + 2 * len(SHARES))
+    assert len(rows(out)) == len(HORIZONS) * (3 + 2 * len(SHARES))
     exact = planted(0.1, D=25_600) - planted(shape="cosine", D=25_600)
-    row = next(r for r in out.rows if (r["D"], r["schedule"], r["decay"]) == (25_600, "wsd", 0.1))
+    row = next(r for r in rows(out) if (r["D"], r["schedule"], r["decay"]) == (25_600, "wsd", 0.1))
     assert abs(row["difference"] - exact) <= row["noise"]
     assert row["before"] == pytest.approx(planted(0.0, D=90 * 256))
     for share, answer in (("10.0%", "yes"), ("2.5%", "no")):
         assert re.search(
-            rf"wsd: a decay of {share} is at most [\d.]+ above the best share; enough: {answer}\.", out.verdict["en"]
+            rf"wsd: a decay of {share} is at most [\d.]+ above the best share; enough: {answer}\.", said(out)
         )
-    assert "better than cosine" in out.verdict["en"]
+    assert "better than cosine" in said(out)
 
 
 def test_all_decays_branch_off_one_stable_run_and_only_the_schedule_differs(lab):
@@ -98,19 +101,18 @@ def test_one_seed_is_never_called_a_result(lab):
     out = schedule.run(lab, fake(lab, 0.0005))
     assert out.facts["noise"] is None
     assert out.facts["enough"] == {"wsd": None, "wsd_linear": None}
-    assert "two values or more" in out.verdict["en"]
-    assert "better" not in out.verdict["en"].replace("may be better", "")
+    assert "two values or more" in said(out)
+    assert "better" not in said(out).replace("may be better", "")
 
 
 def test_noise_hides_what_is_smaller(lab):
     lab = with_config(lab)
     out = schedule.run(lab, fake(lab, 0.05))
-    assert out.verdict["en"].count("no difference beyond noise") >= 2
+    assert said(out).count("no difference beyond noise") >= 2
     assert out.facts["enough"] == {"wsd": None, "wsd_linear": None}
-    assert "is too large to tell which share costs less than 0.3%" in out.verdict["en"]
-    assert re.search(r"more seeds would help, about \d+\.", out.verdict["en"])
-    numbers = {language: sorted(re.findall(r"\d[\d,.]*\d|\d", text)) for language, text in out.verdict.items()}
-    assert numbers["en"] == numbers["zh"]
+    assert "is too large to tell which share costs less than 0.3%" in said(out)
+    assert re.search(r"more seeds would help, about \d+\.", said(out))
+    assert same_numbers(out)
 
 
 def test_noisier_seeds_never_give_a_shorter_decay():
@@ -125,31 +127,31 @@ def test_noisier_seeds_never_give_a_shorter_decay():
                 least = min(bpb.values())
                 above = {str(share): value - least for share, value in bpb.items()}
                 horizons.append({"shapes": {"wsd": {"bpb": least, "above_best": above}}})
-            told = schedule.told_apart(horizons, "wsd", wide)
+            told = schedule.smallest_enough_share(horizons, "wsd", wide)
             assert told.enough in ((0.1, 0.2) if known else (None,))
             assert told.noisy != known
 
 
 def test_an_edge_of_the_cosine_rates_is_said_with_what_to_add(lab):
     lab = with_config(lab, cosine_rates=(1.0, 2.0))
-    assert "add 0.5 to schedule.cosine_rates" in schedule.run(lab, fake(lab, 0.0)).verdict["en"]
+    assert "add 0.5 to schedule.cosine_rates" in said(schedule.run(lab, fake(lab, 0.0)))
     lab = with_config(lab, cosine_rates=(1.0,))
-    assert "not tuned" in schedule.run(lab, fake(lab, 0.0)).verdict["en"]
+    assert "not tuned" in said(schedule.run(lab, fake(lab, 0.0)))
 
 
 def test_a_diverged_seed_takes_its_arm_out(lab):
     lab = with_config(lab)
     out = schedule.run(lab, fake(lab, 0.0005, diverge=lambda s: s.schedule == "cosine" and s.seed == 1 and s.lr > 0.01))
-    assert [why for _, why in out.excluded] == ["diverged: loss nan"] * 3
-    assert {r["factor"] for r in out.rows} == {None, 0.5, 1.0}
+    assert [one.reason.text().en for one in out.left_out] == ["loss nan"] * 3
+    assert {r["factor"] for r in rows(out)} == {None, 0.5, 1.0}
 
 
 def test_without_any_cosine_nothing_is_compared(lab):
     lab = with_config(lab)
     out = schedule.run(lab, fake(lab, 0.0005, diverge=lambda s: s.schedule == "cosine"))
-    assert all(r["difference"] is None for r in out.rows)
-    assert "nothing to compare" in out.verdict["en"]
-    outcome.picture(out, "en")
+    assert all(r["difference"] is None for r in rows(out))
+    assert "nothing to compare" in said(out)
+    pages.picture(out.record(), "en")
 
 
 @pytest.mark.parametrize(
@@ -165,9 +167,9 @@ def test_real_trials_branch_where_they_should(lab):
     """A stable run of 36 steps, decays from step 18 and 36, and cosine runs, trained."""
     lab = with_config(lab, horizons=(5120, 10_240), decays=(0.1,), shapes=("wsd",), cosine_rates=(1.0,), seeds=(0,))
     out = schedule.run(lab, lambda specs: [ensure(lab, spec) for spec in specs])
-    assert out.excluded == []
-    assert [r["D"] for r in out.rows] == [5120, 5120, 10_240, 10_240]
-    for row in out.rows:
+    assert out.left_out == []
+    assert [r["D"] for r in rows(out)] == [5120, 5120, 10_240, 10_240]
+    for row in rows(out):
         if row["schedule"] == "wsd":
             assert row["before"] > row["bpb"]
             assert abs(row["difference"]) < 0.3 * row["bpb"]
@@ -177,9 +179,8 @@ def test_real_trials_branch_where_they_should(lab):
 def test_both_languages_say_the_same_numbers_and_everything_is_written(lab, tmp_path):
     lab = with_config(lab, cosine_rates=(0.5, 1.0))
     out = schedule.run(lab, fake(lab, 0.0005))
-    numbers = {language: sorted(re.findall(r"\d[\d,.]*\d|\d", text)) for language, text in out.verdict.items()}
-    assert numbers["en"] == numbers["zh"]
-    outcome.write(out, tmp_path / "schedule")
+    assert same_numbers(out)
+    pages.write(out, tmp_path / "schedule")
     assert {p.name for p in (tmp_path / "schedule").iterdir()} == {
         "outcome.json", "report.en.md", "report.zh.md", "plot.en.png", "plot.zh.png",
     }  # fmt: skip

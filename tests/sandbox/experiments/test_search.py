@@ -7,7 +7,8 @@ import pytest
 
 from gangpao import cli
 from gangpao.atomic import write_json
-from gangpao.sandbox.trials.config import Range, SandboxConfig, SearchConfig
+from gangpao.sandbox.experiments.config import config_type
+from gangpao.sandbox.experiments.text.page import page_of
 from gangpao.sandbox.trials.driver import Driver, seconds_left
 from gangpao.sandbox.trials.queue import (
     Watch,
@@ -20,7 +21,7 @@ from gangpao.sandbox.trials.queue import (
     work,
     write_config,
 )
-from gangpao.sandbox.trials.search import fitted, grid_of, search_name
+from gangpao.sandbox.trials.search import Range, SearchConfig, fitted, grid_of, search_name
 from gangpao.sandbox.trials.trial import RESULT, Lab, Result, key_of
 
 RATES = SearchConfig(space={"lr": Range(low=0.005, high=0.02)}, sampler="random", trials=3, pruner="none")
@@ -64,7 +65,7 @@ def test_a_changed_search_begins_anew_and_a_longer_one_goes_on(config, tmp_path,
 
     def search(**changes):
         driver = Driver(config.model_copy(update={"workers": 1, **changes}), tmp_path)
-        study = driver.search(driver.config.search)
+        study = driver.search()
         trials, best = study.trials, best_values(study)
         driver.close()
         return study.study_name, trials, best
@@ -144,6 +145,7 @@ def made_up(lab, spec, **changes):
         "flops": 1e9,
         "bpb": 1 + spec.lr,
         "seconds": 10.0,
+        "workers": 1.0,
     }
     return Result.model_validate({"key": key_of(lab, spec), "spec": spec, **values, **changes})
 
@@ -236,8 +238,8 @@ def test_the_command_leaves_outcome_report_and_plot(config, tmp_path, workers_he
     file = write_config(config.model_copy(update={"search": search, "workers": 1}), tmp_path)
     file = file.rename(tmp_path / "search.json")
     monkeypatch.setattr(
-        "gangpao.sandbox.trials.config.load_sandbox_config",
-        lambda path, over: SandboxConfig.model_validate_json(path.read_text()),
+        "gangpao.sandbox.experiments.config.load_sandbox_config",
+        lambda path, over: config_type().model_validate_json(path.read_text()),
     )
     command = ["sandbox", "search", str(file), "--out", str(tmp_path / "box")]
     assert cli.main([*command, "--estimate"]) == 0
@@ -250,15 +252,17 @@ def test_the_command_leaves_outcome_report_and_plot(config, tmp_path, workers_he
     folder = tmp_path / "box" / "search"
     outcome = json.loads((folder / "outcome.json").read_text())
     assert outcome["facts"]["best"] == last["best"]
-    assert len(outcome["rows"]) == 8
-    assert [row["state"]["en"] for row in outcome["rows"]].count("diverged") == 2
+    assert len(outcome["facts"]["tried"]) == 8
+    assert [t["state"] for t in outcome["facts"]["tried"]].count("diverged") == 2
     # Two optimizers do the same here, so nothing tells the best from the second; of the four near ones only seeds know.
     assert [v["answer"] for v in outcome["verdicts"]] == ["cannot tell"]
     assert len(outcome["facts"]["as_good"]) == (4 if len(seeds) > 1 else 0)
-    assert "The best lr, 0.005, lies at an end of its range" in outcome["verdict"]["en"]
+    assert outcome["facts"]["at_end"] == ["lr"]
+    words = page_of(outcome).words.said
+    assert "The best lr, 0.005, lies at an end of its range" in words.en
     assert outcome["made"]["config"] == str(file)
     for language in ("en", "zh"):
-        assert outcome["verdict"][language] in (folder / f"report.{language}.md").read_text()
+        assert words.of(language) in (folder / f"report.{language}.md").read_text()
         assert (folder / f"plot.{language}.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["sandbox", "report", "--out", str(tmp_path / "box")]) == 0
     assert "## A search" in (tmp_path / "box" / "report.en.md").read_text()

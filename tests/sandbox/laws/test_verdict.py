@@ -1,17 +1,20 @@
 """Yes, no or cannot tell: every question of every experiment, decided by its interval, against planted truths and noise."""
 
+import json
 import math
 import re
 
 import pytest
 
-from gangpao.sandbox.experiments import batch, lr, mix, optim, outcome, scaling, schedule
+from gangpao.sandbox.bilingual import Text
+from gangpao.sandbox.experiments import batch, lr, mix, optim, scaling, schedule
 from gangpao.sandbox.experiments.check import Slope
+from gangpao.sandbox.experiments.text.page import answered
 from gangpao.sandbox.laws import doubts
 from gangpao.sandbox.laws.scaling_law import ScalingLaw
 from gangpao.sandbox.laws.verdict import UNKNOWN, Verdict, about, all_of, decide
 from tests.sandbox.experiments import test_batch, test_lr, test_mix, test_optim, test_scaling, test_schedule
-from tests.sandbox.makers import Trials
+from tests.sandbox.makers import Trials, markdown, page, said
 
 
 @pytest.mark.parametrize(
@@ -26,9 +29,11 @@ from tests.sandbox.makers import Trials
 )  # fmt: skip
 def test_the_interval_decides(interval, allowed, answer):
     assert decide(*interval, allowed) == answer
-    asked = Verdict(("Is it?", "是否？"), 1.0, interval, allowed)
-    assert asked.json()["answer"] == answer
-    en, zh = asked.line()
+    found = Verdict("is", 1.0, interval, allowed).json()
+    assert found["answer"] == answer
+    if not all(map(math.isnan, interval)):
+        json.dumps(found, allow_nan=False)
+    en, zh = answered(Text("Is it?", "是否？"), found).line
     assert en.startswith(f"Is it? {answer.capitalize()} (")
     assert ({"yes": "是", "no": "否", "cannot tell": "无法判断"}[answer] + "（") in zh
     assert sorted(re.findall(r"\d[\d.]*", en)) == sorted(re.findall(r"\d[\d.]*", zh))
@@ -131,20 +136,20 @@ def test_no_answer_where_the_interval_holds_both(name, lab, tmp_path):
         for i in range(1 if name in ("schedule", "scaling") else 2):  # these take seconds
             out = run(lab, tmp_path, noise, i)
             assert out.verdicts
-            for v in out.verdicts:
+            for v, question in zip(out.verdicts, page(out).questions, strict=True):
                 (low, high), (least, most) = v.interval, v.allowed
                 both = low < least <= high or low <= most < high
                 assert (v.answer == "cannot tell") == both, v
-                truth = truth_of(v.question[0], truths, out)
+                truth = truth_of(question.question.en, truths, out)
                 if truth is not None:
                     sure[noise].append(v.answer != "cannot tell")
                     wrong += v.answer not in (truth, "cannot tell")
             answers = [v.answer for v in out.verdicts]
             for answer, phrase in phrases.items():
-                assert out.verdict["en"].count(phrase) <= answers.count(answer), (answer, out.verdict["en"])
-            text = outcome.markdown(out, "en")
+                assert said(out).count(phrase) <= answers.count(answer), (answer, said(out))
+            text = markdown(out, "en")
             assert text.count("? Cannot tell (") == answers.count("cannot tell")
-            assert outcome.markdown(out, "zh").count("无法判断（") >= answers.count("cannot tell")
+            assert markdown(out, "zh").count("无法判断（") >= answers.count("cannot tell")
     small, _, huge = noises
     total = sum(map(len, sure.values()))
     assert wrong <= 0.05 * total

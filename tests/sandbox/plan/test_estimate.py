@@ -7,7 +7,7 @@ import pytest
 from gangpao import cost
 from gangpao.sandbox.experiments import lr, scaling
 from gangpao.sandbox.plan import estimate
-from gangpao.sandbox.trials.config import Range, SearchConfig
+from gangpao.sandbox.trials.search import Range, SearchConfig
 from gangpao.sandbox.trials.trial import cost_of, key_of
 from tests.sandbox.experiments.test_scaling import TARGET, Fake, with_config
 from tests.sandbox.makers import numbers
@@ -15,7 +15,7 @@ from tests.sandbox.makers import numbers
 
 def test_what_is_left_is_counted_and_timed_from_trials_of_the_folder(lab):
     lab = with_config(lab)  # two workers
-    asked = estimate.asked(scaling.run, lab)
+    asked = estimate.asked(scaling, lab)
     assert {key_of(lab, s) for s in asked} == {
         key_of(lab, s) for group in scaling.specs_of(lab).values() for s in group
     }
@@ -24,21 +24,21 @@ def test_what_is_left_is_counted_and_timed_from_trials_of_the_folder(lab):
     found = estimate.estimate(lab, asked)
     left = sum(cost_of(lab, s)[2] for s in scaling.specs_of(lab)["branch"])
     assert (found.trials, found.known, found.flops) == (len(asked), len(stable), pytest.approx(left))
-    assert found.how[0] == f"{len(stable)} trials in this folder"
+    assert found.how.en == f"{len(stable)} trials in this folder"
     judged = lab.config.heldout_tokens * len(lab.built.heldout) / 3
     each = [cost_of(lab, s)[2] / s.steps * (s.steps + judged / s.batch_tokens) for s in scaling.specs_of(lab)["branch"]]
     assert found.seconds == pytest.approx((sum(each) / 1e9 + 0.4 * len(each)) / 2, rel=0.01)
     assert found.yuan == pytest.approx(cost.yuan(cost.get_profile()[1], found.seconds))
-    en, zh = found.lines("scaling")
+    en, zh = found.said("scaling")
     assert f"{len(asked)} trials, {len(stable)} known; {len(each)} to train" in en
     assert numbers(en) == numbers(zh)
     Fake(lab)(asked)
-    assert "all 20 trials are known, nothing is trained" in estimate.estimate(lab, asked).lines("scaling")[0]
+    assert "all 20 trials are known, nothing is trained" in estimate.estimate(lab, asked).said("scaling").en
 
 
 def test_targets_count_before_they_are_predicted(lab):
     plain, more = with_config(lab), with_config(lab, targets=(TARGET,), target_tokens=(819_200,))
-    assert len(estimate.asked(scaling.run, more)) == len(estimate.asked(scaling.run, plain)) + 1
+    assert len(estimate.asked(scaling, more)) == len(estimate.asked(scaling, plain)) + 1
 
 
 def test_without_trials_real_steps_are_timed(lab):
@@ -46,9 +46,9 @@ def test_without_trials_real_steps_are_timed(lab):
     lab = type(lab)(
         lab.config.model_copy(update={"lr": table, "workers": 1}), lab.out, lab.built, lab.stable, lab.decay
     )
-    found = estimate.estimate(lab, estimate.asked(lr.run, lab))
+    found = estimate.estimate(lab, estimate.asked(lr, lab))
     assert (found.trials, found.known) == (6, 0)
-    assert "3 steps of 2 sizes just now" in found.how[0]
+    assert "3 steps of 2 sizes just now" in found.how.en
     assert found.sure > estimate.SURE_MEASURED
     assert 6 * 0.4 < found.seconds < 600
     assert not (lab.out / "trials").exists()
@@ -60,6 +60,6 @@ def test_a_search_costs_what_its_number_of_trials_does(lab):
     found = estimate.of_search(lab, done=2)
     assert (found.trials, found.known) == (7, 2)
     assert found.flops == pytest.approx(5 * 2 * cost_of(lab, lab.spec())[2])
-    assert "taken to cost what the common one does" in found.how[0]
+    assert "taken to cost what the common one does" in found.how.en
     assert json.dumps(found.json())
-    assert estimate.of_search(lab, done=9).lines("search")[0].endswith("nothing is trained.")
+    assert estimate.of_search(lab, done=9).said("search").en.endswith("nothing is trained.")

@@ -91,25 +91,19 @@ def test_a_rate_of_other_conditions_is_left_out_and_said(ready, out):
     assert len(said(found, "was run with another")) == 3
 
 
-def test_outcomes_of_an_older_version_are_used_and_named(ready, out):
-    old = {"data", "vocab_size", "seq_len", "head_dim", "mlp_ratio", "rule", "optimizer"}
-    known = json.loads((out / "scaling" / "outcome.json").read_text())
-    assert not said(load_laws(out, ready), "older version")
-    known["facts"]["conditions"] = {key: known["facts"]["conditions"][key] for key in old}
-    write_json_in(out / "scaling" / "outcome.json", known)
-    write_json_in(out / "lr" / "outcome.json", {"facts": {"optimum": {"minicpm": 0.02}}})
+def test_what_an_outcome_does_not_say_is_a_difference(ready, out):
+    facts = {
+        "optimum": {"minicpm": 0.02},
+        "conditions": {k: v for k, v in conditions(ready).items() if k != "precision"},
+    }
+    write_json_in(out / "lr" / "outcome.json", {"facts": facts})
     found = load_laws(out, ready)
-    assert found.lr == 0.02
-    [note] = said(found, "older version")
-    assert "(scaling, lr: data, " in note
-    assert "base.width" in note
-    assert plan.make_plan("3e11 flops", found, ready, here=here(found, ready)).choice.loss > 0
+    assert found.lr == ready.config.common.lr
+    assert said(found, "was run with another precision (None there")
 
 
 def test_a_share_that_noise_hides_is_not_taken_and_another_share_is_said(ready, out):
-    facts = horizons_of({"0.025": 0.0, "0.1": 0.001, "0.2": 0.001}, 0.05) | {
-        "enough": {"wsd": 0.025}
-    }  # of an older version
+    facts = horizons_of({"0.025": 0.0, "0.1": 0.001, "0.2": 0.001}, 0.05) | {"conditions": conditions(ready)}
     write_json_in(out / "schedule" / "outcome.json", {"facts": facts})
     found = load_laws(out, ready)
     assert found.decay == ready.config.common.decay
@@ -117,7 +111,10 @@ def test_a_share_that_noise_hides_is_not_taken_and_another_share_is_said(ready, 
         found, "decay share is the common one: the experiment schedule cannot tell, the noise between its seeds"
     )
     assert not said(found, "predicted loss comes from runs with a decay")
-    write_json_in(out / "schedule" / "outcome.json", {"facts": horizons_of({"0.1": 0.1, "0.2": 0.0}, 0.001)})
+    write_json_in(
+        out / "schedule" / "outcome.json",
+        {"facts": horizons_of({"0.1": 0.1, "0.2": 0.0}, 0.001) | {"conditions": conditions(ready)}},
+    )
     found = load_laws(out, ready)
     assert found.decay == 0.2
     assert said(found, "comes from runs with a decay of 0.1 of the steps; this plan takes 0.2.")
@@ -177,12 +174,6 @@ def test_the_range_and_the_interval_of_a_batch_law_come_with_it(ready, out, tmp_
     assert (found.batch.a, found.batch.b) == (law["law"]["a"], law["law"]["b"])
     low, high = found.measured.interval(found.batch, losses[1])
     assert low < found.batch.predict(losses[1]) < high < 3 * low
-    # Without the covariance, as older versions wrote it, there is no interval but still a range.
-    del law["laws"]["loss"]["covariance"], law["conditions"]
-    write_json_in(out / "batch" / "outcome.json", {"facts": law})
-    older = load_laws(out, ready)
-    assert older.measured == replace(found.measured, covariance=None)
-    assert older.measured.interval(older.batch, 2.0) is None
 
 
 def test_memory_that_decides_is_said(laws, ready, monkeypatch):
@@ -239,7 +230,7 @@ def test_the_source_that_is_repeated_most_is_named(laws, ready):
 
 
 def test_the_command_takes_memory_in_gb(laws, ready, monkeypatch, capsys):
-    monkeypatch.setattr("gangpao.sandbox.trials.config.load_sandbox_config", lambda *_: ready.config)
+    monkeypatch.setattr("gangpao.sandbox.experiments.config.load_sandbox_config", lambda *_: ready.config)
     monkeypatch.setattr(Lab, "open", lambda *_: ready)
     monkeypatch.setattr(machine, "total_memory", lambda: 4 * 10**9)
     options = {"toml": None, "serve_tokens": 0, "max_params": None, "speed": None, "force": True, "as_json": False}

@@ -13,8 +13,9 @@ import pytest
 from gangpao import cost, machine
 from gangpao.atomic import write_json
 from gangpao.model.count import flops_per_token, parameters
-from gangpao.sandbox.experiments import outcome as outcome_module
 from gangpao.sandbox.experiments import scaling
+from gangpao.sandbox.experiments.assumptions import conditions
+from gangpao.sandbox.experiments.text import page
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.coupled import CoupledFit
 from gangpao.sandbox.plan import budget as budgets
@@ -39,7 +40,7 @@ def ready(lab, kept, monkeypatch):
     monkeypatch.setattr(machine, "physical_cores", lambda: 2)
     if not kept:
         lab = with_config(lab)
-        outcome_module.write(scaling.run(lab, Fake(lab)), lab.out / "scaling")
+        page.write(scaling.run(lab, Fake(lab)), lab.out / "scaling")
         kept.update(lab=lab, laws=load_laws(lab.out, lab))
     return kept["lab"]
 
@@ -266,7 +267,7 @@ def test_other_experiments_are_used_when_they_are_there(laws, ready, tmp_path):
         ("lr", {"optimum": {"minicpm": 0.02}}),
         ("schedule", horizons_of({0.1: 0.02, 0.2: 0.0}, wide=0.0005)),
     ):
-        write_json_in(out / name / "outcome.json", {"facts": facts})
+        write_json_in(out / name / "outcome.json", {"facts": facts | {"conditions": conditions(ready)}})
     found = load_laws(out, ready)
     assert (found.lr, found.decay) == (0.02, 0.2)
     made = plan.make_plan("3e11 flops", found, ready, here=here(found, ready))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gangpao.sandbox.trials.config import Common, SandboxConfig, load_sandbox_config
+from gangpao.sandbox.experiments.config import config_type, load_sandbox_config
+from gangpao.sandbox.trials.config import Common
 from tests.train.conftest import CONFIGS
 
 QUICK = CONFIGS / "sandbox-quick.toml"
@@ -111,11 +112,11 @@ def test_every_field_of_a_trial_can_be_searched():
     common = Common().model_dump(exclude={"seed", "width", "batch_tokens"})
     space = {name: {"choices": [value]} for name, value in common.items()}
     space |= {"width": {"choices": [16, 32.0]}, "batch_tokens": {"choices": [64, 128]}}
-    SandboxConfig.model_validate({"data": "x", "head_dim": 16, "seq_len": 64, "search": {"space": space}})
+    config_type().model_validate({"data": "x", "head_dim": 16, "seq_len": 64, "search": {"space": space}})
     load("search.space={layers = {low = 1, high = 4}, lr = {low = 0.001, high = 0.1}}")
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("sandbox-*.toml")), ids=lambda p: p.name)
 def test_a_worker_reads_what_the_driver_wrote(path):
     config = load_sandbox_config(path)
-    assert SandboxConfig.model_validate_json(config.model_dump_json()) == config
+    assert config_type().model_validate_json(config.model_dump_json()) == config

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from gangpao.sandbox.experiments.config import config_type
 from gangpao.sandbox.trials import queue
-from gangpao.sandbox.trials.config import Range, SandboxConfig, SearchConfig
 from gangpao.sandbox.trials.driver import Driver
 from gangpao.sandbox.trials.queue import enqueue, grid_of, open_storage, open_study, results, work, write_config
+from gangpao.sandbox.trials.search import Range, SearchConfig
 from gangpao.sandbox.trials.trial import RESULT, ensure, key_of
 from gangpao.train.loop import read_metrics
 
@@ -44,7 +45,7 @@ def test_two_workers_do_each_trial_once_and_a_second_call_none(config, tmp_path)
 
 
 def _drive(config_file, out):
-    config = SandboxConfig.model_validate_json(config_file.read_text())
+    config = config_type().model_validate_json(config_file.read_text())
     driver = Driver(config, out)
     driver.submit("lr", specs_of(driver.lab))
 

@@ -3,10 +3,9 @@
 import pytest
 
 from gangpao.atomic import Busy, locked
-from gangpao.sandbox.trials.config import Range, SearchConfig
 from gangpao.sandbox.trials.driver import Driver
 from gangpao.sandbox.trials.queue import enqueue, open_storage, open_study, results, work
-from gangpao.sandbox.trials.search import search_name
+from gangpao.sandbox.trials.search import Range, SearchConfig, search_name
 from gangpao.sandbox.trials.trial import Lab, ensure, key_of
 
 
@@ -93,7 +92,7 @@ def test_a_second_driver_leaves_the_trials_of_the_first_alone(driver, name):
         taken = study.ask()
     before = states(study)
     with locked(first.out), pytest.raises(Busy, match="another experiment is running here"):
-        driver.submit(name, [spec]) if name == "lr" else driver.search(driver.config.search)
+        driver.submit(name, [spec]) if name == "lr" else driver.search()
     assert states(study) == before
     study.tell(taken, 1.0)  # the first one's worker can still say what came out
     first.close()
@@ -101,10 +100,10 @@ def test_a_second_driver_leaves_the_trials_of_the_first_alone(driver, name):
 
 def test_what_is_known_is_shown_while_another_experiment_runs(driver, workers_here):
     spec, waits = driver.lab.spec(), driver.lab.spec(lr=0.02)
-    found, searched = driver.submit("lr", [spec]), driver.search(driver.config.search)
+    found, searched = driver.submit("lr", [spec]), driver.search()
     study = open_study(driver.storage, "lr")
     enqueue(study, driver.lab, [spec, waits])
     with locked(driver.out):
         assert driver.submit("lr", [spec]) == found
-        assert driver.search(driver.config.search).trials == searched.trials
+        assert driver.search().trials == searched.trials
     assert states(study) == ["COMPLETE", "WAITING"]

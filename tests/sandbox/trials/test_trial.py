@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials import trial
 from gangpao.sandbox.trials.trial import Lab, Pruned, Spec, cost_of, ensure, key_of, train_config
 from gangpao.train import pretrain
@@ -97,28 +98,28 @@ def test_what_diverges_is_recorded_and_so_are_its_branches(lab):
     spec = lab.spec(lr=1e30, decay=0.0, steps=12, marks=(8,), rule="standard", warmup=0.0)
     result = ensure(lab, spec)
     assert (result.state, result.bpb) == ("diverged", None)
-    assert "step" in result.why
+    assert result.reason.text().en.startswith("step ")
     branch = ensure(lab, lab.spec(parent=spec, parent_step=8, steps=4))
     assert branch.state == "diverged"
-    assert "parent" in branch.why
+    assert branch.reason.code == "parent_diverged"
 
 
 def prune(line):
     if line.get("step") == 5:
-        raise Pruned("hopeless")
+        raise Pruned(Reason.of("other", text="hopeless"))
 
 
 def test_a_pruned_trial_stays_pruned_for_a_search_and_is_trained_to_its_end_for_others(lab, tmp_path, checkpoints_stay):
     spec = lab.spec()
     assert ensure(lab, spec, prune).state == "pruned"
-    assert ensure(lab, spec, lambda line: None).why == "hopeless"
+    assert ensure(lab, spec, lambda line: None).reason.text().en == "hopeless"
     with pytest.raises(KeyboardInterrupt):
         train_until(lab, spec, 17)
     assert lab.result(spec).state == "pruned"
     result = ensure(lab, spec)
     assert [m["step"] for m in read_metrics(lab.folder(spec)) if "loss" in m] == list(range(1, 21))
     other = Lab(lab.config, tmp_path / "fresh", lab.built, lab.stable, lab.decay)
-    assert (result.state, result.bpb, result.why) == ("done", ensure(other, spec).bpb, "")
+    assert (result.state, result.bpb, result.reason) == ("done", ensure(other, spec).bpb, None)
     assert same_end(other.folder(spec), lab.folder(spec))
     assert ensure(lab, spec, prune) == ensure(lab, spec) == result
 

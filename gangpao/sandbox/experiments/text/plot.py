@@ -9,10 +9,10 @@ What it gives up: the first Chinese picture of a process looks through the insta
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gangpao.sandbox.experiments.outcome import Language, Text
+from gangpao.sandbox.bilingual import Language, Text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +33,10 @@ def chinese_font() -> str | None:
     return next((name for name in _FONTS if name in there), None)
 
 
-def words(table: dict[str, Text], language: Language) -> dict[str, str]:
+def words(table: Mapping[str, Text], language: Language) -> dict[str, str]:
     """Labels in a language, or in English where the machine cannot draw it."""
     drawn: Language = "zh" if language == "zh" and chinese_font() else "en"
-    return {key: text[drawn] for key, text in table.items()}
+    return {key: text.of(drawn) for key, text in table.items()}
 
 
 def set_font(figure: Figure, language: Language) -> None:
