@@ -17,10 +17,9 @@ from gangpao.config import Frozen
 from gangpao.sandbox.laws.verdict import Verdict
 from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials import provenance
-from gangpao.sandbox.trials.trial import Lab, Result, Spec
+from gangpao.sandbox.trials.trial import Result, Spec
 
 Submit = Callable[[Sequence[Spec]], list[Result]]
-Experiment = Callable[[Lab, Submit], "Outcome"]
 
 
 class LeftOut(Frozen):
