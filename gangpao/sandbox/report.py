@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.atomic import read_json
 from gangpao.log import show_seconds
 from gangpao.sandbox.bilingual import Language
 from gangpao.sandbox.experiments import EXPERIMENTS
+from gangpao.sandbox.experiments.outcome import read_outcome
 from gangpao.sandbox.experiments.text.page import Page, left_out, origin, page_of, render, show
 from gangpao.sandbox.plan import planned
 from gangpao.sandbox.trials import provenance
@@ -51,7 +51,9 @@ _Found = Sequence[tuple[dict[str, Any], Page]]  # outcomes with their words
 def outcomes(folder: Path) -> list[dict[str, Any]]:
     """What experiments wrote, in the order in which they are best read. Raises ValueError where there is nothing."""
     found = [
-        read_json(folder / name / "outcome.json") for name in EXPERIMENTS if (folder / name / "outcome.json").exists()
+        read_outcome(folder / name / "outcome.json")
+        for name in EXPERIMENTS
+        if (folder / name / "outcome.json").exists()
     ]
     if not found:
         raise ValueError(f"{folder}: no experiment has finished here yet; run one, for example `gangpao sandbox lr`")

@@ -11,16 +11,17 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from gangpao.atomic import read_json
 from gangpao.config import Frozen
 from gangpao.sandbox.laws.verdict import Verdict
 from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials import provenance
-from gangpao.sandbox.trials.trial import Lab, Result, Spec
+from gangpao.sandbox.trials.trial import Result, Spec
 
 Submit = Callable[[Sequence[Spec]], list[Result]]
-Experiment = Callable[[Lab, Submit], "Outcome"]
 
 
 class LeftOut(Frozen):
@@ -64,6 +65,16 @@ class Outcome:
             "made": made,
         }
         return dict(json.loads(json.dumps(found, allow_nan=False)))
+
+
+def read_outcome(path: Path) -> dict[str, Any]:
+    """An outcome.json. Raises ValueError saying what to do where it is none of this version."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"name", "facts", "verdicts", "left_out"} <= found.keys():
+        raise ValueError(
+            f"{path}: not an outcome of this version; run `gangpao sandbox {path.parent.name}` again: no finished trial is trained"
+        )
+    return found
 
 
 def finite(value: float) -> float | None:

@@ -57,7 +57,7 @@ def tried(lab: Lab, study: Study) -> list[Tried]:
 
 
 def outcome_of(lab: Lab, study: Study) -> Outcome:
-    """Table, answers and picture. Raises ValueError where no trial has ended well."""
+    """The facts of a search. Raises ValueError where no trial has ended well."""
     search, found = fitted(lab.config.table(SearchConfig), lab.config), tried(lab, study)
     good = [t for t in found if t.bpb is not None]
     if not good:

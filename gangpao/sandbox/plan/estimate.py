@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +30,7 @@ from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.random_ids import rows_of
 from gangpao.sandbox.trials.search import SearchConfig, fitted, number_of
-from gangpao.sandbox.trials.trial import Lab, Result, Spec, cost_of, key_of, train_config
+from gangpao.sandbox.trials.trial import Lab, Result, Spec, cost_of, key_of, read_result, train_config
 from gangpao.train import pretrain
 from gangpao.train.config import TrainConfig
 from gangpao.train.step.loss import NextToken
@@ -177,13 +176,8 @@ class _Line:
 
 def _measured(lab: Lab) -> list[tuple[float, float]]:
     """FLOPs and seconds of a step of the trials that have ended here."""
-    found = [result for folder in (lab.out / "trials").glob("*") if (result := _read(folder)) is not None]
+    found = [result for folder in (lab.out / "trials").glob("*") if (result := read_result(folder)) is not None]
     return [(r.flops / r.spec.steps, r.busy / r.spec.steps) for r in found if r.busy > 0 and r.state == "done"]
-
-
-def _read(folder: Path) -> Result | None:
-    path = folder / "result.json"
-    return Result.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _probed(lab: Lab, left: Sequence[Spec]) -> list[tuple[float, float]]:

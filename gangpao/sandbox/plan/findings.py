@@ -95,7 +95,12 @@ def load_laws(out: Path, lab: Lab) -> Laws:
 
 def _facts(out: Path, name: str) -> dict[str, Any] | None:
     path = out / name / "outcome.json"
-    return dict(read_json(path)["facts"]) if path.exists() else None
+    if not path.exists():
+        return None
+    facts = dict(read_json(path)["facts"])
+    if "conditions" not in facts:
+        raise ValueError(f"{path}: it does not say what it holds for; run `gangpao sandbox {name}` again")
+    return facts
 
 
 def _share(facts: _Facts, shape: str) -> DecayShare:

@@ -164,16 +164,22 @@ class Lab:
 
     def result(self, spec: Spec) -> Result | None:
         """What is known of a trial. Raises ValueError that says what to delete when the file is damaged."""
-        path = self.folder(spec) / RESULT
-        if not path.exists():
-            return None
-        advice = "delete this file, and the same command trains the trial again"
-        try:
-            return Result.model_validate(read_json(path))
-        except ValidationError as error:
-            raise ValueError(f"{path}: not a result of a trial ({error.errors()[0]['msg']}); {advice}") from error
-        except ValueError as error:
-            raise ValueError(f"{error}; {advice}") from error
+        return read_result(self.folder(spec))
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result in a trial's folder, None where there is none. Raises ValueError that says what to delete when the file is
+    damaged, or of another version."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    advice = "delete this file, and the same command trains the trial again"
+    try:
+        return Result.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ValueError(f"{path}: not a result of a trial ({error.errors()[0]['msg']}); {advice}") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from error
 
 
 def train_config(lab: Lab, spec: Spec) -> TrainConfig:

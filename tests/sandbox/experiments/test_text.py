@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from gangpao.atomic import write_json
 from gangpao.sandbox import report
 from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.experiments import batch, lr, mix, optim, scaling, schedule
@@ -187,3 +188,13 @@ def test_a_run_that_stops_says_why_in_a_code():
         (TrainingStopped("nobody knows why"), "nobody knows why"),
     ):
         assert trial._why(error).text().en.startswith(en)
+
+
+def test_an_outcome_of_another_version_says_what_to_do(tmp_path):
+    write_json(new := tmp_path / "lr.json", {"name": "lr", "facts": {}})
+    (tmp_path / "lr").mkdir()
+    new.rename(tmp_path / "lr" / "outcome.json")
+    with pytest.raises(
+        ValueError, match=r"outcome.json: not an outcome of this version; run `gangpao sandbox lr` again"
+    ):
+        report.write(tmp_path, "en")

@@ -136,7 +136,7 @@ _KINDS = {
     "point": Text("N={N:g}, D={D:g}, loss={loss:g} in law {law}", "N={N:g}，D={D:g}，损失={loss:g}（{law} 规律）"),
 }
 _SCHEDULES = {"cosine": Text("cosine", "余弦")}
-_STATES = {"diverged": Text("diverged", "发散"), "pruned": Text("pruned", "已剪枝"), "done": Text("done", "完成")}
+STATES = {"diverged": Text("diverged", "发散"), "pruned": Text("pruned", "已剪枝"), "done": Text("done", "完成")}
 
 
 def named(one: LeftOut) -> Text:
@@ -146,11 +146,11 @@ def named(one: LeftOut) -> Text:
 
 
 def _why(one: LeftOut) -> Text:
-    state = _STATES[one.state] if one.state in ("diverged", "pruned") else None
+    state = STATES[one.state] if one.state in ("diverged", "pruned") else None
     why = one.reason.text() if one.reason else None
     if state and why:
         return Text(f"{state.en}: {why.en}", f"{state.zh}：{why.zh}")
-    return state or why or _STATES["done"]
+    return state or why or STATES["done"]
 
 
 def left_out(pairs: Sequence[tuple[Text, Text]], language: Language) -> str:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from gangpao.sandbox.bilingual import Language, Text, join, same
 from gangpao.sandbox.experiments.text import plot
-from gangpao.sandbox.experiments.text.page import Facts, Words
+from gangpao.sandbox.experiments.text.page import STATES, Facts, Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TITLE = Text("A search", "搜索")
 _QUESTION = Text("Is the best trial better than the second?", "最好的试验是否优于第二名？")
-_STATES = {"done": Text("done", "完成"), "pruned": Text("pruned", "已剪枝"), "diverged": Text("diverged", "发散")}
 
 
 def asked(verdict: Facts) -> Text:
@@ -38,7 +37,7 @@ def words(facts: Facts) -> Words:
 def _row(t: Facts, best: float, wide: float | None) -> dict[str, Any]:
     above = None if t["bpb"] is None else t["bpb"] - best
     own = {"number": t["number"], "bpb": t["bpb"], "above": above, "noise": None if above is None else wide}
-    return {**t["values"], **own, "state": _STATES[t["state"]]}
+    return {**t["values"], **own, "state": STATES[t["state"]]}
 
 
 def _said(facts: Facts) -> list[Text]:
