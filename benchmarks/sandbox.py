@@ -22,9 +22,9 @@ from pathlib import Path
 import report
 
 from gangpao.atomic import read_json
-from gangpao.log import show_seconds
 from gangpao.sandbox.laws.verdict import BELOW_ZERO, Answer, about, decide
 from gangpao.sandbox.report import outcomes
+from gangpao.units import show_seconds
 
 HERE = Path(__file__).resolve().parent
 _MET: dict[Answer, bool | None] = {"yes": True, "no": False, "cannot tell": None}

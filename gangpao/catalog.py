@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gangpao.config import Frozen, config_dir, load_toml
 from gangpao.formats.split_names import parts_of
-from gangpao.log import show_bytes
+from gangpao.units import show_bytes
 
 STAGING = ".staging"
 RECORD = ".gangpao.json"

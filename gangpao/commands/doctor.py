@@ -20,8 +20,8 @@ from gangpao.commands import options as opt
 from gangpao.commands.model import find
 from gangpao.commands.terminal.screen import table
 from gangpao.engine.memory import EngineOptions
-from gangpao.log import show_bytes
 from gangpao.options import Fields, command_of
+from gangpao.units import show_bytes
 
 EFFICIENCY = 0.6
 WATCH_S = 0.5  # at least, to see what others do

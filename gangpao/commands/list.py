@@ -9,7 +9,7 @@ from gangpao import catalog
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
 from gangpao.commands.terminal import screen
-from gangpao.log import show_bytes
+from gangpao.units import show_bytes
 
 
 def list_(as_json: opt.Json = False) -> None:

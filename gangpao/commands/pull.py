@@ -11,7 +11,8 @@ import typer
 from gangpao import catalog
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
-from gangpao.log import Progress, show_bytes
+from gangpao.progress import Progress
+from gangpao.units import show_bytes
 
 if TYPE_CHECKING:
     from gangpao.pull import Offer

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from gangpao import catalog
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
-from gangpao.log import show_bytes
+from gangpao.units import show_bytes
 
 if TYPE_CHECKING:
     pass

@@ -29,13 +29,13 @@ from gangpao.commands.terminal import screen
 from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.config import ModelConfig
 from gangpao.formats.gguf import GGUF
-from gangpao.log import show_bytes
 from gangpao.options import Fields, command_of, flag_of, option
 from gangpao.serve import app
 from gangpao.serve.http import tls
 from gangpao.serve.http.access import Access, Listen, check_binding
 from gangpao.serve.models import Limits
 from gangpao.serve.server import Server, Settings
+from gangpao.units import show_bytes
 
 Models = Annotated[
     list[str] | None,

@@ -17,7 +17,7 @@ from gangpao.engine.config import ModelConfig
 from gangpao.engine.sample import recommended_in
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import parts_of, stem_of
-from gangpao.log import show_bytes
+from gangpao.units import show_bytes
 
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 

@@ -46,7 +46,7 @@ from gangpao.data.tokens import bpe
 from gangpao.data.tokens.encode import Encoder
 from gangpao.data.tokens.pack import Part
 from gangpao.data.tokens.shards import Shards
-from gangpao.log import Progress, Silent
+from gangpao.progress import Progress, Silent
 from gangpao.text.hf_folder import TOKENIZER_FILES
 from gangpao.text.tokenizer import Tokenizer
 

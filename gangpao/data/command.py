@@ -13,8 +13,9 @@ from gangpao.data.optional_import import need
 from gangpao.data.sources import public
 from gangpao.data.tokens.order import normalised
 from gangpao.data.tokens.pack import Loader
-from gangpao.log import Progress, show_bytes
+from gangpao.progress import Progress
 from gangpao.text.tokenizer import Tokenizer
+from gangpao.units import show_bytes
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 

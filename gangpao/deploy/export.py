@@ -10,10 +10,10 @@ import typer
 from gangpao.deploy import gguf
 from gangpao.deploy.plan import whole
 from gangpao.formats.blocks import WRITTEN
-from gangpao.log import show_bytes
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
 from gangpao.text.hf_folder import TOKENIZER_FILES
+from gangpao.units import show_bytes
 
 
 def export(

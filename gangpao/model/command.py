@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from gangpao.atomic import read_json
 from gangpao.config import explained
-from gangpao.log import show_bytes
 from gangpao.model.config import PRESETS, ModelConfig
 from gangpao.model.count import flops_per_token, kv_bytes_per_token, memory, parameters
+from gangpao.units import show_bytes
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from gangpao import catalog
 from gangpao.formats.split_names import parts_of
-from gangpao.log import Progress, Silent, show_bytes
+from gangpao.progress import Progress, Silent
 from gangpao.pull import hubs, refs, wheels
 from gangpao.pull.fetch import Download, Remote, Web, check_online, offline, retrying
 from gangpao.pull.staging import (
@@ -34,6 +34,7 @@ from gangpao.pull.staging import (
     save_state,
     sha256_of,
 )
+from gangpao.units import show_bytes
 
 __all__ = ["Limits", "Offer", "PullError", "can_be_had", "pull", "pull_ref"]
 

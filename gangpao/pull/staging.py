@@ -20,7 +20,8 @@ from typing import Any
 
 from gangpao import catalog
 from gangpao.atomic import sync
-from gangpao.log import Progress, show_bytes
+from gangpao.progress import Progress
+from gangpao.units import show_bytes
 
 BLOCK = 1 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.log import show_seconds
 from gangpao.sandbox.bilingual import Language
 from gangpao.sandbox.experiments import EXPERIMENTS
 from gangpao.sandbox.experiments.outcome import read_outcome
 from gangpao.sandbox.experiments.text.page import Page, left_out, origin, page_of, render, show
 from gangpao.sandbox.plan import planned
 from gangpao.sandbox.trials import provenance
+from gangpao.units import show_seconds
 
 _WORDS = {
     "en": {

@@ -27,9 +27,9 @@ from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import MAX_STOP
 from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
 from gangpao.formats.gguf import GGUF
-from gangpao.log import show_bytes
 from gangpao.options import option
 from gangpao.serve.http.errors import NO_RETRY, ApiError, busy, retry_headers
+from gangpao.units import show_bytes
 
 log = logging.getLogger("gangpao.serve")
 SWEEP_S = 5.0

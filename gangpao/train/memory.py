@@ -11,13 +11,13 @@ import os
 import torch
 
 from gangpao import machine
-from gangpao.log import show_bytes
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import GRADIENT_STATES, activation_bytes, parameters
 from gangpao.train.config import TrainConfig
 from gangpao.train.step.lanes import lane_count
 from gangpao.train.step.loss import logits_bytes
 from gangpao.train.step.parallel import World
+from gangpao.units import show_bytes
 
 
 def training_bytes(

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.log import show_seconds
 from gangpao.train.loop import read_metrics
 from gangpao.train.run_file import read_run
+from gangpao.units import show_seconds
 
 PANELS = (("loss", "loss, nats per token"), ("lr", "learning rate"), ("grad_norm", "gradient norm"))
 SMOOTH = 20  # steps that the drawn loss is averaged over; the raw one is a shadow behind it

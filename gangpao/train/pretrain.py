@@ -40,12 +40,12 @@ from gangpao.config import explained, merge
 from gangpao.data.build import Built, build, open_built
 from gangpao.data.config import DataConfig, load_data_config
 from gangpao.data.tokens.pack import Batch, Loader, Part, evaluation_batches
-from gangpao.log import Progress, Silent
 from gangpao.model import weights
 from gangpao.model.config import PRESETS, ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
+from gangpao.progress import Progress, Silent
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import StageConfig, TrainConfig, load_train_config
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from gangpao import cost
-from gangpao.log import LINE_SECONDS, show_seconds
+from gangpao.progress import LINE_SECONDS
+from gangpao.units import show_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gangpao import cost
-from gangpao.log import show_bytes, show_seconds
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import TrainConfig
 from gangpao.train.loop import Outcome, read_metrics
 from gangpao.train.plot import steps_of
 from gangpao.train.run_file import read_run
+from gangpao.units import show_bytes, show_seconds
 
 
 def facts(out: Path, outcome: Outcome) -> dict[str, Any]:

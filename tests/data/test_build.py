@@ -15,7 +15,7 @@ import pytest
 from gangpao.data import build as module
 from gangpao.data.build import DataConfig, build, load_data_config, open_built
 from gangpao.data.tokens.pack import Loader
-from gangpao.log import Progress, Silent
+from gangpao.progress import Progress, Silent
 from gangpao.text.tokenizer import Tokenizer
 from tests.data import makers
 from tests.data.cleaning.test_clean import CHINESE, PROSE

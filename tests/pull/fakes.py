@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from gangpao import catalog
-from gangpao.log import Silent
+from gangpao.progress import Silent
 from gangpao.pull import Limits, pull
 
 SEGMENT = 1 << 16

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from gangpao import catalog
-from gangpao.log import Progress, show_seconds
+from gangpao.progress import Progress
 from gangpao.pull import PullError, fetch, staging
+from gangpao.units import show_seconds
 from tests.child import environment
 from tests.pull.fakes import DATA, SEGMENT, SHA, Notes, get, visible
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 CHILD = """
 import sys
-from gangpao.log import Progress
+from gangpao.progress import Progress
 from gangpao.pull import Limits, pull
 pull("tiny", jobs=2, progress=Progress(), limits=Limits(segment=65536, backoff_s=0.01))
 """

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gangpao import catalog
-from gangpao.log import Silent
+from gangpao.progress import Silent
 from gangpao.pull import PullError, staging, wheels
 from gangpao.pull.staging import SourceError
 from tests.pull.fakes import DATA, get, make_wheel, visible

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gangpao.atomic import Busy
-from gangpao.log import show_bytes
+from gangpao.units import show_bytes
 
 Progress = Callable[[int, int], None]
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")

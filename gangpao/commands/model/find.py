@@ -20,8 +20,9 @@ from gangpao.engine.config import ModelConfig
 from gangpao.formats.architectures import by_gguf_name
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import stem_of
-from gangpao.log import Progress, show_bytes
+from gangpao.progress import Progress
 from gangpao.pull import Offer, can_be_had, pull, pull_ref, refs
+from gangpao.units import show_bytes
 
 
 def find_model(model: str | None, *, yes: bool = False) -> tuple[str, Path]:

@@ -21,7 +21,7 @@ from gangpao.data.cleaning.prepare import PLACES, Prepared
 from gangpao.data.sources.forms import Document, said
 from gangpao.data.tokens.encode import Encoder
 from gangpao.data.tokens.shards import ShardWriter
-from gangpao.log import Progress
+from gangpao.progress import Progress
 
 _BATCH_BYTES = 4 << 20
 _LARGEST_GROUP = 0.02  # of the documents that stay, and

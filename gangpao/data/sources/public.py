@@ -28,10 +28,11 @@ from pydantic import AfterValidator, Field
 from gangpao import catalog
 from gangpao.atomic import locked, new_folder, write_json
 from gangpao.config import Frozen, load_toml
-from gangpao.log import Progress, show_bytes
+from gangpao.progress import Progress
 from gangpao.pull import Limits, PullError
 from gangpao.pull.staging import SourceError, sha256_of
 from gangpao.pull.wheels import Fetch
+from gangpao.units import show_bytes
 
 FILE = "text.jsonl"
 ABOUT = "about.json"

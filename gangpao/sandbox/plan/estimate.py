@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from gangpao import cost
-from gangpao.log import show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
@@ -35,6 +34,7 @@ from gangpao.train import pretrain
 from gangpao.train.config import TrainConfig
 from gangpao.train.step.loss import NextToken
 from gangpao.train.step.optim import Optimizer
+from gangpao.units import show_seconds
 
 SURE_MEASURED, SURE_PROBED = 1.5, 2.0  # factor within which the time is expected, with trials in the folder and without
 _START_SECONDS = 0.4  # of a trial besides its steps: model, loader, files

@@ -26,7 +26,6 @@ from typing import Any
 from gangpao import cost
 from gangpao.atomic import sync
 from gangpao.config import merge
-from gangpao.log import show_bytes, show_seconds
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox.bilingual import Language, Text
@@ -37,6 +36,7 @@ from gangpao.sandbox.plan.findings import Laws
 from gangpao.sandbox.trials.trial import Lab, Spec, cost_of, train_config
 from gangpao.train import memory, pretrain
 from gangpao.train.config import EvaluationConfig, GuardConfig, SaveConfig, TrainConfig
+from gangpao.units import show_bytes, show_seconds
 
 MIN_STEPS = 50  # fewer are no schedule
 BEYOND = 2.0  # a batch law is followed up to this many times past the batches that were tried

@@ -24,7 +24,7 @@ import optuna
 from optuna.trial import TrialState
 
 from gangpao.atomic import locked
-from gangpao.log import LINE_SECONDS, show_seconds
+from gangpao.progress import LINE_SECONDS
 from gangpao.sandbox.trials.config import SandboxConfig
 from gangpao.sandbox.trials.queue import (
     Standing,
@@ -41,6 +41,7 @@ from gangpao.sandbox.trials.queue import (
 )
 from gangpao.sandbox.trials.search import SEARCH, SearchConfig, fitted, search_name
 from gangpao.sandbox.trials.trial import Lab, Result, Spec, key_of
+from gangpao.units import show_seconds
 
 if TYPE_CHECKING:
     from optuna.study import Study

@@ -11,11 +11,11 @@ from typing import Any
 
 import gangpao
 from gangpao import machine
-from gangpao.log import show_seconds
 from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.trial import Lab
 from gangpao.train.run_file import git_commit
+from gangpao.units import show_seconds
 
 
 def provenance(lab: Lab, config: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:

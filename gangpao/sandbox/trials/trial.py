@@ -27,8 +27,8 @@ from gangpao.atomic import Busy, read_json, write_json
 from gangpao.config import Frozen
 from gangpao.data.build import Built, build
 from gangpao.data.config import load_data_config
-from gangpao.log import Progress
 from gangpao.model.count import flops_per_token, parameters
+from gangpao.progress import Progress
 from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials.config import Optimizer, SandboxConfig
 from gangpao.sandbox.trials.transfer import RULES, resolve

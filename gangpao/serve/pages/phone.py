@@ -20,7 +20,7 @@ from urllib.parse import quote
 from gangpao.formats import gguf_split
 from gangpao.formats.gguf import GGUF, ModelFileError
 from gangpao.formats.gguf_split import Piece
-from gangpao.log import show_bytes
+from gangpao.units import show_bytes
 
 MAX_PIECE = 512_000_000
 LIBRARY_BYTES = 3_000_000  # what the browser library and our page take on the way, packed

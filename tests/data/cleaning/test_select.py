@@ -3,7 +3,7 @@
 import pytest
 
 from gangpao.data.build import build
-from gangpao.log import Silent
+from gangpao.progress import Silent
 from tests.data import makers
 from tests.data.sources.test_forms import config, turns
 

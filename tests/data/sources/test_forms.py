@@ -12,7 +12,7 @@ from gangpao.data.config import Source
 from gangpao.data.sources.forms import Document, Malformed
 from gangpao.data.sources.source import read, resolve
 from gangpao.data.tokens.encode import Encoder
-from gangpao.log import Silent
+from gangpao.progress import Silent
 from gangpao.text.tokenizer import Tokenizer
 from tests.data import makers
 from tests.data.cleaning.test_clean import CHINESE

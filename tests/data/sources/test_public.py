@@ -15,7 +15,7 @@ from gangpao.data.command import app
 from gangpao.data.config import Source
 from gangpao.data.sources import public
 from gangpao.data.sources.source import read, resolve
-from gangpao.log import Silent
+from gangpao.progress import Silent
 from gangpao.pull.staging import SourceError
 from tests.pull.fakes import make_wheel as wheel
 

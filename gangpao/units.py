@@ -1,0 +1,19 @@
+"""Bytes and seconds as people read them."""
+
+
+def show_bytes(count: float) -> str:
+    """Decimal units as disks and downloads are sold: 98.4 MB, 1.12 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def show_seconds(seconds: float) -> str:
+    """42 s, 3:05 min, 2:10 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
