@@ -93,6 +93,24 @@ def test_frequencies_follow_the_softmax():
     assert counts[4] == 0
 
 
+@pytest.mark.parametrize("spread", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_rough_weights_choose_what_exact_ones_do(spread, temperature, monkeypatch):
+    """Where they say anything at all, which is often where a model is sure."""
+    size, said = 20_000, 0
+    logits = (np.random.default_rng(3).normal(size=size) * spread).astype(np.float32)
+    logits[[5, 700, 19_999]] = logits.max() + np.array([9, 8, 7], np.float32)
+    ids = np.arange(size)
+    total = np.cumsum(sample._weights(logits, ids, temperature))
+    edges = [(total[i] + step) / total[-1] for i in (5, 700, 19_998) for step in (-1e-9, 0.0, 1e-9)]
+    for number in [0.0, *np.random.default_rng(4).random(200), *edges, math.nextafter(1.0, 0.0)]:
+        exact = min(int(np.searchsorted(total, number * total[-1], side="right")), size - 1)
+        rough = sample._surely(logits, temperature, number)
+        assert rough in (None, exact)
+        said += rough is not None
+    assert said > 150 or temperature * spread > 1.0
+
+
 def test_same_seed_same_choices_and_a_missing_seed_is_reported():
     logits = [logits_of(i, 500) for i in range(50)]
 
@@ -154,7 +172,7 @@ BAD = [
     {"temperature": "1"}, {"temperature": True}, {"top_k": -1}, {"top_k": 1.5}, {"top_k": 10**9}, {"top_p": 1.01},
     {"top_p": -1}, {"min_p": 2}, {"repetition_penalty": 0}, {"presence_penalty": 3}, {"frequency_penalty": -3},
     {"seed": -1}, {"seed": 2**64}, {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 10**9}, {"max_tokens": None},
-    {"logprobs": 21}, {"logprobs": -1}, {"stop": "a"}, {"stop": ("",)}, {"stop": ("a",) * 17}, {"stop": ("a" * 257,)},
+    {"logprobs": 21}, {"logprobs": -1}, {"stop": "a"}, {"stop": ("",)}, {"stop": ("a",) * 4097}, {"stop": ("a" * 257,)},
     {"stop": (1,)}, {"logit_bias": {-1: 1.0}}, {"logit_bias": {1: 101.0}}, {"logit_bias": {"1": 1.0}},
     {"logit_bias": {1: math.nan}}, {"logit_bias": dict.fromkeys(range(1025), 1.0)}, {"logit_bias": [1]},
 ]  # fmt: skip
@@ -168,7 +186,7 @@ def test_bounds_name_the_field(bad):
 
 
 def test_values_at_the_bounds_are_accepted():
-    SamplingParams(temperature=5, top_k=0, top_p=0, min_p=1, seed=0, logprobs=20, max_tokens=1, stop=("a",) * 16)
+    SamplingParams(temperature=5, top_k=0, top_p=0, min_p=1, seed=0, logprobs=20, max_tokens=1, stop=("a",) * 4096)
 
 
 def test_bias_on_a_token_that_does_not_exist():
