@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,8 @@ def printed_by(file: str, function: str) -> str:
     there = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
     if not there:
         pytest.skip("numpy has one set of instructions here")
-    code = f"import runpy; print(runpy.run_path({file!r})[{function!r}]())"
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import runpy, sys; sys.path.append({root!r}); print(runpy.run_path({file!r})[{function!r}]())"
     env = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(there)}
     done = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", "-c", code], env=env, capture_output=True, text=True, check=False

@@ -18,6 +18,7 @@ import pytest
 
 from gangpao.formats.blocks import BY_NAME
 from gangpao.formats.gguf import GGUF, ModelFileError
+from tests.core_speed import core_speed
 from tests.formats import gguf_maker as maker
 from tests.formats.gguf_maker import ARRAY, CODES, STRING, Typed, gguf_bytes, payload, random_model, text
 from tests.kernels.random_blocks import SHAPES, random_rows
@@ -302,17 +303,6 @@ def open_or_none(path) -> GGUF | None:
         return GGUF.open(path)
     except ModelFileError:
         return None
-
-
-def core_speed() -> float:
-    """Of this core now, beside whatever shares it: 1 where it does a fixed loop as fast as a quiet one of 3 GHz, or faster.
-    What is bounded is the reader, not the machine."""
-    data, unpack = memoryview(struct.pack("<Q", 3) * 4096), struct.Struct("<Q").unpack_from
-    started = time.thread_time()
-    for _ in range(64):
-        for at in range(0, 8 * 4096, 8):
-            str(data[at : at + unpack(data, at)[0]], "utf-8", "replace")
-    return min(1.0, 0.09 / (time.thread_time() - started))
 
 
 @pytest.mark.parametrize("what", BOMBS)

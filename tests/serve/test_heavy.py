@@ -189,7 +189,7 @@ def test_what_a_call_holds_is_bounded(tiny_server, wire):
 
 def test_functions_are_checked_before_anything_is_encoded(tiny_server, wire, monkeypatch):
     monkeypatch.setattr("gangpao.serve.answers.tool_calls.encode", lambda *_, **__: 1 / 0)
-    bad = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "https://a.example"}}}
+    bad = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"$ref": "https://a.example"}}}
     answer = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=chat(called("{}"), [bad]))
     assert answer.status_code == 400
     assert "leads elsewhere" in answer.text

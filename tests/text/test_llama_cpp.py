@@ -5,6 +5,7 @@ import pytest
 from gangpao.formats.gguf import GGUF
 from gangpao.text.pretokenizers import RULES
 from gangpao.text.tokenizer import Tokenizer
+from tests.core_speed import core_speed
 from tests.llama_oracle import LlamaOracle
 from tests.text.corpus import lines
 
@@ -47,9 +48,9 @@ def test_a_large_vocabulary_loads_within_a_second(model_path):
     metadata = GGUF.open(model_path("qwen2.5-coder-0.5b")).metadata
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.thread_time()
         Tokenizer.from_gguf(metadata)
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.thread_time() - start) * core_speed())
     assert min(seconds) < 1.0
 
 

@@ -20,9 +20,9 @@ def live(tiny_path, monkeypatch):
     monkeypatch.setattr(connection, "STALLED_S", 0.3)
     real = app.listen
 
-    def small(settings):
+    def small(*settings):
         """The system would take megabytes off our hands."""
-        bound = real(settings)
+        bound = real(*settings)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         return bound

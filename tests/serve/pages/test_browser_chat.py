@@ -21,7 +21,7 @@ def test_a_question_is_answered_with_its_speed_and_price(reader: Reader, endpoin
     (request,) = endpoint.requests
     assert request == {
         "model": "toy", "messages": [{"role": "user", "content": "Good morning"}], "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True}, "model_defaults": True,
     }  # fmt: skip
     assert reader.page.title() == "Good morning · gangpao"
     reader.ask("And now?")
@@ -366,7 +366,7 @@ def test_system_prompt_sampling_and_model_are_sent(reader: Reader, endpoint: End
     (request,) = endpoint.requests
     assert request["messages"][0] == {"role": "system", "content": "Be brief."}
     assert {k: v for k, v in request.items() if k not in ("messages", "stream", "stream_options")} == {
-        "model": "other", "temperature": 0.5, "seed": 7,
+        "model": "other", "temperature": 0.5, "seed": 7, "model_defaults": True,
     }  # fmt: skip
 
 
