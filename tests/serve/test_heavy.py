@@ -206,3 +206,10 @@ def test_as_many_inputs_as_openai_takes(tiny_server, wire):
             client.embeddings.create(model="tiny", input=["a"] * 2049)
     many = wire.post(f"{tiny_server.base_url}/api/embed", json={"input": ["a"] * 40}).json()
     assert many["embeddings"] == [few.data[0].embedding] * 40
+
+
+def test_a_chat_without_functions_does_not_look_how_its_model_writes_calls(live_server, wire, monkeypatch):
+    """That takes a tenth of a second, in which nobody else would be heard."""
+    monkeypatch.setattr("gangpao.text.templates.chat.call_format_of", lambda *_: 1 / 0)
+    plain = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    assert wire.post(f"{live_server.base_url}/v1/chat/completions", json=plain).status_code == 200

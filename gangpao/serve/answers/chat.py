@@ -367,8 +367,10 @@ class _Choice:
         self._tokenizer = loaded.engine.tokenizer
         self._splitter = _splitter(loaded.engine, chat, request)
         offered = chat.tools and chat.tool_choice != "none"
-        calls = loaded.engine.template.calls
-        self._parser = tool_calls.ToolParser(chat.tools, chat.tool_choice, calls) if offered else None
+        self._parser = (
+            # A template is read for its way of writing calls where there may be any: that takes a tenth of a second once.
+            tool_calls.ToolParser(chat.tools, chat.tool_choice, loaded.engine.template.calls) if offered else None
+        )
         self._index = index
         self._wants_logprobs = chat.logprobs is not None
         self._logprobs: list[dict[str, Any]] = []
