@@ -216,9 +216,8 @@ class Scheduler:
             if sequence.done:
                 self._end(sequence)
             elif segment.logits and sequence.stats.completion_tokens == 1 and sequence.cache is not None:
-                self.pool.insert_prefix(
-                    sequence.cache, sequence.ids, sequence.scores, whole=True
-                )  # the prompt is whole: others may begin with it
+                # The prompt is whole: others may begin with it.
+                self.pool.insert_prefix(sequence.cache, sequence.ids, sequence.scores, whole=True)
 
     def _drop_cancelled(self) -> None:
         for sequence in [j for j in self._running if j.cancelled]:
@@ -277,7 +276,7 @@ class Scheduler:
         return "began"
 
     def _match(self, sequence: Sequence) -> KVCache:
-        """A sequence with what is remembered of the sequence's ids, as far as everything that is wanted of them is known."""
+        """A cache with what is remembered of the sequence's ids, as far as everything that is wanted of them is known."""
         if sequence.skips_prefix_cache:
             return self.pool.new()
         cache = self.pool.match_prefix(sequence.ids)

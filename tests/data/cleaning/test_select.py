@@ -3,20 +3,11 @@
 import pytest
 
 from gangpao.data.build import build
-from gangpao.progress import Silent
 from tests.data import makers
 from tests.data.sources.test_forms import config, turns
+from tests.pull.fakes import Notes
 
 EXAMPLES = "".join(f"Question: {i} and {i}?\nAnswer: {2 * i}\n\n" for i in range(12))
-
-
-class Notes(Silent):
-    def __init__(self):
-        super().__init__()
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
 
 
 def split(tmp_path, rows, heldout, **options):
@@ -25,7 +16,7 @@ def split(tmp_path, rows, heldout, **options):
     makers.jsonl(tmp_path / "s.jsonl", rows)
     settings = config(tmp_path, s={"path": "s.jsonl", "heldout": heldout, **options})
     report = build(settings, tmp_path / "out", progress=notes).report["sources"]["s"]
-    said = [text for text in notes.said if "held out" in text]
+    said = [text for text in notes.notes if "held out" in text]
     return report["train"]["documents"], report["heldout"]["documents"], said
 
 
@@ -83,4 +74,4 @@ def test_what_came_out_otherwise_is_said(tmp_path, count, heldout, said):
     notes = Notes()
     sources = {"s": {"path": "s.jsonl", "heldout": heldout}, "other": {"path": "other.jsonl", "heldout": 0}}
     build(config(tmp_path, **sources), tmp_path / "out", progress=notes)
-    assert [text for text in notes.said if "held out" in text] == [said] * (said is not None)
+    assert [text for text in notes.notes if "held out" in text] == [said] * (said is not None)
