@@ -148,7 +148,7 @@ def test_a_server_that_stalls_is_left(world, hub, action):
     start = time.monotonic()
     with pytest.raises(PullError, match=r"does not answer|all but stopped"):
         get(limits=limits)
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 10
 
 
 def test_busy_servers_are_asked_again(world, hub):

@@ -75,7 +75,7 @@ def test_a_refusal_takes_a_moment(tiny_path, wire, monkeypatch):
             began = time.perf_counter()
             assert wire.post(f"{url}/v1/completions", json=long()).status_code == 429
             times.append(time.perf_counter() - began)
-        assert min(times) < 0.1  # the others share the machine with whatever else runs here
+        assert min(times) < 0.5  # the others share the machine with whatever else runs here
         assert wire.get(f"{url}/health").status_code == 200
 
 

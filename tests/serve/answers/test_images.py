@@ -77,7 +77,7 @@ def test_hostile_files_are_refused_quickly(data, words):
     began = time.perf_counter()
     with pytest.raises(ValueError, match=words):
         images.load(url(data))
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 4
 
 
 def test_half_files_never_do_more_than_say_so():
@@ -92,7 +92,7 @@ def test_too_many_bytes_are_refused_before_they_are_decoded():
     before, began = rss_mb(), time.perf_counter()
     with pytest.raises(ValueError, match="larger than"):
         images.load(text)
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 4
     assert rss_mb() < before + 64
 
 
@@ -188,7 +188,7 @@ def test_a_host_that_drips_is_not_waited_for(monkeypatch, head):
         began = time.monotonic()
         with pytest.raises(ValueError, match="did not come within"):
             image_fetch.fetch("http://good.example/x", {"good.example"}, 10**6)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 3
         thread.join()
 
 

@@ -76,7 +76,7 @@ def test_random_bodies_are_answered_or_refused_and_never_break_anything(tiny_ser
         assert status in (200, 400, 404), (status, response.text[:300], raw[:500])
         if status != 200:
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-            assert seconds < 2  # 0.1 s on a machine of one's own; others may use this one
+            assert seconds < 5  # 0.1 s on a machine of one's own; others may use this one
     assert statuses[200] > count / 10
     assert statuses[400] > count / 10
     assert wire.get(f"{tiny_server.base_url}/health").status_code == 200
@@ -116,7 +116,7 @@ def test_hostile_bodies_are_refused_quickly(tiny_server, wire, name):
         status = wire.post(f"{tiny_server.base_url}/v1/chat/completions", content=raw).status_code
         times.append(time.perf_counter() - began)
         assert 400 <= status < 500 or name == "depth"
-    assert min(times) < 0.5  # 0.1 s and the time that a body of megabytes takes on its way
+    assert min(times) < 1.5  # 0.1 s and the time that a body of megabytes takes on its way
 
 
 def requests_by_schemathesis(url, examples):

@@ -293,7 +293,7 @@ def test_a_stream_comes_as_it_is_made_and_a_hang_up_stops_it(served, folder):
         assert response.headers["x-request-id"]
         first = next(response.iter_bytes())
         assert b"word0" in first
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
     assert served.seen("aborted") == [True]
 
 

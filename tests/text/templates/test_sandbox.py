@@ -218,7 +218,7 @@ def test_a_child_without_processor_time_is_given_up():
     start = time.perf_counter()
     with pytest.raises(TemplateError, match="took too much"):
         worker.render("x", {})
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 5
     worker.close()
 
 
