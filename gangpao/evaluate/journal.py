@@ -1,0 +1,112 @@
+"""Answers as they come, so that a run that was killed goes on without asking anything twice.
+
+The first line of journal.jsonl says whose answers these are (model, settings); every other line is one answer under its key.
+A line that a crash cut short is left out and written over. Memory holds what is in the file, and nothing more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gangpao import atomic
+
+
+def key_of(*parts: Any) -> str:
+    """A short name for what was asked: equal for equal JSON, and for nothing else."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Journal:
+    """Answers by key in a folder. Use as a context manager; one at a time in a folder.
+
+    identity: whatever changes an answer. Raises ValueError where the folder holds answers of something else.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.path = folder / "journal.jsonl"
+        self._answers: dict[str, Any] = {}
+        self.resumed = 0  # answers that were there already
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = atomic.locked(folder, "another run writes there; wait for it or choose another --out")
+        self._lock.__enter__()
+        try:
+            self._end = self._read(dict(identity)) if self.path.exists() else 0
+            self._file = self.path.open("r+b" if self._end else "wb")
+            self._file.seek(self._end)
+            self._file.truncate()
+            if not self._end:
+                self._write({"journal": 1, "identity": json.loads(json.dumps(dict(identity)))})
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+
+    def _read(self, identity: dict[str, Any]) -> int:
+        """Take in the file; the place behind its last whole line."""
+        end, wanted = 0, json.loads(json.dumps(identity))
+        with self.path.open("rb") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    entry = None
+                if not isinstance(entry, dict):
+                    break
+                if end == 0:
+                    self._check(entry.get("identity"), wanted)
+                else:
+                    self._answers[entry["key"]] = entry["answer"]
+                end += len(line)
+        self.resumed = len(self._answers)
+        return end
+
+    def _check(self, found: Any, wanted: dict[str, Any]) -> None:
+        if found == wanted:
+            return
+        found = found if isinstance(found, dict) else {}
+        names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise ValueError(
+            f"{self.path} holds answers of another run: "
+            + "; ".join(f"{n} was {found.get(n)!r:.60}, is {wanted.get(n)!r:.60}" for n in names)
+            + ". Choose another --out, or delete the folder to begin anew"
+        )
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str) -> Any:
+        """The answer under a key, or None."""
+        return self._answers.get(key)
+
+    def put(self, key: str, answer: Any) -> None:
+        """Write an answer; it survives the end of this process, and `flush` makes it survive the machine's."""
+        self._answers[key] = answer
+        self._write({"key": key, "answer": answer})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(
+            json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+        )
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Have everything on the disk."""
+        atomic.sync(self.path)
+
+    def close(self) -> None:
+        """Close the file and let others in. Harmless when closed already."""
+        if self._file.closed:
+            return
+        self._file.close()
+        atomic.sync(self.path)
+        self._lock.__exit__(None, None, None)
