@@ -62,6 +62,9 @@ ServerModel = Annotated[str | None, typer.Option("--server-model", help="Name of
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="Key of the server.", envvar="OPENAI_API_KEY")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results; eval/MODEL-SUITE if not given.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of answers that are drawn.")]
+Corpus = Annotated[
+    Path | None, typer.Option("--corpus", help="Training text: say which items are in it, and the scores without them.")
+]
 Cost = Annotated[str | None, typer.Option("--cost", help="Cost profile: what this machine costs.")]
 ListTasks = Annotated[bool, typer.Option("--list", help="Show suites and tasks.")]
 
@@ -86,6 +89,7 @@ def run(
     api_key: ApiKey = None,
     out: Out = None,
     seed: Seed = 0,
+    corpus: Corpus = None,
     cost: Cost = None,
     list_tasks: ListTasks = False,
     *,
@@ -106,7 +110,7 @@ def run(
     names = [*(suite or []), *(task or [])] or ["quick"]
     settings = Settings(
         tasks=tasks_of(names), suite=" ".join(suite or ([] if task else ["quick"])), data=data, limit=limit, shots=shots, chat=chat,
-        think=think, max_tokens=max_tokens, seed=seed, run_code=run_code, cost_profile=cost,
+        think=think, max_tokens=max_tokens, seed=seed, run_code=run_code, corpus=corpus, cost_profile=cost,
     )  # fmt: skip
     folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{'-'.join(names)}")
     loaded = load.load(

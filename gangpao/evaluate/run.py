@@ -23,6 +23,7 @@ from typing import Any
 
 import gangpao
 from gangpao import cost, kernels, machine
+from gangpao.evaluate.contamination import Found, contaminated
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.models.protocol import Model
 from gangpao.evaluate.results import Item, RunResult, TaskResult, write_items, write_run
@@ -48,6 +49,7 @@ class Settings:
     max_tokens: int | None = None
     seed: int = 0
     run_code: bool = False
+    corpus: Path | None = None
     cost_profile: str | None = None
 
 
@@ -73,13 +75,14 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
     source = DataSource(settings.data)
     with Journal(out, _identity(model, settings)) as journal, _Shown(meter, quiet) as shown:
         before = journal.get("seconds") or 0.0
+        found = _contaminated(settings, source, shown.progress) if settings.corpus else None
         try:
             for number, name in enumerate(settings.tasks, 1):
                 harness = Harness(
                     model, journal, shown.of(name, number, len(settings.tasks)),
                     think=settings.think, max_tokens=settings.max_tokens, seed=settings.seed,
                 )  # fmt: skip
-                for result, items in _asked(name, harness, settings, source):
+                for result, items in _asked(name, harness, settings, source, found):
                     state.tasks.append(result)
                     if items:
                         write_items(out, name, items)
@@ -90,14 +93,24 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
     return _result(model, settings, state, before, meter, missing=False)
 
 
-def _asked(name: str, harness: Any, settings: Settings, source: DataSource) -> Iterator[tuple[TaskResult, list[Item]]]:
+def _asked(
+    name: str, harness: Any, settings: Settings, source: DataSource, found: Found | None
+) -> Iterator[tuple[TaskResult, list[Item]]]:
     """The scores of a task, and with the first of them its items."""
     from gangpao.evaluate import scored
 
     if name in TASKS:
-        yield from scored.own_task(TASKS[name], harness, settings, source, _limit(name, settings))
+        tainted = None if found is None else found[name]
+        yield from scored.own_task(TASKS[name], harness, settings, source, _limit(name, settings), tainted)
     else:
         yield from scored.foreign_task(name, harness, settings)
+
+
+def _contaminated(settings: Settings, source: DataSource, progress: Progress) -> Found:
+    """By task, all of whose docs are looked for, whatever the limit."""
+    assert settings.corpus is not None
+    own = [TASKS[name] for name in settings.tasks if name in TASKS]
+    return contaminated({task.name: source.rows(task.data).docs for task in own}, settings.corpus, progress)
 
 
 def _limit(name: str, settings: Settings) -> int | None:
@@ -159,7 +172,7 @@ class _Shown:
     def __init__(self, meter: cost.Meter, quiet: bool) -> None:
         from gangpao.progress import Silent
 
-        self._progress: Progress = (
+        self.progress: Progress = (
             Silent() if quiet else Progress(show=show_count, more=lambda seconds: cost.show_yuan(meter.yuan(seconds)))
         )
         self._shown = ""
@@ -168,7 +181,7 @@ class _Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.close()
+        self.progress.close()
 
     def of(self, task: str, number: int, tasks: int) -> Callable[[str, int, int], None]:
         """For a task, which is that one of so many."""
@@ -177,8 +190,8 @@ class _Shown:
             label = f"{task} ({number} of {tasks}), {what}"
             if label != self._shown:
                 self._shown = label
-                self._progress.start(label, total, done)
-            self._progress.update(done)
+                self.progress.start(label, total, done)
+            self.progress.update(done)
 
         return show
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import math
 from collections import Counter, defaultdict
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gangpao.evaluate.results import Answer, Item, TaskResult, Thinking
 from gangpao.evaluate.tasks.build import Asked, ask, harness_task
 from gangpao.evaluate.tasks.data import DataSource
-from gangpao.evaluate.tasks.table import Task
+from gangpao.evaluate.tasks.table import TASKS, Task
 
 if TYPE_CHECKING:
     from gangpao.evaluate.models.harness import Harness
@@ -23,15 +24,19 @@ _LISTED_PROMPT = 20_000  # characters of a prompt in an item
 
 
 def own_task(
-    task: Task, harness: Harness, settings: Settings, source: DataSource, limit: int | None
+    task: Task, harness: Harness, settings: Settings, source: DataSource, limit: int | None, tainted: set[int] | None
 ) -> Iterator[tuple[TaskResult, list[Item]]]:
-    """A row of our table. What could not be asked (too long, a choice without a token) is wrong, and is counted."""
+    """A row of our table. What could not be asked (too long, a choice without a token) is wrong, and is counted.
+
+    tainted: places of docs that a training corpus holds.
+    """
     from gangpao.evaluate.tasks.grade import grader_of
 
     asked = ask(task, source, limit=limit, shots=settings.shots, chat=settings.chat)
     grader = grader_of(task, run_code=settings.run_code, chat=settings.chat) if task.grader else None
-    samples = _run(harness_task(asked, grader.grade if grader else None), harness, settings)
-    items = [_item(asked, sample, harness) for sample in samples[task.name]]
+    found = _run(harness_task(asked, grader.grade if grader else None), harness, settings)
+    items = [_item(asked, sample, harness) for sample in found["samples"][task.name]]
+    seen = None if tainted is None else [doc["place"] in tainted for doc in asked.docs]
     left_out = Counter(flag for item in items for flag in set(item.flags) & {"too_long", "empty_choice"})
     metrics = list(dict.fromkeys(name for item in items for name in item.scores))
     for name in sorted(metrics, key=lambda name: name != task.main):
@@ -42,29 +47,71 @@ def own_task(
             parts=_parts(asked, items, name), prompt_version=f"{task.name} {task.version}",
             grader=grader.name if grader else "", stop=list(task.stop), data=asked.origin, left_out=dict(left_out),
             thinking=_thinking(items) if task.how == "written" else None,
+            contaminated=None if seen is None else sum(seen), clean_value=_clean(name, items, seen),
         )  # fmt: skip
         yield result, items
         items = items if name != metrics[-1] else []
 
 
 def foreign_task(name: str, harness: Harness, settings: Settings) -> Iterator[tuple[TaskResult, list[Item]]]:
-    """One of lm-eval's own, by its own prompts, data and metrics."""
-    raise NotImplementedError
+    """One of lm-eval's own, or a group of them, by its own prompts, data and metrics. Raises ValueError for an unknown name."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    if name not in manager.all_tasks:
+        near = difflib.get_close_matches(name, [*TASKS, *manager.all_tasks], 4)
+        raise ValueError(f"no task {name!r:.60}" + (f"; near it: {', '.join(near)}" if near else "") + "; see --list")
+    found = _run(name, harness, settings, manager)
+    for task, samples in found["samples"].items():
+        filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+        items = [_foreign_item(sample, harness) for sample in samples if sample["filter"] == filters[0]]
+        config = found["configs"][task]
+        values = {key: value for key, value in found["results"][task].items() if "," in key and "_stderr" not in key}
+        for key, value in values.items():
+            metric, _, kept = key.partition(",")
+            stderr = found["results"][task].get(f"{metric}_stderr,{kept}")
+            yield TaskResult(
+                task=task, metric=metric, value=float(value), stderr=stderr if isinstance(stderr, float) else None,
+                items=len(items), of=found["n-samples"][task]["original"],
+                higher_is_better=found["higher_is_better"][task].get(metric) is not False,
+                mode="generation" if config["output_type"] == "generate_until" else "loglikelihood",
+                shots=found["n-shot"].get(task) or 0, main=key == next(iter(values)),
+                prompt_version=f"lm-eval {task} {found['versions'].get(task)}", grader=f"lm-eval, {kept}",
+                data=str(config.get("dataset_path") or ""),
+            ), items  # fmt: skip
+            items = []
 
 
-def _run(task: Any, harness: Harness, settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """lm-eval's samples of a task, by its name."""
+def _foreign_item(sample: dict[str, Any], harness: Harness) -> Item:
+    scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], (int, float))}
+    answers = []
+    for arguments, responses in zip(sample["arguments"], sample["resps"], strict=True):
+        if isinstance(responses[0], str):
+            answers += [Answer(text=text) for text in responses]
+        elif isinstance(responses[0], (list, tuple)):
+            answers.append(Answer(text=str(arguments[-1]), logprob=responses[0][0], greedy=responses[0][1]))
+        else:
+            answers.append(Answer(text="", logprob=float(responses[0])))
+    prompt = str(sample["arguments"][0][0])[-_LISTED_PROMPT:]
+    return Item(item=str(sample["doc_id"]), prompt=prompt, answers=answers, target=str(sample["target"]), scores=scores)
+
+
+def _run(task: Any, harness: Harness, settings: Settings, manager: Any = None) -> dict[str, Any]:
+    """lm-eval's results of a task."""
     from lm_eval import simple_evaluate
 
+    own = manager is None  # then the docs are limited and have their examples already
     with contextlib.redirect_stdout(io.StringIO()):
         found = simple_evaluate(
-            model=harness, model_args={"pretrained": harness.model.facts.name}, tasks=[task], bootstrap_iters=0,
-            log_samples=True, apply_chat_template=settings.chat, random_seed=None, numpy_random_seed=None,
-            torch_random_seed=None, fewshot_random_seed=settings.seed, confirm_run_unsafe_code=settings.run_code,
+            model=harness, model_args={"pretrained": harness.model.facts.name}, tasks=[task], task_manager=manager,
+            bootstrap_iters=0 if own else 1000, log_samples=True, apply_chat_template=settings.chat,
+            num_fewshot=None if own else settings.shots, limit=None if own else settings.limit, random_seed=None,
+            numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=settings.seed,
+            confirm_run_unsafe_code=settings.run_code,
         )  # fmt: skip
     assert found is not None
-    samples: dict[str, list[dict[str, Any]]] = found["samples"]
-    return samples
+    results: dict[str, Any] = found
+    return results
 
 
 def _item(asked: Asked, sample: dict[str, Any], harness: Harness) -> Item:
@@ -123,6 +170,14 @@ def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:
         return mean(values)
     middle, error = mean(values)
     return math.exp(-middle), error and math.exp(-middle) * error
+
+
+def _clean(metric: str, items: Sequence[Item], seen: Sequence[bool] | None) -> float | None:
+    """The value over items that were not seen."""
+    kept = [
+        item.scores[metric] for item, was in zip(items, seen or (), strict=False) if not was and metric in item.scores
+    ]
+    return _value(metric, kept)[0] if kept and seen is not None and any(seen) else None
 
 
 def _parts(asked: Asked, items: Sequence[Item], metric: str) -> dict[str, float]:

@@ -40,7 +40,9 @@ def ask(
     kept = limited(docs, limit)
     prompt = task.chat if chat and task.chat else task.prompt
     heads = _Heads(task, source, shots)
-    out = [doc | {"prompt": heads.of(doc) + prompt(doc), "number": doc.get("number", at)} for at, doc in kept]
+    out = [
+        doc | {"prompt": heads.of(doc) + prompt(doc), "number": doc.get("number", at), "place": at} for at, doc in kept
+    ]
     return Asked(task, out, len(docs), shots, rows.origin)
 
 

@@ -14,13 +14,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from gangpao.data.sources.files import format_of, read_rows
 from gangpao.evaluate.tasks import docs
 from gangpao.evaluate.tasks.docs import Doc, Reader
+from gangpao.progress import Progress
 
-Hub = Literal["huggingface", "modelscope"]
+if TYPE_CHECKING:
+    from gangpao.pull.datasets import Hub
+
 SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl", ".json", ".parquet")
 
 
@@ -143,15 +146,23 @@ class DataSource:
 
     def _files(self, data: DataSet, split: str) -> list[Path]:
         if self.where in ("huggingface", "modelscope"):
-            from gangpao.evaluate.tasks.hub import files_of
-
-            return files_of(data, split, self.where)  # type: ignore[arg-type]
+            return _from_hub(data, split, "modelscope" if self.where == "modelscope" else "huggingface")
         if self.where is None:
             raise ValueError(
                 f"{data.name}: which data? Give --data FOLDER, or --data huggingface or --data modelscope to fetch "
                 f"{data.huggingface or data.modelscope or 'it'}"
             )
         return _in_folder(Path(self.where), data, split)
+
+
+def _from_hub(data: DataSet, split: str, hub: Hub) -> list[Path]:
+    repo = data.huggingface if hub == "huggingface" else data.modelscope
+    if not repo or not data.splits[split].paths:
+        raise ValueError(f"{data.name} ({split}) is on no hub that we know of; give --data FOLDER with its file")
+    from gangpao.pull.datasets import fetch_dataset
+
+    with Progress() as progress:
+        return fetch_dataset(hub, repo, data.splits[split].paths, progress=progress)
 
 
 def _in_folder(folder: Path, data: DataSet, split: str) -> list[Path]:

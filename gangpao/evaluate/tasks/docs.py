@@ -102,7 +102,7 @@ def mmlu(row: Row) -> Doc:
         choices = [str(row[f"choice{i}"]) for i in range(4)]
     else:
         choices = [str(row[letter]) for letter in "ABCD"]
-    doc = {"query": _text(row, "question", "Question").strip(), "choices": choices}
+    doc: Doc = {"query": _text(row, "question", "Question").strip(), "choices": choices}
     doc["gold"] = _gold(row["answer"] if "answer" in row else row["Answer"], choices)
     return doc | ({"subject": row["subject"]} if row.get("subject") else {})
 
