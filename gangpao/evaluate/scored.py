@@ -97,17 +97,25 @@ def _foreign_item(sample: dict[str, Any], harness: Harness) -> Item:
 
 
 def _run(task: Any, harness: Harness, settings: Settings, manager: Any = None) -> dict[str, Any]:
-    """lm-eval's results of a task."""
-    from lm_eval import simple_evaluate
+    """lm-eval's results of a task: ours, whose docs are limited and have their examples already, or by name with its manager.
 
-    own = manager is None  # then the docs are limited and have their examples already
-    with contextlib.redirect_stdout(io.StringIO()):
-        found = simple_evaluate(
-            model=harness, model_args={"pretrained": harness.model.facts.name}, tasks=[task], task_manager=manager,
-            bootstrap_iters=0 if own else 1000, log_samples=True, apply_chat_template=settings.chat,
-            num_fewshot=None if own else settings.shots, limit=None if own else settings.limit, random_seed=None,
-            numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=settings.seed,
-            confirm_run_unsafe_code=settings.run_code,
+    lm-eval's `simple_evaluate` would index all its tasks and gather facts about the machine first, some 12 s each time.
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    own = manager is None
+    loaded = (TaskManager(include_defaults=False) if own else manager).load([task])
+    for one in loaded["tasks"].values():
+        if not own and settings.shots is not None:
+            one.set_config(key="num_fewshot", value=settings.shots)
+        elif one.get_config("num_fewshot") is None:
+            one.set_config(key="num_fewshot", value=0)
+        one.set_fewshot_seed(seed=settings.seed)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        found = evaluate(
+            harness, loaded, limit=None if own else settings.limit, bootstrap_iters=0 if own else 1000,
+            apply_chat_template=settings.chat, confirm_run_unsafe_code=settings.run_code,
         )  # fmt: skip
     assert found is not None
     results: dict[str, Any] = found
