@@ -9,13 +9,14 @@ Programs run in the cage (Linux). Each wrong one is listed; one JSON line with t
 import argparse
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.evaluate.graders import code
+from gangpao.evaluate.graders import code, maths, values
 from gangpao.evaluate.graders.cage import parent as cage
 from gangpao.evaluate.graders.grade import Grade
 
@@ -55,9 +56,42 @@ def mbpp(problems: list[dict[str, Any]]) -> Iterator[tuple[str, Grade]]:
     yield from zip(names, code.grade_all(programs, run_code=True, limits=LIMITS), strict=True)
 
 
+def gsm8k(problems: list[dict[str, Any]]) -> Iterator[tuple[str, Grade]]:
+    """Each reference, read strictly, and as the last number of its text without the mark."""
+    for number, p in enumerate(problems):
+        yield f"GSM8K/{number} strict", maths.gsm8k(p["answer"], p["answer"], strict=True)
+        yield f"GSM8K/{number} flexible", maths.gsm8k(p["answer"].replace("####", "The answer is"), p["answer"])
+
+
+def rewritten(answer: str) -> Iterator[str]:
+    """The same answer as another would write it."""
+    yield f"${answer}$"
+    yield answer + "."
+    yield re.sub(r"\\[dt]?frac(?![a-zA-Z])", r"\\dfrac", answer)
+    yield answer.replace(r"^\circ", "°").replace(r"\%", "%").replace(r"\$", "$")
+    yield re.sub(r"(\d)\s*\\(sqrt|pi)", r"\1 \\cdot \\\2", answer)
+    if re.fullmatch(r"\d{4,}", answer):
+        yield f"{int(answer):,}"
+    if not re.match(r"\d+\s*\\", answer):
+        yield re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"(\1/\2)", answer)
+
+
+def math(problems: list[dict[str, Any]]) -> Iterator[tuple[str, Grade]]:
+    """Each solution, each answer in Minerva's sentence, and each answer against its rewritten forms."""
+    for number, p in enumerate(problems):
+        answer, name = p["answer"], f"MATH/{number}"
+        yield f"{name} solution", maths.math(p["chain_of_thought"], answer)
+        sentence = f"Final Answer: The final answer is ${answer}$. I hope it is correct."
+        yield f"{name} sentence", maths.math(sentence, answer)
+        for form in rewritten(answer):
+            yield f"{name} {form}", Grade(values.same(form, answer), form, f"not {answer}")
+
+
 GRADED: dict[str, tuple[str, Callable[[list[dict[str, Any]]], Iterator[tuple[str, Grade]]]]] = {
     "humaneval": ("humaneval", humaneval),
     "mbpp": ("mbpp", mbpp),
+    "gsm8k": ("gsm8k_test", gsm8k),
+    "math": ("math_test", math),
 }
 
 
