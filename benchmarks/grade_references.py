@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.evaluate.graders import code, maths, values
+from gangpao.evaluate.graders import bbh, code, maths, values
 from gangpao.evaluate.graders.cage import parent as cage
 from gangpao.evaluate.graders.grade import Grade
 
@@ -87,11 +87,20 @@ def math(problems: list[dict[str, Any]]) -> Iterator[tuple[str, Grade]]:
             yield f"{name} {form}", Grade(values.same(form, answer), form, f"not {answer}")
 
 
+def big_bench(problems: list[dict[str, Any]]) -> Iterator[tuple[str, Grade]]:
+    """Each target in the sentence of the prompts, and alone."""
+    for number, p in enumerate(problems):
+        sentence = f"We count: 1, 2. So the answer is {p['target']}.\n\nQ: next"
+        yield f"{p['task']}/{number} sentence", bbh.grade(sentence, p["target"])
+        yield f"{p['task']}/{number} direct", bbh.grade(f" {p['target']}\n", p["target"], direct=True)
+
+
 GRADED: dict[str, tuple[str, Callable[[list[dict[str, Any]]], Iterator[tuple[str, Grade]]]]] = {
     "humaneval": ("humaneval", humaneval),
     "mbpp": ("mbpp", mbpp),
     "gsm8k": ("gsm8k_test", gsm8k),
     "math": ("math_test", math),
+    "bbh": ("bbh", big_bench),
 }
 
 

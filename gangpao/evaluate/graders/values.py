@@ -72,7 +72,7 @@ def clean(text: str) -> str:
     if not text.startswith(("(", "[", "\\{")):
         text = _THOUSANDS.sub(lambda m: re.sub(r"[{},]", "", m.group()), text)
     text = _AND.sub(",", re.sub(r"(?<![\d.])(\d+) (\d+)/(\d+)(?!\d)", r"\1\\frac{\2}{\3}", text))
-    if whole := _TEXT.fullmatch(text):
+    if whole := _TEXT.fullmatch(text.strip().rstrip(".,;:").strip()):
         text = whole[1].strip()
     text = re.sub(r",\s*,", ",", _DEGREES.sub("", text)).strip()
     if re.search(r"\d", stem := _UNIT_TEXT.sub("", text)) and stem.strip():
