@@ -349,10 +349,10 @@ class Line:
         raise known(message[:_TOLD])
 
 
-def _how_it_ended(child: int) -> str:
+def _how_it_ended(child: int, cpu_seconds: int) -> str:
     """Why the program's process is gone, in words."""
     for _ in range(20):
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, used = os.wait4(child, os.WNOHANG)
         if pid:
             break
         select.select([], [], [], 0.01)
@@ -361,8 +361,8 @@ def _how_it_ended(child: int) -> str:
     if os.WIFEXITED(status):
         return f"the program ended by itself (exit code {os.WEXITSTATUS(status)}) before its tests did"
     number = os.WTERMSIG(status)
-    if number == signal.SIGXCPU:
-        return "the program used all of its processor time"
+    if number == signal.SIGKILL and used.ru_utime + used.ru_stime > cpu_seconds - 0.5:
+        return f"the program used more than {cpu_seconds} s of processor time"
     return f"the program was ended by a signal: {signal.strsignal(number) or number}"
 
 
@@ -381,7 +381,7 @@ def judge(line: Line, child: int, asked: dict[str, Any]) -> tuple[bool, str]:
     try:
         line.reply()
     except EndedError:
-        return False, _how_it_ended(child)
+        return False, _how_it_ended(child, asked["cpu_seconds"])
     except Exception as error:
         return False, f"the program does not load: {told(error)}"
     try:
@@ -390,7 +390,7 @@ def judge(line: Line, child: int, asked: dict[str, Any]) -> tuple[bool, str]:
         names |= {name: Remote(line, name) for name in asked["names"]}
         module_of("tests", asked["tests"], names)
     except EndedError:
-        return False, _how_it_ended(child)
+        return False, _how_it_ended(child, asked["cpu_seconds"])
     except BaseException as error:
         return False, told(error) + _where(error)
     return True, "passed"

@@ -193,7 +193,7 @@ def test_every_kind_is_tested() -> None:
 def test_what_is_no_instruction_is_named() -> None:
     with pytest.raises(ValueError, match="no such instruction: 'rhyme'"):
         checks.check("a", "rhyme", {})
-    with pytest.raises(ValueError, match="instruction title: .*number"):
+    with pytest.raises(ValueError, match=r"instruction title: .*number"):
         checks.check("a", "title", {"number": 1})
     with pytest.raises(ValueError, match="no such relation: 'about'"):
         checks.check("a", "word_count", {"relation": "about", "number": 1})
