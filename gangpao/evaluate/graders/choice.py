@@ -6,7 +6,7 @@ Looked for in this order, and the first that gives one letter decides:
 2. a letter at the beginning: `B`, `(B)`, `B. Paris`, `**B**`
 3. a letter alone on the last line
 4. one letter that stands alone in the text, as `option B`, `选项B` or `(B)`, and no other
-5. the text of one option, word for word, and of no other (where the options are given)
+5. the text of one option, word for word, of no other, and hardly more (where the options are given)
 
 Two letters in one place (`A和C`, `AC`, `A or B`) are no answer to a question with one: none. So is a refusal.
 """
@@ -22,6 +22,7 @@ from gangpao.evaluate.graders.grade import Grade
 NAME, VERSION = "gangpao-choice", 1
 GRADER = f"{NAME} {VERSION}"
 
+_AROUND = 15  # words beside the text of an option, for that to be a choice
 _LONGEST = 20_000  # characters that are read, from the end
 _NOT = r"(?:not|n't|isn't|不是|并非|不为|不选|非)"
 _AND = r"(?:\s*(?:[,、/&+;]|and|or|和|与|及|或|或者)?\s*)"
@@ -101,6 +102,11 @@ def _alone(text: str, letters: str) -> list[str]:
     return list(dict.fromkeys(a or b for a, b in found))
 
 
+def _count(text: str) -> int:
+    """Words, each Chinese character one."""
+    return len(re.findall(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+", text))
+
+
 def _by_text(text: str, options: Sequence[str], letters: str) -> list[str]:
     def bare(piece: str) -> str:
         return re.sub(r"[\s.,;:。，；：]+", " ", unicodedata.normalize("NFKC", piece)).strip().casefold()
@@ -108,7 +114,12 @@ def _by_text(text: str, options: Sequence[str], letters: str) -> list[str]:
     whole, pieces = bare(text), [bare(option) for option in options]
     exact = [n for n, piece in enumerate(pieces) if piece and piece == whole]
     if not exact:
-        inside = [n for n, piece in enumerate(pieces) if len(piece) > 1 and piece in whole]
+        # In a long answer an option is discussed, not chosen.
+        inside = [
+            n
+            for n, piece in enumerate(pieces)
+            if len(piece) > 1 and piece in whole and _count(whole.replace(piece, "")) <= _AROUND
+        ]
         # An option that is a part of another one is not named by it.
         exact = [n for n in inside if not any(n != m and pieces[n] in pieces[m] for m in inside)]
     return [letters[n] for n in exact]

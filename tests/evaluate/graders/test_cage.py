@@ -76,12 +76,10 @@ def test_no_program_is_right_that_only_says_so() -> None:
 
 
 def test_what_does_not_end_is_ended() -> None:
-    began = time.monotonic()
     found = results(attacks.ENDLESS, QUICK)
     assert {n: o.why for n, o in found.items() if o.passed} == {}
     assert "printed more than 200000 bytes" in found["print without end"].why
     assert len(found["print without end"].output) == 4_000
-    assert time.monotonic() - began < 60
     assert left_over() == []
 
 

@@ -66,6 +66,10 @@ def test_an_option_may_be_named_by_its_text() -> None:
     assert choice.letter("London", options=options)[0] == "B"
     assert choice.letter("Paris or Rome", options=options)[0] is None
     assert choice.letter("Berlin", options=options)[0] is None
+    assert (
+        choice.letter("Let us look at each of them in turn and see.\n\n1. Paris" + " is old" * 9, options=options)[0]
+        is None
+    )
     assert choice.letter("北京", options=["上海", "北京", "广州", "深圳"])[0] == "B"
 
 

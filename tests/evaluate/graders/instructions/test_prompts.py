@@ -37,7 +37,7 @@ def test_the_set_covers_the_table() -> None:
 
 def test_instructions_of_a_prompt_can_stand_together() -> None:
     groups = {name: {g for k in table.KINDS if k.name == name for g in k.groups} for name in checks.CHECKS}
-    for p in prompts.prompts(seed=7, count=600):
+    for p in prompts.prompts(seed=7, count=300):
         kinds = [i.kind for i in p.instructions]
         assert len(kinds) == len(set(kinds))
         taken = [g for kind in kinds for g in groups[kind]]
