@@ -1,6 +1,7 @@
 """Programs in the cage: attacks have no effect and no false verdict, honest programs pass, and everything ends."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -214,6 +215,33 @@ def test_without_namespaces_nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_pa
     finally:
         cage._problem.cache_clear()
     assert not canary.exists()
+
+
+ASK = "from gangpao.evaluate.graders.cage import parent as c; print(c._problem())"
+
+
+def in_container(*before: str) -> str:
+    """What a Python says of the cage that runs as the only user, root, of a user namespace, as in a container."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("the program unshare is not installed")
+    script = " && ".join([*before, 'exec "$0" -c "$1"'])
+    command = [unshare, "--user", "--map-root-user", "sh", "-c", script, sys.executable, ASK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode:
+        pytest.skip(f"no user namespace for a test: {done.stderr[-200:]}")
+    return done.stdout.strip()
+
+
+def test_the_root_of_a_container_has_a_cage_too() -> None:
+    assert in_container() == ""
+
+
+def test_a_system_that_forbids_namespaces_is_named() -> None:
+    said = in_container("echo 0 > /proc/sys/user/max_user_namespaces")
+    assert "no cage for programs can be built here" in said
+    assert "user.max_user_namespaces is 0: sudo sysctl -w user.max_user_namespaces=10000" in said
+    assert "Ways out" in said
 
 
 def test_a_step_that_fails_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ In this order: new namespaces, a root of its own that can only be read (the stan
 small temporary folder), an ordinary user without privileges, limits. Then inside.py takes over in two processes.
 
 Needs Linux 5.14 or later with user namespaces. Run by root, it makes the mounts as root and goes on as nobody; run by anybody
-else, it makes them within a user namespace. A step that fails is reported by name on VERDICT and nothing is run. Every module
-that is imported here costs each program its time, so there are few.
+else, or by the root of a container that may not, it makes them within a user namespace. A step that fails is reported by name on
+VERDICT and nothing is run. Every module that is imported here costs each program its time, so there are few.
 """
 
 from __future__ import annotations
@@ -72,16 +72,31 @@ def read_only(target: str, *, deep: bool) -> None:
     )  # fmt: skip
 
 
-def new_namespaces() -> None:
-    """Processes, network, mounts, host name and shared memory of our own; for all but root a user namespace, too."""
-    user, group, root = os.geteuid(), os.getegid(), os.geteuid() == 0
-    kinds = _NEWNS | _NEWPID | _NEWNET | _NEWIPC | _NEWUTS | (0 if root else _NEWUSER)
-    call("new namespaces", _libc.unshare, ctypes.c_int(kinds))
-    if root:
-        return
+def _has_nobody() -> bool:
+    """Whether user and group nobody exist in this user namespace; in a container there may be root alone."""
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}", encoding="ascii") as file:
+            spans = [tuple(map(int, line.split())) for line in file]
+        if not any(start <= _NOBODY < start + count for start, _, count in spans):
+            return False
+    return True
+
+
+def new_namespaces() -> bool:
+    """Processes, network, mounts, host name and shared memory of our own; whether as root, or else within a user namespace."""
+    kinds = _NEWNS | _NEWPID | _NEWNET | _NEWIPC | _NEWUTS
+    if os.geteuid() == 0 and _has_nobody():
+        try:
+            call("new namespaces", _libc.unshare, ctypes.c_int(kinds))
+            return True
+        except StepError:  # root of a container that may not
+            pass
+    user, group = os.geteuid(), os.getegid()
+    call("new namespaces", _libc.unshare, ctypes.c_int(kinds | _NEWUSER))
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
+    return False
 
 
 def new_root(folders: list[str], links: dict[str, str], masks: list[str], megabytes: int) -> None:
@@ -133,12 +148,11 @@ def control(step: str, option: int, value: int | Any = 1) -> None:
 
 
 def become_nobody() -> None:
-    """An ordinary user in a user namespace of its own, where processes are counted from zero."""
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-        call("a user namespace", _libc.unshare, ctypes.c_int(_NEWUSER))
+    """From root to an ordinary user, in a user namespace of its own, where processes are counted from zero."""
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    call("a user namespace", _libc.unshare, ctypes.c_int(_NEWUSER))
 
 
 def without_privileges() -> None:
@@ -222,9 +236,10 @@ def decide(settings: dict[str, Any], tests: int, verdict: int) -> None:
 
 def start(settings: dict[str, Any], decide: Callable[[], None]) -> int:
     """Build the cage and fork the process that calls `decide`; its number. Raises StepError or OSError."""
-    new_namespaces()
+    as_root = new_namespaces()
     new_root(settings["folders"], settings["links"], settings["masks"], settings["temporary_mb"])
-    become_nobody()
+    if as_root:
+        become_nobody()
     die_with_parent()  # again: another user's number takes it away
     alive, ours = os.pipe()
     child = os.fork()
