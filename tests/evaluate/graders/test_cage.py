@@ -217,6 +217,24 @@ def test_without_namespaces_nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not canary.exists()
 
 
+def test_a_strict_umask_and_a_library_path_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
+    code = "import os, hashlib\ndef add(a, b): return a + b + len(os.environ)"
+    before = os.umask(0o077)
+    try:
+        assert cage.run(program(code), run_code=True).why == "passed"
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.slow
+def test_many_at_a_time_are_judged_as_one_at_a_time() -> None:
+    codes = [f"def add(a, b): return a + b + {n % 3}" for n in range(150)]
+    found = list(cage.run_all(map(program, codes), run_code=True, workers=8))
+    assert [o.passed for o in found] == [n % 3 == 0 for n in range(150)]
+    assert left_over() == []
+
+
 ASK = "from gangpao.evaluate.graders.cage import parent as c; print(c._problem())"
 
 

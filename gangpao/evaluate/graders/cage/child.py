@@ -221,6 +221,7 @@ def decide(settings: dict[str, Any], tests: int, verdict: int) -> None:
         os.dup2(200, 3)
         os.dup2(201, 4)
         os.closerange(5, 256)
+        os.environ.clear()
         seal(settings)
         inside.answer(3, 4, settings.pop("program"))
     os.close(asked[0])
@@ -256,6 +257,7 @@ def start(settings: dict[str, Any], decide: Callable[[], None]) -> int:
 def main(settings_file: int, tests: int, verdict: int) -> int:
     """Build the cage, have the tests decide in it, wait for them."""
     die_with_parent()
+    os.umask(0o022)  # the folders of the new root are for another user
     settings = json.loads(read_all(settings_file))
     if os.getppid() != settings["parent"]:
         return 1

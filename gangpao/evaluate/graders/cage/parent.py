@@ -180,6 +180,11 @@ def _settings(program: Program, limits: Limits) -> dict[str, Any]:
     }
 
 
+def _loader() -> dict[str, str]:
+    """What a Python may need to find its own library; the program does not see it."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+
+
 def _in_memory(name: str, value: Any) -> int:
     """A nameless file with JSON in it."""
     file = os.memfd_create(name)
@@ -203,7 +208,7 @@ def _run(program: Program, limits: Limits) -> Outcome:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=files,
             # Sets and dicts of text have the same order in every run, so that a verdict does not change by chance.
-            env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}, cwd=os.sep, start_new_session=True,
+            env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", **_loader()}, cwd=os.sep, start_new_session=True,
         )  # fmt: skip
     finally:
         for file in files:
