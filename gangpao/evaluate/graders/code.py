@@ -2,7 +2,7 @@
 
 Two modes. In completion the answer goes on where the prompt ended, up to the first stop string. In chat the answer is prose with
 fenced blocks: the first block that defines what is asked for is taken, with the imports and helpers of the blocks before it, and
-without the examples below it (`print`, `assert`, `if __name__ ...` at the left margin), which are no part of the answer.
+without the examples below it (`print`, `main()`, `assert`, `if __name__ ...` at the left margin), which are no part of the answer.
 
 What it gives up: packages beside the standard library, which the cage does not show.
 """
@@ -32,6 +32,7 @@ STOPS: dict[str, tuple[str, ...]] = {
 }
 
 _FENCE = re.compile(r"^(?P<margin>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n", re.M)
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.S)  # where nobody has taken it off
 _MAX_LINES = 2_000  # of an answer without fences; the rest is not read
 _OTHER_LANGUAGES = {
     "bash",
@@ -92,7 +93,14 @@ def blocks(answer: str) -> Iterator[str]:
         body = answer[opening.end() : closing.start() if closing else len(answer)]
         place = closing.end() if closing else len(answer)
         if opening["language"].lower() not in _OTHER_LANGUAGES:
-            yield textwrap.dedent(body).strip("\n") + "\n"
+            yield _without_prompts(textwrap.dedent(body)).strip("\n") + "\n"
+
+
+def _without_prompts(text: str) -> str:
+    """A session of the interpreter as a program: what stands behind >>> and ..."""
+    if not re.match(r"\s*>>> ", text):
+        return text
+    return "\n".join(line[4:] for line in text.split("\n") if line.startswith((">>> ", "... ")))
 
 
 def _is_example(node: ast.stmt) -> bool:
@@ -101,7 +109,7 @@ def _is_example(node: ast.stmt) -> bool:
     if isinstance(node, ast.If):
         return any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
     call = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print"
+    return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("print", "main")
 
 
 def without_examples(text: str) -> str:
@@ -146,7 +154,7 @@ def header(prompt: str, name: str) -> str:
 
 def from_chat(answer: str, names: Sequence[str], prompt: str = "") -> str:
     """The program in a chat answer that defines `names`; prompt: what it was to complete, for its imports and for bodies alone."""
-    answer = unix(answer)
+    answer = _THOUGHT.sub("", unix(answer))
     found = list(blocks(answer))
     before = header(unix(prompt), names[0]) if prompt and names else ""
     helpers: list[str] = []

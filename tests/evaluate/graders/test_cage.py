@@ -183,7 +183,7 @@ def test_the_helpers_of_a_prompt_are_its_own() -> None:
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("def add(a, b) return", "does not load: SyntaxError"),
+        ("def add(a, b) return", "does not load: SyntaxError: expected"),
         ("def sub(a, b): return a - b", "NameError: the program defines no add"),
         ("def add(a, b): return a / 0", "ZeroDivisionError: division by zero (line 1 of the tests)"),
         ("def add(a, b): return a - b", "AssertionError (line 1 of the tests)"),

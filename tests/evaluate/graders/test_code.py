@@ -46,6 +46,9 @@ CHAT = {
     "a lambda": "```python\nhalves = lambda xs: [x / 2 for x in xs]\n```",
     "in Chinese": f"好的，代码如下：\n```python\n{WHOLE}```\n这个函数把每个数减半。",
     "an async helper": f"```python\nasync def other():\n    pass\n\n{WHOLE}```",
+    "a thought before": f"<think>\n```python\ndef halves(xs): return xs\n```\n</think>\n```python\n{WHOLE}```",
+    "a session": "```python\n>>> def halves(xs):\n...     return [x / 2 for x in xs]\n>>> halves([2])\n[1.0]\n```",
+    "a main that asks": f"```python\n{WHOLE}\ndef main():\n    print(halves(input()))\n\nmain()\n```",
     "invalid escape": "```python\ndef halves(xs):\n    '\\d'\n    return [x / 2 for x in xs]\n```",
 }
 

@@ -279,6 +279,17 @@ def answer(requests: int, replies: int, program: str) -> NoReturn:
 # --- the process of the tests
 
 
+# An AssertionError is the tests' own word; the others cannot be made from a message alone.
+_NOT_RAISED = (
+    AssertionError,
+    UnicodeDecodeError,
+    UnicodeEncodeError,
+    UnicodeTranslateError,
+    BaseExceptionGroup,
+    ExceptionGroup,
+)
+
+
 class EndedError(Exception):
     """The program's process is gone, or says what no protocol has."""
 
@@ -342,11 +353,9 @@ class Line:
         except (OSError, ValueError, TypeError, KeyError, ForeignError, RecursionError, AttributeError) as error:
             raise EndedError from error
         known = getattr(builtins, kind, None)
-        ordinary = isinstance(known, type) and issubclass(known, Exception)
-        if not ordinary or known in (AssertionError, UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError):
-            known = RuntimeError  # an AssertionError is the tests' own word
-        assert known is not None
-        raise known(message[:_TOLD])
+        if isinstance(known, type) and issubclass(known, Exception) and known not in _NOT_RAISED:
+            raise known(message.removeprefix(kind).removeprefix(": ")[:_TOLD])
+        raise RuntimeError(message[:_TOLD])
 
 
 def _how_it_ended(child: int, cpu_seconds: int) -> str:
