@@ -84,8 +84,8 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
                     model, journal, shown.of(name, number, len(settings.tasks)),
                     think=settings.think, max_tokens=settings.max_tokens, seed=settings.seed,
                 )  # fmt: skip
-                for result, items in _asked(name, harness, settings, source, found):
-                    state.tasks.append(result)
+                for scores, items in _asked(name, harness, settings, source, found):
+                    state.tasks.append(scores)
                     if items:
                         write_items(out, name, items)
                 missing = number < len(settings.tasks)
