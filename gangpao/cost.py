@@ -8,7 +8,10 @@ Measured against the MiniCPM report's own example: a phone chip of 600 yuan, use
 without electricity, gives 5 * 365 * 86400 * 7.5 / 600 = 1.97 million tokens for 1 yuan. The report prints 1.7 million,
 which would fit 6.5 tokens a second. We keep the arithmetic.
 
-What it gives up: idle time is counted as used (the machine is assumed busy its whole life), no interest, no resale.
+A machine that works only a share of its life (`utilisation`) spreads its price, or its rent, over that share; the default
+of 1 takes it as busy its whole life.
+
+What it gives up: power drawn while idle, interest, resale.
 """
 
 import functools
@@ -33,6 +36,7 @@ class CostProfile(Frozen):
     power_watts: float = Field(0.0, ge=0, description="Drawn at the socket while it generates, watts.")
     electricity_yuan_per_kwh: float = Field(0.0, ge=0, description="Price of electricity, yuan per kWh.")
     rent_yuan_per_hour: float = Field(0.0, ge=0, description="Rent of a machine that is not ours, yuan per hour.")
+    utilisation: float = Field(1.0, gt=0, le=1, description="Share of its life, or of its rent, in which it works.")
     source: str = Field(min_length=1, description="Where these figures are from.")
 
 
@@ -75,10 +79,10 @@ def get_profile(name: str | None = None) -> tuple[str, CostProfile]:
 
 
 def yuan_per_second(profile: CostProfile) -> float:
-    """Price of one second of this machine: its share of the purchase, electricity and rent."""
+    """Price of one second in which this machine works: its share of the purchase, electricity and rent."""
     purchase = profile.price_yuan / (profile.lifetime_years * SECONDS_PER_YEAR)
     electricity = profile.power_watts * profile.electricity_yuan_per_kwh / JOULES_PER_KWH
-    return purchase + electricity + profile.rent_yuan_per_hour / 3600
+    return (purchase + profile.rent_yuan_per_hour / 3600) / profile.utilisation + electricity
 
 
 def yuan(profile: CostProfile, seconds: float) -> float:
