@@ -34,6 +34,7 @@ COMMANDS = {
     "bench": ("gangpao.commands.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.commands.doctor:doctor", "Say what this machine can run, and how fast."),
     "eval": ("gangpao.commands.eval:app", "Measure a model: benchmarks, judges, perplexity, a report."),
+    "cost": ("gangpao.evaluate.pricing.command:price", "Say what tokens cost, and which assumption moves that most."),
     "data": (
         "gangpao.data.command:app",
         "Training data: get text, build a corpus from a configuration, count it, read it.",

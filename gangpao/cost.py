@@ -19,7 +19,7 @@ import math
 from datetime import date
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gangpao.config import Frozen, config_dir, load_toml
 
@@ -29,6 +29,8 @@ JOULES_PER_KWH = 3.6e6
 
 class CostProfile(Frozen):
     """A machine and what it costs to have and to run."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     title: str = Field(min_length=1, description="What the machine is.")
     price_yuan: float = Field(0.0, ge=0, description="What it was bought for, yuan.")
