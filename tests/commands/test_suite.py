@@ -7,7 +7,6 @@ import pytest
 
 from gangpao import cli, kernels, machine
 from gangpao.commands.speed import sample, suite
-from gangpao.commands.speed.samples import Samples
 from gangpao.engine.generate import Engine
 from gangpao.evaluate.pricing import measured
 from tests.engine.tiny import CONTEXT, write_tiny
@@ -94,50 +93,36 @@ def test_models_take_turns(models, made_up, capsys):
 
 
 def test_a_suite_goes_on_where_it_was(models, made_up, tmp_path, capsys):
-    out = tmp_path / "new/s.jsonl"
+    out, journal = tmp_path / "new/s", tmp_path / "new/s/journal.jsonl"
     args = ["--contexts", "16", "--batches", "2", "--repeat", 2, "--out", out]
     assert bench(models, *args) == 0
     whole, calls = capsys.readouterr().out, len(made_up)
     assert calls == 8
-    lines = out.read_bytes().splitlines(keepends=True)
-    out.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # killed in the middle of the fourth sample
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # killed in the middle of the fourth sample
     assert bench(models, *args) == 0
     assert made_up[calls:] == [("b", 16, 2), *made_up[4:8]]
-    assert len(out.read_bytes().splitlines()) == 9
+    assert len(journal.read_bytes().splitlines()) == 9
     made_up.clear()
     text = capsys.readouterr()
     assert "3 samples are there, 5 are missing" in text.err
     assert bench(models, *args) == 0
     assert made_up == []
     assert capsys.readouterr().out == text.out != whole
-    assert out.with_suffix(".md").read_text() == text.out.rpartition("\n{")[0] + "\n"
+    assert (out / "suite.md").read_text() == text.out.rpartition("\n{")[0] + "\n"
+    assert json.loads((out / "suite.json").read_text()) == json.loads(text.out.splitlines()[-1])
+    assert measured.read(out, model="a").batch == 2
     assert bench(models, *args[:-4], "--repeat", 3, "--out", out) == 0  # more repetitions of the same
     assert len(made_up) == 4
 
 
 def test_samples_of_other_conditions_are_refused(models, made_up, tmp_path, capsys):
-    out = tmp_path / "s.jsonl"
+    out = tmp_path / "s"
     assert bench(models, "--contexts", "16", "--batches", "2", "--repeat", 1, "--out", out) == 0
-    before = out.read_bytes()
+    before = (out / "journal.jsonl").read_bytes()
     assert bench(models[:1], "--contexts", "16", "--batches", "2", "--kv", "int8", "--out", out) == 2
-    message = capsys.readouterr().err
-    assert "kv was 'f16', is 'int8'; models was" in message
-    assert "Choose another --out" in message
-    assert out.read_bytes() == before
-    for text in ("mine\n", '{"mine": 1}\n', "mine"):
-        (tmp_path / "own.jsonl").write_text(text)
-        assert bench(models, "--contexts", "16", "--out", tmp_path / "own.jsonl") == 2
-        assert "no file of a suite" in capsys.readouterr().err
-        assert (tmp_path / "own.jsonl").read_text() == text
-
-
-def test_one_suite_writes_a_file_at_a_time(tmp_path):
-    with (
-        Samples(tmp_path / "s.jsonl", {}),
-        pytest.raises(ValueError, match="another suite writes there"),
-        Samples(tmp_path / "s.jsonl", {}),
-    ):
-        pass
+    assert "kv was 'f16', is 'int8'; models was" in capsys.readouterr().err
+    assert (out / "journal.jsonl").read_bytes() == before
 
 
 def test_what_does_not_fit_is_left_out_with_its_reason(models, made_up, tmp_path, capsys, monkeypatch):
@@ -190,7 +175,7 @@ def test_others_at_work_are_said(models, made_up, monkeypatch, capsys):
         (["--suite", "-m", "A", "--contexts", "a"], "--contexts 'a': write whole numbers"),
         (["--suite", "-m", "A", "--batches", "0,1"], "--batches '0,1': each is between 1 and 256"),
         (["--suite", "-m", "A", "-m", "A"], "named twice"),
-        (["--suite", "-m", "A", "--out", "s.md"], "name a .jsonl file"),
+        (["--suite", "-m", "A", "--out", "A"], "is a file; name a folder"),
     ],
 )
 def test_mistakes_are_said(args, message, models, capsys):

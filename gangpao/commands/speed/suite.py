@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,10 @@ from gangpao import atomic, catalog, kernels, machine
 from gangpao.commands.model import find, loading
 from gangpao.commands.show import examine
 from gangpao.commands.speed import sample, table
-from gangpao.commands.speed.samples import Samples
 from gangpao.engine.cache import bytes_needed
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
+from gangpao.evaluate.journal import Journal, key_of
 from gangpao.options import option
 from gangpao.units import show_seconds
 
@@ -43,7 +45,7 @@ class SuiteOptions:
     suite: bool = option(False, "Compare models, context lengths and batch sizes, in turns.")
     contexts: str = option("512,2048", "With --suite: tokens of the prompts, separated by commas.")
     batches: str = option("1,4,8", "With --suite: answers at once, separated by commas.")
-    out: Path | None = option(None, "With --suite: file of samples (JSON lines) to go on from; FILE.md has the table.")
+    out: Path | None = option(None, "With --suite: folder of samples to go on from, of suite.md and suite.json.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,10 @@ class Cell:
     model: str
     context: int
     batch: int
+
+    def key(self, number: int) -> str:
+        """Of its sample of one round in the journal."""
+        return key_of(self.model, self.context, self.batch, number)
 
     def weight(self, decode_tokens: int) -> int:
         """About how long it takes, in tokens of a prompt."""
@@ -76,33 +82,43 @@ def run(
     """Measure what is missing, print the table, and return it as data (table.summary). Raises ValueError for what cannot be."""
     contexts = numbers(suite.contexts, "--contexts", 1_000_000)
     batches = numbers(suite.batches, "--batches", 256)
-    if suite.out is not None and suite.out.suffix != ".jsonl":
-        raise ValueError(
-            f"--out {suite.out}: samples are JSON lines, name a .jsonl file; the table goes beside it as .md"
-        )
+    if suite.out is not None and suite.out.is_file():
+        raise ValueError(f"--out {suite.out} is a file; name a folder")
     files = dict(find.find_model(model) for model in models)
     if len(files) < len(models):
         raise ValueError(f"a model is named twice: {', '.join(models)}; name each once")
     kernels.set_num_threads(options.threads or machine.physical_cores())
     facts = {name: _facts(name, path) for name, path in files.items()}
-    with Samples(suite.out, conditions(facts, options, decode_tokens)) as samples:
-        cells = {
-            name: [Cell(name, c, b) for c in contexts for b in (ALONE, *batches) if c + decode_tokens <= limit_of(facts[name])]
-            for name in files
-        }  # fmt: skip
-        left_out = _measure(files, cells, samples, options, decode_tokens, repeat)
-        left_out += [
-            f"{name}, {c} tokens: the model knows {limit_of(facts[name])} positions"
-            for name in files for c in contexts if c + decode_tokens > limit_of(facts[name])
-        ]  # fmt: skip
-        found = table.summary(list(samples.by_key.values()), samples.conditions, left_out)
-    text = table.markdown(found)
-    if suite.out is not None:
-        with atomic.new_file(suite.out.with_suffix(".md")) as new:
+    cells = {
+        name: [Cell(name, c, b) for c in contexts for b in (ALONE, *batches) if c + decode_tokens <= limit_of(facts[name])]
+        for name in files
+    }  # fmt: skip
+    left_out = [
+        f"{name}, {c} tokens: the model knows {limit_of(facts[name])} positions"
+        for name in files for c in contexts if c + decode_tokens > limit_of(facts[name])
+    ]  # fmt: skip
+    what = conditions(facts, options, decode_tokens)
+    with _folder(suite.out) as folder, Journal(folder, what) as journal:
+        work = _Work(files, cells, journal, options, decode_tokens, repeat)
+        left_out += work.measure()
+        found = table.summary(work.samples(), what, left_out)
+        text = table.markdown(found)
+        atomic.write_json(folder / "suite.json", found)
+        with atomic.new_file(folder / "suite.md") as new:
             new.write_text(text + "\n", encoding="utf-8")
     print(text)
     print(json.dumps(found, ensure_ascii=False))
     return found
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Where the samples go: --out, or a folder that is gone at the end."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="gangpao-suite-") as name:
+        yield Path(name)
 
 
 def conditions(facts: dict[str, dict[str, Any]], options: EngineOptions, decode_tokens: int) -> dict[str, Any]:
@@ -134,57 +150,74 @@ def _facts(name: str, path: Path) -> dict[str, Any]:
     return {"file": path.name, "type": kind, **{key: found[key] for key in names}}
 
 
-def _measure(
-    files: dict[str, Path],
-    cells: dict[str, list[Cell]],
-    samples: Samples,
-    options: EngineOptions,
-    decode_tokens: int,
-    repeat: int,
-) -> list[str]:
-    """All samples that are not there yet, round by round and model by model, with the time left on stderr.
+@dataclass(slots=True)
+class _Work:
+    """What is to be measured, by model, and where the samples are."""
 
-    A model that cannot be loaded is left out; the reasons are returned.
-    """
-    cannot: dict[str, str] = {}
-    turns = list(_turns(cells, samples, repeat))
-    total = sum(cell.weight(decode_tokens) for _, missing in turns for cell in missing)
-    done, start = 0, time.monotonic()
-    if samples.by_key and samples.path:
-        find.say(
-            f"{samples.path}: {len(samples.by_key)} samples are there, {sum(len(m) for _, m in turns)} are missing"
-        )
-    for number, missing in turns:
-        name = missing[0].model
-        if name in cannot:
-            continue
-        context = max(cell.context for cell in missing) + decode_tokens
-        try:
-            engine = loading.load_engine(str(files[name]), options=replace(options, context=context))
-        except ValueError as error:
-            cannot[name] = str(error)
-            total -= sum(cell.weight(decode_tokens) for _, later in turns if later[0].model == name for cell in later)
-            find.say(f"{name} is left out: {error}")
-            continue
+    files: dict[str, Path]
+    cells: dict[str, list[Cell]]
+    journal: Journal
+    options: EngineOptions
+    decode_tokens: int
+    repeat: int
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What has been measured of it so far."""
+        every = (cell.key(n) for n in range(self.repeat) for cells in self.cells.values() for cell in cells)
+        return [found for key in every if (found := self.journal.get(key)) is not None]
+
+    def turns(self) -> Iterator[tuple[int, list[Cell]]]:
+        """(round, cells of one model without a sample) in the order in which they are measured."""
+        for number in range(self.repeat):
+            for every in self.cells.values():
+                missing = [cell for cell in every if self.journal.get(cell.key(number)) is None]
+                if missing:
+                    yield number, missing
+
+    def measure(self) -> list[str]:
+        """Take all samples that are missing, with the time left on stderr.
+
+        A model that cannot be loaded is left out; the reasons are returned.
+        """
+        cannot: dict[str, str] = {}
+        turns = list(self.turns())
+        left = sum(self._weight(missing) for _, missing in turns)
+        if self.journal.resumed:
+            more = sum(len(missing) for _, missing in turns)
+            find.say(f"{self.journal.path}: {self.journal.resumed} samples are there, {more} are missing")
+        done, start = 0, time.monotonic()
+        for number, missing in turns:
+            name = missing[0].model
+            left -= self._weight(missing)
+            if name in cannot:
+                continue
+            try:
+                engine = self._load(missing)
+            except ValueError as error:
+                cannot[name] = str(error)
+                find.say(f"{name} is left out: {error}")
+                continue
+            for at, cell in enumerate(missing):
+                found = measure(engine, cell, self.decode_tokens)
+                place = {"model": name, "context": cell.context, "batch": cell.batch, "round": number}
+                self.journal.put(cell.key(number), place | found)
+                done += self._weight([cell])
+                seconds = (time.monotonic() - start) * (left + self._weight(missing[at + 1 :])) / done
+                said = f"round {number + 1} of {self.repeat}: {name}, {_said(cell, found)}"
+                find.say(f"{said}; {show_seconds(seconds)} left")
+            del engine
+            gc.collect()
+        return [f"{name}: {reason}" for name, reason in cannot.items()]
+
+    def _weight(self, cells: Sequence[Cell]) -> int:
+        return sum(cell.weight(self.decode_tokens) for cell in cells)
+
+    def _load(self, cells: Sequence[Cell]) -> Engine:
+        context = max(cell.context for cell in cells) + self.decode_tokens
+        path = str(self.files[cells[0].model])
+        engine = loading.load_engine(path, options=replace(self.options, context=context))
         sample.warm_up(engine)
-        for cell in missing:
-            found = measure(engine, cell, decode_tokens)
-            samples.add({"model": name, "context": cell.context, "batch": cell.batch, "round": number, **found})
-            done += cell.weight(decode_tokens)
-            left = (time.monotonic() - start) * (total - done) / done
-            find.say(f"round {number + 1} of {repeat}: {name}, {_said(cell, found)}; {show_seconds(left)} left")
-        del engine
-        gc.collect()
-    return [f"{name}: {reason}" for name, reason in cannot.items()]
-
-
-def _turns(cells: dict[str, list[Cell]], samples: Samples, repeat: int) -> Iterator[tuple[int, list[Cell]]]:
-    """(round, cells of one model without a sample) in the order in which they are measured."""
-    for number in range(repeat):
-        for name, every in cells.items():
-            missing = [c for c in every if (name, c.context, c.batch, number) not in samples.by_key]
-            if missing:
-                yield number, missing
+        return engine
 
 
 def measure(engine: Engine, cell: Cell, decode_tokens: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What tokens cost: `gangpao cost`, and quality against price for the report.
+"""What tokens cost, for `gangpao cost` (commands/cost.py), and quality against price for the report.
 
 measured.py     speeds out of a bench, a suite or a run
 devices.toml    phones and how fast they are; devices.py reads it
@@ -6,7 +6,7 @@ workload.py     speed and machine -> yuan per million tokens, and which assumpti
 api_prices.toml what others ask for; api.py reads it
 against.py      scores and prices of several runs and APIs
 plots.py        the tornado, and quality against price
-command.py      `gangpao cost`
+text.py         what the command prints
 """
 
 from gangpao.evaluate.pricing.plots import quality_price

@@ -1,4 +1,4 @@
-"""Speeds out of what was measured: the last line of `gangpao bench`, of `gangpao bench --suite`, or a results.json.
+"""Speeds out of what was measured: the last line of `gangpao bench`, the folder of a suite, or of a run.
 
 Each has its figures under the names of results.Speed: prefill_tps, decode_tps, batch_tps at `batch`.
 """
@@ -30,11 +30,13 @@ class Measured:
 
 
 def read(path: Path, *, model: str | None = None, context: int | None = None, batch: int | None = None) -> Measured:
-    """The speeds in a file or in a run's folder. model, context, batch choose a row of a suite.
+    """The speeds in a file, or in the folder of a suite or a run. model, context, batch choose a row of a suite.
 
     Raises ValueError naming the file and what is missing.
     """
-    if path.is_dir() or path.name == "results.json":
+    if path.is_dir():
+        path = path / ("suite.json" if (path / "suite.json").is_file() else "results.json")
+    if path.name == "results.json":
         return of_run(results.read_run(path), str(path))
     data = _last_object(path)
     if "schema_version" in data:

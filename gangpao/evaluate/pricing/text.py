@@ -1,4 +1,4 @@
-"""What `gangpao cost` prints: the facts of command.py as plain lines and tables."""
+"""What `gangpao cost` prints: the facts of commands/cost.py as plain lines and tables."""
 
 from __future__ import annotations
 

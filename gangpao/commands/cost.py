@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gangpao import config, cost
+from gangpao.commands import options as opt
 from gangpao.evaluate import results
 from gangpao.evaluate.pricing import against, api, devices, measured, plots, text
 from gangpao.evaluate.pricing.workload import INPUTS, SPEED, Workload, changed, sensitivity, yuan_per_million
@@ -27,7 +28,7 @@ PHONE_PROFILE = "old-phone"  # a phone of the table is no desktop: without --cos
 class SpeedOptions:
     """Where the speed is from."""
 
-    bench: Path | None = option(None, "What `gangpao bench` or `bench --suite` printed, or a results.json.")
+    bench: Path | None = option(None, "What `gangpao bench` printed, or the folder of a suite or a run.")
     speed: float | None = option(None, "Tokens of an answer a second, instead of a measurement.")
     device: str | None = option(None, "A phone of the MiniCPM README's table; --devices lists them.")
     prefill_speed: float | None = option(None, "Tokens of prompts a second, for --input-share.")
@@ -52,7 +53,6 @@ Against = Annotated[
     list[str] | None, typer.Option("--against", metavar="RUN", help="Quality against price of such runs; repeatable.")
 ]
 List = Annotated[bool, typer.Option("--devices", help="List the phones and their speeds, and nothing else.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
 @command_of()
@@ -63,7 +63,7 @@ def price(
     against_runs: Against = None,
     plot: Plot = None,
     list_devices: List = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Say what tokens cost on a machine, and which assumption moves that most."""
     if plot is not None:
