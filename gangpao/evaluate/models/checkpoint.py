@@ -12,12 +12,18 @@ written one at a time, and on a GPU that is slow; equal bits between machines, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gangpao.engine.answer import Answer
+from gangpao.engine.answer import Answer, Piece
+from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams
+from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids
+from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
+from gangpao.evaluate.models.tokens import encode_group, first_id, scores_of, windows
+from gangpao.evaluate.results import ModelFacts, sha256_of
+from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -115,18 +121,21 @@ class Checkpoint:
 
     def _behind(self, head: _Head, endings: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         """Scores of all tokens of endings but the first, behind the context in a head's cache."""
-        import torch
-
         width = max(map(len, endings)) - 1
-        rows = [[*ending[:-1], *[0] * (width + 1 - len(ending))] for ending in endings]
-        hidden = self.model(self._tensor(rows), caches=head.copies(len(endings), width)).hidden
-        out = []
-        for row, ending in zip(hidden, endings, strict=True):  # causal: what is padded on the right changes nothing
-            targets = self._tensor(list(ending[1:]))
-            logits = self._logits(row[: len(targets)])
-            logprobs = logits.log_softmax(-1).gather(-1, targets[:, None])
-            out.append((float(logprobs.double().sum()), bool(torch.equal(logits.argmax(-1), targets))))
-        return out
+        rows = self._tensor([[*ending, *[0] * (width + 1 - len(ending))] for ending in endings])
+        caches = head.copies(len(endings), width)
+        found = [(0.0, True)] * len(endings)
+        for at in range(0, width, CHUNK):
+            hidden = self.model(rows[:, at : min(at + CHUNK, width)], caches=caches).hidden
+            for i, ending in enumerate(endings):  # causal: what is padded on the right changes nothing before it
+                count = min(CHUNK, len(ending) - 1 - at)
+                if count > 0:
+                    targets = rows[i, at + 1 : at + 1 + count]
+                    logits = self._logits(hidden[i, :count])
+                    logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).double()
+                    greedy = bool((logits.argmax(-1) == targets).all())
+                    found[i] = found[i][0] + float(logprobs.sum()), found[i][1] and greedy
+        return found
 
     def generate(
         self,
@@ -139,32 +148,43 @@ class Checkpoint:
     ) -> list[Continuation]:
         """Go on from each prompt, at most max_tokens, by the engine's own sampler: temperature 0 is greedy, and every prompt
         begins with the same seed. An answer that fills the limit ends with "length". Raises ValueError as `score` does."""
-        import torch
-
-        for number, prompt in enumerate(prompts):
-            self._check(f"prompt {number}", prompt, [[0]])
         params = SamplingParams(
             max_tokens=max_tokens, temperature=temperature, seed=seed, top_p=top_p, stop=tuple(stop)
         )
-        with torch.inference_mode():
-            return [self._answer(prompt, params) for prompt in prompts]
+        return [self.answer(prompt, params) for prompt in prompts]
 
-    def _answer(self, prompt: Sequence[int], params: SamplingParams) -> Continuation:
+    def answer(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        marks: Sequence[str] = (),
+        continues: bool = True,
+        on_piece: Callable[[Piece], bool] = lambda _: False,
+    ) -> Continuation:
+        """Go on from one prompt. marks: strings that end it beside those of params. continues: a blank at its beginning is part of
+        its text. on_piece is told what was written, and says whether that is the end ("stop")."""
+        import torch
+
+        self._check("the prompt", prompt, [[0]])
         answer = Answer(
-            self.tokenizer, self.model.config.vocab_size, prompt, params, continues=True, capacity=self.limit
-        )
+            self.tokenizer, self.model.config.vocab_size, prompt, params,
+            stop=marks, continues=continues, capacity=self.limit,
+        )  # fmt: skip
         room = min(params.max_tokens, self.limit + 1 - len(prompt))
-        head, hidden = self._read(prompt, len(prompt) + room - 1)
-        caches = head.copies(1, room - 1)
         ids: list[int] = []
-        while True:
-            logits = self._logits(hidden).cpu().numpy()
-            token = answer.sampler.sample(logits)
-            ids.append(token)
-            answer.take(token, logits)
-            if answer.finish_reason is not None:
-                return Continuation(ids, answer.text, answer.finish_reason)
-            hidden = self.model(self._tensor([[token]]), caches=caches).hidden[0, -1]
+        with torch.inference_mode():
+            head, hidden = self._read(prompt, len(prompt) + room - 1)
+            caches = head.copies(1, room - 1)
+            while True:
+                logits = self._logits(hidden).cpu().numpy()
+                token = answer.sampler.sample(logits)
+                ids.append(token)
+                piece = answer.take(token, logits)
+                ended = on_piece(piece) if piece else False
+                if ended or answer.finish_reason is not None:
+                    return Continuation(ids, answer.text, answer.finish_reason or "stop")
+                hidden = self.model(self._tensor([[token]]), caches=caches).hidden[0, -1]
 
     def _read(self, context: Sequence[int], positions: int) -> tuple[_Head, Tensor]:
         """A head that holds the context, and the hidden state behind its last id. positions: that will be looked at in all."""
@@ -190,6 +210,10 @@ class Checkpoint:
             self._heads[past] = _Head(self.model, trained + 1 if past else 1, self.limit if past else trained)
         return self._heads[past]
 
+    def forget(self) -> None:
+        """Give back the caches; nothing is kept of what was read."""
+        self._heads.clear()
+
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)
 
@@ -208,6 +232,105 @@ class Checkpoint:
         wild = next((i for ids in (context, *endings) for i in ids if not 0 <= i < size), None)
         if wild is not None:
             raise ValueError(f"{what}: id {wild} does not exist; this model has {size}")
+
+
+class CheckpointModel:
+    """See protocol.Model: a Checkpoint for text. batch is of no use here."""
+
+    def __init__(self, checkpoint: Checkpoint, facts: ModelFacts, template: ChatTemplate) -> None:
+        self.checkpoint = checkpoint
+        self.facts = facts.model_copy(update={"context": checkpoint.limit})
+        self.usage = Usage()
+        self._template = template
+
+    @classmethod
+    def load(cls, folder: Path, options: EngineOptions, batch: int) -> CheckpointModel:
+        """A Hugging Face folder, or a training run. Of the options context and threads count.
+
+        Raises ValueError saying what to do.
+        """
+        from gangpao.model import weights
+        from gangpao.model.count import parameters
+
+        folder = folder / "export" if (folder / "run.json").is_file() else folder
+        checkpoint = Checkpoint.load(folder, context=options.context, threads=options.threads)
+        files, config = weights.weight_files(folder), checkpoint.model.config
+        facts = ModelFacts(
+            name=folder.parent.name if folder.name == "export" else folder.name, kind="checkpoint",
+            sha256=sha256_of(files), bytes=sum(file.stat().st_size for file in files),
+            parameters=parameters(config).total, architecture=config.model_type,
+            quantization=str(next(weights.tensors(folder))[1].dtype).removeprefix("torch."),
+        )  # fmt: skip
+        tokenizer = checkpoint.tokenizer
+        template = ChatTemplate.for_model(tokenizer.chat_template, tokenizer=tokenizer, architecture=config.model_type)
+        return cls(checkpoint, facts, template)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What of the set-up changes scores."""
+        weight = self.checkpoint.model.model.embed_tokens.weight
+        return {
+            "bos": "once in front" if self.checkpoint.tokenizer.adds_bos else "none",
+            "context": self.checkpoint.limit,
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": weight.device.type,
+        }
+
+    def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[Score]]]:
+        """Contexts that begin alike are read one after the other, and what they share once."""
+        encoded = [encode_group(self.checkpoint.tokenizer, group, self.checkpoint.limit) for group in groups]
+        for i in sorted(range(len(groups)), key=lambda i: encoded[i].context):
+            yield i, scores_of(encoded[i], self._scored(encoded[i].context, encoded[i].endings))
+
+    def roll(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """Windows of the whole context, as lm-eval has them."""
+        tokenizer = self.checkpoint.tokenizer
+        begins = first_id(tokenizer, "a text cannot be scored from its beginning")
+        for i, text in enumerate(texts):
+            parts = windows(tokenizer.encode(text, parse_special=True), begins, self.checkpoint.limit)
+            yield i, sum(self._scored(part.context, [part.ending])[0][0] for part in parts)
+
+    def _scored(self, context: Sequence[int], endings: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+        found = self.checkpoint.score([context], [endings])[0] if endings else []
+        self._count()
+        return found
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]:
+        """Prompts that begin alike one after the other."""
+        checkpoint, limit = self.checkpoint, self.checkpoint.limit
+        ids = [prompt_ids(checkpoint.tokenizer, self._template, prompt) for prompt in prompts]
+        for i in sorted(range(len(prompts)), key=lambda i: ids[i]):
+            if len(ids[i]) >= limit:
+                yield i, Generated("", "too_long", prompt_tokens=len(ids[i]))
+                continue
+            yield i, self._answer(prompts[i], ids[i])
+
+    def _answer(self, prompt: Prompt, ids: list[int]) -> Generated:
+        checkpoint, chat = self.checkpoint, prompt.messages is not None
+        splitter = self._template.splitter(checkpoint.tokenizer, ids)
+        answer = ThoughtAndAnswer(splitter, prompt.stop, thinks=self._template.thoughts is not None)
+        params = SamplingParams(
+            temperature=prompt.temperature, top_p=prompt.top_p, seed=prompt.seed or 0,
+            max_tokens=min(prompt.max_tokens, checkpoint.limit - len(ids)), stop=answer.passed_on,
+        )  # fmt: skip
+        written = checkpoint.answer(
+            ids, params, marks=self._template.stop if chat else (), continues=not chat, on_piece=answer.push
+        )
+        count = len(written.ids) - (written.ids[-1] in checkpoint.tokenizer.end_ids)
+        self.usage.completion += count
+        self._count()
+        return answer.generated(count, len(ids))
+
+    def _count(self) -> None:
+        self.usage.prompt, self.usage.cached = self.checkpoint.computed, self.checkpoint.cached
+
+    def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """By the folder's own template."""
+        return self._template.render(list(messages))
+
+    def close(self) -> None:
+        """Give back the caches."""
+        self.checkpoint.forget()
 
 
 class _Head:

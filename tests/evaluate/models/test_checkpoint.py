@@ -6,7 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gangpao.evaluate.models.checkpoint import CHUNK, Checkpoint  # noqa: E402
+from gangpao.deploy.gguf import export  # noqa: E402
+from gangpao.engine.generate import Engine  # noqa: E402
+from gangpao.engine.memory import EngineOptions  # noqa: E402
+from gangpao.evaluate.models.checkpoint import CHUNK, Checkpoint, CheckpointModel  # noqa: E402
+from gangpao.evaluate.models.gguf import EngineModel  # noqa: E402
+from gangpao.evaluate.models.load import load  # noqa: E402
+from gangpao.evaluate.models.protocol import Group, Prompt  # noqa: E402
+from gangpao.evaluate.results import ModelFacts  # noqa: E402
 from gangpao.model import weights  # noqa: E402
 from gangpao.model.config import RopeScaling  # noqa: E402
 from gangpao.model.transformer import Transformer  # noqa: E402
@@ -180,7 +187,7 @@ def test_mistakes_are_said(pair, tmp_path):
             ours.score([[5], context], [[[5]], [ending]])
     assert ours.score([[5] * 250], [[[5] * 7]])  # as many as fit
     assert ours.score([[5], [6]], [[], [[7]]])[0] == []
-    with pytest.raises(ValueError, match="prompt 0: 257 ids"):
+    with pytest.raises(ValueError, match="the prompt: 257 ids"):
         ours.generate([[5] * 257], 3)
     path = folder_of(tmp_path / "m", "llama")
     with pytest.raises(ValueError, match="--context 999: this model knows 1 to 256"):
@@ -197,3 +204,83 @@ def test_a_training_run_is_its_export(tmp_path):
     folder_of(tmp_path / "run/export", "llama")
     (tmp_path / "run/run.json").write_text("{}")
     assert Checkpoint.load(tmp_path / "run").limit == 256
+
+
+# --- as a Model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder of weights in torch, and the same weights as a GGUF file in our engine."""
+    folder = folder_of(tmp_path_factory.mktemp("both") / "small", "llama")
+    ours = CheckpointModel.load(folder, EngineOptions(), batch=4)
+    path = folder.with_name("small.gguf")
+    export(folder, path, "F32")
+    engine = Engine.load(path)
+    return ours, EngineModel(engine, ModelFacts(name="small", kind="gguf")), folder
+
+
+GROUPS = [
+    Group("def f(x):", [" return x", " x + 1", ""]),
+    Group("", ["hello world", "你好"]),
+    Group("hello world and", []),
+    Group("hello " * 100, [" again", " brown" * 300]),
+]
+
+
+def test_texts_are_scored_as_in_the_engine(models):
+    """The same ids, faults and counts; log-probabilities as near as eight-bit activations come."""
+    ours, engine, _ = models
+    mine, theirs = dict(ours.score(GROUPS)), dict(engine.score(GROUPS))
+    assert mine.keys() == theirs.keys() == set(range(len(GROUPS)))
+    for i in mine:
+        assert [(s.tokens, s.fault) for s in mine[i]] == [(s.tokens, s.fault) for s in theirs[i]]
+        assert [s.logprob for s in mine[i]] == pytest.approx([s.logprob for s in theirs[i]], rel=0.02)
+    faults = [[s.fault for s in mine[i]] for i in range(len(GROUPS))]
+    assert faults == [["", "", "empty_choice"], ["", ""], [], ["", "too_long"]]
+    text = "The quick brown fox; naïve café 1234 " * 12  # more than one window
+    (_, mine_rolled), (_, theirs_rolled) = next(ours.roll([text])), next(engine.roll([text]))
+    assert mine_rolled == pytest.approx(theirs_rolled, rel=0.02)
+
+
+def test_prompts_are_answered(models):
+    ours, _, folder = models
+    prompts = [
+        Prompt("def f(x):", max_tokens=12), Prompt("hello " * 300), Prompt("def f(x):", max_tokens=12, temperature=1.0, seed=3),
+        Prompt(messages=[{"role": "user", "content": "hello"}], max_tokens=5),
+    ]  # fmt: skip
+    found = dict(ours.generate(prompts))
+    ids = ours.checkpoint.tokenizer.encode("def f(x):")
+    greedy = ours.checkpoint.generate([ids], 12)[0]
+    assert (found[0].text, found[0].finish, found[0].prompt_tokens) == (greedy.text, greedy.finish, len(ids))
+    assert found[1].finish == "too_long"
+    assert found[2] == dict(ours.generate(prompts))[2]
+    assert 0 < found[3].tokens <= 5
+    stop = found[2].text[4:6]
+    cut = dict(ours.generate([Prompt("def f(x):", max_tokens=12, temperature=1.0, seed=3, stop=[stop])]))[0]
+    assert (cut.text, cut.finish) == (found[2].text.partition(stop)[0], "stop")
+    assert ours.usage.completion > 0
+    assert ours.usage.cached == 0
+    assert ours.prompt_of([{"role": "user", "content": "hello"}])
+    facts = ours.facts
+    assert (facts.name, facts.kind, facts.architecture, facts.quantization) == (
+        "small",
+        "checkpoint",
+        "llama",
+        "float32",
+    )
+    assert facts.parameters == sum(p.numel() for p in ours.checkpoint.model.parameters())
+    assert (facts.context, len(facts.sha256)) == (256, 64)
+    assert facts.bytes == (folder / "model.safetensors").stat().st_size
+    assert ours.settings["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    ours.close()
+    assert load(str(folder), EngineOptions(), batch=1, torch=True).facts == facts
+
+
+def test_a_long_ending_is_scored_in_pieces(pair):
+    ours, theirs = pair
+    context, ending = ids_of(3, 1), ids_of(2 * CHUNK - 3, 2)
+    short = ids_of(5, 3)
+    found = ours.score([context], [[ending, short]])[0]
+    for those, score in zip((ending, short), found, strict=True):
+        assert score[0] == pytest.approx(expected(theirs, context, those)[0], abs=1e-5 * len(those))
