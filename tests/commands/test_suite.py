@@ -9,6 +9,7 @@ from gangpao import cli, kernels, machine
 from gangpao.commands.speed import sample, suite
 from gangpao.engine.generate import Engine
 from gangpao.evaluate.pricing import measured
+from gangpao.evaluate.results import Speed
 from tests.engine.tiny import CONTEXT, write_tiny
 
 
@@ -156,6 +157,9 @@ def test_the_price_of_a_row(models, made_up, tmp_path, capsys):
     (tmp_path / "out").write_text(capsys.readouterr().out)
     found = measured.read(tmp_path / "out", model="b")
     assert (found.batch, found.prefill_tps, found.decode_tps, found.batch_tps) == (2, 104, 14, 46)
+    row = json.loads((tmp_path / "out").read_text().splitlines()[-1])["rows"][0]
+    speed = Speed(**{name: row[name] for name in Speed.model_fields})  # what a result of an evaluation calls them
+    assert (speed.batch, speed.prefill_tps) == (1, 101)
 
 
 def test_others_at_work_are_said(models, made_up, monkeypatch, capsys):
