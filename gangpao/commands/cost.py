@@ -50,7 +50,12 @@ class MachineOptions:
 
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the tornado (or --against) into FILE.svg or FILE.png.")]
 Against = Annotated[
-    list[str] | None, typer.Option("--against", metavar="RUN", help="Quality against price of such runs; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--against",
+        metavar="RUN[=BENCH]",
+        help="Quality against price of runs, with a speed measured apart; repeatable.",
+    ),
 ]
 List = Annotated[bool, typer.Option("--devices", help="List the phones and their speeds, and nothing else.")]
 
@@ -116,10 +121,8 @@ def compared(runs: list[str], speed: SpeedOptions, machine: MachineOptions, plot
     if speed.bench or speed.speed is not None or speed.device:
         raise ValueError("--against takes the speed that each run measured: leave --bench, --speed and --device out")
     name, profile, changes = machine_of(machine, None)
-    read = {run: results.read_run(Path(run)) for run in runs}
-    names = [result.model.name for result in read.values()]
-    shown = {n if names.count(n) == 1 else f"{n} ({run})": read[run] for n, run in zip(names, read, strict=True)}
-    found = against.compare(shown, profile, api.load(), input_share=speed.input_share, served=speed.served)
+    shown, speeds = runs_of(runs, speed)
+    found = against.compare(shown, speeds, profile, api.load(), input_share=speed.input_share, served=speed.served)
     score = f"mean of {', '.join(found.tasks)}, %"
     if plot is not None:
         plots.save_quality_price(found.points, plot, score_name=score)
@@ -136,6 +139,21 @@ def compared(runs: list[str], speed: SpeedOptions, machine: MachineOptions, plot
         "notes": found.notes,
         "plot": str(plot) if plot else None,
     }
+
+
+def runs_of(texts: list[str], speed: SpeedOptions) -> tuple[dict[str, results.RunResult], dict[str, measured.Measured]]:
+    """Runs by the name to show, and the speeds of those given as RUN=BENCH."""
+    pairs = [(text, "") if Path(text).exists() else text.partition("=")[::2] for text in dict.fromkeys(texts)]
+    read = [(run, bench, results.read_run(Path(run))) for run, bench in pairs]
+    names = [result.model.name for _, _, result in read]
+    shown, speeds = {}, {}
+    for run, bench, result in read:
+        model = result.model.name
+        name = model if names.count(model) == 1 else f"{model} ({run})"
+        shown[name] = result
+        if bench:
+            speeds[name] = measured.read(Path(bench), model=model, context=speed.context, batch=speed.batch)
+    return shown, speeds
 
 
 def speed_of(speed: SpeedOptions) -> measured.Measured:

@@ -210,6 +210,10 @@ def test_runs_against_each_other(tmp_path, facts, capsys):
     assert "X API" in (tmp_path / "q.svg").read_text()
     assert cli.main(["cost", *map(str, against)]) == 0
     assert "mean of arc, mt" in capsys.readouterr().out
+    (tmp_path / "b").write_text(json.dumps(SUITE | {"rows": [row | {"model": "small"} for row in SUITE["rows"]]}))
+    measured_apart = facts("--against", f"{other}={tmp_path / 'b'}", "--against", large, "--served", "--batch", 4)
+    assert [m["name"] for m in measured_apart["models"]] == ["small", "X API"]  # the large one has no speed of many
+    assert facts("--against", f"{other}={tmp_path / 'b'}")["models"][0]["yuan_per_million"] == prices["large"]
     lone = run(tmp_path / "n", "lone", {"gsm8k": (0.1, 1)})
     assert cli.main(["cost", "--against", str(small), "--against", str(lone)]) == 2
     assert "no task is in all of the runs" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def shares(run: RunResult) -> dict[str, float]:
 
 def compare(
     runs: Mapping[str, RunResult],
+    speeds: Mapping[str, measured.Measured],
     profile: CostProfile,
     prices: api.ApiPrices,
     *,
@@ -40,6 +41,7 @@ def compare(
 ) -> Comparison:
     """Runs by the name to show, on one machine, and the APIs whose published scores cover the same tasks.
 
+    speeds: measured apart, by the same names; the others have that of their run, if any.
     served: answers of all at once, where a run has that speed. Raises ValueError where no task is common to all runs.
     """
     out = Comparison()
@@ -51,9 +53,9 @@ def compare(
         out.notes.append(f"not in all runs, so not in the score: {', '.join(left)}")
     for name, run in runs.items():
         try:
-            work = workload(measured.of_run(run, name), input_share=input_share, served=served)
+            work = workload(speeds.get(name) or measured.of_run(run, name), input_share=input_share, served=served)
         except ValueError as error:
-            out.notes.append(f"left out: {error}")
+            out.notes.append(f"left out: {error} and give it as RUN=BENCH")
             continue
         out.points.append((name, _mean(scores[name], out.tasks), yuan_per_million(profile, work)))
     for name, row in prices.prices.items():
