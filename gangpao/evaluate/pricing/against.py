@@ -55,7 +55,7 @@ def compare(
         try:
             work = workload(speeds.get(name) or measured.of_run(run, name), input_share=input_share, served=served)
         except ValueError as error:
-            out.notes.append(f"left out: {error} and give it as RUN=BENCH")
+            out.notes.append(f"left out: {error} (a speed measured apart: RUN=BENCH)")
             continue
         out.points.append((name, _mean(scores[name], out.tasks), yuan_per_million(profile, work)))
     for name, row in prices.prices.items():
