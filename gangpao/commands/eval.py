@@ -109,7 +109,8 @@ def run(
         raise ValueError(
             "which model? gangpao eval -m MODEL --suite quick --data FOLDER (--list shows suites and tasks)"
         )
-    from gangpao.evaluate.run import Settings, evaluate, tasks_of
+    from gangpao.evaluate.run import evaluate, tasks_of
+    from gangpao.evaluate.settings import Settings
 
     names = [*(suite or []), *(task or [])] or ["quick"]
     settings = Settings(

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gangpao.evaluate.results import Answer, Item, TaskResult, Thinking
-from gangpao.evaluate.tasks.build import Asked, ask, harness_task
+from gangpao.evaluate.settings import Settings
+from gangpao.evaluate.tasks.build import Asked, Grade, ask, harness_task
 from gangpao.evaluate.tasks.data import DataSource
+from gangpao.evaluate.tasks.docs import Doc
 from gangpao.evaluate.tasks.table import TASKS, Task
 
 if TYPE_CHECKING:
     from gangpao.evaluate.models.harness import Harness
-    from gangpao.evaluate.run import Settings
 
 _MODES = {"choice": "loglikelihood", "contexts": "loglikelihood", "word": "loglikelihood", "written": "generation"}
 _LISTED_PROMPT = 20_000  # characters of a prompt in an item
@@ -180,11 +181,9 @@ def _explained(item: Item, doc: Doc, grade: Grade) -> Item:
 
 
 def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:
-    from gangpao.evaluate.run import mean
-
     if metric != "perplexity":
-        return mean(values)
-    middle, error = mean(values)
+        return _mean(values)
+    middle, error = _mean(values)
     return math.exp(-middle), error and math.exp(-middle) * error
 
 
@@ -194,6 +193,15 @@ def _clean(metric: str, items: Sequence[Item], seen: Sequence[bool] | None) -> f
         item.scores[metric] for item, was in zip(items, seen or (), strict=False) if not was and metric in item.scores
     ]
     return _value(metric, kept)[0] if kept and seen is not None and any(seen) else None
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error (from the sample's variance); no error for fewer than two."""
+    count = len(values)
+    middle = sum(values) / count
+    if count < 2:
+        return middle, None
+    return middle, math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)
 
 
 def _parts(asked: Asked, items: Sequence[Item], metric: str) -> dict[str, float]:
