@@ -116,12 +116,15 @@ def without_examples(text: str) -> str:
     """A program without what it would print or assert when loaded; as it is where it cannot be read."""
     tree = _parsed(text)
     lines = text.split("\n")
-    starts = [node.lineno for node in tree.body] if tree else []
-    for node in reversed(tree.body if tree else []):
-        last = node.end_lineno or node.lineno
-        alone = sum(node.lineno <= start <= last for start in starts) == 1
-        if _is_example(node) and alone:
-            del lines[node.lineno - 1 : last]
+    body = tree.body if tree else []
+    ends = [0, *(node.end_lineno or node.lineno for node in body)]
+    starts = [*(node.lineno for node in body), len(lines) + 1]
+    for number in reversed(range(len(body))):
+        first, last = starts[number], ends[number + 1]
+        if (
+            _is_example(body[number]) and ends[number] < first and last < starts[number + 1]
+        ):  # nothing else on its lines
+            del lines[first - 1 : last]
     return "\n".join(lines)
 
 
