@@ -83,6 +83,13 @@ class Progress:
                 self._shown = time.monotonic()
                 print(self._line(), file=self._stream, flush=True)
 
+    def describe(self, label: str) -> None:
+        """Change what the line begins with, where that is not the same all the time (what it has cost so far)."""
+        with self._lock:
+            self._label = label
+            if self._rich is not None and self._task is not None:
+                self._rich.update(self._task, description=label)
+
     def _line(self) -> str:
         parts = [f"{self._label}: {show_bytes(self._done)}"]
         if self._total:
@@ -118,6 +125,9 @@ class Silent(Progress):
         pass
 
     def update(self, done: int) -> None:
+        pass
+
+    def describe(self, label: str) -> None:
         pass
 
     def note(self, text: str) -> None:

@@ -1,0 +1,165 @@
+"""`gangpao eval perplexity`: how surprised a model is by texts, and how far it is from another model on them.
+
+Progress is on stderr; a table and one JSON object in the last line, the result as in results.json, are on stdout.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gangpao.evaluate.perplexity.base_logits import MAGIC
+from gangpao.evaluate.perplexity.run import run_perplexity
+from gangpao.evaluate.perplexity.scorers import Scorer, open_scorer
+from gangpao.evaluate.perplexity.tally import table
+from gangpao.evaluate.perplexity.windows import Windowing
+from gangpao.evaluate.results import RunResult
+from gangpao.progress import Progress
+from gangpao.units import show_seconds
+
+Loader = Callable[[str, int], Scorer]  # what is meant by MODEL, and the longest window it is to take
+
+Model = Annotated[
+    str, typer.Option("-m", "--model", help="Name of the catalog, .gguf file, checkpoint folder or training run.")
+]
+Text = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...",
+        help='Texts, .jsonl or .jsonl.zst files with {"text"}, folders of them; NAME=PATH names a part.',
+    ),
+]
+Context = Annotated[
+    int | None, typer.Option("--context", min=4, max=1 << 20, help="Ids of a window. [1024; 512 with --llama-cpp]")
+]
+Stride = Annotated[
+    int | None, typer.Option("--stride", min=1, help="Ids between the beginnings of windows. [half of the context]")
+]
+LlamaCpp = Annotated[
+    bool, typer.Option("--llama-cpp", help="Windows side by side of which the second half counts, as llama-perplexity.")
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against", help="Also KL divergence from this model, or from log-probabilities saved in a file (.kld)."
+    ),
+]
+Save = Annotated[
+    Path | None, typer.Option("--save", help="Write log-probabilities in llama.cpp's format; needs --llama-cpp.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for results.json and items; a killed run goes on from there.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Windows of each part at most.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="Threads; the physical cores if not given.")
+]
+Cost = Annotated[str | None, typer.Option("--cost", help="Cost profile of the machine.")]
+
+
+def perplexity(
+    model: Model,
+    text: Text = None,
+    context: Context = None,
+    stride: Stride = None,
+    llama_cpp: LlamaCpp = False,
+    against: Against = None,
+    save: Save = None,
+    out: Out = None,
+    limit: Limit = None,
+    threads: Threads = None,
+    cost: Cost = None,
+) -> None:
+    """Measure perplexity and bits per byte of texts, in total and by part or language, and the divergence from another model."""
+    measure(
+        functools.partial(open_scorer, threads=threads), model, text or [], context=context, stride=stride, llama_cpp=llama_cpp,
+        against=against, save=save, out=out, limit=limit, cost=cost,
+    )  # fmt: skip
+
+
+def measure(
+    load: Loader,
+    model: str,
+    text: list[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    llama_cpp: bool = False,
+    against: str | None = None,
+    save: Path | None = None,
+    out: Path | None = None,
+    limit: int | None = None,
+    cost: str | None = None,
+) -> RunResult:
+    """The command with a loader of one's own. Prints as it says; raises ValueError saying what to do."""
+    saved = Path(against).expanduser() if against is not None and is_saved(Path(against).expanduser()) else None
+    if not text and saved is None:
+        raise ValueError(
+            "no TEXT: give at least one text or .jsonl file (or --against FILE.kld, whose own text is taken)"
+        )
+    windowing = windowing_of(context, stride, llama_cpp, saved is not None)
+    longest = windowing.context if windowing else _context_of(saved)
+    scorer = load(model, longest)
+    if windowing is None and saved is None:
+        at_most = min(longest, scorer.limit)
+        windowing = Windowing(at_most, stride or at_most // 2)
+    base = saved or (load(against, longest) if against is not None else None)
+    with Progress() as progress:
+        result = run_perplexity(
+            scorer,
+            list(text),
+            windowing=windowing,
+            against=base,
+            save=save,
+            out=out,
+            limit=limit,
+            progress=progress,
+            profile=cost,
+        )
+    _print(result, out, save)
+    return result
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a path is a file of log-probabilities."""
+    if not path.is_file():
+        return path.suffix == ".kld"
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def windowing_of(context: int | None, stride: int | None, llama_cpp: bool, saved: bool) -> Windowing | None:
+    """What the options say; None where the model or the saved file decides."""
+    if llama_cpp:
+        if stride is not None:
+            raise ValueError("--llama-cpp has no stride: its windows lie side by side; leave out one of the two")
+        return Windowing(context or 512)
+    if context is None:
+        return None
+    return Windowing(context) if saved and stride is None else Windowing(context, stride or context // 2)
+
+
+def _context_of(saved: Path | None) -> int:
+    from gangpao.evaluate.perplexity.base_logits import BaseLogits
+
+    return BaseLogits(saved).shape.context if saved is not None else 1024
+
+
+def _print(result: RunResult, out: Path | None, save: Path | None) -> None:
+    settings = result.settings
+    stride = f", stride {settings['stride']}" if settings["stride"] else ""
+    first = result.tasks[0]
+    print(
+        f"{result.model.name} on {first.task}: {result.tokens['counted']:,} tokens in {first.items} of {first.of} windows"
+    )
+    print(f"windows: {settings['windowing']}, {settings['context']} ids{stride}, BOS {settings['bos']}")
+    print("\n".join(table(result.tasks)))
+    speed = result.speed.prefill_tps if result.speed else None
+    print(f"{show_seconds(result.seconds)}, {speed or 0:.0f} counted tokens a second, {result.yuan or 0:.2g} yuan")
+    print("\n".join(result.notes[1:]))
+    print("\n".join(f"written: {path}" for path in (out, save) if path is not None), end="\n" if out or save else "")
+    print(result.model_dump_json())
