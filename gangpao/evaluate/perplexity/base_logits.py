@@ -92,6 +92,8 @@ class BaseLogits:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file of log-probabilities; make one with --save")
         with path.open("rb") as file:
             self.shape = _shape_of(path, file.read(_HEAD.size))
             size = path.stat().st_size

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from gangpao.evaluate.perplexity.base_logits import MAGIC
+from gangpao.cost import Meter
+from gangpao.evaluate.perplexity.base_logits import MAGIC, BaseLogits
 from gangpao.evaluate.perplexity.run import run_perplexity
 from gangpao.evaluate.perplexity.scorers import Scorer, open_scorer
 from gangpao.evaluate.perplexity.tally import table
@@ -21,7 +22,8 @@ from gangpao.evaluate.results import RunResult
 from gangpao.progress import Progress
 from gangpao.units import show_seconds
 
-Loader = Callable[[str, int], Scorer]  # what is meant by MODEL, and the longest window it is to take
+_CONTEXT = 1024  # ids of a window where nothing is said and the model takes so many
+Loader = Callable[[str, int | None], Scorer]  # what is meant by MODEL, and the longest window, where that is known
 
 Model = Annotated[
     str, typer.Option("-m", "--model", help="Name of the catalog, .gguf file, checkpoint folder or training run.")
@@ -101,13 +103,14 @@ def measure(
         raise ValueError(
             "no TEXT: give at least one text or .jsonl file (or --against FILE.kld, whose own text is taken)"
         )
+    Meter(cost)  # a wrong name is said before anything is loaded
     windowing = windowing_of(context, stride, llama_cpp, saved is not None)
-    longest = windowing.context if windowing else _context_of(saved)
+    longest = windowing.context if windowing else BaseLogits(saved).shape.context if saved else None
     scorer = load(model, longest)
     if windowing is None and saved is None:
-        at_most = min(longest, scorer.limit)
-        windowing = Windowing(at_most, stride or at_most // 2)
-    base = saved or (load(against, longest) if against is not None else None)
+        most = min(_CONTEXT, scorer.limit)
+        windowing = Windowing(most, stride or most // 2)
+    base = saved or (load(against, windowing.context if windowing else None) if against is not None else None)
     with Progress() as progress:
         result = run_perplexity(
             scorer,
@@ -138,15 +141,11 @@ def windowing_of(context: int | None, stride: int | None, llama_cpp: bool, saved
         if stride is not None:
             raise ValueError("--llama-cpp has no stride: its windows lie side by side; leave out one of the two")
         return Windowing(context or 512)
-    if context is None:
-        return None
-    return Windowing(context) if saved and stride is None else Windowing(context, stride or context // 2)
-
-
-def _context_of(saved: Path | None) -> int:
-    from gangpao.evaluate.perplexity.base_logits import BaseLogits
-
-    return BaseLogits(saved).shape.context if saved is not None else 1024
+    if saved:
+        if stride is not None:
+            raise ValueError("--stride: the windows of a saved file lie side by side; leave it out")
+        return Windowing(context) if context is not None else None
+    return Windowing(context, stride or context // 2) if context is not None else None
 
 
 def _print(result: RunResult, out: Path | None, save: Path | None) -> None:

@@ -171,10 +171,13 @@ def _windowing(
     if save is not None and given.stride is not None:
         raise ValueError(f"{save}: llama.cpp's file holds llama.cpp's windows only: add --llama-cpp")
     for one in (scorer, base):
-        if one is not None and not isinstance(one, BaseLogits) and given.context > one.limit:
+        if one is None or isinstance(one, BaseLogits):
+            continue
+        if given.context > one.limit:
             raise ValueError(
                 f"windows of {given.context} ids, and {one.facts.name} takes {one.limit}: give a smaller --context"
             )
+        one.prepare(given.context)
     return given
 
 

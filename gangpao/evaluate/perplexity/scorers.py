@@ -8,7 +8,6 @@ float32. Both take logarithms with the engine's own functions, which give the sa
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,12 +33,16 @@ _MOST_SEGMENTS = 16  # windows in a step
 
 
 class Scorer(Protocol):
-    """A model that gives probabilities. vocab_size: logits of a row. limit: the longest window it takes."""
+    """A model that gives probabilities. vocab_size: logits of a row. limit: the longest window it takes. `prepare` comes first."""
 
     facts: ModelFacts
     tokenizer: Tokenizer
     vocab_size: int
     limit: int
+
+    def prepare(self, context: int) -> None:
+        """Make ready for windows of at most so many ids."""
+        ...
 
     def log_probs(self, windows: Iterable[Window]) -> Iterator[Doubles]:
         """For each window the log-probabilities of its counted tokens, in order."""
@@ -82,7 +85,7 @@ class _Running:
 
 
 class EngineScorer:
-    """Our engine. Its pages of keys and values are made for the longest window."""
+    """Our engine. Its pages of keys and values are made for the longest window, and so are the angles of positions (longrope)."""
 
     def __init__(self, engine: Engine, facts: ModelFacts | None = None) -> None:
         config = engine.model.config
@@ -91,8 +94,11 @@ class EngineScorer:
         self.facts = facts or ModelFacts(
             name=engine.name, kind="gguf", architecture=config.architecture, context=engine.context
         )
-        tokens = engine.context + CHUNK + (_MOST_SEGMENTS + 1) * PAGE
-        self._pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
+        self.prepare(engine.context)
+
+    def prepare(self, context: int) -> None:
+        tokens = context + CHUNK + (_MOST_SEGMENTS + 1) * PAGE
+        self._pool = self.engine.model.new_pool(context, self.engine.kv_dtype, tokens)
 
     def log_probs(self, windows: Iterable[Window]) -> Iterator[Doubles]:
         running: list[_Running] = []
@@ -170,6 +176,9 @@ class TorchScorer:
             **_of_files(weights.weight_files(folder)),
         )  # fmt: skip
 
+    def prepare(self, context: int) -> None:
+        assert context <= self.limit
+
     def log_probs(self, windows: Iterable[Window]) -> Iterator[Doubles]:
         for window in windows:
             found = []
@@ -192,7 +201,7 @@ class TorchScorer:
 def open_scorer(model: Scorer | Engine | str | Path, context: int | None = None, threads: int | None = None) -> Scorer:
     """A scorer of an engine, of a name of the catalog or a .gguf file, or of a checkpoint folder (a training run's is its export).
 
-    context: the longest window that is wanted. Raises ValueError for what is no model.
+    context: the longest window that is wanted; what the engine takes by itself if not given. Raises ValueError for no model.
     """
     if isinstance(model, Engine):
         return EngineScorer(model)
@@ -237,8 +246,8 @@ def check_same_vocabulary(base: Scorer, model: Scorer) -> None:
     if differing:
         at = differing[0]
         raise ValueError(
-            f"{names} have different vocabularies: {len(differing)} ids mean different pieces, the first is {at}, "
-            f"{json.dumps(one[at])} and {json.dumps(other[at])}. Compare bits per byte instead"
+            f"{names} have different vocabularies: {len(differing)} of {len(one)} ids mean different pieces, the first is {at}, "
+            f"{one[at]!r:.40} and {other[at]!r:.40}. Compare bits per byte instead"
         )
 
 
