@@ -5,25 +5,26 @@ Progress is on stderr; a table and one JSON object in the last line, the result 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gangpao.cost import Meter
+from gangpao.cost import Meter, show_yuan
+from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.perplexity.base_logits import MAGIC, BaseLogits
 from gangpao.evaluate.perplexity.run import run_perplexity
-from gangpao.evaluate.perplexity.scorers import Scorer, open_scorer
+from gangpao.evaluate.perplexity.scorers import open_scorer
 from gangpao.evaluate.perplexity.tally import table
 from gangpao.evaluate.perplexity.windows import Windowing
 from gangpao.evaluate.results import RunResult
+from gangpao.options import Fields, command_of
 from gangpao.progress import Progress
 from gangpao.units import show_seconds
 
 _CONTEXT = 1024  # ids of a window where nothing is said and the model takes so many
-Loader = Callable[[str, int | None], Scorer]  # what is meant by MODEL, and the longest window, where that is known
+_LEAST_CONTEXT = 16  # that the engine is loaded with
 
 Model = Annotated[
     str, typer.Option("-m", "--model", help="Name of the catalog, .gguf file, checkpoint folder or training run.")
@@ -57,12 +58,10 @@ Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.json and items; a killed run goes on from there.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Windows of each part at most.")]
-Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, max=1024, help="Threads; the physical cores if not given.")
-]
 Cost = Annotated[str | None, typer.Option("--cost", help="Cost profile of the machine.")]
 
 
+@command_of()
 def perplexity(
     model: Model,
     text: Text = None,
@@ -73,58 +72,29 @@ def perplexity(
     save: Save = None,
     out: Out = None,
     limit: Limit = None,
-    threads: Threads = None,
     cost: Cost = None,
+    *,
+    options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv"))],
 ) -> None:
     """Measure perplexity and bits per byte of texts, in total and by part or language, and the divergence from another model."""
-    measure(
-        functools.partial(open_scorer, threads=threads), model, text or [], context=context, stride=stride, llama_cpp=llama_cpp,
-        against=against, save=save, out=out, limit=limit, cost=cost,
-    )  # fmt: skip
-
-
-def measure(
-    load: Loader,
-    model: str,
-    text: list[str],
-    *,
-    context: int | None = None,
-    stride: int | None = None,
-    llama_cpp: bool = False,
-    against: str | None = None,
-    save: Path | None = None,
-    out: Path | None = None,
-    limit: int | None = None,
-    cost: str | None = None,
-) -> RunResult:
-    """The command with a loader of one's own. Prints as it says; raises ValueError saying what to do."""
     saved = Path(against).expanduser() if against is not None and is_saved(Path(against).expanduser()) else None
     if not text and saved is None:
-        raise ValueError(
-            "no TEXT: give at least one text or .jsonl file (or --against FILE.kld, whose own text is taken)"
-        )
-    Meter(cost)  # a wrong name is said before anything is loaded
+        raise ValueError("no TEXT: give at least one text or .jsonl file, or --against FILE.kld, whose own is taken")
+    meter = Meter(cost)  # a wrong name is said before anything is loaded
     windowing = windowing_of(context, stride, llama_cpp, saved is not None)
     longest = windowing.context if windowing else BaseLogits(saved).shape.context if saved else None
-    scorer = load(model, longest)
+    options = replace(options, context=longest and max(longest, _LEAST_CONTEXT))
+    scorer = open_scorer(model, options)
     if windowing is None and saved is None:
         most = min(_CONTEXT, scorer.limit)
         windowing = Windowing(most, stride or most // 2)
-    base = saved or (load(against, windowing.context if windowing else None) if against is not None else None)
-    with Progress() as progress:
+    base = saved or (open_scorer(against, options) if against is not None else None)
+    with Progress(more=lambda seconds: show_yuan(meter.yuan(seconds))) as progress:
         result = run_perplexity(
-            scorer,
-            list(text),
-            windowing=windowing,
-            against=base,
-            save=save,
-            out=out,
-            limit=limit,
-            progress=progress,
+            scorer, text or [], windowing=windowing, against=base, save=save, out=out, limit=limit, progress=progress,
             profile=cost,
-        )
+        )  # fmt: skip
     _print(result, out, save)
-    return result
 
 
 def is_saved(path: Path) -> bool:

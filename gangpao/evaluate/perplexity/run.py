@@ -18,7 +18,7 @@ import numpy as np
 
 import gangpao
 from gangpao import machine
-from gangpao.cost import Meter, show_yuan
+from gangpao.cost import Meter
 from gangpao.evaluate import results
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.perplexity import base_logits, divergence, tally, texts
@@ -137,7 +137,7 @@ def run_perplexity(
         }
         journal = stack.enter_context(Journal(out, identity)) if out is not None else None
         computation = _Computation(scorer, base, writer)
-        total = _computed(material, computation, journal, progress or Silent(), meter)
+        total = _computed(material, computation, journal, progress or Silent())
         if writer is not None:
             writer.finish()
         result = _result(scorer, material, total, settings | {"cost_profile": meter.name}, meter)
@@ -185,7 +185,7 @@ def _settings(scorer: Scorer, windowing: Windowing, base: Scorer | BaseLogits | 
     bos = "every window" if windowing.stride is None else "every document"
     settings: dict[str, Any] = {
         "windowing": windowing.name, "context": windowing.context, "stride": windowing.stride,
-        "bos": bos if scorer.tokenizer.adds_bos else "none",
+        "bos": bos if scorer.tokenizer.adds_bos else "none", **scorer.settings,
     }  # fmt: skip
     if isinstance(base, BaseLogits):
         settings["against"] = {"file": base.path.name, "digest": base.digest()}
@@ -195,7 +195,7 @@ def _settings(scorer: Scorer, windowing: Windowing, base: Scorer | BaseLogits | 
 
 
 def _computed(
-    material: Material, computation: _Computation, journal: Journal | None, progress: Progress, meter: Meter
+    material: Material, computation: _Computation, journal: Journal | None, progress: Progress
 ) -> tally.Tally:
     """Every window's answer, from the journal or computed now, added up."""
     total, done = tally.Tally(), 0
@@ -210,13 +210,11 @@ def _computed(
         missing = [(number, piece) for number, piece in batch if number not in known]
         sizes = {number: piece.window.bytes for number, piece in batch}
         done += sum(sizes[number] for number in known)
-        spent = total.seconds + sum(answer["seconds"] for answer in known.values())
         for number, answer in computation.answers(missing):
             known[number] = answer
             if journal is not None:
                 journal.put(str(number), answer)
-            done, spent = done + sizes[number], spent + answer["seconds"]
-            progress.describe(f"{material.name}, {show_yuan(meter.yuan(spent))}")
+            done += sizes[number]
             progress.update(done)
         for number, piece in batch:
             window = piece.window

@@ -1,27 +1,27 @@
 """Who computes: windows of ids to log-probabilities of their tokens, or to whole rows of logits.
 
-The engine takes many windows in one step, and every number has the same bits whatever runs beside it. The checkpoint in torch
-takes one window at a time, because a product of several rows at once may round differently; its weights are computed with in
-float32. Both take logarithms with the engine's own functions, which give the same bits on every machine.
+The engine takes many windows in one step (engine/score.py), and every number has the same bits whatever runs beside it. The
+checkpoint in torch takes one window at a time, because a product of several rows at once may round differently; its weights are
+computed with in float32. Both take logarithms with the engine's own functions, which give the same bits on every machine.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gangpao import catalog
-from gangpao.engine import exact
-from gangpao.engine.cache import PAGE, KVCache
+from gangpao import kernels
+from gangpao.engine import exact, score
 from gangpao.engine.generate import Engine
-from gangpao.engine.transformer import CHUNK, Segment
+from gangpao.engine.memory import EngineOptions
+from gangpao.engine.transformer import CHUNK, LOGIT_ROWS, Segment
+from gangpao.evaluate.models.load import load_engine, sha256_of
 from gangpao.evaluate.perplexity.windows import Window
 from gangpao.evaluate.results import ModelFacts
 from gangpao.text.tokenizer import Tokenizer
@@ -29,13 +29,18 @@ from gangpao.text.tokenizer import Tokenizer
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 _ROW_BYTES = 64 << 20  # of logits that are in memory at once
-_MOST_SEGMENTS = 16  # windows in a step
+_BESIDE = 1024  # positions for windows beside the longest one, so that steps are full
+DEFAULT = EngineOptions()
 
 
 class Scorer(Protocol):
-    """A model that gives probabilities. vocab_size: logits of a row. limit: the longest window it takes. `prepare` comes first."""
+    """A model that gives probabilities. vocab_size: logits of a row. limit: the longest window it takes.
+
+    settings: what of the set-up changes scores.
+    """
 
     facts: ModelFacts
+    settings: Mapping[str, Any]
     tokenizer: Tokenizer
     vocab_size: int
     limit: int
@@ -62,90 +67,45 @@ def blocks(window: Window, vocab_size: int) -> Iterator[range]:
 
 def norms(logits: Floats) -> Doubles:
     """log(sum(e^logit)) of every row [R]. Raises ValueError where a row has no finite largest logit."""
-    if not np.isfinite(logits.max(axis=1)).all():
+    rows = kernels.Array(min(LOGIT_ROWS, len(logits)), logits.shape[1])
+    view, found = rows.numpy(), list[float]()
+    for begin in range(0, len(logits), LOGIT_ROWS):
+        part = logits[begin : begin + LOGIT_ROWS]
+        view[: len(part)] = part
+        found += exact.log_sum_exps(rows, len(part))
+    if not np.isfinite(found).all():
         raise ValueError(
             "the model's logits are not finite: the model file is damaged or not supported correctly; check it with `gangpao show`"
         )
-    return np.array([exact.log_sum_exp(row) for row in logits])
-
-
-@dataclass(slots=True)
-class _Running:
-    """A window on its way through the engine."""
-
-    window: Window
-    cache: KVCache
-    done: int = 0
-    found: list[float] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """Ids that are computed: nothing is predicted from the last."""
-        return len(self.window.ids) - 1
+    return np.array(found)
 
 
 class EngineScorer:
     """Our engine. Its pages of keys and values are made for the longest window, and so are the angles of positions (longrope)."""
 
-    def __init__(self, engine: Engine, facts: ModelFacts | None = None) -> None:
-        config = engine.model.config
-        self.engine, self.tokenizer = engine, engine.tokenizer
-        self.vocab_size, self.limit = config.vocab_size, engine.context
-        self.facts = facts or ModelFacts(
-            name=engine.name, kind="gguf", architecture=config.architecture, context=engine.context
-        )
+    def __init__(self, engine: Engine, facts: ModelFacts) -> None:
+        self.tokenizer, self.facts = engine.tokenizer, facts
+        self.vocab_size, self.limit = engine.model.config.vocab_size, engine.context
+        self.settings = {"kv": engine.kv_dtype}
+        self._engine = engine
         self.prepare(engine.context)
 
     def prepare(self, context: int) -> None:
-        tokens = context + CHUNK + (_MOST_SEGMENTS + 1) * PAGE
-        self._pool = self.engine.model.new_pool(context, self.engine.kv_dtype, tokens)
+        self._scores = score.Scorer(replace(self._engine, context=context), context + _BESIDE)
+        self._pool = self._engine.model.new_pool(context, self._engine.kv_dtype)
 
     def log_probs(self, windows: Iterable[Window]) -> Iterator[Doubles]:
-        running: list[_Running] = []
-        waiting = iter(windows)
-        try:
-            while True:
-                segments = self._fill(running, waiting)
-                if not segments:
-                    return
-                self.engine.model.step([segment for _, segment in segments])
-                for one, segment in segments:
-                    one.done += len(segment.ids)
-                    one.found += [score.logprob for score in segment.scores]
-                while running and running[0].done == running[0].end:
-                    finished = running.pop(0)
-                    self._pool.release(finished.cache)
-                    yield np.array(finished.found)
-        finally:
-            for one in running:
-                self._pool.release(one.cache)
-
-    def _fill(self, running: list[_Running], waiting: Iterator[Window]) -> list[tuple[_Running, Segment]]:
-        """The next step: what is left of the running windows, then new ones as long as there is room."""
-        step: list[tuple[_Running, Segment]] = []
-        room = CHUNK
-        for one in running:
-            step.append((one, self._segment(one, room)))
-            room -= len(step[-1][1].ids)
-        while room and len(step) < _MOST_SEGMENTS:
-            window = next(waiting, None)
-            if window is None:
-                break
-            running.append(_Running(window, self._pool.new()))
-            step.append((running[-1], self._segment(running[-1], room)))
-            room -= len(step[-1][1].ids)
-        return step
-
-    def _segment(self, one: _Running, room: int) -> Segment:
-        ids = one.window.ids
-        begin, end = one.done, min(one.done + room, one.end)
-        reserved = one.cache.reserve(end - begin)
-        assert reserved, "the pool is made for what a step can hold"
-        places = range(max(begin, one.window.first - 1), end)
-        return Segment(one.cache, ids[begin:end], scored=[(at - begin, int(ids[at + 1])) for at in places])
+        items = ((w.ids[: w.first].tolist(), [w.ids[w.first :].tolist()]) for w in windows)
+        early: dict[int, Doubles] = {}
+        following = 0
+        for number, (scored,) in self._scores.score(items):
+            early[number] = np.array(scored.logprobs)
+            while following in early:
+                yield early.pop(following)
+                following += 1
 
     def rows(self, window: Window) -> Iterator[Floats]:
-        cache, step = self._pool.new(), self.engine.model.step
+        cache, step = self._pool.new(), self._engine.model.step
         try:
             for begin in range(0, window.first - 1, CHUNK):
                 ids = window.ids[begin : min(begin + CHUNK, window.first - 1)]
@@ -162,7 +122,7 @@ class EngineScorer:
 class TorchScorer:
     """A checkpoint folder of Hugging Face's form, computed in float32 by the lab's own model. Needs the extra `lab`."""
 
-    def __init__(self, folder: Path, facts: ModelFacts | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         import torch
 
         from gangpao.model import weights
@@ -171,9 +131,12 @@ class TorchScorer:
         self._model = weights.load(folder, dtype=torch.float32).eval()
         config = self._model.config
         self.vocab_size, self.limit = config.vocab_size, config.max_position_embeddings
-        self.facts = facts or ModelFacts(
-            name=folder.name, kind="checkpoint", architecture=config.model_type, context=self.limit,
-            **_of_files(weights.weight_files(folder)),
+        self.settings = {"dtype": "float32"}
+        files = weights.weight_files(folder)
+        self.facts = ModelFacts(
+            name=folder.parent.name if folder.name == "export" else folder.name, kind="checkpoint", sha256=sha256_of(files),
+            bytes=sum(file.stat().st_size for file in files), architecture=config.model_type, context=self.limit,
+            parameters=sum(p.numel() for p in self._model.parameters()),
         )  # fmt: skip
 
     def prepare(self, context: int) -> None:
@@ -198,15 +161,11 @@ class TorchScorer:
                 yield logits.numpy()
 
 
-def open_scorer(model: Scorer | Engine | str | Path, context: int | None = None, threads: int | None = None) -> Scorer:
-    """A scorer of an engine, of a name of the catalog or a .gguf file, or of a checkpoint folder (a training run's is its export).
+def open_scorer(model: str, options: EngineOptions = DEFAULT) -> Scorer:
+    """A scorer of a name of the catalog or a .gguf file by our engine, or of a checkpoint folder or a training run by torch.
 
-    context: the longest window that is wanted; what the engine takes by itself if not given. Raises ValueError for no model.
+    Raises ValueError for what is no model.
     """
-    if isinstance(model, Engine):
-        return EngineScorer(model)
-    if not isinstance(model, str | Path):
-        return model
     folder = Path(model).expanduser()
     if (folder / "run.json").is_file():
         folder = folder / "export"
@@ -214,23 +173,7 @@ def open_scorer(model: Scorer | Engine | str | Path, context: int | None = None,
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder}: a folder without config.json; give a .gguf file or a Hugging Face folder")
         return TorchScorer(folder)
-    path = catalog.resolve(str(model))
-    engine = Engine.load(path, context=context, num_threads=threads)
-    facts = ModelFacts(
-        name=engine.name, kind="gguf", architecture=engine.model.config.architecture,
-        context=engine.model.config.max_position_embeddings, **_of_files([path]),
-    )  # fmt: skip
-    return EngineScorer(engine, facts)
-
-
-def _of_files(paths: Sequence[Path]) -> dict[str, Any]:
-    """sha256 and bytes of files one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return {"sha256": digest.hexdigest(), "bytes": sum(path.stat().st_size for path in paths)}
+    return EngineScorer(*load_engine(model, options))
 
 
 def check_same_vocabulary(base: Scorer, model: Scorer) -> None:

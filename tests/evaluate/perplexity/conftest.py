@@ -2,9 +2,11 @@
 
 import pytest
 
+from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.perplexity.scorers import open_scorer
 from tests.engine.tiny import write_tiny
 
+OPTIONS = EngineOptions(context=512, threads=1)
 RIVER = (
     "The river rises in the hills, crosses the plain and reaches the sea near the old harbour. "
     "Nobody had counted the boats."
@@ -19,13 +21,13 @@ def model_file(tmp_path_factory):
 @pytest.fixture
 def scorer(model_file):
     """One of one's own: tests change its tokenizer."""
-    return open_scorer(model_file, 512, 1)
+    return open_scorer(str(model_file), OPTIONS)
 
 
 @pytest.fixture
 def other(tmp_path):
     """A model of the same vocabulary and other weights."""
-    return open_scorer(write_tiny(tmp_path / "other.gguf", seed=1), 512, 1)
+    return open_scorer(str(write_tiny(tmp_path / "other.gguf", seed=1)), OPTIONS)
 
 
 @pytest.fixture

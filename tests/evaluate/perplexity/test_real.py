@@ -6,6 +6,7 @@ b179c952..., on the text of WikiText-2's test set as the shared folder has it: t
 
 import pytest
 
+from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.perplexity.run import run_perplexity
 from gangpao.evaluate.perplexity.scorers import open_scorer
 from gangpao.evaluate.perplexity.windows import Windowing
@@ -19,7 +20,7 @@ LLAMA_PERPLEXITY = {8: 24.4597, 16: 28.9101}
 def test_smollm2_on_wikitext_is_llama_perplexity_s(model_path, tmp_path, windows, record_property):
     text = wikitext()
     (tmp_path / "wiki.raw").write_text(text, encoding="utf-8")
-    scorer = open_scorer(model_path("smollm2-135m"), 512)
+    scorer = open_scorer(str(model_path("smollm2-135m")), EngineOptions(context=512))
     result = run_perplexity(scorer, [tmp_path / "wiki.raw"], windowing=Windowing(512), limit=windows)
     ours, theirs = result.tasks[0].value, LLAMA_PERPLEXITY[windows]
     record_property(
@@ -33,5 +34,7 @@ def test_a_short_english_text_has_about_one_bit_a_byte(model_path, tmp_path):
     """The scale is right: a model that knows English needs between half a bit and two bits for a byte of it."""
     path = tmp_path / "text.txt"
     path.write_text("The capital of France is Paris, and the capital of Italy is Rome. " * 2, encoding="utf-8")
-    result = run_perplexity(open_scorer(model_path("smollm2-135m"), 64), [path], windowing=Windowing(64, 32))
+    result = run_perplexity(
+        open_scorer(str(model_path("smollm2-135m")), EngineOptions(context=64)), [path], windowing=Windowing(64, 32)
+    )
     assert 0.2 < result.tasks[1].value < 2.0

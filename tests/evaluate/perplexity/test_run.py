@@ -25,7 +25,7 @@ def scores(result):
 def by_hand(scorer, text, windowing):
     """(nll, tokens) of a text, from all logits of each window."""
     ids = list(text.encode())
-    model, nll, count = scorer.engine.model, 0.0, 0
+    model, nll, count = scorer._engine.model, 0.0, 0
     for begin, end, first in windowing.spans(len(ids)):
         logits = model.forward(ids[begin:end], model.new_cache(512), all_logits=True).astype(np.float64)
         levels = np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)) + logits.max(axis=1)
@@ -101,7 +101,7 @@ def test_divergence_is_the_plain_formula_s(scorer, other, river):
     kld, dp, same, gap = [], [], [], 0.0
 
     def log_softmax(one, begin, end):
-        x = one.engine.model.forward(ids[begin:end], one.engine.model.new_cache(512), all_logits=True).astype(
+        x = one._engine.model.forward(ids[begin:end], one._engine.model.new_cache(512), all_logits=True).astype(
             np.float64
         )
         return (
