@@ -182,3 +182,8 @@ class BaseLogitsWriter:
     def close(self) -> None:
         """Leave what is there for a later run. Harmless behind `finish`."""
         self._file.close()
+
+    def discard(self) -> None:
+        """Leave nothing that is not whole. Harmless behind `finish`."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)

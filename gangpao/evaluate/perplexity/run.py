@@ -24,7 +24,8 @@ from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.perplexity import base_logits, divergence, tally, texts
 from gangpao.evaluate.perplexity.base_logits import BaseLogits, BaseLogitsWriter
 from gangpao.evaluate.perplexity.material import Material, Piece
-from gangpao.evaluate.perplexity.scorers import Scorer, blocks, check_same_vocabulary, norms, perplexity_of
+from gangpao.evaluate.perplexity.scorers import Scorer, blocks, check_same_vocabulary, norms
+from gangpao.evaluate.perplexity.statistics import perplexity_of
 from gangpao.evaluate.perplexity.windows import Window, Windowing
 from gangpao.progress import Progress, Silent
 
@@ -115,6 +116,10 @@ def run_perplexity(
     folder for results.json, items and the journal that a killed run goes on from. Raises ValueError saying what to do.
     """
     base = BaseLogits(against) if isinstance(against, Path) else against
+    if save is not None and isinstance(against, Path) and save.resolve() == against.resolve():
+        raise ValueError(
+            f"{save}: the file that is compared with cannot be written at the same time; give --save another name"
+        )
     windowing = _windowing(windowing, base, scorer, save)
     material = Material(
         scorer.tokenizer, texts.text_files(given), windowing, base if isinstance(base, BaseLogits) else None, limit
@@ -122,20 +127,16 @@ def run_perplexity(
     survey = material.survey
     settings = _settings(scorer, windowing, base)
     meter = Meter(profile)
+    identity = {
+        "model": scorer.facts.model_dump(), "texts": survey.digest, "limit": limit, "settings": settings, "save": str(save),
+    }  # fmt: skip
     with ExitStack() as stack:
+        journal = stack.enter_context(Journal(out, identity)) if out is not None else None
         writer = None
         if save is not None:
             shape = base_logits.Shape(windowing.context, scorer.vocab_size, survey.windows)
             writer = BaseLogitsWriter(save, shape)
-            stack.callback(writer.close)
-        identity = {
-            "model": scorer.facts.model_dump(),
-            "texts": survey.digest,
-            "limit": limit,
-            "settings": settings,
-            "save": str(save),
-        }
-        journal = stack.enter_context(Journal(out, identity)) if out is not None else None
+            stack.callback(writer.close if journal is not None else writer.discard)
         computation = _Computation(scorer, base, writer)
         total = _computed(material, computation, journal, progress or Silent())
         if writer is not None:

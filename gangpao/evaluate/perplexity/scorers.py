@@ -7,8 +7,7 @@ computed with in float32. Both take logarithms with the engine's own functions, 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +39,7 @@ class Scorer(Protocol):
     """
 
     facts: ModelFacts
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     tokenizer: Tokenizer
     vocab_size: int
     limit: int
@@ -86,7 +85,7 @@ class EngineScorer:
     def __init__(self, engine: Engine, facts: ModelFacts) -> None:
         self.tokenizer, self.facts = engine.tokenizer, facts
         self.vocab_size, self.limit = engine.model.config.vocab_size, engine.context
-        self.settings = {"kv": engine.kv_dtype}
+        self.settings: dict[str, Any] = {"kv": engine.kv_dtype}
         self._engine = engine
         self.prepare(engine.context)
 
@@ -131,7 +130,7 @@ class TorchScorer:
         self._model = weights.load(folder, dtype=torch.float32).eval()
         config = self._model.config
         self.vocab_size, self.limit = config.vocab_size, config.max_position_embeddings
-        self.settings = {"dtype": "float32"}
+        self.settings: dict[str, Any] = {"dtype": "float32"}
         files = weights.weight_files(folder)
         self.facts = ModelFacts(
             name=folder.parent.name if folder.name == "export" else folder.name, kind="checkpoint", sha256=sha256_of(files),
@@ -192,10 +191,3 @@ def check_same_vocabulary(base: Scorer, model: Scorer) -> None:
             f"{names} have different vocabularies: {len(differing)} of {len(one)} ids mean different pieces, the first is {at}, "
             f"{one[at]!r:.40} and {other[at]!r:.40}. Compare bits per byte instead"
         )
-
-
-def perplexity_of(nll: float, tokens: float) -> float:
-    """e^(nll / tokens); infinity beyond what a float holds, NaN over nothing."""
-    if not tokens:
-        return math.nan
-    return math.exp(nll / tokens) if nll / tokens < 709 else math.inf

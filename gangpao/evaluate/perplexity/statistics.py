@@ -60,3 +60,10 @@ def percentiles(values: npt.NDArray[np.floating], wanted: Sequence[float] = PERC
     found = np.percentile(values, wanted)
     named = {f"p{p:g}": float(value) for p, value in zip(wanted, found, strict=True)}
     return named | {"max": float(values.max())}
+
+
+def perplexity_of(nll: float, tokens: float) -> float:
+    """e^(nll / tokens); infinity beyond what a float holds, NaN over nothing."""
+    if not tokens:
+        return math.nan
+    return math.exp(nll / tokens) if nll / tokens < 709 else math.inf

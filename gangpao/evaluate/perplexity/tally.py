@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gangpao.evaluate.perplexity.divergence import Compared
-from gangpao.evaluate.perplexity.statistics import Quotient, naive, percentiles
+from gangpao.evaluate.perplexity.statistics import Quotient, naive, percentiles, perplexity_of
 from gangpao.evaluate.results import TaskResult
 
 Doubles = npt.NDArray[np.float64]
@@ -88,8 +88,8 @@ class Scope:
 
     @property
     def perplexity(self) -> float:
-        mean = self.windows.over_tokens["nll"].value
-        return math.exp(mean) if mean < 709 else math.inf
+        nll = self.windows.over_tokens["nll"]
+        return perplexity_of(nll.x, nll.n)
 
     @property
     def bits_per_byte(self) -> float:
@@ -179,13 +179,13 @@ def task_results(tally: Tally, common: Mapping[str, Any], bits_first: bool) -> l
 
 def _divergence(tally: Tally, groups: Mapping[str, Scope], result: Any) -> list[TaskResult]:
     over, q = tally.total.clusters.over_tokens, tally.total.windows.over_tokens
-    base = q["nll_base"].value
+    base = perplexity_of(q["nll_base"].x, q["nll_base"].n)
     rms = math.sqrt(q["dp2"].value)
     kld_parts = {name: scope.windows.over_tokens["kld"].value for name, scope in groups.items()}
     return [
         result("kl_divergence", q["kld"].value, over["kld"].stderr, main=True, parts=kld_parts),
         *(result(f"kl_divergence_{name}", value, None) for name, value in tally.kld_percentiles().items()),
-        result("perplexity_base", math.exp(base), _times(over["nll_base"].stderr, math.exp(base))),
+        result("perplexity_base", base, _times(over["nll_base"].stderr, base)),
         result("ln_perplexity_ratio", q["gap"].value, over["gap"].stderr),
         result("delta_p_mean", q["dp"].value, over["dp"].stderr, higher_is_better=True),
         result("delta_p_rms", rms, _times(over["dp2"].stderr, 0.5 / rms) if rms else None),

@@ -198,6 +198,25 @@ def test_rows_that_a_crash_lost_are_computed_again(scorer, river, tmp_path, monk
     assert (tmp_path / "x.kld").read_bytes() == (tmp_path / "again.kld").read_bytes()
 
 
+def test_without_a_folder_nothing_by_half_is_left(scorer, river, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Stopped):
+        run_perplexity(scorer, [river], windowing=Windowing(16), save=tmp_path / "x.kld")
+    assert [path.name for path in tmp_path.iterdir()] == ["river.txt"]
+
+
+def test_a_run_that_is_refused_leaves_another_s_rows_alone(scorer, river, tmp_path, monkeypatch):
+    options = {"windowing": Windowing(16), "out": tmp_path / "out", "save": tmp_path / "x.kld"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            run_perplexity(scorer, [river], **options)
+    before = (tmp_path / ".x.kld.partial").read_bytes()
+    with pytest.raises(ValueError, match="limit was None, is 2"):
+        run_perplexity(scorer, [river], limit=2, **options)
+    assert (tmp_path / ".x.kld.partial").read_bytes() == before
+
+
 def test_another_text_s_answers_are_refused(scorer, river, tmp_path):
     run_perplexity(scorer, [river], windowing=SMALL, out=tmp_path / "out")
     river.write_text(RIVER + "!", encoding="utf-8")
@@ -215,6 +234,7 @@ def test_what_cannot_be_measured_is_refused(scorer, other, river, tmp_path):
     refused(r"windows of 600 ids, and tiny takes 512", windowing=Windowing(600, 5))
     refused("add --llama-cpp", windowing=SMALL, save=tmp_path / "x.kld")
     run_perplexity(scorer, [river], windowing=Windowing(16), save=tmp_path / "x.kld")
+    refused("cannot be written at the same time", against=tmp_path / "x.kld", save=tmp_path / "out" / ".." / "x.kld")
     refused("its windows are llama.cpp's, of 16 ids", windowing=Windowing(32), against=tmp_path / "x.kld")
     (tmp_path / "other.txt").write_text("x" + RIVER[1:])
     refused(
