@@ -58,6 +58,9 @@ Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.json and items; a killed run goes on from there.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Windows of each part at most.")]
+Float32 = Annotated[
+    bool, typer.Option("--float32", help="Compute in float32: slower, and equal to programs that do; for comparisons.")
+]
 Cost = Annotated[str | None, typer.Option("--cost", help="Cost profile of the machine.")]
 
 
@@ -72,6 +75,7 @@ def perplexity(
     save: Save = None,
     out: Out = None,
     limit: Limit = None,
+    float32: Float32 = False,
     cost: Cost = None,
     *,
     options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv"))],
@@ -84,11 +88,11 @@ def perplexity(
     windowing = windowing_of(context, stride, llama_cpp, saved is not None)
     longest = windowing.context if windowing else BaseLogits(saved).shape.context if saved else None
     options = replace(options, context=longest and max(longest, _LEAST_CONTEXT))
-    scorer = open_scorer(model, options)
+    scorer = open_scorer(model, options, float32=float32)
     if windowing is None and saved is None:
         most = min(_CONTEXT, scorer.limit)
         windowing = Windowing(most, stride or most // 2)
-    base = saved or (open_scorer(against, options) if against is not None else None)
+    base = saved or (open_scorer(against, options, float32=float32) if against is not None else None)
     with Progress(more=lambda seconds: show_yuan(meter.yuan(seconds))) as progress:
         result = run_perplexity(
             scorer, text or [], windowing=windowing, against=base, save=save, out=out, limit=limit, progress=progress,

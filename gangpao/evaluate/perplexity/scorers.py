@@ -82,10 +82,12 @@ def norms(logits: Floats) -> Doubles:
 class EngineScorer:
     """Our engine. Its pages of keys and values are made for the longest window, and so are the angles of positions (longrope)."""
 
-    def __init__(self, engine: Engine, facts: ModelFacts) -> None:
+    def __init__(self, engine: Engine, facts: ModelFacts, *, float32: bool = False) -> None:
         self.tokenizer, self.facts = engine.tokenizer, facts
         self.vocab_size, self.limit = engine.model.config.vocab_size, engine.context
-        self.settings: dict[str, Any] = {"kv": engine.kv_dtype}
+        self.settings: dict[str, Any] = {
+            "kv": engine.kv_dtype, "computed_in": "float32" if float32 else "int8 where weights are of few bits"
+        }  # fmt: skip
         self._engine = engine
         self.prepare(engine.context)
 
@@ -130,7 +132,7 @@ class TorchScorer:
         self._model = weights.load(folder, dtype=torch.float32).eval()
         config = self._model.config
         self.vocab_size, self.limit = config.vocab_size, config.max_position_embeddings
-        self.settings: dict[str, Any] = {"dtype": "float32"}
+        self.settings: dict[str, Any] = {"computed_in": "float32"}
         files = weights.weight_files(folder)
         self.facts = ModelFacts(
             name=folder.parent.name if folder.name == "export" else folder.name, kind="checkpoint", sha256=sha256_of(files),
@@ -160,8 +162,10 @@ class TorchScorer:
                 yield logits.numpy()
 
 
-def open_scorer(model: str, options: EngineOptions = DEFAULT) -> Scorer:
+def open_scorer(model: str, options: EngineOptions = DEFAULT, *, float32: bool = False) -> Scorer:
     """A scorer of a name of the catalog or a .gguf file by our engine, or of a checkpoint folder or a training run by torch.
+
+    float32: the engine computes with such weights and activations (torch always does).
 
     Raises ValueError for what is no model.
     """
@@ -172,7 +176,7 @@ def open_scorer(model: str, options: EngineOptions = DEFAULT) -> Scorer:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder}: a folder without config.json; give a .gguf file or a Hugging Face folder")
         return TorchScorer(folder)
-    return EngineScorer(*load_engine(model, options))
+    return EngineScorer(*load_engine(model, options, float32=float32), float32=float32)
 
 
 def check_same_vocabulary(base: Scorer, model: Scorer) -> None:
