@@ -1,8 +1,8 @@
 """Real models: perplexity is llama-perplexity's, and bits per byte are those of the raw text.
 
 LLAMA_PERPLEXITY is what llama-perplexity (llama.cpp b11549, `-c 512`) said of smollm2-135m, sha256 b179c952..., on the text of
-WikiText-2's test set as the shared folder has it: its beginning, and 90,000 characters from the line behind character 400,000. So few
-windows differ by noise: 0.4 % after the first eight, 0.26 % after 16 (docs/log.md).
+WikiText-2's test set as the shared folder has it: its beginning, and 90,000 characters from the line behind character 400,000. So
+few windows differ by noise: 0.4 % after the first eight, 0.26 % after 16 (docs/log.md).
 """
 
 import pytest
