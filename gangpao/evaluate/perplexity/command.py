@@ -32,7 +32,7 @@ Model = Annotated[
 Text = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="TEXT...",
+        metavar="TEXT",
         help='Texts, .jsonl or .jsonl.zst files with {"text"}, folders of them; NAME=PATH names a part.',
     ),
 ]
@@ -132,7 +132,7 @@ def _print(result: RunResult, out: Path | None, save: Path | None) -> None:
     print(f"windows: {settings['windowing']}, {settings['context']} ids{stride}, BOS {settings['bos']}")
     print("\n".join(table(result.tasks)))
     speed = result.speed.prefill_tps if result.speed else None
-    print(f"{show_seconds(result.seconds)}, {speed or 0:.0f} counted tokens a second, {result.yuan or 0:.2g} yuan")
+    print(f"{show_seconds(result.seconds)}, {speed or 0:.0f} tok/s, {show_yuan(result.yuan or 0)}")
     print("\n".join(result.notes[1:]))
     print("\n".join(f"written: {path}" for path in (out, save) if path is not None), end="\n" if out or save else "")
     print(result.model_dump_json())

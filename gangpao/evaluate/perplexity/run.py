@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import gangpao
-from gangpao import machine
+from gangpao import kernels, machine
 from gangpao.cost import Meter
 from gangpao.evaluate import results
 from gangpao.evaluate.journal import Journal
@@ -220,6 +220,7 @@ def _computed(
         for number, piece in batch:
             window = piece.window
             total.add((piece.document, piece.part, piece.language), known[number], window.counted, window.bytes)
+            total.computed += len(window.ids) - 1
     total.finish()
     return total
 
@@ -243,22 +244,28 @@ def _result(
         notes.append(
             f"llama-perplexity, which takes tokens for independent, would say +/- {scope.naive_stderr:.5f} for the perplexity."
         )
-    tokens = int(scope.windows.over_tokens["nll"].n)
+    if isinstance(settings.get("against"), dict) and "file" in settings["against"]:
+        notes.append(
+            "The saved base has what is rarer than e^-16 of its likeliest token as that: perplexity_base is a little too low."
+        )
     return results.RunResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         gangpao=gangpao.__version__,
-        hardware={"cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory()},
+        hardware={
+            "cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory(),
+            "kernels": kernels.isa_name(),
+        },
         model=scorer.facts,
         suite="perplexity",
         limit=material.limit,
         settings=settings,
         tasks=tally.task_results(total, common, bits_first=material.windowing.stride is not None),
-        speed=results.Speed(prefill_tps=tokens / total.seconds if total.seconds else None, rss_mb=machine.rss_mb()),
+        speed=results.Speed(prefill_tps=total.computed / total.seconds if total.seconds else None, rss_mb=machine.rss_mb()),
         seconds=total.seconds,
-        tokens={"counted": tokens},
+        tokens={"prompt": total.computed, "counted": int(scope.windows.over_tokens["nll"].n)},
         yuan=meter.yuan(total.seconds),
         notes=notes,
-    )
+    )  # fmt: skip
 
 
 def _items(material: Material, journal: Journal, scorer: Scorer) -> Iterable[results.Item]:

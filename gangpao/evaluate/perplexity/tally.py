@@ -111,6 +111,7 @@ class Tally:
     parts: dict[str, Scope] = field(default_factory=dict)
     languages: dict[str, Scope] = field(default_factory=dict)
     seconds: float = 0.0
+    computed: int = 0  # ids that went through the model
     _kld: list[Doubles] = field(default_factory=list)
     _document: tuple[int, str, str] | None = None
     _sums: dict[str, float] = field(default_factory=dict)
