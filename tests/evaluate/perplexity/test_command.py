@@ -6,6 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from gangpao import cli
 from gangpao.evaluate.perplexity.command import perplexity
 from gangpao.evaluate.results import RunResult, read_run
 
@@ -67,3 +68,8 @@ def test_without_options_a_model_s_own_limit(model_file, river):
 )
 def test_mistakes_are_answered(model_file, river, options, says):
     run("-m", model_file, *[river if option == "TEXT" else option for option in options], fails=says)
+
+
+def test_it_is_a_command_of_gangpao_eval(model_file, river, capsys):
+    assert cli.main(["eval", "perplexity", "-m", str(model_file), str(river), "--context", "24"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["suite"] == "perplexity"
