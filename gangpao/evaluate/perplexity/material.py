@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Material:
 
     def _survey_of_texts(self) -> Survey:
         survey, digest, seen = Survey(), hashlib.sha256(), Counter[str]()
+        most = self._base.shape.windows if self._base is not None else sys.maxsize
         for document in texts.documents(self._files):
             survey.documents += 1
             digest.update(json.dumps([document.name, document.part, document.text]).encode())
@@ -74,6 +76,7 @@ class Material:
             if not found:
                 survey.left_out["too_short"] += 1
             taken = found if self.limit is None else found[: max(0, self.limit - seen[document.part])]
+            taken = taken[: most - survey.windows]
             seen[document.part] += len(taken)
             survey.windows, survey.of = survey.windows + len(taken), survey.of + len(found)
             survey.bytes += sum(window.bytes for window in taken)
@@ -83,8 +86,6 @@ class Material:
                 f"{survey.documents} documents, and none has {least} ids, which a window needs; take a smaller --context, or "
                 "longer texts"
             )
-        if self._base is not None:
-            survey.windows = min(survey.windows, self._base.shape.windows)
         survey.digest = digest.hexdigest()
         return survey
 

@@ -15,6 +15,7 @@ from gangpao.evaluate.perplexity.base_logits import BaseLogits, BaseLogitsWriter
 from gangpao.evaluate.perplexity.run import run_perplexity
 from gangpao.evaluate.perplexity.scorers import norms
 from gangpao.evaluate.perplexity.windows import Windowing
+from gangpao.progress import Silent
 from tests.evaluate.perplexity.conftest import RIVER
 
 THEIRS = Path(__file__).with_name("llama_perplexity.kld")
@@ -33,12 +34,26 @@ def test_perplexity_is_llama_perplexity_s(scorer, river, bos):
     assert scores(result)["perplexity"] == pytest.approx(THEIR_PPL[bos], rel=0.01)
 
 
+class Shown(Silent):
+    """Remembers how much there was to do and how much was done."""
+
+    total = done = 0
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        self.total = total
+
+    def update(self, done: int) -> None:
+        self.done = done
+
+
 def test_their_file_is_read(scorer, river):
     base = BaseLogits(THEIRS)
     assert base.shape == Shape(CONTEXT, 259, 3)
     assert base.ids.ravel().tolist() == list(RIVER.encode()[: 3 * CONTEXT])
-    for texts in ([], [river]):  # the file's own ids, and the same text
-        found = scores(run_perplexity(scorer, texts, against=THEIRS))
+    for texts in ([], [river]):  # the file's own ids, and the same text, which goes on behind them
+        shown = Shown()
+        found = scores(run_perplexity(scorer, texts, against=THEIRS, progress=shown))
+        assert (shown.total, shown.done) == (3 * 7, 3 * 7)
         assert abs(found["kl_divergence"]) < 1e-4
         assert found["same_top"] == 1.0
         assert found["perplexity"] == pytest.approx(THEIR_PPL[False], rel=0.01)
