@@ -12,7 +12,8 @@ from typing import Literal
 Language = Literal["en", "zh"]
 
 STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color-scheme:light dark}"
+    ":root{color-scheme:light dark}"  # of the root: of the body alone, a dark page is black on white
+    "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em}"
     "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}td:first-child,th:first-child{text-align:left}"
     ".words td,.words th{text-align:left}"
     "img{max-width:100%}table{border-collapse:collapse;display:block;overflow-x:auto}"

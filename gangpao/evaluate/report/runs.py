@@ -29,7 +29,7 @@ class Run:
     result: RunResult
     path: Path
     foreign: bool = False
-    _scores: dict[tuple[str, str], dict[str, Scored]] = field(default_factory=dict)
+    _found: dict[tuple[str, str], dict[str, Scored]] = field(default_factory=dict)
 
     def items(self, task: str) -> Iterator[Item]:
         """The items of a task, read anew each time; none where their file is not there."""
@@ -38,20 +38,23 @@ class Run:
         elif (self.path.parent / f"items-{task}.jsonl").is_file():
             yield from read_items(self.path.parent, task)
 
-    def scores(self, score: TaskResult) -> dict[str, Scored]:
-        """Items by name, if their mean is the score; else nothing, for then it is not made of them (a perplexity, a mean of
-        subjects, another mode)."""
-        key = (score.task, f"{score.metric}/{score.mode}")
-        if key not in self._scores:
-            found = {
+    def found(self, score: TaskResult) -> dict[str, Scored]:
+        """The items of a task that have this score, by name."""
+        key = (score.task, score.metric)
+        if key not in self._found:
+            self._found[key] = {
                 item.item: Scored(item.scores[score.metric], str(item.target), subject_of(item), tuple(item.flags))
                 for item in self.items(score.task)
                 if score.metric in item.scores
             }
-            mean = sum(one.score for one in found.values()) / len(found) if found else float("nan")
-            same = abs(mean - score.value) <= 1e-6 * max(1.0, abs(score.value))
-            self._scores[key] = found if same else {}
-        return self._scores[key]
+        return self._found[key]
+
+    def scores(self, score: TaskResult) -> dict[str, Scored]:
+        """The same, if their mean is the score; else nothing, for then it is not made of them (a perplexity, a mean of subjects,
+        another mode)."""
+        found = self.found(score)
+        mean = sum(one.score for one in found.values()) / len(found) if found else float("nan")
+        return found if abs(mean - score.value) <= 1e-6 * max(1.0, abs(score.value)) else {}
 
 
 def subject_of(item: Item) -> str:
