@@ -50,11 +50,11 @@ def report(
     if out is None and lm_eval is None:
         raise ValueError("--out: name a folder for the report (or --lm-eval for lm-eval's result files)")
     language, known = language_of(lang), others.load_published()
-    names = [name for name in (published or others.DEFAULT) if name != "none"]
-    keys = known.chosen(names)
     if cost is not None:
         prices.get_profile(cost)
     found = reader.read(runs)
+    own = [key for run in found for key in known.of_model(run.result.model.name)] if not published else []
+    keys = known.chosen([*own, *(name for name in (published or others.DEFAULT) if name != "none")])
     if lm_eval is not None:
         for run in found:
             tasks = dict.fromkeys(score.task for score in run.result.tasks)

@@ -126,6 +126,10 @@ class Published(Frozen):
             keys |= dict.fromkeys(exact or found)
         return list(keys)
 
+    def of_model(self, name: str) -> list[str]:
+        """Keys of the rows that are of a model itself, by its name in the catalog or in the row."""
+        return [k for k, row in self.rows.items() if _plain(name) in (_plain(k), _plain(row.model))]
+
     def cell(self, key: str, task: str) -> Cell | None:
         """A row's score of a task, or None."""
         row = self.rows[key]

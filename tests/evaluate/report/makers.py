@@ -4,6 +4,7 @@ python -m tests.evaluate.report.makers FOLDER     writes two of them there
 """
 
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -110,6 +111,11 @@ def a_run(
     }  # fmt: skip
     write_run(folder, RunResult(**{**facts, **over}))
     return folder
+
+
+def copies(template: Path, folder: Path) -> list[Path]:
+    """The runs in a folder, copied where a test may change them."""
+    return [shutil.copytree(one, folder / one.name) for one in sorted(template.iterdir())]
 
 
 def changed(folder: Path, **over) -> Path:

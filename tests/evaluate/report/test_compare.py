@@ -17,8 +17,9 @@ def published(tmp_path, monkeypatch):
     return load_published()
 
 
-@pytest.fixture
-def two(tmp_path):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("runs")
     return runs.read([a_run(tmp_path / "a", "small", 5), a_run(tmp_path / "b", "large", 6)])
 
 

@@ -19,7 +19,7 @@ _POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'n
 _STYLE = STYLE + (
     "body{max-width:72em;overflow-wrap:anywhere}td,th{white-space:nowrap;vertical-align:top;overflow-wrap:normal}"
     ".words td,.words th{white-space:pre-wrap;min-width:6em;max-width:26em;overflow-wrap:anywhere}"
-    "table{font-size:.93em}td:first-child,th:first-child{position:sticky;left:0;background:Canvas}"
+    "table{font-size:.93em}.numbers th{white-space:normal}td:first-child,th:first-child{position:sticky;left:0;background:Canvas}"
     "@media(max-width:40em){td:first-child,th:first-child{white-space:normal;min-width:6em;max-width:9em}}"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid #8884;padding-left:.7em;margin:.3em 0}"
     ".loud{border-left:4px solid #d97706;background:#d9770622;padding:.4em .8em}"

@@ -50,11 +50,10 @@ def drawn(given: Given) -> list[Block]:
     except ImportError:
         return [Paragraph(given.say("no_matplotlib"))]
     tasks, series = _shares(given)
-    whole = [i for i in range(len(tasks)) if all(values[i] is not None for _, values, _ in series)]
     blocks: list[Block] = []
-    if len(whole) >= 3:
-        names, whole_series = [tasks[i] for i in whole], [(label, [v[i] for i in whole], e) for label, v, e in series]
-        blocks.append(_picture(given, "radar", given.say("radar"), lambda f: _radar(f, names, whole_series, 100)))
+    names, round_ = _around(tasks, series, len(given.runs))
+    if names:
+        blocks.append(_picture(given, "radar", given.say("radar"), lambda f: _radar(f, names, round_, 100)))
     else:
         blocks.append(Paragraph(given.say("no_picture")))
     if tasks:
@@ -93,6 +92,19 @@ def _shares(given: Given) -> tuple[list[str], list[Series]]:
             errors = [None if cell is None else cell.stderr for cell in known]
             series.append((given.published.rows[key].model, _percent(values), _percent(errors)))
     return [line(given.title(task), 24) for task in found], series[:MOST_SERIES]
+
+
+def _around(tasks: Sequence[str], series: Sequence[Series], runs: int) -> tuple[list[str], list[Series]]:
+    """At least three tasks that all have, for a radar. Published rows that would leave fewer are left out, the emptiest first."""
+    kept = list(series)
+    while kept:
+        whole = [i for i in range(len(tasks)) if all(values[i] is not None for _, values, _ in kept)]
+        if len(whole) >= 3:
+            return [tasks[i] for i in whole], [(label, [v[i] for i in whole], e) for label, v, e in kept]
+        if len(kept) <= runs:
+            break
+        kept.remove(min(kept[runs:], key=lambda s: sum(v is not None for v in s[1])))
+    return [], []
 
 
 def _percent(values: Sequence[float | None]) -> list[float | None]:

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from gangpao.evaluate.report import compare
 from gangpao.evaluate.report.compare import Against, Compared
-from gangpao.evaluate.report.page.document import Block, Heading, Paragraph, Table, line
+from gangpao.evaluate.report.page.document import Block, Fold, Heading, Paragraph, Table, line
 from gangpao.evaluate.report.page.given import Given, is_limited, number, signed, with_error
 from gangpao.evaluate.report.published import GROUPS, Cell
 from gangpao.evaluate.report.runs import Run
@@ -345,38 +345,61 @@ def _chance(p: float) -> str:
 
 
 def to_published(given: Given) -> list[Block]:
-    """For each run, its differences to the published rows."""
+    """For each run and published row a table: ours, theirs, the difference and its error. Rows of the run's own model are open."""
     blocks: list[Block] = []
     unsure = False
     for run in given.runs:
-        columns = [{a.task: a for a in compare.against(run, key, given.published)} for key in given.keys]
-        tasks = sorted({task for column in columns for task in column}, key=lambda task: _order(given, task))
-        if not tasks:
-            continue
-        used = [(key, column) for key, column in zip(given.keys, columns, strict=True) if column]
-        table = [[given.say("task"), *(given.published.rows[key].model for key, _ in used)]]
-        for task in tasks:
-            table.append([given.title(task), *(_against(given, column.get(task)) for _, column in used)])
-        unsure = unsure or any(a.difference.how == "one_sided_error" for _, column in used for a in column.values())
-        blocks += [Heading(3, line(run.label)), Table(table)]
+        mine: list[Block] = []
+        own = set(given.published.of_model(run.result.model.name))
+        for key in sorted(given.keys, key=lambda key: key not in own):
+            found = compare.against(run, key, given.published)
+            if found:
+                unsure = unsure or any(a.difference.how == "one_sided_error" for a in found)
+                found.sort(key=lambda a: _order(given, a.task))
+                table = _against_table(given, run, key, found)
+                title = _against_title(given, key, found)
+                mine += [Heading(4, title), table] if key in own else [Fold(title, [table])]
+        if mine:
+            blocks += [Heading(3, line(run.label)), Paragraph(measured_by(given, run)), *mine]
     if not blocks:
         return []
     last = [Paragraph(given.say("mark.error"))] if unsure else []
     return [Heading(2, given.say("against_published")), Paragraph(given.say("against_said")), *blocks, *last]
 
 
-def _against(given: Given, a: Against | None) -> str:
-    if a is None:
-        return given.say("nothing")
-    d = a.difference
-    value = _scaled(d, a.score)
-    sign = " °" if d.how == "one_sided_error" else ""
-    text = f"{value}{sign}\n{given.say(f'word.{d.word}')}"
-    if a.differ:
-        text += "\n" + given.say("differ", list=given.listed([given.say(f"differ.{one}") for one in a.differ]))
-    return text
+def measured_by(given: Given, run: Run) -> str:
+    """What a score is of no use without: file, commit, machine, harness."""
+    r, unknown = run.result, given.say("unknown")
+    hardware = ", ".join(str(value) for value in r.hardware.values())
+    facts = [("sha256", r.model.sha256), ("gangpao", r.gangpao), ("harness", r.harness), ("hardware", hardware)]
+    return "; ".join(f"{given.say(name)}: {line(value) or unknown}" for name, value in facts)
 
 
-def _scaled(d: Difference, score: TaskResult) -> str:
-    interval = None if d.interval is None else d.interval * score.scale
-    return with_error(signed(d.value * score.scale, score), interval, score)
+def _against_title(given: Given, key: str, found: Sequence[Against]) -> str:
+    """How many of the differences are which word."""
+    words = [a.difference.word for a in found]
+    counts = [f"{words.count(w)} {given.say(f'word.{w}')}" for w in ("better", "worse", "cannot tell") if w in words]
+    row = given.published.rows[key]
+    return f"{row.model} ({given.published.sources[row.source].title}): {given.listed(counts)}"
+
+
+def _against_table(given: Given, run: Run, key: str, found: Sequence[Against]) -> Table:
+    words = ("task", "ours", "published", "difference", "standard_error", "verdict", "chance", "prompt", "differ_head")
+    rows = [[given.say(word) for word in words]]
+    for a in found:
+        d, score, scale = a.difference, a.score, a.score.scale
+        shots = [given.say("shots", n=score.shots)] if score.mode != "judge" else []
+        name = f"{line(given.title(a.task))}\n{given.listed([line(score.metric), given.say(f'mode.{score.mode}'), *shots])}"
+        ours = with_error(number(score.value, score), compare.stderr_of(run, score), score)
+        theirs = with_error(number(a.cell.value * scale, score), a.cell.stderr and a.cell.stderr * scale, score)
+        error = given.say("nothing") if d.error is None else number(d.error * scale, score)
+        error += " °" if d.how == "one_sided_error" else ""
+        interval = None if d.interval is None else d.interval * scale
+        differ = given.listed([given.say(f"differ.{one}") for one in a.differ]) or given.say("nothing")
+        chance = given.say("nothing") if d.holm is None else _chance(d.holm)
+        value = with_error(signed(d.value * scale, score), interval, score)
+        ours += f"\n{count(given, score)}"
+        rows.append(
+            [name, ours, theirs, value, error, given.say(f"word.{d.word}"), chance, line(score.prompt_version), differ]
+        )
+    return Table(rows)

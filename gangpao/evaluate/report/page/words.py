@@ -24,7 +24,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "average_said": "Plain means over the tasks that both sides have, and over no other: ours / theirs, "
         "the difference with its 95 % interval.",
         "run": "run", "against": "against", "all": "all tasks", "en": "English", "zh": "Chinese", "nothing": "–",
-        "tasks": "{n} tasks", "one_task": "1 task", "other_run": "another run",
+        "tasks": "{n} tasks", "one_task": "1 task",
         "printed": "Averages that a source prints and that are not the means of its cells: {list}.",
         "differences": "Differences between runs", "differences_of": "{second} minus {first}",
         "differences_said": "± is a 95 % interval of that task alone. better or worse: after Holm's correction over the "
@@ -40,7 +40,10 @@ WORDS: dict[Language, dict[str, str]] = {
         "differ.data": "data",
         "differ.limit": "items", "differ.mode": "mode", "differ.metric": "metric", "differ.unknown": "source silent",
         "settings_differ": "Settings that differ between {first} and {second}: {list}.",
-        "against_published": "Differences to published scores", "against_said": "Ours minus theirs, as two samples.",
+        "against_published": "Differences to published scores",
+        "against_said": "Ours minus theirs, as two samples. ± behind a score is one standard error, behind a "
+        "difference its 95 % interval; verdicts after Holm's correction over the tasks of a table.",
+        "ours": "ours", "standard_error": "standard error", "differ_head": "not the same",
         "nothing_common": "These runs have no score in common.",
         "radar": "Scores of the tasks that all have, in percent", "bars": "Scores with one standard error, in percent",
         "categories": "{task}: marks by category", "prices": "Quality against price",
@@ -52,7 +55,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "batch": "tok/s together", "batch_at": "{tps} at {n}", "memory": "memory", "per_million": "yuan per million tokens",
         "per_million_batch": "the same, together", "per_yuan": "tokens per yuan", "took": "the run took",
         "run_yuan": "and cost",
-        "cost_said": "Priced by the machine of the profile {list}; `gangpao cost` says what is assumed.",
+        "cost_said": "Priced by the machine of the profile {list}; gangpao cost says what is assumed.",
         "profile": "{name} ({title}) for {runs}", "yuan": "{amount} yuan", "no_speed": "No run here measured its speed.",
         "who": "Who answered, and on what", "model": "model", "kind": "kind", "sha256": "sha256", "bytes": "size",
         "parameters": "parameters", "architecture": "architecture", "context": "context", "url": "address",
@@ -84,7 +87,6 @@ WORDS: dict[Language, dict[str, str]] = {
         "asked_item": "prompt (its end)", "no_items": "No run here has items with it.",
         "sources": "Sources of published scores",
         "source": "source", "rows": "rows", "date": "date",
-        "compare_title": "{second} against {first}", "same": "the same",
     },
     "zh": {
         "title": "评测", "made": "本页由 gangpao {version} 生成于 {when}。",
@@ -103,7 +105,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "mark.error": "° 已公布得分的题数未知：只计我方误差，因此区间偏窄。",
         "average_said": "只对双方都有的任务取简单平均，不含其他任务：我方 / 对方，差异及其 95 % 区间。",
         "run": "运行", "against": "对比", "all": "全部任务", "en": "英文", "zh": "中文", "nothing": "–",
-        "tasks": "{n} 个任务", "one_task": "1 个任务", "other_run": "另一运行",
+        "tasks": "{n} 个任务", "one_task": "1 个任务",
         "printed": "来源刊印的平均值与其各项的平均不一致者：{list}。",
         "differences": "运行之间的差异", "differences_of": "{second} 减 {first}",
         "differences_said": "± 为该任务单独的 95 % 区间。更好或更差：对表中 {n} 个任务做 Holm 校正后，偶然的概率低于 5 %；"
@@ -117,7 +119,9 @@ WORDS: dict[Language, dict[str, str]] = {
         "differ.prompt_version": "提示版本", "differ.grader": "判分程序", "differ.stop": "停止串", "differ.data": "数据",
         "differ.limit": "题目", "differ.mode": "方式", "differ.metric": "指标", "differ.unknown": "来源未说明",
         "settings_differ": "{first} 与 {second} 的设置不同之处：{list}。",
-        "against_published": "与已公布得分的差异", "against_said": "我方减对方，按两个样本。",
+        "against_published": "与已公布得分的差异", "against_said": "我方减对方，按两个样本。得分后的 ± 为一个标准误，"
+        "差异后的 ± 为 95 % 区间；结论已对每个表的任务做 Holm 校正。",
+        "ours": "我方", "standard_error": "标准误", "differ_head": "不同之处",
         "nothing_common": "这些运行没有共同的得分。",
         "radar": "所有对象都有的任务的得分（百分数）", "bars": "得分与一个标准误（百分数）",
         "categories": "{task}：各类别评分", "prices": "质量与价格",
@@ -127,7 +131,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "cost": "速度与价格", "file": "文件", "weights": "权重类型", "prefill": "提示 token/秒", "decode": "回答 token/秒",
         "batch": "合计 token/秒", "batch_at": "{tps}（{n} 路）", "memory": "内存", "per_million": "每百万 token 的元数",
         "per_million_batch": "合计时的元数", "per_yuan": "每元的 token 数", "took": "运行用时", "run_yuan": "运行花费",
-        "cost_said": "按配置中机器的价格计算：{list}；`gangpao cost` 列出全部假设。",
+        "cost_said": "按配置中机器的价格计算：{list}；gangpao cost 列出全部假设。",
         "profile": "{runs} 用 {name}（{title}）", "yuan": "{amount} 元", "no_speed": "这里没有运行测过速度。",
         "who": "谁作答，在什么机器上", "model": "模型", "kind": "种类", "sha256": "sha256", "bytes": "大小",
         "parameters": "参数量", "architecture": "架构", "context": "上下文", "url": "地址", "gangpao": "gangpao",
@@ -154,6 +158,5 @@ WORDS: dict[Language, dict[str, str]] = {
         "item": "题目 {item}", "target": "标准答案：{target}", "score_of": "{run}：{score}", "cut": "……（另有 {n} 个字符）",
         "asked_item": "提示（末尾）", "no_items": "这里的运行都没有附带题目。", "sources": "已公布得分的来源",
         "source": "来源", "rows": "行", "date": "日期",
-        "compare_title": "{second} 对比 {first}", "same": "相同",
     },
 }  # fmt: skip
