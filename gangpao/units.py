@@ -17,3 +17,8 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def show_count(count: float) -> str:
+    """A number of things, also of parts of one a second."""
+    return f"{count:,.0f}" if count >= 10 or count == int(count) else f"{count:.2g}"
