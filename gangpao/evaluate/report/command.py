@@ -57,8 +57,7 @@ def report(
     keys = known.chosen([*own, *(name for name in (published or others.DEFAULT) if name != "none")])
     if lm_eval is not None:
         for run in found:
-            tasks = dict.fromkeys(score.task for score in run.result.tasks)
-            for path in form.write(run.result, {task: run.items(task) for task in tasks}, lm_eval):
+            for path in form.write(run.result, run.items, lm_eval):
                 print(path)
     if out is not None:
         for path in build.write(Given(found, known, keys, language, items, cost), out):

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -274,11 +274,11 @@ def _clean(text: Any) -> str:
 # --- writing
 
 
-def write(result: RunResult, items: Mapping[str, Iterable[Item]], out: Path) -> list[Path]:
+def write(result: RunResult, items: Callable[[TaskResult], Iterable[Item]], out: Path) -> list[Path]:
     """Results and samples as lm-eval would have named them; the paths, results first.
 
     out: a folder, in which they lie in one of the model's name, or a file FOLDER/NAME.json, beside which they lie with the date in
-    their names. items: by task; tasks without any have no samples file.
+    their names. items: those behind a score; where there are none there is no samples file.
     """
     date = datetime.datetime.now().isoformat().replace(":", "-")
     folder = out.parent if out.suffix == ".json" else out / _sanitized(result.model.name)
@@ -286,7 +286,7 @@ def write(result: RunResult, items: Mapping[str, Iterable[Item]], out: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     tasks, paths, hashes = _names(result.tasks), [], {}
     for name, scores in tasks.items():
-        rows = [_sample(number, item, scores) for number, item in enumerate(items.get(scores[0].task, ()))]
+        rows = [_sample(number, item, scores) for number, item in enumerate(items(scores[0]))]
         rows = [row for row in rows if row["metrics"]]
         if rows:
             hashes[name] = _hash("".join(r["doc_hash"] + r["prompt_hash"] + r["target_hash"] for r in rows))

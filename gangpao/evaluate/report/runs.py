@@ -31,20 +31,21 @@ class Run:
     foreign: bool = False
     _found: dict[tuple[str, str], dict[str, Scored]] = field(default_factory=dict)
 
-    def items(self, task: str) -> Iterator[Item]:
-        """The items of a task, read anew each time; none where their file is not there."""
+    def items(self, score: TaskResult) -> Iterator[Item]:
+        """The items behind a score, read anew each time; none where their file is not there."""
+        name = score.items_in or score.task
         if self.foreign:
-            yield from lm_eval.read_samples(self.path, task)
-        elif (self.path.parent / f"items-{task}.jsonl").is_file():
-            yield from read_items(self.path.parent, task)
+            yield from lm_eval.read_samples(self.path, name)
+        elif (self.path.parent / f"items-{name}.jsonl").is_file():
+            yield from read_items(self.path.parent, name)
 
     def found(self, score: TaskResult) -> dict[str, Scored]:
         """The items of a task that have this score, by name."""
-        key = (score.task, score.metric)
+        key = (score.items_in or score.task, score.metric)
         if key not in self._found:
             self._found[key] = {
                 item.item: Scored(item.scores[score.metric], str(item.target), subject_of(item), tuple(item.flags))
-                for item in self.items(score.task)
+                for item in self.items(score)
                 if score.metric in item.scores
             }
         return self._found[key]

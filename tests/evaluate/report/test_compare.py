@@ -27,7 +27,7 @@ def test_two_runs_item_by_item(two, published):
     found = compare.between(*two, published)
     assert [c.first.task for c in found] == [row[0] for row in TASKS]
     for c in found:
-        ours, theirs = (list(run.items(c.first.task)) for run in two)
+        ours, theirs = (list(run.items(c.first)) for run in two)
         d = np.array([b.scores[c.first.metric] - a.scores[c.first.metric] for a, b in zip(ours, theirs, strict=True)])
         assert c.difference.value == pytest.approx(d.mean()) == pytest.approx(c.second.value - c.first.value)
         assert c.difference.items == len(d)
@@ -129,6 +129,20 @@ def test_both_modes_are_shown_and_other_metrics_are_not(tmp_path):
     ]
     (run,) = runs.read([changed(a_run(tmp_path / "a", "m", 5, TASKS[:1]), tasks=scores)])
     assert [(s.mode, s.metric) for s in compare.shown(run)] == [("loglikelihood", "acc"), ("generation", "exact_match")]
+
+
+def test_items_of_a_second_mode_have_a_file_of_their_own(tmp_path, published):
+    folders = []
+    for name, column in (("a", 5), ("b", 6)):
+        folder = a_run(tmp_path / name, name, column, TASKS[1:2])
+        written = items_of("arc_easy", (0.3, 0.5)[column - 5], 80, column)
+        write_items(folder, "arc_easy_written", written)
+        more = score_of(TASKS[1], written, mode="generation", items_in="arc_easy_written")
+        folders.append(changed(folder, tasks=[*read_run(folder).tasks, more]))
+    both = compare.between(*runs.read(folders), published)
+    assert [(c.first.mode, c.difference.how, c.difference.items) for c in both] == [
+        ("loglikelihood", "mcnemar", 120), ("generation", "mcnemar", 80),
+    ]  # fmt: skip
 
 
 def test_errors_over_subjects(two):

@@ -12,7 +12,7 @@ import pytest
 
 from gangpao.evaluate.report import compare, lm_eval, runs
 from gangpao.evaluate.report.published import load_published
-from gangpao.evaluate.results import read_items, read_run
+from gangpao.evaluate.results import read_run
 from tests.evaluate.report.makers import TASKS, a_run, changed
 
 # A choice with an example, a generation with two filters, and a group; asked of a model that knows nothing.
@@ -119,12 +119,12 @@ def test_a_real_run_is_read(real):
 @pytest.mark.slow
 def test_a_real_run_s_items_are_read(real):
     (run,) = runs.read([real / "grouped"])
-    items = list(run.items("tiny_group"))
+    items = list(run.items(run.result.tasks[0]))
     assert [i.item for i in items] == ["tiny_choice/0", "tiny_choice/1"]
     assert [a.text for a in items[0].answers] == [" 2", " 3"]
     assert [a.logprob for a in items[0].answers] == [-2.0, -2.0]
     assert items[0].scores == {"acc": 1.0, "acc_norm": 1.0}
-    written = list(run.items("tiny_gen"))
+    written = list(run.items(next(s for s in run.result.tasks if s.task == "tiny_gen")))
     assert {*written[0].scores} == {"exact_match,strict-match", "exact_match,flexible-extract"}
     assert [a.text for a in written[0].answers] == ["2 apples"]
     main = next(s for s in run.result.tasks if s.metric == "exact_match,strict-match")
@@ -159,7 +159,7 @@ def test_what_we_write_has_the_keys_and_types_that_it_writes(real, tmp_path):
 def test_real_lm_eval_reads_what_we_write(tmp_path):
     utils = pytest.importorskip("lm_eval.utils", reason="lm-eval is not installed: pip install 'gangpao[eval]'")
     (run,) = runs.read([a_run(tmp_path / "a", "org/model", 5)])
-    results, *samples = lm_eval.write(run.result, {row[0]: run.items(row[0]) for row in TASKS}, tmp_path / "out")
+    results, *samples = lm_eval.write(run.result, run.items, tmp_path / "out")
     table = utils.make_table(json.loads(results.read_text()))
     for score in run.result.tasks:
         assert f"{score.value:.4f}" in table
@@ -175,7 +175,7 @@ def test_real_lm_eval_reads_what_we_write(tmp_path):
 
 def test_a_run_comes_back(tmp_path):
     (run,) = runs.read([a_run(tmp_path / "a", "org/model", 5)])
-    lm_eval.write(run.result, {row[0]: run.items(row[0]) for row in TASKS}, tmp_path / "out")
+    lm_eval.write(run.result, run.items, tmp_path / "out")
     (back,) = runs.read([tmp_path / "out"])
     assert back.foreign
     for before, after in zip(run.result.tasks, back.result.tasks, strict=True):
@@ -192,19 +192,19 @@ def test_a_task_in_two_modes_is_two_tasks_there(tmp_path):
     folder = a_run(tmp_path / "a", "m", 5, TASKS[:1])
     score = read_run(folder).tasks[0]
     result = read_run(changed(folder, tasks=[score, score.model_copy(update={"mode": "generation", "main": False})]))
-    data = json.loads(lm_eval.write(result, {}, tmp_path / "run.json")[0].read_text())
+    data = json.loads(lm_eval.write(result, lambda _: (), tmp_path / "run.json")[0].read_text())
     assert [*data["results"]] == ["hellaswag", "hellaswag_generation"]
     assert data["configs"]["hellaswag_generation"]["output_type"] == "generate_until"
 
 
 def test_a_json_file_is_beside_its_samples(tmp_path):
     folder = a_run(tmp_path / "a", "m", 5, TASKS[:1])
-    items = {"hellaswag": read_items(folder, "hellaswag")}
-    results, samples = lm_eval.write(read_run(folder), items, tmp_path / "out" / "mine.json")
+    (ours,) = runs.read([folder])
+    results, samples = lm_eval.write(ours.result, ours.items, tmp_path / "out" / "mine.json")
     assert results.name.startswith("mine_2")
     assert results.parent == samples.parent == tmp_path / "out"
     (run,) = runs.read([results])
-    assert len(list(run.items("hellaswag"))) == 120
+    assert len(list(run.items(run.result.tasks[0]))) == 120
 
 
 def theirs(path: Path, **over) -> Path:
@@ -248,7 +248,7 @@ def test_a_damaged_sample_is_named(tmp_path):
     (tmp_path / "samples_t_2026-11-29T10-00-00.jsonl").write_text('{"doc_id": 1}\n')
     (run,) = runs.read([path])
     with pytest.raises(ValueError, match=r"samples_t_.*:1: not a sample"):
-        list(run.items("t"))
+        list(run.items(run.result.tasks[0]))
 
 
 def test_halves_of_surrogates_do_not_stop_a_report(tmp_path):
@@ -258,5 +258,6 @@ def test_halves_of_surrogates_do_not_stop_a_report(tmp_path):
         "filter": "none", "metrics": ["acc"], "acc": 1.0,
     }  # fmt: skip
     (tmp_path / "samples_t_2026-11-29T10-00-00.jsonl").write_text(json.dumps(row) + "\n")
-    (item,) = runs.read([path])[0].items("t")
+    (run,) = runs.read([path])
+    (item,) = run.items(run.result.tasks[0])
     assert (item.target, item.prompt, item.answers[0].text) == ("?", "?", "?")

@@ -220,20 +220,31 @@ def test_what_was_left_out_is_counted(folders):
     assert facts.left_out(one)[1].rows[1:] == [
         ["smollm2-135m", "HellaSwag", "prompt longer than the context", "40"], ["smollm2-135m", "HellaSwag", "odd", "1"],
     ]  # fmt: skip
-    assert any("41 of 10,042 items are without" in block.text for block in facts.warnings(one))
+    assert any("41 of 120 items are without" in block.text for block in facts.warnings(one))
     assert facts.left_out(given(folders[1:]))[1].text == "Nothing was left out."
 
 
 def test_contaminated_items_are_told_with_the_score_without_them(folders):
+    first, *others = read_run(folders[0]).tasks
+    seen = first.model_copy(update={"contaminated": 20, "clean_value": 0.39})
+    changed(folders[0], tasks=[seen, *(s.model_copy(update={"contaminated": 0}) for s in others)])
+    points = facts.contamination(given(folders[:1]))[1].points
+    said = "smollm2-135m, HellaSwag: 20 of 120 items stand in the training text; without them 39.00 instead of 41.67."
+    assert (points[0], len(points)) == (said, 8)
+    assert "was checked" in facts.contamination(given(folders[1:]))[1].text
+
+
+def test_empty_answers_without_a_thought_are_loud_too(folders):
     from gangpao.evaluate.results import write_items
 
-    rows = items_of("arc_easy", 0.54, 120, 5)
-    marked = [i.model_copy(update={"flags": ["contaminated"]}) if n < 20 else i for n, i in enumerate(rows)]
-    write_items(folders[0], "arc_easy", marked)
-    clean = sum(i.scores["acc"] for i in marked[20:])
-    (point,) = facts.contamination(given(folders[:1]))[1].points
-    assert f"20 of 120 items stand in the training text; without them {clean:.2f}" in point
-    assert "was checked" in facts.contamination(given(folders[1:]))[1].text
+    rows = items_of("gsm8k", 0.02, 120, 5, generated=True)
+    write_items(
+        folders[0],
+        "gsm8k",
+        [i.model_copy(update={"flags": ["empty_answer"]}) if n < 6 else i for n, i in enumerate(rows)],
+    )
+    assert any("GSM8K: 5% of the answers are empty" in block.text for block in facts.warnings(given(folders[:1])))
+    assert not any("are empty" in block.text for block in facts.warnings(given(folders[1:])))
 
 
 def test_prices(folders):

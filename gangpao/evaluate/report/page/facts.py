@@ -9,10 +9,9 @@ from typing import Any
 from gangpao import cost
 from gangpao.evaluate.report import compare
 from gangpao.evaluate.report.page.document import Block, Fold, Heading, Listing, Paragraph, Table, line
-from gangpao.evaluate.report.page.given import LOUD_SHARE, Given, is_limited, number, with_error
+from gangpao.evaluate.report.page.given import LOUD_SHARE, Given, is_limited, number
 from gangpao.evaluate.report.page.scores import count
 from gangpao.evaluate.report.runs import Run
-from gangpao.evaluate.report.statistics import mean_error
 from gangpao.evaluate.results import TaskResult
 from gangpao.units import show_bytes, show_seconds
 
@@ -28,23 +27,23 @@ def warnings(given: Given) -> list[Block]:
         if part:
             found.append(given.say("limited_loud", run=name, list=given.listed(list(dict.fromkeys(part)))))
         for score in compare.shown(run):
-            empty = empty_share(score)
+            empty = empty_share(run, score)
             if empty is not None and empty >= LOUD_SHARE:
                 found.append(given.say("empty_loud", run=name, task=given.title(score.task), share=f"{empty:.0%}"))
-            out = sum(n for code, n in score.left_out.items() if code != "empty_answer")
-            if out and out >= LOUD_SHARE * (score.items + out):
+            out = sum(score.left_out.values())
+            if out and out >= LOUD_SHARE * score.items:
                 reasons = given.listed([f"{given.reason(line(code))} {n:,}" for code, n in score.left_out.items()])
-                values = {"run": name, "task": given.title(score.task), "n": f"{out:,}", "items": f"{score.of:,}"}
+                values = {"run": name, "task": given.title(score.task), "n": f"{out:,}", "items": f"{score.items:,}"}
                 found.append(given.say("left_out_loud", **values, reasons=reasons))
     return [Paragraph(text, loud=True) for text in found]
 
 
-def empty_share(score: TaskResult) -> float | None:
-    """The share of answers with nothing in them; None where nothing says it."""
+def empty_share(run: Run, score: TaskResult) -> float | None:
+    """The share of answers with nothing in them, by what the run says of thinking, else by its items; None where neither tells."""
     if score.thinking is not None:
         return score.thinking.empty
-    empty = score.left_out.get("empty_answer")
-    return empty / score.items if empty and score.items else None
+    found = run.found(score) if score.mode not in ("loglikelihood", "perplexity") else {}
+    return sum("empty_answer" in one.flags for one in found.values()) / len(found) if found else None
 
 
 # --- who
@@ -230,24 +229,16 @@ def thinking(given: Given) -> list[Block]:
 
 
 def contamination(given: Given) -> list[Block]:
-    """What a check against a training corpus found: settings, and scores without the items that are marked."""
+    """What a check against a training corpus found: how many items, and the score without them."""
     points = []
     for run in given.runs:
-        if said := run.result.settings.get("contamination"):
-            text = _pairs(said) if isinstance(said, Mapping) else str(said)
-            points.append(given.say("contamination_said", run=line(run.label), text=line(text, 400)))
         for s in compare.shown(run):
-            found = run.scores(s)
-            clean = [one.score for one in found.values() if "contaminated" not in one.flags]
-            if len(clean) < len(found):
-                value = (
-                    with_error(number(sum(clean) / len(clean), s), mean_error(clean), s)
-                    if clean
-                    else given.say("nothing")
-                )
-                values = {"run": line(run.label), "task": given.title(s.task), "n": f"{len(found) - len(clean):,}"}
+            if s.contaminated is not None:
+                clean = s.value if not s.contaminated else s.clean_value
+                value = given.say("nothing") if clean is None else number(clean, s)
+                values = {"run": line(run.label), "task": given.title(s.task), "n": f"{s.contaminated:,}"}
                 points.append(
-                    given.say("contaminated", **values, items=f"{len(found):,}", clean=value, all=number(s.value, s))
+                    given.say("contaminated", **values, items=f"{s.items:,}", clean=value, all=number(s.value, s))
                 )
     body: Block = Listing(points) if points else Paragraph(given.say("contamination_none"))
     return [Heading(2, given.say("contamination")), body]

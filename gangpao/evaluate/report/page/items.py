@@ -62,7 +62,7 @@ def _worst(given: Given, score: TaskResult) -> Fold | None:
 
 def _shown(given: Given, runs: Sequence[tuple[Run, TaskResult]], names: Sequence[str]) -> list[Block]:
     """Items by name with what each run answered; their files are read through once."""
-    picked = [_picked(run.items(score.task), set(names)) for run, score in runs]
+    picked = [_picked(run.items(score), set(names)) for run, score in runs]
     blocks: list[Block] = []
     for name in names:
         first = picked[0][name]

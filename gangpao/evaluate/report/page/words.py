@@ -78,7 +78,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "give it more tokens, or turn thinking off.",
         "contamination": "Contamination", "contaminated": "{run}, {task}: {n} of {items} items stand in the training text; "
         "without them {clean} instead of {all}.", "contamination_none": "No run here was checked against a training corpus.",
-        "contamination_said": "{run}: {text}", "notes": "Notes", "note": "{run}: {text}",
+        "notes": "Notes", "note": "{run}: {text}",
         "limited_loud": "{run} was asked only a part of: {list}. Do not take these scores for those of the whole tests.",
         "singles": "Single items", "changed": "{task}: {n} of {items} items decided differently",
         "worst": "{task}: some of the worst items",
@@ -151,7 +151,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "contamination": "数据污染",
         "contaminated": "{run}，{task}：{items} 题中有 {n} 题见于训练文本；去掉后为 {clean}，原为 {all}。",
         "contamination_none": "这里没有运行与训练语料做过比对。",
-        "contamination_said": "{run}：{text}", "notes": "备注", "note": "{run}：{text}",
+        "notes": "备注", "note": "{run}：{text}",
         "limited_loud": "{run} 只问了以下任务的一部分：{list}。请勿把这些得分当作完整测试的得分。",
         "singles": "单个题目", "changed": "{task}：{items} 题中有 {n} 题判定不同", "worst": "{task}：部分得分最低的题目",
         "changed_said": "仅 {first} 更好：{a}；仅 {second} 更好：{b}。显示 {n} 题。",
