@@ -85,7 +85,7 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
                 for result, items in _asked(name, harness, settings, source, found):
                     state.tasks.append(result)
                     if items:
-                        write_items(out, name, items)
+                        write_items(out, result.items_in or result.task, items)
                 missing = number < len(settings.tasks)
                 write_run(out, _result(model, settings, state, before, meter, missing=missing))
         finally:
