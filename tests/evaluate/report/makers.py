@@ -103,7 +103,8 @@ def a_run(
     )  # fmt: skip
     facts = {
         "created": "2026-11-29T12:00:00Z", "gangpao": "0.1.0 (abcdef0)", "harness": "lm-eval 0.4.13",
-        "hardware": {"cpu": "a processor", "cores": 2, "kernels": "avx2"}, "model": model, "suite": "quick",
+        "hardware": {"cpu": "a processor", "cores": 2, "memory": 25_276_063_744, "kernels": "avx2"},
+        "model": model, "suite": "quick",
         "settings": {"bos": "as the tokenizer", "chat_template": False, "seed": 1234},
         "tasks": scores, "speed": Speed(prefill_tps=900, decode_tps=speed, batch_tps=3 * speed, batch=8, rss_mb=300),
         "seconds": 754.0, "tokens": {"prompt": 100_000, "cached": 80_000, "completion": 9000}, "yuan": 0.02,

@@ -9,7 +9,7 @@ from typing import Any
 from gangpao import cost
 from gangpao.evaluate.report import compare
 from gangpao.evaluate.report.page.document import Block, Fold, Heading, Listing, Paragraph, Table, line
-from gangpao.evaluate.report.page.given import LOUD_SHARE, Given, is_limited, number
+from gangpao.evaluate.report.page.given import LOUD_SHARE, Given, is_limited, machine, number
 from gangpao.evaluate.report.page.scores import count
 from gangpao.evaluate.report.runs import Run
 from gangpao.evaluate.results import TaskResult
@@ -72,7 +72,7 @@ def _facts(given: Given, run: Run) -> dict[str, str]:
         "architecture": model.architecture,
         "context": f"{model.context:,}" if model.context else "",
         "url": model.url,
-        "hardware": _pairs(result.hardware),
+        "hardware": _pairs(machine(result.hardware)),
         "gangpao": result.gangpao,
         "harness": result.harness,
         "created": result.created,

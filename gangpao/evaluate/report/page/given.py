@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from gangpao.evaluate.report.published import Published
 from gangpao.evaluate.report.runs import Run
 from gangpao.evaluate.results import TaskResult
 from gangpao.page import Language
+from gangpao.units import show_bytes
 
 LOUD_SHARE = 0.05  # of empty answers, or of items left out
 
@@ -42,6 +43,15 @@ class Given:
     def listed(self, parts: Sequence[str]) -> str:
         """Words behind one another."""
         return ("、" if self.language == "zh" else ", ").join(parts)
+
+
+def machine(hardware: Mapping[str, Any]) -> dict[str, str]:
+    """What a run says of its machine, its memory in the usual unit."""
+    sizes = ("memory", "memory_bytes")
+    return {
+        key: show_bytes(value) if key in sizes and isinstance(value, int) else str(value)
+        for key, value in hardware.items()
+    }
 
 
 def factor(score: TaskResult) -> float:

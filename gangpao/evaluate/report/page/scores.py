@@ -10,7 +10,7 @@ from itertools import combinations
 from gangpao.evaluate.report import compare
 from gangpao.evaluate.report.compare import Against, Compared
 from gangpao.evaluate.report.page.document import Block, Fold, Heading, Paragraph, Table, line
-from gangpao.evaluate.report.page.given import Given, is_limited, number, signed, with_error
+from gangpao.evaluate.report.page.given import Given, is_limited, machine, number, signed, with_error
 from gangpao.evaluate.report.published import GROUPS, Cell
 from gangpao.evaluate.report.runs import Run
 from gangpao.evaluate.report.statistics import Difference, normal_p
@@ -370,7 +370,7 @@ def to_published(given: Given) -> list[Block]:
 def measured_by(given: Given, run: Run) -> str:
     """What a score is of no use without: file, commit, machine, harness."""
     r, unknown = run.result, given.say("unknown")
-    hardware = ", ".join(str(value) for value in r.hardware.values())
+    hardware = ", ".join(f"{key} {value}" for key, value in machine(r.hardware).items())
     facts = [("sha256", r.model.sha256), ("gangpao", r.gangpao), ("harness", r.harness), ("hardware", hardware)]
     return "; ".join(f"{given.say(name)}: {line(value) or unknown}" for name, value in facts)
 
