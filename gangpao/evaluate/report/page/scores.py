@@ -219,8 +219,9 @@ def against_average(given: Given, run: Run, key: str) -> dict[str, Average]:
 
 
 def between_average(given: Given, first: Run, second: Run) -> dict[str, Average]:
-    """The means of two runs over the shares that both have as their main score."""
-    both = [c for c in compare.between(first, second, given.published) if c.first.main and c.first.higher_is_better]
+    """The means of two runs over the shares that both have as their main score; of a task in two modes the first counts."""
+    main = [c for c in compare.between(first, second, given.published) if c.first.main and c.first.higher_is_better]
+    both = {given.published.task_of(c.first.task): c for c in reversed(main)}
     return averages(
         given,
         (
@@ -231,7 +232,7 @@ def between_average(given: Given, first: Run, second: Run) -> dict[str, Average]
                 c.difference.error,
                 is_limited(c.first) or is_limited(c.second),
             )
-            for c in both
+            for c in both.values()
             if compare.is_share(c.first) and compare.is_share(c.second)
         ),
     )

@@ -22,7 +22,8 @@ WORDS: dict[Language, dict[str, str]] = {
         "mark.error": "° the published score has no known number of items: only our own error counts, so the interval "
         "is too narrow.",
         "average_said": "Plain means over the tasks that both sides have, and over no other: ours / theirs, "
-        "the difference with its 95 % interval.",
+        "the difference with its 95 % interval. A task in two modes counts once: against a published score in "
+        "the mode that is most like it, between runs in the first.",
         "run": "run", "against": "against", "all": "all tasks", "en": "English", "zh": "Chinese", "nothing": "–",
         "tasks": "{n} tasks", "one_task": "1 task",
         "printed": "Averages that a source prints and that are not the means of its cells: {list}.",
@@ -103,7 +104,8 @@ WORDS: dict[Language, dict[str, str]] = {
         "mark.own": "§ 来源取自该模型自己的报告。",
         "mark.unknown": "? 来源没有说明样例数或方式。",
         "mark.error": "° 已公布得分的题数未知：只计我方误差，因此区间偏窄。",
-        "average_said": "只对双方都有的任务取简单平均，不含其他任务：我方 / 对方，差异及其 95 % 区间。",
+        "average_said": "只对双方都有的任务取简单平均，不含其他任务：我方 / 对方，差异及其 95 % 区间。"
+        "有两种方式的任务只计一次：对已公布得分取与其最接近的方式，运行之间取第一种。",
         "run": "运行", "against": "对比", "all": "全部任务", "en": "英文", "zh": "中文", "nothing": "–",
         "tasks": "{n} 个任务", "one_task": "1 个任务",
         "printed": "来源刊印的平均值与其各项的平均不一致者：{list}。",
