@@ -7,7 +7,7 @@ import difflib
 import io
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gangpao.evaluate.results import Answer, Item, TaskResult, Thinking
@@ -37,7 +37,7 @@ def own_task(
     asked = ask(task, source, limit=limit, shots=settings.shots, chat=chat)
     grader = grader_of(task, run_code=settings.run_code, chat=chat) if task.grader else None
     found = _run(harness_task(asked, grader.grade if grader else None, chat=chat), harness, settings, chat)
-    items = [_item(asked, sample, harness) for sample in found["samples"][task.name]]
+    items = [_with_subject(_item(asked, sample, harness), sample["doc"]) for sample in found["samples"][task.name]]
     if grader:
         items = [_explained(item, doc, grader.grade) for item, doc in zip(items, asked.docs, strict=True)]
     seen = None if tainted is None else [doc["place"] in tainted for doc in asked.docs]
@@ -50,7 +50,8 @@ def own_task(
             task=task.benchmark, metric=name, value=value, stderr=stderr, items=len(items), of=asked.of,
             higher_is_better=name != "perplexity", mode=_MODES[task.how], shots=asked.shots, main=name == task.main,
             parts=_parts(asked, items, name), prompt_version=f"{task.name} {task.version}",
-            grader=grader.name if grader else "", stop=[] if chat else list(task.stop), data=asked.origin, left_out=dict(left_out),
+            grader=grader.name if grader else "", stop=[] if chat else list(task.stop), items_in=task.name, data=asked.origin,
+            left_out=dict(left_out),
             thinking=_thinking(items) if task.how == "written" else None,
             contaminated=None if seen is None else sum(seen), clean_value=_clean(name, items, seen),
         )  # fmt: skip
@@ -151,6 +152,12 @@ def _item(asked: Asked, sample: dict[str, Any], harness: Harness) -> Item:
         scores=scores,
         flags=sorted(set(flags)),
     )
+
+
+def _with_subject(item: Item, doc: Mapping[str, Any]) -> Item:
+    """The item with its subject, if it has one: questions of a subject hang together, and comparisons count that."""
+    subject = doc.get("subject")
+    return item.model_copy(update={"extra": {**item.extra, "subject": subject}}) if subject else item
 
 
 def _written_item(asked: Asked, sample: dict[str, Any], scores: dict[str, float], harness: Harness) -> Item:
