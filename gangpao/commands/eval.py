@@ -1,6 +1,9 @@
 """`gangpao eval`: what a model is worth, by the benchmarks of the MiniCPM report and any task of lm-eval.
 
     gangpao eval -m MODEL --suite NAME      ask a suite, or single tasks (--task)
+    gangpao eval perplexity -m MODEL TEXT   perplexity, bits per byte, divergence from another model
+    gangpao eval report RUN...              runs beside published scores on one page
+    gangpao eval compare A B                two runs item by item
 
 MODEL is a name, a GGUF file, a folder of weights (--torch runs it as it is), or the address of an OpenAI-compatible server.
 Everything is written to --out: results.json, a line an item, a line a request. A run that was stopped goes on with the same
@@ -11,22 +14,29 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gangpao import machine
+from gangpao.commands import bench
 from gangpao.commands.model.find import find_model
+from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.models import load
 from gangpao.evaluate.perplexity.command import perplexity
-from gangpao.evaluate.results import RunResult
+from gangpao.evaluate.report import command as report_command
+from gangpao.evaluate.results import RunResult, Speed, write_run
 from gangpao.options import Fields, command_of
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, invoke_without_command=True)
 load.use_finder(find_model)
 app.command("perplexity")(perplexity)
+app.command("report")(report_command.report)
+app.command("compare")(report_command.compare)
 
 Model = Annotated[
     str | None, typer.Option("-m", "--model", help="Name, .gguf file, folder of weights, or a server's URL.")
@@ -71,6 +81,7 @@ Corpus = Annotated[
     Path | None, typer.Option("--corpus", help="Training text: say which items are in it, and the scores without them.")
 ]
 Cost = Annotated[str | None, typer.Option("--cost", help="Cost profile: what this machine costs.")]
+NoSpeed = Annotated[bool, typer.Option("--no-speed", help="Do not measure the speed of our engine at the end.")]
 ListTasks = Annotated[bool, typer.Option("--list", help="Show suites and tasks.")]
 
 
@@ -97,6 +108,7 @@ def run(
     seed: Seed = 0,
     corpus: Corpus = None,
     cost: Cost = None,
+    no_speed: NoSpeed = False,
     list_tasks: ListTasks = False,
     *,
     options: Annotated[EngineOptions, Fields(EngineOptions)],
@@ -131,9 +143,23 @@ def run(
     try:
         begun = time.monotonic()
         result = evaluate(loaded, settings, folder)
+        engine = getattr(loaded, "engine", None)
+        if engine is not None and not no_speed:
+            result = result.model_copy(update={"speed": _speed(engine)})
+            write_run(folder, result)
     finally:
         loaded.close()
     _show(result, folder, time.monotonic() - begun)
+
+
+def _speed(engine: Engine) -> Speed:
+    """Of one answer: 256 tokens of prompt, 32 of answer, the medians of three."""
+    tokens = min(256, engine.context // 2)
+    prefill, decode = bench.measure(engine, tokens, min(32, engine.context - tokens), 3)
+    return Speed(
+        prefill_tps=round(statistics.median(prefill), 2), decode_tps=round(statistics.median(decode), 2),
+        rss_mb=round(machine.rss_mb(), 1),
+    )  # fmt: skip
 
 
 def _show(result: RunResult, folder: Path, seconds: float) -> None:

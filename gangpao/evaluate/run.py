@@ -69,7 +69,7 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
                 for scores, items in _asked(name, harness, settings, source, found):
                     state.tasks.append(scores)
                     if items:
-                        write_items(out, result.items_in or result.task, items)
+                        write_items(out, scores.items_in or scores.task, items)
                 missing = number < len(settings.tasks)
                 result = _result(model, settings, state, before, meter, missing=missing)
                 write_run(out, result)

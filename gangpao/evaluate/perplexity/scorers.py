@@ -20,9 +20,9 @@ from gangpao.engine import exact, score
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.transformer import CHUNK, LOGIT_ROWS, Segment
-from gangpao.evaluate.models.load import load_engine, sha256_of
+from gangpao.evaluate.models.load import load_engine
 from gangpao.evaluate.perplexity.windows import Window
-from gangpao.evaluate.results import ModelFacts
+from gangpao.evaluate.results import ModelFacts, sha256_of
 from gangpao.text.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
