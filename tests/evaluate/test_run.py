@@ -134,14 +134,15 @@ def test_another_model_s_folder_is_refused(whole, tmp_path, data):
 
 CODE = """
 import sys
+from pathlib import Path
 from tests.evaluate.test_run import model_of, run
-model = model_of(sys.argv[1])
+model = model_of(Path(sys.argv[1]))
 real = model.engine.model.step
 def step(segments):
     print("step", flush=True)
     return real(segments)
 model.engine.model.step = step
-run(model, sys.argv[2], __import__("pathlib").Path(sys.argv[3]), ("mmlu", "arc_easy", "hellaswag"))
+run(model, sys.argv[2], Path(sys.argv[3]), ("mmlu", "arc_easy", "hellaswag"))
 """
 
 
