@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them."""
+"""Bytes, seconds and the texts of others as people read them."""
 
 
 def show_bytes(count: float) -> str:
@@ -17,3 +17,11 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def plain(text: str) -> str:
+    """Text without control characters, except for tab and newline."""
+    return text.translate(_CONTROL)
+
+
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}
