@@ -1,4 +1,4 @@
-"""What long work says while it runs: one progress line on stderr, with bytes, speed and time left.
+"""What long work says while it runs: one progress line on stderr, with what is done, speed and time left.
 
 On a terminal it is a bar (rich); in a file or a pipe it is a plain line every few seconds, so that a log stays
 readable. Thread-safe: several downloads may report to one line.
@@ -9,6 +9,7 @@ What it gives up: one task at a time.
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -22,10 +23,22 @@ LINE_SECONDS = 5.0
 
 
 class Progress:
-    """Bytes done out of a total, shown on a stream. Use as a context manager; nothing shows before `start`."""
+    """Bytes done out of a total, shown on a stream. Use as a context manager; nothing shows before `start`.
 
-    def __init__(self, stream: TextIO | None = None, *, line_seconds: float = LINE_SECONDS) -> None:
+    show: how a number is said, where it is not bytes. more: what else the line says, from the seconds so far.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        line_seconds: float = LINE_SECONDS,
+        show: Callable[[float], str] = show_bytes,
+        more: Callable[[float], str] | None = None,
+    ) -> None:
         self._stream = stream or sys.stderr
+        self._show = show
+        self._more = more
         self._lock = threading.Lock()
         self._line_seconds = line_seconds
         self._rich: RichProgress | None = None
@@ -41,7 +54,7 @@ class Progress:
         self.close()
 
     def start(self, label: str, total: int, done: int = 0) -> None:
-        """Begin a task of `total` bytes (0: unknown) of which `done` are there already."""
+        """Begin a task of that total (0: unknown) of which `done` is there already."""
         with self._lock:
             self._label, self._total, self._done, self._first = label, total, done, done
             self._started = self._shown = time.monotonic()
@@ -60,38 +73,42 @@ class Progress:
         from rich.progress import Progress as RichProgress
 
         if self._rich is None:
+            sizes = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            numbers = (TextColumn("{task.fields[line]}", markup=False),)
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
+                *(sizes if self._show is show_bytes else numbers),
             )
             self._rich = RichProgress(*columns, console=Console(file=self._stream))
             self._rich.start()
         if self._task is not None:
             self._rich.remove_task(self._task)
-        self._task = self._rich.add_task(self._label, total=self._total or None, completed=self._done)
+        self._task = self._rich.add_task(self._label, total=self._total or None, completed=self._done, line="")
 
     def update(self, done: int) -> None:
-        """Say how many bytes are done now. The number may go down when work has to be repeated."""
+        """Say how much is done now. The number may go down when work has to be repeated."""
         with self._lock:
             self._done = done
             if self._rich is not None and self._task is not None:
-                self._rich.update(self._task, completed=done)
+                line = "" if self._show is show_bytes else self._line(named=False)
+                self._rich.update(self._task, completed=done, line=line)
             elif self._started and time.monotonic() - self._shown >= self._line_seconds:
                 self._shown = time.monotonic()
                 print(self._line(), file=self._stream, flush=True)
 
-    def _line(self) -> str:
-        parts = [f"{self._label}: {show_bytes(self._done)}"]
+    def _line(self, *, named: bool = True) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        parts = [f"{self._label}: {self._show(self._done)}" if named else self._show(self._done)]
         if self._total:
-            parts[0] += f" of {show_bytes(self._total)} ({self._done * 100 // self._total} %)"
-        speed = (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
+            parts[0] += f" of {self._show(self._total)} ({self._done * 100 // self._total} %)"
+        speed = (self._done - self._first) / seconds
         if speed > 0:
-            parts.append(f"{show_bytes(speed)}/s")
+            parts.append(f"{self._show(speed)}/s")
             if self._total > self._done:
                 parts.append(f"{show_seconds((self._total - self._done) / speed)} left")
+        if self._more:
+            parts.append(self._more(seconds))
         return ", ".join(parts)
 
     def note(self, text: str) -> None:

@@ -1,6 +1,14 @@
 """Bytes, seconds and the texts of others as people read them."""
 
 
+def plain(text: str) -> str:
+    """Text without control characters, except for tab and newline."""
+    return text.translate(_CONTROL)
+
+
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}
+
+
 def show_bytes(count: float) -> str:
     """Decimal units as disks and downloads are sold: 98.4 MB, 1.12 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -19,9 +27,6 @@ def show_seconds(seconds: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
 
 
-def plain(text: str) -> str:
-    """Text without control characters, except for tab and newline."""
-    return text.translate(_CONTROL)
-
-
-_CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}
+def show_count(count: float) -> str:
+    """A number of things, also of parts of one a second."""
+    return f"{count:,.0f}" if count >= 10 or count == int(count) else f"{count:.2g}"

@@ -1,5 +1,5 @@
 """Who answers: our engine, a checkpoint in torch, any OpenAI-compatible server.
 
-answers.py      what comes back, whoever answers: scores of texts, and texts
-endpoint.py     a server, over HTTP; align.py finds where tokens lie in a text, many.py asks for many things at once
+protocol.py     Model: groups of choices scored, prompts answered; what they give back
+endpoint.py     a server; align.py where its tokens lie in a text, many.py many requests at once, price.py what they cost
 """

@@ -16,20 +16,19 @@ _BLANK = "\u2581"  # SentencePiece's
 
 
 def tokens_behind(tokens: Sequence[str], text: str, border: int) -> int | None:
-    """How many of the tokens of `text` reach behind its first `border` characters; None where the tokens are not the text's, or
-    do not tell. A token that lies across the border counts. The first may be one that takes no room (BOS)."""
+    """How many of the tokens of `text` begin at its first `border` characters' end or behind it; None where the tokens are not the
+    text's, or do not tell. A token that lies across the border does not count, as in lm-eval. The first may be one that takes no
+    room (BOS)."""
     data, at = text.encode("utf-8", "surrogatepass"), len(text[:border].encode("utf-8", "surrogatepass"))
-    ends = _ends(tokens, data)
-    if ends is None:
+    places = _places(tokens, data)
+    if places is None:
         return None
-    behind = [{place > at for place in places} for places in ends]
-    if any(len(kinds) != 1 for kinds in behind):
-        return None
-    return sum(kinds == {True} for kinds in behind)
+    kinds = [{start >= at and end > start for start, end in ways} for ways in places]
+    return None if any(len(kind) != 1 for kind in kinds) else sum(kind == {True} for kind in kinds)
 
 
-def _ends(tokens: Sequence[str], data: bytes) -> list[set[int]] | None:
-    """For each token the bytes at which it can end, over all ways in which the tokens make up the data; None if there is none."""
+def _places(tokens: Sequence[str], data: bytes) -> list[set[tuple[int, int]]] | None:
+    """For each token the bytes at which it can begin and end, over all ways in which the tokens are the data; None without any."""
     forward: list[dict[int, set[int]]] = []  # for each token: where it can end -> from where
     places = {0}
     for number, token in enumerate(tokens):
@@ -46,12 +45,12 @@ def _ends(tokens: Sequence[str], data: bytes) -> list[set[int]] | None:
         places = set(step)
     if len(data) not in places:
         return None
-    ends: list[set[int]] = []
+    found_places: list[set[tuple[int, int]]] = []
     alive = {len(data)}
     for step in reversed(forward):
-        ends.append(alive)
-        alive = {start for end in alive for start in step[end]}
-    return ends[::-1]
+        found_places.append({(start, end) for end in alive for start in step.get(end, ())})
+        alive = {start for start, _ in found_places[-1]}
+    return found_places[::-1]
 
 
 def _spellings(token: str) -> set[bytes]:

@@ -1,6 +1,7 @@
 """Any OpenAI-compatible URL as a model that is evaluated: texts scored, texts written, many at once.
 
     score       /completions with echo and log-probabilities: the prompt is context and continuation, and nothing is written
+    roll        the same for a whole text
     generate    /chat/completions for messages, /completions for a text
 
 What servers do. gangpao (run): echoes with exact bytes and takes max_tokens 0. llama-server (run): takes `echo` in silence and
@@ -14,26 +15,29 @@ What it gives up: log-likelihoods from a server that does not echo.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from gangpao.evaluate.models import align
-from gangpao.evaluate.models.answers import TOO_LONG, Generated, Messages, OnAnswer, Score, shortened
 from gangpao.evaluate.models.many import each
-from gangpao.evaluate.models.usage import Price, Usage
+from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
 from gangpao.evaluate.results import ModelFacts
 from gangpao.openai_client import Flags, Patience, RemoteError, Server, texts_of, too_long, whole_number
 from gangpao.text.thoughts import KNOWN, Splitter, split
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 # A run of hours outlives a server that is started anew.
 PATIENCE = Patience(wait_s=600.0, broken=5)
 MANY_STOPS = 4  # as many as every server takes
+_NONE = float("-inf")
 
 
 class Endpoint:
-    """A model of a server. Close it when done.
+    """See protocol.Model. Close it when done.
 
-    model: None takes the server's only one. extra: fields for every request, for example chat_template_kwargs.
+    model: None takes the server's only one. concurrency: requests at a time. extra: fields for every request.
     Raises RemoteError (a ValueError) where the server cannot be asked, or has several models and none is named.
     """
 
@@ -45,7 +49,6 @@ class Endpoint:
         *,
         concurrency: int = 4,
         patience: Patience = PATIENCE,
-        price: Price | None = None,
         extra: Mapping[str, Any] | None = None,
         flags: Flags = Flags(url="--model", model="--model-name"),  # noqa: B008  (frozen)
         on_wait: Callable[[str], None] = lambda _: None,
@@ -53,61 +56,100 @@ class Endpoint:
         self.server = Server(
             url, key, True, patience=patience, flags=flags, on_wait=on_wait, connections=max(concurrency, 1)
         )
-        self.usage = Usage(price)
+        self.usage = Usage()
         self._concurrency = concurrency
         self._extra = dict(extra or {})
         self._least = 0  # tokens that have to be written where only the prompt is of interest
         self._limit_name = "max_tokens"
         self._stops: int | None = None  # as many stop strings as the server takes
         try:
-            self.model = self.server.pick(model)
+            name = self.server.pick(model)
         except BaseException:
             self.server.close()
             raise
+        self.facts = ModelFacts(name=name, kind="endpoint", url=self.server.base)
+
+    @classmethod
+    def connect(cls, url: str, name: str | None, api_key: str | None, concurrency: int) -> Endpoint:
+        """The model of that name, or the only one, of the server at an address."""
+        return cls(url, name, api_key, concurrency=concurrency)
 
     @property
-    def facts(self) -> ModelFacts:
-        """Who answers: a name and an address, without key."""
-        return ModelFacts(name=self.model, kind="endpoint", url=self.server.base)
+    def settings(self) -> Mapping[str, Any]:
+        """What of the set-up changes scores."""
+        return {"bos": "the server's", "extra": self._extra}
 
     def close(self) -> None:
         """Close the connections."""
         self.server.close()
 
+    def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Raises ValueError: only the server knows its template."""
+        raise ValueError(
+            f"{self.server.base} renders conversations itself, so log-likelihoods behind its chat template cannot be "
+            "asked for: score without the template, or take the file"
+        )
+
     # --- scores
 
-    def score(
-        self, pairs: Sequence[tuple[str, str]], *, on_score: Callable[[int, Score | None], Any] | None = None
-    ) -> list[Score | None]:
-        """For each (context, continuation) what the continuation is worth behind the context; None where the two do not fit into
-        the server's context. A token that lies across the border counts as the continuation's.
+    def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[Score]]]:
+        """Contexts that begin alike are asked for one after the other, so that the server's cache of prefixes is of use.
 
-        Raises ValueError for a continuation that is empty or has nothing before it, and RemoteError naming what the server lacks.
+        Raises ValueError where nothing stands before what is scored, and RemoteError naming what the server lacks.
         """
-        for number, (_, continuation) in enumerate(pairs):
-            if not continuation:
-                raise ValueError(f"pair {number}: the continuation is empty, so there is nothing to score")
-        scores: list[Score | None] = [None] * len(pairs)
-        # The first alone: it finds out what the server takes, and a server that cannot do it is asked once.
-        for part, threads in ((range(len(pairs))[:1], 1), (range(len(pairs))[1:], self._concurrency)):
-            for place, score in each(self._score, [pairs[i] for i in part], threads):
-                scores[part[place]] = score
-                if on_score is not None:
-                    on_score(part[place], score)
-        return scores
+        order = sorted(range(len(groups)), key=lambda i: groups[i].context)
+        pairs = [(i, k) for i in order for k in range(len(groups[i].continuations))]
+        left = {i: len(groups[i].continuations) for i in order}
+        scores = {i: [Score(_NONE, False, 0)] * n for i, n in left.items()}
+        yield from ((i, []) for i, n in left.items() if n == 0)
 
-    def _score(self, pair: tuple[str, str]) -> Score | None:
-        context, text = pair[0], pair[0] + pair[1]
+        def work(pair: tuple[int, int]) -> tuple[Score, Any]:
+            group = groups[pair[0]]
+            return self._score(group.context, group.continuations[pair[1]])
+
+        for place, (score, usage) in self._probed(work, pairs):
+            i, k = pairs[place]
+            self._count(usage)
+            scores[i][k] = score
+            left[i] -= 1
+            if left[i] == 0:
+                yield i, scores.pop(i)
+
+    def roll(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """The first token counts where the server puts BOS before it. Raises ValueError for a text that does not fit: cutting
+        it needs the model's tokenizer."""
+
+        def work(text: str) -> tuple[Score, Any]:
+            return self._score("", text, rolling=True)
+
+        for i, (score, usage) in self._probed(work, texts):
+            self._count(usage)
+            if score.fault:
+                raise ValueError(
+                    f"text {i} ({texts[i]!r:.40}) does not fit into the context of {self.server.base}: take shorter "
+                    "texts, or the model's file"
+                )
+            yield i, score.logprob
+
+    def _probed(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """The first alone: it finds out what the server takes, and a server that cannot do it is asked once."""
+        yield from each(work, items[:1], 1)
+        for place, result in each(work, items[1:], self._concurrency):
+            yield place + 1, result
+
+    def _score(self, context: str, continuation: str, *, rolling: bool = False) -> tuple[Score, Any]:
+        text = context + continuation
+        if not continuation:
+            return Score(_NONE, False, 0, "empty_choice"), None
         body = {"prompt": text, "echo": True, "logprobs": 1, "temperature": 0.0}
         try:
             answer = self._read(body)
         except RemoteError as error:
             if too_long(error):
-                return None
+                return Score(_NONE, False, 0, "too_long"), None
             if error.status in (404, 405, 501):
                 raise RemoteError(f"{error}. {self._lacks('/completions')}", error.status) from None
             raise
-        self.usage.add(answer.get("usage"))
         choice = _choice(answer)
         if not str(choice.get("text") or "").startswith(text):
             raise RemoteError(f"{self.server.base} leaves the prompt out of what it answers. {self._lacks('echo')}")
@@ -116,8 +158,9 @@ class Endpoint:
             raise RemoteError(
                 f"{self.server.base} gives no token_logprobs. {self._lacks('log-probabilities of prompts')}"
             )
-        written = whole_number(answer.get("usage"), "completion_tokens", self._least) if self._least else 0
-        return self._counted(told, text, len(context), written)
+        usage = answer.get("usage")
+        written = whole_number(usage, "completion_tokens", self._least) if self._least else 0
+        return self._counted(told, text, len(context), written, rolling), usage
 
     def _read(self, body: dict[str, Any]) -> dict[str, Any]:
         """A completion that writes as little as the server lets us."""
@@ -130,7 +173,7 @@ class Endpoint:
         self._least = 1
         return answer
 
-    def _counted(self, told: Mapping[str, Any], text: str, border: int, written: int) -> Score:
+    def _counted(self, told: Mapping[str, Any], text: str, border: int, written: int, rolling: bool) -> Score:
         names, values, tops = (told.get(name) for name in ("tokens", "token_logprobs", "top_logprobs"))
         if not (isinstance(names, list) and isinstance(values, list) and isinstance(tops, list)) or not (
             len(names) == len(values) == len(tops)
@@ -144,10 +187,14 @@ class Endpoint:
             count = align.tokens_behind([str(n) for n in names[:end]], text, border)
             if count is not None:
                 break
-        if not count:
+        if count is None:
             raise RemoteError(
                 f"{self.server.base} names tokens that do not show where {text[border:]!r:.60} begins: {names[-8:]!r:.200}"
             )
+        if count and rolling and values[end - count] is None:
+            count -= 1  # no BOS before it
+        if count == 0:
+            return Score(0.0, True, 0) if rolling else Score(_NONE, False, 0, "empty_choice")
         chosen = values[end - count : end]
         if chosen[0] is None:
             raise ValueError(
@@ -172,51 +219,44 @@ class Endpoint:
 
     # --- texts
 
-    def generate(
-        self,
-        prompts: Sequence[str | Messages],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        on_answer: OnAnswer | None = None,
-        **sampling: Any,
-    ) -> list[Generated]:
-        """One text a prompt: messages are a chat, a text goes on. sampling: other fields of the API (top_p ...).
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]:
+        """Messages are a chat, a text goes on. Raises RemoteError where the server refuses."""
+        for i, (answer, usage) in each(self._generate, prompts, self._concurrency):
+            self._count(usage)
+            yield i, answer
 
-        A prompt that does not fit ends as too_long. Raises RemoteError where the server refuses.
-        """
-        body = {"temperature": temperature, **({} if seed is None else {"seed": seed}), **sampling}
-        answers: dict[int, Generated] = {}
-
-        def work(prompt: str | Messages) -> Generated:
-            return self._generate(prompt, body, max_tokens, stop)
-
-        for index, answer in each(work, prompts, self._concurrency):
-            answers[index] = answer
-            if on_answer is not None:
-                on_answer(index, answer)
-        return [answers[i] for i in range(len(prompts))]
-
-    def _generate(
-        self, prompt: str | Messages, body: Mapping[str, Any], max_tokens: int, stop: Sequence[str]
-    ) -> Generated:
-        chat = not isinstance(prompt, str)
+    def _generate(self, prompt: Prompt) -> tuple[Generated, Any]:
+        chat = prompt.messages is not None
+        what: dict[str, Any] = (
+            {"messages": [dict(m) for m in prompt.messages or ()]} if chat else {"prompt": prompt.text}
+        )
+        what["temperature"] = prompt.temperature
+        if prompt.top_p != 1:
+            what["top_p"] = prompt.top_p
+        if prompt.seed is not None:
+            what["seed"] = prompt.seed
+        if prompt.think is not None and chat:
+            what["chat_template_kwargs"] = {"enable_thinking": prompt.think, "thinking": prompt.think}
         path = "/chat/completions" if chat else "/completions"
-        what: dict[str, Any] = {"messages": [dict(m) for m in prompt]} if chat else {"prompt": prompt}  # type: ignore[arg-type]
         try:
-            answer = self._write(path, what | dict(body), max_tokens, stop)
+            answer = self._write(path, what, prompt.max_tokens, prompt.stop)
         except RemoteError as error:
             if too_long(error):
-                return Generated("", finish=TOO_LONG)
+                return Generated("", "too_long"), None
             raise
-        self.usage.add(answer.get("usage"))
-        choice = _choice(answer)
+        choice, usage = _choice(answer), answer.get("usage")
         message = choice.get("message") if chat else {"content": choice.get("text")}
         if not isinstance(message, dict):
             raise RemoteError(f"{self.server.base} sent an answer without a message: {choice!r:.200}")
-        return generated(message, str(choice.get("finish_reason") or ""), answer.get("usage"), stop)
+        return generated(message, str(choice.get("finish_reason") or ""), usage, prompt.stop), usage
+
+    def _count(self, usage: Any) -> None:
+        """Take in what a server says that it read and wrote; what is missing counts nothing."""
+        details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+        cached = whole_number(details, "cached_tokens", 0)
+        self.usage.prompt += max(0, whole_number(usage, "prompt_tokens", 0) - cached)
+        self.usage.cached += cached
+        self.usage.completion += whole_number(usage, "completion_tokens", 0)
 
     def _write(self, path: str, body: dict[str, Any], max_tokens: int, stop: Sequence[str]) -> dict[str, Any]:
         """The answer, asked for in the words that this server takes."""
@@ -236,7 +276,7 @@ class Endpoint:
                     raise
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        answer = self.server.ask(path, {"model": self.model, **body, **self._extra})
+        answer = self.server.ask(path, {"model": self.facts.name, **body, **self._extra})
         if not isinstance(answer, dict):
             raise RemoteError(f"{self.server.base} sent something that is not an answer: {answer!r:.200}")
         return answer
@@ -256,25 +296,18 @@ def generated(message: Mapping[str, Any], finish: str, usage: Any, stop: Sequenc
     thought = thought or inner
     if not text and isinstance(message.get("refusal"), str):
         text = message["refusal"]
-    kept = shortened(text, stop)
+    kept = text[: min((at for one in stop if one and (at := text.find(one)) >= 0), default=len(text))]
     finish = "stop" if len(kept) < len(text) else finish
     tokens = whole_number(usage, "completion_tokens", 0)
     details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
     counted = whole_number(details, "reasoning_tokens", 0)
-    if thought and not counted:
+    if thought and not counted:  # this server does not count them: by the share of its bytes
         size = len(thought.encode("utf-8", "replace"))
         counted = round(tokens * size / (size + len(text.encode("utf-8", "replace"))))
-    cached = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
     return Generated(
-        kept,
-        thought,
-        finish,
-        tokens,
-        counted,
+        kept, finish, tokens, whole_number(usage, "prompt_tokens", 0), thought, counted,
         in_thought=finish == "length" and not text.strip() and bool(thought or counted),
-        prompt_tokens=whole_number(usage, "prompt_tokens", 0),
-        cached_tokens=whole_number(cached, "cached_tokens", 0),
-    )
+    )  # fmt: skip
 
 
 def _splitter(text: str) -> Splitter:

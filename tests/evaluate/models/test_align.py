@@ -10,7 +10,7 @@ from gangpao.evaluate.models.align import tokens_behind
     [
         (["The", " capital", " is", " Paris"], "The capital is", " Paris", 1),
         (["<s>", "The", " capital", " is", " Paris"], "The capital is", " Paris", 1),
-        (["The", " capital", " is"], "The capital ", "is", 1),  # the token lies across the border
+        (["The", " capital", " is"], "The capital ", "is", 0),  # the token lies across the border
         (["The", "bytes:\\x20\\xe5", "bytes:\\x8c", "bytes:\\x97", "京"], "The 北", "京", 1),
         (["The", " \ufffd", "\ufffd", "\ufffd", "\ufffd", "\ufffd"], "The 北", "京", None),  # 3 + 3 bytes, cut anywhere
         (["\ufffd", "\ufffd", "是", " Paris", "\ufffd", "\ufffd"], "北是", " Paris京", 3),

@@ -5,12 +5,14 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import SamplingParams
 from gangpao.evaluate.models.endpoint import Endpoint, generated
-from gangpao.evaluate.models.usage import Price, Usage
+from gangpao.evaluate.models.price import Price
+from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score
 from gangpao.openai_client import Patience, RemoteError
 from tests.commands.fake_server import answer, fake
 from tests.serve.conftest import live_server, reference, tiny_path, tiny_server  # noqa: F401
@@ -32,6 +34,19 @@ def no_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
+def scores_of(endpoint: Endpoint, pairs: list[tuple[str, str]]) -> list[Score]:
+    """One continuation a group."""
+    found = dict(endpoint.score([Group(context, [continuation]) for context, continuation in pairs]))
+    return [found[i][0] for i in range(len(pairs))]
+
+
+def write(endpoint: Endpoint, *prompts: list | str, **options) -> list[Generated]:
+    """Answers in order."""
+    made = [Prompt(text=p, **options) if isinstance(p, str) else Prompt(messages=p, **options) for p in prompts]
+    found = dict(endpoint.generate(made))
+    return [found[i] for i in range(len(made))]
+
+
 @pytest.fixture
 def at():
     """Makes endpoints, closed at the end."""
@@ -48,43 +63,47 @@ def at():
 
 def expected(engine: Engine, context: str, continuation: str) -> tuple[float, bool, int]:
     """The same by the engine's own forward pass, cut by bytes."""
-    import numpy as np
-
     tokenizer = engine.tokenizer
     ids = tokenizer.encode(context + continuation, add_bos=tokenizer.adds_bos, parse_special=True)
     rows = engine.session().try_out(ids).astype(np.float64)
     logs = rows - rows.max(-1, keepdims=True)
     logs -= np.log(np.exp(logs).sum(-1, keepdims=True))
-    end, count = 0, 0
+    begin, count = 0, 0
     for place, token in enumerate(ids):
-        end += len(tokenizer.token_bytes(token)) if place or not tokenizer.adds_bos else 0
-        count += end > len(context.encode())
+        count += begin >= len(context.encode()) and bool(place)
+        begin += len(tokenizer.token_bytes(token)) if place or not tokenizer.adds_bos else 0
     chosen = range(len(ids) - count, len(ids))
     greedy = all(int(rows[i - 1].argmax()) == ids[i] for i in chosen)
     return float(sum(logs[i - 1][ids[i]] for i in chosen)), greedy, count
 
 
-def test_scores_are_the_engines(tiny_server, tiny_path, at):  # noqa: F811
-    engine = Engine.load(tiny_path)
-    scores = at(tiny_server.base_url).score(PAIRS)
-    for pair, score in zip(PAIRS, scores, strict=True):
+def check_scores(endpoint: Endpoint, engine: Engine) -> None:
+    for pair, score in zip(PAIRS, scores_of(endpoint, PAIRS), strict=True):
         logprob, greedy, count = expected(engine, *pair)
-        assert score == (pytest.approx(logprob, abs=2e-5 * count), greedy, count), pair
+        assert score.tokens == count, pair
+        if count:
+            assert (score.logprob, score.greedy) == (pytest.approx(logprob, abs=2e-5 * count), greedy), pair
+        else:
+            assert score.fault == "empty_choice", pair
+
+
+def test_scores_are_the_engines(tiny_server, tiny_path, at):  # noqa: F811
+    check_scores(at(tiny_server.base_url), Engine.load(tiny_path))
 
 
 def test_scores_and_texts_of_a_real_model(live_server, reference, at):  # noqa: F811
     endpoint = at(live_server.base_url)
-    for pair, score in zip(PAIRS, endpoint.score(PAIRS), strict=True):
-        logprob, greedy, count = expected(reference.engine, *pair)
-        assert score == (pytest.approx(logprob, abs=2e-5 * count), greedy, count), pair
-    assert {s.greedy for s in endpoint.score(PAIRS)} == {True, False}
+    check_scores(endpoint, reference.engine)
+    ((_, endings),) = endpoint.score([Group("The capital of France is", [" Paris", " Rome"])])
+    assert [e.greedy for e in endings] == [True, False]
+    ((_, whole),) = endpoint.roll(["The capital of France"])
+    assert whole == pytest.approx(expected(reference.engine, "The", " capital of France")[0], abs=1e-4)
     chats = [HI, [{"role": "user", "content": "用中文数到三。"}]]
-    answers = endpoint.generate(chats, max_tokens=12)
+    answers = write(endpoint, *chats, max_tokens=12)
     assert [a.text for a in answers] == [reference.greedy(chat, 12) for chat in chats]
-    params = SamplingParams(temperature=0.7, seed=5, max_tokens=12)
-    (drawn,) = endpoint.generate([HI], max_tokens=12, temperature=0.7, seed=5)
-    assert drawn.text == reference.text(HI, params)
-    (text,) = endpoint.generate(["The capital of France is"], max_tokens=6, stop=["."])
+    (drawn,) = write(endpoint, HI, max_tokens=12, temperature=0.7, seed=5)
+    assert drawn.text == reference.text(HI, SamplingParams(temperature=0.7, seed=5, max_tokens=12))
+    (text,) = write(endpoint, "The capital of France is", max_tokens=6, stop=["."])
     run = reference.engine.generate(
         reference.engine.tokenizer.encode("The capital of France is"),
         SamplingParams(temperature=0, max_tokens=6, stop=(".",)), continues=True,
@@ -93,18 +112,20 @@ def test_scores_and_texts_of_a_real_model(live_server, reference, at):  # noqa: 
     assert text.finish == run.finish_reason
 
 
-def test_what_does_not_fit_is_said_and_harms_nobody(tiny_server, at):  # noqa: F811
+def test_what_cannot_be_scored_is_said_and_harms_nobody(tiny_server, at):  # noqa: F811
     endpoint = at(tiny_server.base_url)
     long = "word " * 2000
-    heard = {}
-    first, none, last = endpoint.score([PAIRS[0], (long, "end"), PAIRS[1]], on_score=heard.__setitem__)
-    assert none is None
-    assert heard == {0: first, 1: None, 2: last}
-    long_chat = [{"role": "user", "content": long}]
-    answers = endpoint.generate([HI, long_chat, long], max_tokens=2)
+    groups = [Group("a", [" b", long, ""]), Group("c", []), Group("a", [" d"])]
+    found = dict(endpoint.score(groups))
+    assert [[s.fault for s in found[i]] for i in range(3)] == [["", "too_long", "empty_choice"], [], [""]]
+    assert found[0][1].logprob == float("-inf")
+    with pytest.raises(ValueError, match=r"text 1 .* does not fit"):
+        list(endpoint.roll(["a b", long]))
+    answers = write(endpoint, HI, [{"role": "user", "content": long}], long, max_tokens=2)
     assert [a.finish == "too_long" for a in answers] == [False, True, True]
-    assert endpoint.usage.requests == 3
-    assert endpoint.usage.tokens()["completion"] > 0
+    assert endpoint.usage.completion == answers[0].tokens > 0
+    with pytest.raises(ValueError, match="renders conversations itself"):
+        endpoint.prompt_of(HI)
 
 
 # --- servers that are not ours
@@ -129,8 +150,8 @@ def test_a_server_that_has_to_write_a_token(at):
         return completion(text + " sat", tokens, [None, -2.0, -0.5, -0.25, -9.0], tops, written=1)
 
     with fake(script) as server:
-        scores = at(server.url).score([("The", " cat")] * 3)
-    assert scores == [(-0.75, True, 2)] * 3
+        scores = scores_of(at(server.url), [("The", " cat")] * 3)
+    assert scores == [Score(-0.75, True, 2)] * 3
     assert [b["max_tokens"] for b in bodies] == [0, 1, 1, 1]
     assert bodies[0]["echo"] is True
 
@@ -144,7 +165,6 @@ def test_a_server_that_has_to_write_a_token(at):
         (lambda a: completion(a.body["prompt"], ["a", "b"], [None, -1.0]), "do not show where ' cat' begins"),
         (lambda a: completion(a.body["prompt"], ["The", " cat"], [None, float("nan")]), "no numbers"),
         (lambda a: completion(a.body["prompt"], ["The", " cat"], [None, -1.0], [None, None]), "no top_logprobs"),
-        (lambda a: completion(a.body["prompt"], ["The cat"], [None]), "nothing stands before the first token"),
         (lambda a: answer(200, {"choices": []}), "without a choice"),
         (lambda a: answer(200, []), "not an answer"),
     ],
@@ -153,13 +173,25 @@ def test_what_a_server_lacks_is_named_and_asked_once(script, said, at):
     with fake(script) as server:
         endpoint = at(server.url)
         with pytest.raises(ValueError, match=said):
-            endpoint.score([("The", " cat")] * 20)
+            scores_of(endpoint, [("The", " cat")] * 20)
         assert len(server.chats()) == 1
 
 
-def test_an_empty_continuation_is_refused(at):
-    with fake(lambda _: []) as server, pytest.raises(ValueError, match="pair 1: the continuation is empty"):
-        at(server.url).score([("a", "b"), ("a", "")])
+def test_a_text_without_a_context_needs_a_bos(at):
+    bos: list[str] = []
+
+    def script(_):
+        names = [*bos, "cat"]
+        return completion("cat", names, [None, -1.0][: len(names)], [None, {"x": -3.0}][: len(names)])
+
+    with fake(script) as server:
+        endpoint = at(server.url)
+        with pytest.raises(ValueError, match=r"nothing stands before the first token .* give a context"):
+            scores_of(endpoint, [("", "cat")])
+        assert list(endpoint.roll(["cat"])) == [(0, 0.0)]
+        bos.append("<s>")
+        assert scores_of(endpoint, [("", "cat")]) == [Score(-1.0, True, 1)]
+        assert list(endpoint.roll(["cat"])) == [(0, -1.0)]
 
 
 def chat_answer(message, finish="stop", **usage):
@@ -178,16 +210,17 @@ def test_words_that_a_server_does_not_take_are_changed(at):
         return chat_answer({"content": "one five two"})
 
     with fake(script) as server:
-        endpoint = at(server.url, extra={"chat_template_kwargs": {"enable_thinking": False}})
+        endpoint = at(server.url, extra={"top_k": 1})
         stops = ["zero", "uno", "dos", "tres", " five"]
-        (one,) = endpoint.generate([HI], max_tokens=9, stop=stops)
+        (one,) = write(endpoint, HI, max_tokens=9, stop=stops, think=False)
         assert (one.text, one.finish) == ("one", "stop")
         assert len(bodies) == 3
-        endpoint.generate([HI], max_tokens=9, stop=stops)
+        write(endpoint, HI, max_tokens=9, stop=stops)
         assert len(bodies) == 4
     assert bodies[3]["max_completion_tokens"] == 9
-    assert bodies[3]["chat_template_kwargs"] == {"enable_thinking": False}
-    assert "seed" not in bodies[3]
+    assert bodies[2]["chat_template_kwargs"]["enable_thinking"] is False
+    assert bodies[3]["top_k"] == 1
+    assert not {"seed", "top_p", "chat_template_kwargs"} & bodies[3].keys()
 
 
 def test_a_refusal_is_not_swallowed(at):
@@ -196,7 +229,7 @@ def test_a_refusal_is_not_swallowed(at):
         fake(lambda _: answer(400, body)) as server,
         pytest.raises(RemoteError, match="'temperature' does not support"),
     ):
-        at(server.url).generate([HI], max_tokens=5, temperature=0.7)
+        write(at(server.url), HI, max_tokens=5, temperature=0.7)
 
 
 THOUGHTS = [
@@ -240,16 +273,14 @@ def test_many_at_once_with_a_count_and_a_price(at):
         )
 
     with fake(script) as server:
-        endpoint = at(server.url, concurrency=3, price=Price.read("2,8,0.5", "--price"))
-        chats = [[{"role": "user", "content": str(n)}] for n in range(6)]
-        heard = {}
-        answers = endpoint.generate(chats, max_tokens=5, on_answer=heard.__setitem__)
+        endpoint = at(server.url, concurrency=3)
+        answers = write(endpoint, *([{"role": "user", "content": str(n)}] for n in range(6)), max_tokens=5)
     assert [a.text for a in answers] == [str(n) for n in range(6)]
-    assert [heard[n] for n in range(6)] == answers
-    assert endpoint.usage.tokens() == {"prompt": 360, "cached": 240, "completion": 60}
-    assert endpoint.usage.yuan == pytest.approx((360 * 2 + 240 * 0.5 + 60 * 8) / 1e6)
+    usage = endpoint.usage
+    assert (usage.prompt, usage.cached, usage.completion) == (360, 240, 60)
+    assert Price.read("2,8,0.5", "--price").yuan(usage) == pytest.approx((360 * 2 + 240 * 0.5 + 60 * 8) / 1e6)
+    assert Price(2, 8).yuan(usage) == pytest.approx((600 * 2 + 60 * 8) / 1e6)
     assert endpoint.facts.url == server.url + "/v1"
-    assert Usage().yuan is None
     with pytest.raises(ValueError, match="--price 'x': write IN,OUT"):
         Price.read("x", "--price")
 
@@ -283,10 +314,10 @@ def test_llama_server_writes_and_is_refused_for_scores(model_path, at):
     with child:
         try:
             endpoint = at(child.stdout.readline().strip())
-            answers = endpoint.generate([HI, "word " * 700], max_tokens=4)
+            answers = write(endpoint, HI, "word " * 700, max_tokens=4)
             assert (answers[0].tokens, answers[0].finish) == (4, "length")
             assert answers[1].finish == "too_long"
             with pytest.raises(RemoteError, match=r"leaves the prompt out.*need echo"):
-                endpoint.score(PAIRS)
+                scores_of(endpoint, PAIRS)
         finally:
             child.stdin.close()
