@@ -1,0 +1,51 @@
+"""Prompts answered by a model with the journal in between: what was answered is not asked again, in this run or after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from gangpao.evaluate.journal import Journal, key_of
+from gangpao.evaluate.models.protocol import Generated, Prompt
+from gangpao.evaluate.results import ModelFacts
+
+OnAnswer = Callable[[Generated], Any]
+
+
+class Chats(Protocol):
+    """As much of a Model (models/protocol.py) as is needed to talk with it."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]: ...
+
+
+def identity_of(model: Chats) -> str:
+    """What tells models apart: the content of a file, or a server and its name for the model."""
+    facts = model.facts
+    return facts.sha256 or f"{facts.url} {facts.name}"
+
+
+def ask(model: Chats, prompts: Sequence[Prompt], journal: Journal, on_answer: OnAnswer) -> list[Generated]:
+    """One answer a prompt, in their order; equal prompts are asked once. on_answer gets each, those of the journal first."""
+    keys = [key_of("answer", identity_of(model), asdict(prompt)) for prompt in prompts]
+    answers: dict[str, Generated] = {}
+    missing: dict[str, Prompt] = {}
+    for key, prompt in zip(keys, prompts, strict=True):
+        known = journal.get(key)
+        if known is not None:
+            answers[key] = Generated(**known)
+            on_answer(answers[key])
+        elif key not in missing:
+            missing[key] = prompt
+        else:
+            on_answer(Generated("", ""))  # will be there with its like
+    names = list(missing)
+    for place, answer in model.generate(list(missing.values())):
+        journal.put(names[place], asdict(answer))
+        answers[names[place]] = answer
+        on_answer(answer)
+    return [answers[key] for key in keys]
