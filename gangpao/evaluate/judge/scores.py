@@ -109,7 +109,7 @@ def results(kind: Kind, judgments: Sequence[Judgment], place: Place, *, main: bo
     """
     found = outcomes(kind, judgments)
     if not found:
-        said = next((j.text for j in judgments if j.text), "")
+        said = next((a.text for j in judgments for a in j.answers if a.text), "")
         raise ValueError(
             f"{place.grader}: none of {len(judgments)} judgments holds a verdict in double square brackets; "
             f"the first says {said[:200]!r}. Take a judge that follows instructions"
