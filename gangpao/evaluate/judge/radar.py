@@ -43,7 +43,7 @@ def draw(path: Path, models: Mapping[str, Mapping[str, float]], scale: float, la
             values = [scores.get(category, math.nan) for category in categories]
             (line,) = axes.plot([*turns, turns[0]], [*values, values[0]], marker="o", label=_drawable(name, font))
             axes.fill(turns, [0 if math.isnan(v) else v for v in values], color=line.get_color(), alpha=0.12)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.2), frameon=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.22), frameon=False)
         with atomic.new_file(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 
