@@ -33,6 +33,7 @@ COMMANDS = {
     "rm": ("gangpao.commands.rm:rm", "Delete an installed model."),
     "bench": ("gangpao.commands.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
     "doctor": ("gangpao.commands.doctor:doctor", "Say what this machine can run, and how fast."),
+    "eval": ("gangpao.commands.eval:app", "Measure a model: benchmarks, judges, perplexity, a report."),
     "data": (
         "gangpao.data.command:app",
         "Training data: get text, build a corpus from a configuration, count it, read it.",

@@ -147,6 +147,12 @@ class KVPool:
         """An empty sequence."""
         return KVCache(self, [], 0)
 
+    def fork(self, cache: KVCache) -> KVCache:
+        """A sequence that begins with all of another's and goes on by itself; a page is copied when it is written to."""
+        for page in cache.pages:
+            self._users[page] += 1
+        return KVCache(self, list(cache.pages), cache.length)
+
     def match_prefix(self, ids: Sequence[int]) -> KVCache:
         """A sequence with as much of ids in it as is remembered, but at least one id is left to compute."""
         cache, node, limit = self.new(), self._root, len(ids) - 1

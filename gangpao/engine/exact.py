@@ -6,11 +6,14 @@ A sum over a vocabulary is one of whole numbers, so its order does not matter.
 """
 
 import decimal
+import math
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+from gangpao import kernels
 
 Doubles = npt.NDArray[np.float64]
 
@@ -79,3 +82,10 @@ def log_sum_exp(values: npt.NDArray[np.float32]) -> float:
     weights *= _UNIT
     total = int(np.rint(weights, out=weights).astype(np.int64).sum())
     return peak + log(total / _UNIT)
+
+
+def log_sum_exps(rows: kernels.Array, count: int) -> list[float]:
+    """The same, to the last bit, of each of the first rows [count, N]; NaN where a row has one, or nothing but -inf."""
+    assert rows.cols <= 2**18, rows.cols
+    totals = kernels.exp_totals(rows, count, *_tables())
+    return [peak + log(total / _UNIT) if total else math.nan for peak, total in totals]

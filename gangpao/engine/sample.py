@@ -329,11 +329,14 @@ def _weights(logits: Logits, ids: Ids, temperature: float) -> npt.NDArray[np.flo
     return exact.exp((values - values.max()) / max(temperature, 1e-6))
 
 
-def logprobs_of(logits: Logits, token: int, count: int) -> TokenLogprob:
-    """Log probability of `token` and of the `count` likeliest tokens, from raw logits [V]. ValueError if they are not finite."""
-    if not math.isfinite(logits.max()):
+def logprobs_of(logits: Logits, token: int, count: int, norm: float | None = None) -> TokenLogprob:
+    """Log probability of `token` and of the `count` likeliest tokens, from raw logits [V]. ValueError if they are not finite.
+
+    norm: their log-sum-exp, where it is known.
+    """
+    if not math.isfinite(logits.max() if norm is None else norm):
         raise ValueError(_NOT_FINITE)
-    norm = exact.log_sum_exp(logits)
+    norm = exact.log_sum_exp(logits) if norm is None else norm
     ids = largest(logits, count) if count else np.empty(0, np.int64)
     best = ids[np.lexsort((ids, -logits[ids]))]
     top = tuple((int(i), float(logits[i]) - norm) for i in best)

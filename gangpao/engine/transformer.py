@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gangpao import kernels
+from gangpao.engine import exact
 from gangpao.engine.cache import KVCache, KVPool, KVType
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.rope import Angles, inverse_frequencies
@@ -227,10 +228,14 @@ class Transformer:
 
     def _score(self, wanted: Sequence[tuple[Segment, int, int]]) -> None:
         """Log-probabilities of tokens after rows of the buffer, to their segments; logits of LOGIT_ROWS are in memory at once."""
-        for begin in range(0, len(wanted), LOGIT_ROWS):
-            part = wanted[begin : begin + LOGIT_ROWS]
-            for (segment, _, token), logits in zip(part, self._head([row for _, row, _ in part]), strict=True):
-                segment.scores.append(logprobs_of(logits, token, segment.alternatives))
+        by_row = [(row, list(group)) for row, group in itertools.groupby(wanted, key=lambda at: at[1])]
+        for begin in range(0, len(by_row), LOGIT_ROWS):
+            part = by_row[begin : begin + LOGIT_ROWS]
+            rows = self._head([row for row, _ in part])
+            norms = exact.log_sum_exps(self._buffers.logits, len(part))
+            for (_, group), logits, norm in zip(part, rows, norms, strict=True):
+                for segment, _, token in group:
+                    segment.scores.append(logprobs_of(logits, token, segment.alternatives, norm))
 
     def _final_states(self, begin: int, end: int) -> Floats:
         """Hidden states [end - begin, D] after the last norm, of rows of the buffer."""

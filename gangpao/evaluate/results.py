@@ -76,6 +76,10 @@ class TaskResult(Frozen):
         {}, description="Items without an ordinary score, by reason, for example too_long."
     )
     thinking: Thinking | None = None
+    contaminated: int | None = Field(
+        None, description="Items that a document of --corpus holds; None where none was given."
+    )
+    clean_value: float | None = Field(None, description="The value over the other items.")
 
 
 class Speed(Frozen):

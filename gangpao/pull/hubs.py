@@ -13,7 +13,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
 from gangpao import catalog
@@ -42,16 +42,19 @@ def host_of(source: catalog.HuggingFace | catalog.ModelScope) -> str:
     return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn").rstrip("/")
 
 
-def listing(web: Web, source: catalog.HuggingFace | catalog.ModelScope) -> dict[str, Remote]:
+def listing(
+    web: Web, source: catalog.HuggingFace | catalog.ModelScope, kind: Literal["models", "datasets"] = "models"
+) -> dict[str, Remote]:
     """Every file of a repository, also those in folders, by its path there: address, size and announced hash.
 
     Raises SourceError.
     """
     if isinstance(source, catalog.ModelScope):
         return _modelscope_files(web, source)
-    base = f"{host_of(source)}/{source.repo}/resolve/{source.revision}"
+    where = "" if kind == "models" else f"/{kind}"
+    base = f"{host_of(source)}{where}/{source.repo}/resolve/{source.revision}"
     headers = _headers()
-    rows = [row for row in _tree(web, source, headers, recursive=True) if row.get("type") == "file"]
+    rows = [row for row in _tree(web, source, headers, recursive=True, kind=kind) if row.get("type") == "file"]
     return {
         path: Remote(f"{base}/{quote(path)}", path, *_hashes(row), headers=headers)
         for row in rows
@@ -136,14 +139,14 @@ def _announced(
 
 
 def _tree(
-    web: Web, source: catalog.HuggingFace, headers: Mapping[str, str], *, recursive: bool = False
+    web: Web, source: catalog.HuggingFace, headers: Mapping[str, str], *, recursive: bool = False, kind: str = "models"
 ) -> list[dict[str, Any]]:
-    url = f"{host_of(source)}/api/models/{source.repo}/tree/{quote(source.revision, safe='')}"
+    url = f"{host_of(source)}/api/{kind}/{source.repo}/tree/{quote(source.revision, safe='')}"
     url += "?recursive=true" if recursive else ""
     out: list[dict[str, Any]] = []
     for _ in range(MAX_PAGES):
         answer, body = web.ask("GET", url, headers)
-        out += _rows(body, url)
+        out += rows_of(body, url)
         more = re.search(r'<([^>]+)>;\s*rel="next"', {k.lower(): v for k, v in answer.items()}.get("link", ""))
         if not more:
             return out
@@ -174,12 +177,19 @@ def _modelscope_files(web: Web, source: catalog.ModelScope, *, recursive: bool =
     ask = f"Revision={quote(source.revision, safe='')}&Recursive={'true' if recursive else 'false'}"
     url = f"{host}/api/v1/models/{source.repo}/repo/files?{ask}"
     files = {}
-    for item in _rows(web.ask("GET", url, {})[1], url, "Data", "Files"):
-        path, size, digest = str(item.get("Path", "")), item.get("Size"), str(item.get("Sha256", "")).lower()
-        if item.get("Type") != "tree" and path:
-            known = size if isinstance(size, int) and size >= 0 else 0
-            files[path] = Remote(f"{base}/{quote(path)}", path, known, digest if _is_digest(digest) else "")
+    for item in rows_of(web.ask("GET", url, {})[1], url, "Data", "Files"):
+        if (remote := modelscope_file(item, base)) is not None:
+            files[remote.file] = remote
     return files
+
+
+def modelscope_file(item: Mapping[str, Any], base: str) -> Remote | None:
+    """A row of ModelScope's list; None for a folder."""
+    path, size, digest = str(item.get("Path", "")), item.get("Size"), str(item.get("Sha256", "")).lower()
+    if item.get("Type") == "tree" or not path:
+        return None
+    known = size if isinstance(size, int) and size >= 0 else 0
+    return Remote(f"{base}/{quote(path)}", path, known, digest if _is_digest(digest) else "")
 
 
 def _modelscope(web: Web, source: catalog.ModelScope, model: catalog.Entry) -> list[Remote]:
@@ -195,7 +205,8 @@ def _modelscope(web: Web, source: catalog.ModelScope, model: catalog.Entry) -> l
     return [dataclasses.replace(there[source.file], file=model.file)]
 
 
-def _rows(body: bytes, url: str, *keys: str) -> list[dict[str, Any]]:
+def rows_of(body: bytes, url: str, *keys: str) -> list[dict[str, Any]]:
+    """The rows of a JSON answer, under these keys. Raises SourceError."""
     try:
         found: Any = json.loads(body)
         for key in keys:

@@ -4,7 +4,9 @@ import hashlib
 import math
 
 import numpy as np
+import pytest
 
+from gangpao import kernels
 from gangpao.engine import exact
 from gangpao.engine.sample import Sampler, SamplingParams, logprobs_of
 from tests.engine.plain_numpy import printed_by
@@ -29,6 +31,32 @@ def test_log_sums_are_right_and_do_not_depend_on_the_order():
     masked = np.full(100, -np.inf, np.float32)
     masked[[3, 50]] = 2.0
     assert exact.log_sum_exp(masked) == 2.0 + math.log(2)
+
+
+@pytest.mark.parametrize("isa", kernels.available_isas())
+def test_the_kernel_s_log_sum_exps_are_the_same_to_the_last_bit(isa):
+    random, before = np.random.default_rng(3), kernels.isa_name()
+    kernels.set_isa(isa)
+    try:
+        for size in (1, 15, 16, 17, 8193, 49_152):
+            rows = kernels.Array(5, size)
+            values = rows.numpy()
+            values[:] = random.standard_normal((5, size)) * [[1], [9], [0], [1e6], [44]]
+            values[1, ::3] = -np.inf
+            values[1, 0] = 2.5
+            assert exact.log_sum_exps(rows, 5) == [exact.log_sum_exp(row) for row in values], size
+    finally:
+        kernels.set_isa(before)
+
+
+def test_a_row_that_is_no_numbers_has_no_log_sum_exp():
+    rows = kernels.Array(4, 20)
+    values = rows.numpy()
+    values[:] = 1.0
+    values[0, 3], values[1], values[2, 19] = np.nan, -np.inf, np.inf
+    assert [math.isnan(x) for x in exact.log_sum_exps(rows, 4)] == [True, True, True, False]
+    with pytest.raises(ValueError, match="more rows"):
+        exact.log_sum_exps(rows, 5)
 
 
 def digest():

@@ -102,7 +102,7 @@ def test_the_head_sees_only_the_rows_that_are_asked_for(engine, scheduler, monke
 
 def test_a_broken_model_is_an_error_and_not_a_nan(engine, scheduler, monkeypatch):
     inner = engine.model._head
-    monkeypatch.setattr(engine.model, "_head", lambda rows: np.full_like(inner(rows), np.nan))
+    monkeypatch.setattr(engine.model, "_head", lambda rows: np.multiply(out := inner(rows), np.nan, out=out))
     with pytest.raises(ValueError, match="not finite"):
         scored(scheduler(), [1, 2, 3], prompt_only=True).wait()
 

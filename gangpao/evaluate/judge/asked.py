@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from gangpao.evaluate.journal import Journal, key_of
-from gangpao.evaluate.models.protocol import Generated, Prompt
-from gangpao.evaluate.results import ModelFacts
+from gangpao.evaluate.models.protocol import Generated, Model, Prompt
 
 OnAnswer = Callable[[Generated], Any]
 
 
-class Chats(Protocol):
-    """As much of a Model (models/protocol.py) as is needed to talk with it."""
-
-    @property
-    def facts(self) -> ModelFacts: ...
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]: ...
-
-
-def identity_of(model: Chats) -> str:
+def identity_of(model: Model) -> str:
     """What tells models apart: the content of a file, or a server and its name for the model."""
     facts = model.facts
     return facts.sha256 or f"{facts.url} {facts.name}"
 
 
-def ask(model: Chats, prompts: Sequence[Prompt], journal: Journal, on_answer: OnAnswer) -> list[Generated]:
+def ask(model: Model, prompts: Sequence[Prompt], journal: Journal, on_answer: OnAnswer) -> list[Generated]:
     """One answer a prompt, in their order; equal prompts are asked once. on_answer gets each, those of the journal first."""
     keys = [key_of("answer", identity_of(model), asdict(prompt)) for prompt in prompts]
     answers: dict[str, Generated] = {}

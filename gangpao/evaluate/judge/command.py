@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from gangpao import catalog
+from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.judge import prompts, questions
-from gangpao.evaluate.judge.asked import Chats
 from gangpao.evaluate.judge.run import Settings, run
 from gangpao.evaluate.judge.talk import Manner
+from gangpao.evaluate.models import load
 from gangpao.evaluate.models.price import Price
+from gangpao.evaluate.models.protocol import Model
 from gangpao.evaluate.results import RunResult, TaskResult
 from gangpao.openai_client import Flags
-from gangpao.options import command_of, option
+from gangpao.options import Fields, command_of, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +51,22 @@ class Asked:
     baseline: Path | None = option(None, "What to compare with: a run's folder, or a file of answers.")
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """How the model under test is reached."""
-
-    model_name: str | None = option(None, "The model's name, if --model is a server that has several.")
-    api_key: str | None = option(None, "The key of the server that --model is; OPENAI_API_KEY without it.")
-    concurrency: int = option(4, "Requests to a server at a time.", 1, 256)
-    batch: int = option(4, "Answers of our engine at a time.", 1, 64)
-
-
 @command_of()
 def judge(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Who is judged: a name, a GGUF file, or a server's http address.")
-    ],
+    model: Annotated[str, typer.Option("-m", "--model", help="Who is judged: name, .gguf file, or a server's URL.")],
     judge: Annotated[str, typer.Option("--judge", help="Who judges: the address of any OpenAI-compatible server.")],
     judges: Judges,
     asked: Asked,
     manner: Manner,
-    served: Served,
+    options: Annotated[EngineOptions, Fields(EngineOptions)],
+    batch: Annotated[int, typer.Option("--batch", min=1, max=256, help="Answers of our engine at a time.")] = 8,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, max=256, help="Requests to a server at a time.")
+    ] = 4,
+    server_model: Annotated[str | None, typer.Option("--server-model", help="Name of the model at its server.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="Key of the model's server; OPENAI_API_KEY without it.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; without it, eval/judge-MODEL-QUESTIONS here.")
     ] = None,
@@ -88,15 +86,17 @@ def judge(
     words = prompts.load(judges.judge_prompts)
     other = questions.read_answers(asked.baseline) if asked.baseline else None
     with ExitStack() as closing:
-        servers = _judges(closing, judge, judges, served.concurrency)
-        talker = _model(closing, model, served)
-        folder = out or Path("eval") / f"judge-{_safe(talker.facts.name)}-{chosen.name}"
+        servers = _judges(closing, judge, judges, concurrency)
+        at_once = concurrency if load.is_url(model) else batch
+        talker = load.load(model, options, batch=at_once, serving=load.Serving(name=server_model, api_key=api_key))
+        closing.callback(talker.close)
+        folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"judge-{talker.facts.name}-{chosen.name}")
         result = run(talker, servers, chosen, words, settings, folder, baseline=other)
     print(table(result))
     print(f"\nEverything is in {folder}.")
 
 
-def _judges(closing: ExitStack, first: str, judges: Judges, concurrency: int) -> list[Chats]:
+def _judges(closing: ExitStack, first: str, judges: Judges, concurrency: int) -> list[Model]:
     flags = Flags("--judge", "--judge-key", "--judge-model")
     servers = [_server(closing, first, judges.judge_model, judges.judge_key, concurrency, flags)]
     if judges.second_judge:
@@ -106,28 +106,12 @@ def _judges(closing: ExitStack, first: str, judges: Judges, concurrency: int) ->
     return servers
 
 
-def _server(closing: ExitStack, url: str, name: str | None, key: str | None, concurrency: int, flags: Flags) -> Chats:
+def _server(closing: ExitStack, url: str, name: str | None, key: str | None, concurrency: int, flags: Flags) -> Model:
     from gangpao.evaluate.models.endpoint import Endpoint
 
     server = Endpoint(url, name, key, concurrency=concurrency, flags=flags)
     closing.callback(server.close)
     return server
-
-
-def _model(closing: ExitStack, model: str, served: Served) -> Chats:
-    if model.startswith(("http://", "https://")):
-        flags = Flags("--model", "--api-key", "--model-name")
-        return _server(closing, model, served.model_name, served.api_key, served.concurrency, flags)
-    from gangpao.evaluate.judge.local import EngineChat
-
-    chat = EngineChat.load(catalog.resolve(model), served.batch)
-    closing.callback(chat.close)
-    return chat
-
-
-def _safe(name: str) -> str:
-    """A model's name as a part of a folder's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.rpartition("/")[2])
 
 
 def table(result: RunResult) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gangpao.evaluate.journal import Journal
-from gangpao.evaluate.judge.asked import Chats, OnAnswer, ask
+from gangpao.evaluate.judge.asked import OnAnswer, ask
 from gangpao.evaluate.judge.prompts import Prompts
 from gangpao.evaluate.judge.questions import Question
 from gangpao.evaluate.judge.talk import Answers
 from gangpao.evaluate.judge.verdict import degree_of, letter_of, mark_of
-from gangpao.evaluate.models.protocol import Generated, Prompt
+from gangpao.evaluate.models.protocol import Generated, Model, Prompt
 
 Kind = Literal["single", "pair", "arena"]
 Baseline = Mapping[str, Sequence[str]]
@@ -84,7 +84,7 @@ def _texts(question: Question, mine: Sequence[str], other: Sequence[str] | None,
 
 
 def judge(
-    model: Chats, kind: Kind, asked: Sequence[Asking], prompts: Prompts, journal: Journal, on_answer: OnAnswer
+    model: Model, kind: Kind, asked: Sequence[Asking], prompts: Prompts, journal: Journal, on_answer: OnAnswer
 ) -> list[Judgment]:
     """The judgments, in the order of what is asked."""
     read = _READERS[kind]

@@ -22,13 +22,13 @@ from gangpao import atomic, machine
 from gangpao.cost import show_yuan
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.judge import marking, radar, scores
-from gangpao.evaluate.judge.asked import Chats, identity_of
+from gangpao.evaluate.judge.asked import identity_of
 from gangpao.evaluate.judge.marking import Asking, Baseline, Judgment, Kind
 from gangpao.evaluate.judge.prompts import Prompts
 from gangpao.evaluate.judge.questions import WITH_REFERENCE, Question, QuestionSet
 from gangpao.evaluate.judge.talk import Answers, Manner, converse, messages_of, turns_of
 from gangpao.evaluate.models.price import Price
-from gangpao.evaluate.models.protocol import Generated, Usage
+from gangpao.evaluate.models.protocol import Generated, Model, Usage
 from gangpao.evaluate.results import Answer, Item, RunResult, TaskResult, Thinking, write_items, write_run
 from gangpao.progress import Progress, Silent
 from gangpao.units import show_count
@@ -67,8 +67,8 @@ class _Judged:
 
 
 def run(
-    model: Chats,
-    judges: Sequence[Chats],
+    model: Model,
+    judges: Sequence[Model],
     questions: QuestionSet,
     prompts: Prompts,
     settings: Settings,
@@ -123,14 +123,14 @@ def _check(questions: Sequence[Question], kind: Kind, baseline: Baseline | None)
         )
 
 
-def _named(judges: Sequence[Chats]) -> dict[str, Chats]:
+def _named(judges: Sequence[Model]) -> dict[str, Model]:
     """By name, and by address where two have the same."""
     names = [judge.facts.name for judge in judges]
     return {f"{n} at {j.facts.url}" if names.count(n) > 1 else n: j for n, j in zip(names, judges, strict=True)}
 
 
 def _judged(
-    judge: Chats,
+    judge: Model,
     name: str,
     settings: Settings,
     asked: Sequence[Asking],
@@ -270,7 +270,7 @@ def _write_answers(out: Path, name: str, answers: Answers) -> None:
 
 
 def _result(
-    model: Chats,
+    model: Model,
     judged: Sequence[_Judged],
     questions: QuestionSet,
     prompts: Prompts,

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gangpao.evaluate.journal import Journal
-from gangpao.evaluate.judge.asked import Chats, OnAnswer, ask
+from gangpao.evaluate.judge.asked import OnAnswer, ask
 from gangpao.evaluate.judge.questions import Question
-from gangpao.evaluate.models.protocol import Generated, Prompt
+from gangpao.evaluate.models.protocol import Generated, Model, Prompt
 from gangpao.options import option
 
 Answers = Mapping[str, Sequence[Generated]]  # by question, one a turn
@@ -40,7 +40,7 @@ def messages_of(question: Question, turn: int, answers: Sequence[Generated]) -> 
 
 
 def converse(
-    model: Chats, questions: Sequence[Question], journal: Journal, manner: Manner, on_answer: OnAnswer
+    model: Model, questions: Sequence[Question], journal: Journal, manner: Manner, on_answer: OnAnswer
 ) -> dict[str, list[Generated]]:
     """What the model says, by question and turn, at the temperature that is published for the question's category."""
     answers: dict[str, list[Generated]] = {question.id: [] for question in questions}

@@ -50,7 +50,7 @@ class Endpoint:
         concurrency: int = 4,
         patience: Patience = PATIENCE,
         extra: Mapping[str, Any] | None = None,
-        flags: Flags = Flags(url="--model", model="--model-name"),  # noqa: B008  (frozen)
+        flags: Flags = Flags(url="--model", model="--server-model"),  # noqa: B008  (frozen)
         on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.server = Server(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from gangpao.evaluate.results import ModelFacts
@@ -71,15 +71,17 @@ class Usage:
     prompt: int = 0
     cached: int = 0
     completion: int = 0
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class Model(Protocol):
-    """One model under evaluation. `facts` says which; `settings` what of its set-up changes scores."""
+    """One model under evaluation; `facts` says which."""
 
     facts: ModelFacts
-    settings: Mapping[str, Any]
     usage: Usage
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What of the set-up changes scores."""
 
     def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[Score]]]:
         """(number of the group, scores of its continuations) as they are done, in any order."""

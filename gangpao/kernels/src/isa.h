@@ -46,6 +46,7 @@ struct Kernels {
   void (*quantize_blocks)(const float* x, int cols, const Quants&, int token);
   void (*quantize_supers)(const float* x, int cols, const Quants&, int token);
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
+  int64_t (*exp_total)(const float* x, int n, float peak, const double* coarse, const double* fine);
   void (*rope_append)(float* row, const AttentionShape&, const float* cos, const float* sin, const Place&, const HeadPages*);
   // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each.
   void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*);

@@ -25,5 +25,6 @@ static void attend_tokens(const HeadPages& c, const float* q, int q_stride, floa
 }
 
 constexpr Kernels make_table(const char* name) {
-  return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row, rope_append_token, attend_tokens};
+  return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row,
+          exp_total_row, rope_append_token, attend_tokens};
 }

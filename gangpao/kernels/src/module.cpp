@@ -19,6 +19,7 @@ using namespace gangpao;
 namespace {
 
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
 using Order = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -138,6 +139,13 @@ NB_MODULE(_native, m) {
   m.def("rmsnorm", &rmsnorm, nb::arg("x"), nb::arg("n"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"), Release());
   m.def("quantize", &quantize, nb::arg("x"), nb::arg("n"), nb::arg("out"), Release());
   m.def("swiglu", &swiglu, nb::arg("gate_up"), nb::arg("n"), nb::arg("out"), Release());
+  m.def("exp_totals",
+        [](const Array& x, int n, const Table& coarse, const Table& fine) {
+          if (coarse.size() < 45 * 64 || fine.size() != 1024) throw std::invalid_argument("exp_totals: tables of another size");
+          nb::gil_scoped_release release;
+          return exp_totals(x, n, coarse.data(), fine.data());
+        },
+        nb::arg("x"), nb::arg("n"), nb::arg("coarse"), nb::arg("fine"));
   m.def("rope_append", &rope_append, nb::arg("qkv"), nb::arg("rows"), nb::arg("spec"), nb::arg("cos"), nb::arg("sin"),
         nb::arg("cache"), nb::arg("layer"), Release());
   m.def("attend", &attend, nb::arg("qkv"), nb::arg("rows"), nb::arg("spec"), nb::arg("cache"), nb::arg("layer"),

@@ -95,6 +95,28 @@ static void swiglu_row(const float* gate, const float* up, int n, float* out) {
   }
 }
 
+// The sum over a row of e^(x - peak) in units of 2^-44, each rounded to a whole number, so that its order does not matter; the bits
+// of engine/exact.py, which has the tables: e^(-i / 64), and e^(-j / 65536) for j below 1024. Anything but a number adds nothing.
+static int64_t exp_total_row(const float* x, int n, float peak, const double* coarse, const double* fine) {
+  constexpr double kLowest = -44.0, kUnit = 17592186044416.0;
+  constexpr double kWhole = 6755399441055744.0;  // 1.5 * 2^52: a sum with it is rounded to a whole number
+  int64_t total = 0;
+  for (int i = 0; i < n; ++i) {
+    double v = double(x[i]) - double(peak);
+    v = v > kLowest ? v : kLowest;
+    double nearest = (v * -65536.0 + kWhole) - kWhole;
+    int at = int(nearest);
+    double rest = (nearest * (1.0 / 65536.0) + v) + 1.0;
+    double weight = coarse[at >> 10] * fine[at & 1023] * (v > kLowest ? rest : 0.0);
+    double sum = weight * kUnit + kWhole;
+    int64_t bits, zero;
+    std::memcpy(&bits, &sum, sizeof bits);
+    std::memcpy(&zero, &kWhole, sizeof zero);
+    total += bits - zero;
+  }
+  return total;
+}
+
 // Rotates the first 2 * half values of a head: the pair is (i, i + half), the Hugging Face layout.
 static void rope_head(float* x, const float* cos, const float* sin, int half) {
   int i = 0;

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <type_traits>
 
@@ -294,6 +296,27 @@ void swiglu(const Array& gate_up, int n, Activation& out) {
   require(gate_up.cols == 2 * out.cols && n <= gate_up.rows, "swiglu: shapes differ");
   const Kernels& k = *Runtime::get().kernels;
   fill_rows(n, out, [&](int t, float* y) { k.swiglu(gate_up.row(t), gate_up.row(t) + out.cols, out.cols, y); });
+}
+
+std::vector<std::tuple<float, int64_t>> exp_totals(const Array& x, int n, const double* coarse, const double* fine) {
+  require(n >= 0 && n <= x.rows, "exp_totals: more rows than there are");
+  const Kernels& k = *Runtime::get().kernels;
+  std::vector<std::tuple<float, int64_t>> out(static_cast<size_t>(n));
+  auto job = [&](int begin, int end, int) {
+    for (int t = begin; t < end; ++t) {
+      const float* row = x.row(t);
+      float peak = -std::numeric_limits<float>::infinity();
+      bool numbers = true;
+      for (int i = 0; i < x.cols; ++i) peak = row[i] > peak ? row[i] : peak, numbers &= row[i] == row[i];
+      if (!numbers || !std::isfinite(peak)) {
+        out[size_t(t)] = {std::numeric_limits<float>::quiet_NaN(), 0};
+      } else {
+        out[size_t(t)] = {peak, k.exp_total(row, x.cols, peak, coarse, fine)};
+      }
+    }
+  };
+  Runtime::get().pool->run(n, 1, job);
+  return out;
 }
 
 void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache,

@@ -2,6 +2,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "isa.h"
@@ -113,6 +114,8 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
 void rmsnorm(const Array& x, int n, const Array& weight, float eps, Activation& out);
 void quantize(const Array& x, int n, Activation& out);
 void swiglu(const Array& gate_up, int n, Activation& out);
+// Of each of the first n rows: its largest value, NaN if any is none, and the sum of e^(x - peak) in units of 2^-44.
+std::vector<std::tuple<float, int64_t>> exp_totals(const Array& x, int n, const double* coarse, const double* fine);
 void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer);
 void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const Cache& cache, int layer, Array& scratch, Activation& out);
 std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,

@@ -14,13 +14,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.judge import prompts, questions
 from gangpao.evaluate.judge.command import judge, table
-from gangpao.evaluate.judge.local import EngineChat
 from gangpao.evaluate.judge.questions import read_answers
 from gangpao.evaluate.judge.run import Settings, run
 from gangpao.evaluate.judge.talk import Manner
 from gangpao.evaluate.models.endpoint import Endpoint
+from gangpao.evaluate.models.load import load
 from gangpao.evaluate.models.price import Price
 from gangpao.evaluate.models.protocol import Generated
 from gangpao.evaluate.results import read_items, read_run
@@ -220,7 +221,8 @@ def test_another_model_does_not_write_into_a_run(tmp_path):
 def test_our_engine_and_our_server_say_the_same(tiny_path, tiny_server, tmp_path):  # noqa: F811
     short = replace(SAMPLE, questions=SAMPLE.questions[:2])
     settings = Settings(manner=Manner(max_tokens=8, seed=3))
-    engine, server = EngineChat.load(tiny_path, 4), Endpoint(tiny_server.base_url)
+    engine = load(str(tiny_path), EngineOptions(), batch=4)
+    server = load(tiny_server.base_url, EngineOptions(), batch=4)
     try:
         judged(tmp_path / "engine", talker=engine, chosen=short, settings=settings)
         judged(tmp_path / "server", talker=server, chosen=short, settings=settings)
@@ -245,7 +247,7 @@ app(standalone_mode=False)
 
 
 def start(url, out, *more):
-    words = ["-m", url, "--model-name", "one", "--judge", url, "--judge-model", "two", "--out", str(out), *more]
+    words = ["-m", url, "--server-model", "one", "--judge", url, "--judge-model", "two", "--out", str(out), *more]
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words], cwd=ROOT, env=environment(OPENAI_API_KEY="sk-very-secret"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

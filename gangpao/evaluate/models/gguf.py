@@ -1,0 +1,183 @@
+"""A GGUF file in our engine as a model under evaluation: choices through the scorer, answers through the scheduler.
+
+Scores and answers have the same bits at every batch, in every order and on every machine (`engine/transformer.py`), so none of
+that is among the settings that name a run.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gangpao.engine.answer import Piece
+from gangpao.engine.generate import Engine
+from gangpao.engine.sample import SamplingParams
+from gangpao.engine.scheduler import Handle, Request, Scheduler
+from gangpao.engine.score import Scorer
+from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
+from gangpao.evaluate.models.tokens import encode_group, encode_text, scores_of, windows
+from gangpao.evaluate.results import ModelFacts
+
+DEFAULT_BATCH = 8
+
+
+class EngineModel:
+    """See protocol.Model. batch: answers at a time. facts: what is known of the file; the context is the engine's."""
+
+    def __init__(self, engine: Engine, facts: ModelFacts, batch: int = DEFAULT_BATCH) -> None:
+        self.engine = engine
+        self.facts = facts.model_copy(update={"context": engine.context})
+        self.usage = Usage()
+        self._batch = batch
+        self._scorer: Scorer | None = None
+        self._scheduler: Scheduler | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What of the set-up changes scores."""
+        tokenizer = self.engine.tokenizer
+        return {
+            "bos": "once in front" if tokenizer.adds_bos else "none",
+            "context": self.engine.context,
+            "kv": self.engine.kv_dtype,
+        }
+
+    def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[Score]]]:
+        """Contexts that begin alike are read one after the other, and what they share once."""
+        encoded = [encode_group(self.engine.tokenizer, group, self.engine.context) for group in groups]
+        order = sorted(range(len(groups)), key=lambda i: encoded[i].context)
+        for i in order:
+            if not encoded[i].endings:
+                yield i, scores_of(encoded[i], [])
+        order = [i for i in order if encoded[i].endings]
+        self._scorer = self._scorer or Scorer(self.engine)
+        stats = self._scorer.stats
+        seen = stats.computed, stats.cached
+        for number, found in self._scorer.score((encoded[i].context, encoded[i].endings) for i in order):
+            self.usage.prompt += stats.computed - seen[0]
+            self.usage.cached += stats.cached - seen[1]
+            seen = stats.computed, stats.cached
+            i = order[number]
+            yield i, scores_of(encoded[i], [(score.total, score.greedy) for score in found])
+
+    def roll(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """Windows of the whole context, as lm-eval has them."""
+        tokenizer = self.engine.tokenizer
+        begins = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if begins is None:
+            raise ValueError(
+                "a text cannot be scored from its beginning: this model has neither a first nor a last token"
+            )
+        self._scorer = self._scorer or Scorer(self.engine)
+        for i, text in enumerate(texts):
+            parts = windows(tokenizer.encode(text, parse_special=True), begins, self.engine.context)
+            yield i, sum(found[0].total for _, found in self._scorer.score((w.context, [w.ending]) for w in parts))
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]:
+        """The longest prompts first, so that the last steps are not those of one long answer alone."""
+        ids = [self._ids(prompt) for prompt in prompts]
+        self._scheduler = self._scheduler or Scheduler(self.engine, batch=self._batch, queue=self._batch)
+        ended: queue.SimpleQueue[_Writing | Exception] = queue.SimpleQueue()
+        waiting = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
+        under_way = 0
+        while waiting or under_way:
+            while waiting and not self._scheduler.full():
+                i = waiting.pop(0)
+                if len(ids[i]) >= self.engine.context:
+                    yield i, Generated("", "too_long", prompt_tokens=len(ids[i]))
+                    continue
+                _Writing(i, self.engine, self._scheduler, prompts[i], ids[i], ended)
+                under_way += 1
+            if under_way:
+                done = ended.get()
+                if isinstance(done, Exception):
+                    raise done
+                under_way -= 1
+                stats = done.handle.stats
+                self.usage.prompt += stats.prompt_tokens - stats.cached_tokens
+                self.usage.cached += stats.cached_tokens
+                self.usage.completion += stats.completion_tokens
+                yield done.number, done.generated()
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if prompt.messages is None:
+            return encode_text(self.engine.tokenizer, prompt.text)
+        return self.engine.template.encode(
+            self.engine.tokenizer, list(prompt.messages), variables=_switch(prompt.think)
+        )
+
+    def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """By the file's own template."""
+        return self.engine.template.render(list(messages))
+
+    def close(self) -> None:
+        """End the scheduler's thread and give back the caches."""
+        if self._scheduler is not None:
+            self._scheduler.close()
+        self._scheduler = self._scorer = None
+
+
+class _Writing:
+    """One answer on its way. Stop strings count in the answer, not in a thought."""
+
+    def __init__(
+        self,
+        number: int,
+        engine: Engine,
+        scheduler: Scheduler,
+        prompt: Prompt,
+        ids: list[int],
+        ended: queue.SimpleQueue[_Writing | Exception],
+    ) -> None:
+        self.number = number
+        self._ended = ended
+        self._splitter = engine.splitter(ids)
+        self._thinks = engine.template.thoughts is not None
+        self._stop = tuple(prompt.stop) if self._thinks else ()
+        self._text = self._thought = ""
+        self._thought_tokens = 0
+        self._in_thought = False
+        self._finish = ""
+        room = engine.context - len(ids)
+        params = SamplingParams(
+            temperature=prompt.temperature, top_p=prompt.top_p, seed=prompt.seed or 0,
+            max_tokens=min(prompt.max_tokens, room), stop=() if self._thinks else tuple(prompt.stop),
+        )  # fmt: skip
+        chat = prompt.messages is not None
+        marks = engine.template.stop if chat else ()
+        request = Request(ids, params, stop=marks, client=str(number), continues=not chat)
+        self.handle: Handle = scheduler.submit(request, self._on_event)
+
+    def _on_event(self, event: Piece | Exception) -> None:
+        if isinstance(event, Exception):
+            self._ended.put(event)
+        if self._finish or isinstance(event, Exception):
+            return
+        was_thinking = self._splitter.thinking
+        for said in self._splitter.push(event.text) + (self._splitter.finish() if event.finish_reason else []):
+            if said.thought:
+                self._thought += said.text
+            else:
+                self._text += said.text
+        self._thought_tokens += len(event.ids) if was_thinking or self._splitter.thinking else 0
+        cut = min((at for stop in self._stop if (at := self._text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            self._text, self._finish = self._text[:cut], "stop"
+            self.handle.cancel()
+        elif event.finish_reason:
+            self._finish = event.finish_reason
+            self._in_thought = self._splitter.thinking and event.finish_reason == "length"
+        if self._finish:
+            self._ended.put(self)
+
+    def generated(self) -> Generated:
+        stats = self.handle.stats
+        return Generated(
+            self._text, self._finish, stats.completion_tokens, stats.prompt_tokens,
+            self._thought, self._thought_tokens, self._in_thought,
+        )  # fmt: skip
+
+
+def _switch(think: bool | None) -> dict[str, Any]:
+    return {} if think is None else {"enable_thinking": think, "thinking": think}

@@ -1,0 +1,113 @@
+"""Which model an argument means: a server's address, a folder of weights, or a GGUF file by path or by name.
+
+How a name becomes a file, and what is pulled for it, is the business of the commands: they say so once (`use_finder`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gangpao import catalog
+from gangpao.evaluate.models.protocol import Model
+from gangpao.evaluate.results import ModelFacts
+
+if TYPE_CHECKING:
+    from gangpao.engine.generate import Engine
+    from gangpao.engine.memory import EngineOptions
+
+Finder = Callable[[str], tuple[str, Path]]
+
+
+def _resolved(model: str) -> tuple[str, Path]:
+    path = catalog.resolve(model)
+    return path.name.removesuffix(".gguf"), path
+
+
+_finder: Finder = _resolved
+
+
+def use_finder(finder: Finder) -> None:
+    """How names of models become files from now on."""
+    global _finder
+    _finder = finder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What is said about a server beside its address. name: of the model there; batch: requests at a time."""
+
+    name: str | None = None
+    api_key: str | None = None
+
+
+def is_url(model: str) -> bool:
+    """Whether the argument is a server's address."""
+    return model.startswith(("http://", "https://"))
+
+
+def load_engine(model: str, options: EngineOptions) -> tuple[Engine, ModelFacts]:
+    """Our engine with a file given by name or path, and what is known of the file. Raises ValueError saying what to do."""
+    from gangpao.engine.generate import Engine
+
+    name, path = _finder(model)
+    engine = Engine.load(path, context=options.context, kv_dtype=options.kv, num_threads=options.threads)
+    engine.name = name
+    return engine, facts_of(name, path)
+
+
+def load(
+    model: str, options: EngineOptions, *, batch: int, torch: bool = False, serving: Serving | None = None
+) -> Model:
+    """The model of an argument. torch: a folder of weights is run as it is, instead of as the GGUF file made of it.
+
+    Raises ValueError saying what to do.
+    """
+    if is_url(model):
+        from gangpao.evaluate.models.endpoint import Endpoint
+
+        serving = serving or Serving()
+        return Endpoint.connect(model, serving.name, serving.api_key, batch)
+    if torch:
+        from gangpao.evaluate.models.checkpoint import CheckpointModel
+
+        return CheckpointModel.load(Path(model).expanduser(), options, batch)
+    from gangpao.evaluate.models.gguf import EngineModel
+
+    return EngineModel(*load_engine(model, options), batch=batch)
+
+
+def facts_of(name: str, path: Path) -> ModelFacts:
+    """Of a GGUF file, all parts of a split one together."""
+    from gangpao.engine.config import ModelConfig
+    from gangpao.formats.gguf import GGUF
+    from gangpao.formats.split_names import parts_of
+
+    files = [path.parent / part for part in parts_of(path.name)] or [path]
+    files = [file for file in files if file.is_file()] or [path]
+    with GGUF.open(path) as gguf:
+        architecture = ModelConfig.from_gguf(gguf).architecture
+        kinds: Counter[str] = Counter()
+        for tensor in gguf.tensors.values():
+            count = 1
+            for size in tensor.shape:
+                count *= size
+            kinds[tensor.type] += count
+    return ModelFacts(
+        name=name, kind="gguf", sha256=sha256_of(files), bytes=sum(file.stat().st_size for file in files),
+        parameters=sum(kinds.values()), architecture=architecture, quantization=kinds.most_common(1)[0][0],
+    )  # fmt: skip
+
+
+def sha256_of(files: list[Path]) -> str:
+    """Of files one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as data:
+            while piece := data.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""What lm-eval says of a task's answers, as results: scores, standard errors, parts, and what was not an ordinary answer."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gangpao.evaluate.results import Answer, Item, TaskResult, Thinking
+from gangpao.evaluate.tasks.build import Asked, ask, harness_task
+from gangpao.evaluate.tasks.data import DataSource
+from gangpao.evaluate.tasks.table import TASKS, Task
+
+if TYPE_CHECKING:
+    from gangpao.evaluate.models.harness import Harness
+    from gangpao.evaluate.run import Settings
+
+_MODES = {"choice": "loglikelihood", "contexts": "loglikelihood", "word": "loglikelihood", "written": "generation"}
+_LISTED_PROMPT = 20_000  # characters of a prompt in an item
+
+
+def own_task(
+    task: Task, harness: Harness, settings: Settings, source: DataSource, limit: int | None, tainted: set[int] | None
+) -> Iterator[tuple[TaskResult, list[Item]]]:
+    """A row of our table. What could not be asked (too long, a choice without a token) is wrong, and is counted.
+
+    tainted: places of docs that a training corpus holds.
+    """
+    from gangpao.evaluate.tasks.grade import grader_of
+
+    asked = ask(task, source, limit=limit, shots=settings.shots, chat=settings.chat)
+    grader = grader_of(task, run_code=settings.run_code, chat=settings.chat) if task.grader else None
+    found = _run(harness_task(asked, grader.grade if grader else None), harness, settings)
+    items = [_item(asked, sample, harness) for sample in found["samples"][task.name]]
+    seen = None if tainted is None else [doc["place"] in tainted for doc in asked.docs]
+    left_out = Counter(flag for item in items for flag in set(item.flags) & {"too_long", "empty_choice"})
+    metrics = list(dict.fromkeys(name for item in items for name in item.scores))
+    for name in sorted(metrics, key=lambda name: name != task.main):
+        value, stderr = _value(name, [item.scores[name] for item in items if name in item.scores])
+        result = TaskResult(
+            task=task.benchmark, metric=name, value=value, stderr=stderr, items=len(items), of=asked.of,
+            higher_is_better=name != "perplexity", mode=_MODES[task.how], shots=asked.shots, main=name == task.main,
+            parts=_parts(asked, items, name), prompt_version=f"{task.name} {task.version}",
+            grader=grader.name if grader else "", stop=list(task.stop), data=asked.origin, left_out=dict(left_out),
+            thinking=_thinking(items) if task.how == "written" else None,
+            contaminated=None if seen is None else sum(seen), clean_value=_clean(name, items, seen),
+        )  # fmt: skip
+        yield result, items
+        items = items if name != metrics[-1] else []
+
+
+def foreign_task(name: str, harness: Harness, settings: Settings) -> Iterator[tuple[TaskResult, list[Item]]]:
+    """One of lm-eval's own, or a group of them, by its own prompts, data and metrics. Raises ValueError for an unknown name."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    if name not in manager.all_tasks:
+        near = difflib.get_close_matches(name, [*TASKS, *manager.all_tasks], 4)
+        raise ValueError(f"no task {name!r:.60}" + (f"; near it: {', '.join(near)}" if near else "") + "; see --list")
+    found = _run(name, harness, settings, manager)
+    for task, samples in found["samples"].items():
+        filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+        items = [_foreign_item(sample, harness) for sample in samples if sample["filter"] == filters[0]]
+        config = found["configs"][task]
+        values = {key: value for key, value in found["results"][task].items() if "," in key and "_stderr" not in key}
+        for key, value in values.items():
+            metric, _, kept = key.partition(",")
+            stderr = found["results"][task].get(f"{metric}_stderr,{kept}")
+            yield TaskResult(
+                task=task, metric=metric, value=float(value), stderr=stderr if isinstance(stderr, float) else None,
+                items=len(items), of=found["n-samples"][task]["original"],
+                higher_is_better=found["higher_is_better"][task].get(metric) is not False,
+                mode="generation" if config["output_type"] == "generate_until" else "loglikelihood",
+                shots=found["n-shot"].get(task) or 0, main=key == next(iter(values)),
+                prompt_version=f"lm-eval {task} {found['versions'].get(task)}", grader=f"lm-eval, {kept}",
+                data=str(config.get("dataset_path") or ""),
+            ), items  # fmt: skip
+            items = []
+
+
+def _foreign_item(sample: dict[str, Any], harness: Harness) -> Item:
+    scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], (int, float))}
+    answers = []
+    for arguments, responses in zip(sample["arguments"], sample["resps"], strict=True):
+        if isinstance(responses[0], str):
+            answers += [Answer(text=text) for text in responses]
+        elif isinstance(responses[0], (list, tuple)):
+            answers.append(Answer(text=str(arguments[-1]), logprob=responses[0][0], greedy=responses[0][1]))
+        else:
+            answers.append(Answer(text="", logprob=float(responses[0])))
+    prompt = str(sample["arguments"][0][0])[-_LISTED_PROMPT:]
+    return Item(item=str(sample["doc_id"]), prompt=prompt, answers=answers, target=str(sample["target"]), scores=scores)
+
+
+def _run(task: Any, harness: Harness, settings: Settings, manager: Any = None) -> dict[str, Any]:
+    """lm-eval's results of a task."""
+    from lm_eval import simple_evaluate
+
+    own = manager is None  # then the docs are limited and have their examples already
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = simple_evaluate(
+            model=harness, model_args={"pretrained": harness.model.facts.name}, tasks=[task], task_manager=manager,
+            bootstrap_iters=0 if own else 1000, log_samples=True, apply_chat_template=settings.chat,
+            num_fewshot=None if own else settings.shots, limit=None if own else settings.limit, random_seed=None,
+            numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=settings.seed,
+            confirm_run_unsafe_code=settings.run_code,
+        )  # fmt: skip
+    assert found is not None
+    results: dict[str, Any] = found
+    return results
+
+
+def _item(asked: Asked, sample: dict[str, Any], harness: Harness) -> Item:
+    doc = sample["doc"]
+    scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], (int, float))}
+    if asked.task.how == "written":
+        return _written_item(asked, sample, scores, harness)
+    answers, flags = [], []
+    for context, continuation in sample["arguments"]:
+        score = harness.score_of(context, continuation)
+        logprob = None if score.fault else score.logprob
+        answers.append(Answer(text=continuation, logprob=logprob, greedy=score.greedy, tokens=score.tokens))
+        flags += [score.fault] if score.fault else []
+    if asked.task.how == "word":
+        scores = {"acc": float(answers[0].greedy or False), "perplexity": answers[0].logprob or 0.0}
+    if flags:
+        scores = {name: 0.0 for name in scores if name != "perplexity"}
+    target = sample["target"] if asked.task.how == "word" else doc["gold"]
+    prompt = doc["prompt"] if asked.task.how != "contexts" else ""
+    return Item(
+        item=str(doc["number"]),
+        prompt=prompt[-_LISTED_PROMPT:],
+        answers=answers,
+        target=target,
+        scores=scores,
+        flags=sorted(set(flags)),
+    )
+
+
+def _written_item(asked: Asked, sample: dict[str, Any], scores: dict[str, float], harness: Harness) -> Item:
+    answer = harness.answer_of(*sample["arguments"][0])
+    flags = []
+    if answer.finish == "too_long":
+        flags.append("too_long")
+    if answer.in_thought:
+        flags.append("at_limit_in_thought")
+    elif answer.finish == "length":
+        flags.append("at_limit")
+    if not answer.text.strip() and answer.finish != "too_long":
+        flags.append("empty_answer")
+    extra: dict[str, Any] = (
+        {"thinking": answer.thinking, "thinking_tokens": answer.thinking_tokens} if answer.thinking else {}
+    )
+    extra |= {name: sample[name] for name in sample["metrics"] if isinstance(sample[name], str)}
+    text = Answer(text=answer.text, tokens=answer.tokens, finish=answer.finish)
+    return Item(
+        item=str(sample["doc"]["number"]), prompt=str(sample["arguments"][0][0])[-_LISTED_PROMPT:], answers=[text],
+        target=sample["target"], scores=scores, flags=flags, extra=extra,
+    )  # fmt: skip
+
+
+def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:
+    from gangpao.evaluate.run import mean
+
+    if metric != "perplexity":
+        return mean(values)
+    middle, error = mean(values)
+    return math.exp(-middle), error and math.exp(-middle) * error
+
+
+def _clean(metric: str, items: Sequence[Item], seen: Sequence[bool] | None) -> float | None:
+    """The value over items that were not seen."""
+    kept = [
+        item.scores[metric] for item, was in zip(items, seen or (), strict=False) if not was and metric in item.scores
+    ]
+    return _value(metric, kept)[0] if kept and seen is not None and any(seen) else None
+
+
+def _parts(asked: Asked, items: Sequence[Item], metric: str) -> dict[str, float]:
+    """The metric by subject."""
+    by_subject: dict[str, list[float]] = defaultdict(list)
+    for doc, item in zip(asked.docs, items, strict=True):
+        if doc.get("subject") and metric in item.scores:
+            by_subject[doc["subject"]].append(item.scores[metric])
+    return {subject: sum(values) / len(values) for subject, values in sorted(by_subject.items())}
+
+
+def _thinking(items: Sequence[Item]) -> Thinking | None:
+    thoughts = [item.extra["thinking_tokens"] for item in items if "thinking_tokens" in item.extra]
+    if not thoughts:
+        return None
+    count = len(items)
+    return Thinking(
+        answers=len(thoughts),
+        mean_tokens=sum(thoughts) / len(thoughts),
+        at_limit=sum("at_limit_in_thought" in item.flags for item in items) / count,
+        empty=sum("empty_answer" in item.flags for item in items) / count,
+    )
