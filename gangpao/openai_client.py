@@ -52,11 +52,13 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What a command calls the options that messages name."""
+    """What a command calls the options that messages name. environment: the variable that holds a key where none is given; empty
+    where a key that somebody set for one server must not go to another."""
 
     url: str = "--connect"
     key: str = "--api-key"
     model: str = "--model"
+    environment: str = "OPENAI_API_KEY"
 
 
 class RemoteError(ValueError):
@@ -91,8 +93,8 @@ class Server:
         here = is_loopback(given.host)
         self.ours = False  # whether it is gangpao, once it has listed its models
         self.withheld = False
-        if api_key is None and not given.userinfo:
-            api_key = os.environ.get("OPENAI_API_KEY") or None
+        if api_key is None and flags.environment and not given.userinfo:
+            api_key = os.environ.get(flags.environment) or None
             # A key of the environment may be a costly one, and plain HTTP shows it to everyone on the way.
             self.withheld = bool(api_key) and not here and self.base.startswith("http:")
             api_key = None if self.withheld else api_key
@@ -245,9 +247,9 @@ class Server:
                 return RemoteError(f"{self.base} refuses this API key", 401, code)
             hint = f"give it with {self._flags.key}"
             if self.withheld:
-                hint += " (OPENAI_API_KEY is not sent over plain HTTP to another machine unasked)"
-            else:
-                hint += ", or in OPENAI_API_KEY"
+                hint += f" ({self._flags.environment} is not sent over plain HTTP to another machine unasked)"
+            elif self._flags.environment:
+                hint += f", or in {self._flags.environment}"
             return RemoteError(f"{self.base} wants an API key: {hint}", 401, code)
         if 300 <= status < 400:
             said = f"moved to {response.headers.get('location', 'nowhere')}: use that address"

@@ -106,6 +106,16 @@ def test_secrets_are_in_headers_only():
     assert "pass-word" not in str(said.value)
 
 
+def test_a_key_of_the_environment_is_for_who_it_is_meant_for(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-env")
+    with fake(lambda _: answer(401, b"")) as server:
+        with pytest.raises(RemoteError, match="refuses this API key"):
+            asking(server.url)
+        with pytest.raises(RemoteError, match=r"give it with --api-key$"):
+            asking(server.url, flags=Flags(environment=""))
+    assert [a.headers.get("authorization") for a in server.chats()] == ["Bearer sk-env", None]
+
+
 def test_messages_name_the_options_of_the_command():
     with pytest.raises(ValueError, match="--judge"):
         Server("ftp://x", None, True, flags=Flags(url="--judge"))

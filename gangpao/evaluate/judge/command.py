@@ -18,7 +18,7 @@ from gangpao.evaluate.models import load
 from gangpao.evaluate.models.price import Price
 from gangpao.evaluate.models.protocol import Model
 from gangpao.evaluate.results import RunResult, TaskResult
-from gangpao.openai_client import Flags
+from gangpao.openai_client import Flags, address
 from gangpao.options import Fields, command_of, option
 
 
@@ -30,7 +30,7 @@ class Judges:
     judge_key: str | None = option(None, "The judge's API key; OPENAI_API_KEY without it.")
     second_judge: str | None = option(None, "Another judge's address, to see how far the two agree.")
     second_judge_model: str | None = option(None, "The second judge's name there.")
-    second_judge_key: str | None = option(None, "The second judge's API key; OPENAI_API_KEY without it.")
+    second_judge_key: str | None = option(None, "The second judge's API key.")
     judge_prompts: Path | None = option(None, "A TOML file with other words for the judge.")
     judge_tokens: int = option(2048, "Most tokens of a judgment.", 16)
     judge_temperature: float = option(0.0, "At which judges write.", 0, 2)
@@ -64,9 +64,7 @@ def judge(
         int, typer.Option("--concurrency", min=1, max=256, help="Requests to a server at a time.")
     ] = 4,
     server_model: Annotated[str | None, typer.Option("--server-model", help="Name of the model at its server.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", help="Key of the model's server; OPENAI_API_KEY without it.")
-    ] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", help="Key of the model's server.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; without it, eval/judge-MODEL-QUESTIONS here.")
     ] = None,
@@ -86,29 +84,31 @@ def judge(
     words = prompts.load(judges.judge_prompts)
     other = questions.read_answers(asked.baseline) if asked.baseline else None
     with ExitStack() as closing:
-        servers = _judges(closing, judge, judges, concurrency)
-        at_once = concurrency if load.is_url(model) else batch
-        talker = load.load(model, options, batch=at_once, serving=load.Serving(name=server_model, api_key=api_key))
-        closing.callback(talker.close)
+        first = _server(closing, judge, judges.judge_model, judges.judge_key, concurrency, "--judge", judge)
+        servers = [first]
+        if judges.second_judge:
+            second = judges.second_judge, judges.second_judge_model, judges.second_judge_key
+            servers.append(_server(closing, *second, concurrency, "--second-judge", judge))
+        if load.is_url(model):
+            talker: Model = _server(closing, model, server_model, api_key, concurrency, "--model", judge)
+        else:
+            talker = load.load(model, options, batch=batch)
+            closing.callback(talker.close)
         folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"judge-{talker.facts.name}-{chosen.name}")
         result = run(talker, servers, chosen, words, settings, folder, baseline=other)
     print(table(result))
     print(f"\nEverything is in {folder}.")
 
 
-def _judges(closing: ExitStack, first: str, judges: Judges, concurrency: int) -> list[Model]:
-    flags = Flags("--judge", "--judge-key", "--judge-model")
-    servers = [_server(closing, first, judges.judge_model, judges.judge_key, concurrency, flags)]
-    if judges.second_judge:
-        flags = Flags("--second-judge", "--second-judge-key", "--second-judge-model")
-        second = judges.second_judge, judges.second_judge_model, judges.second_judge_key
-        servers.append(_server(closing, *second, concurrency, flags))
-    return servers
-
-
-def _server(closing: ExitStack, url: str, name: str | None, key: str | None, concurrency: int, flags: Flags) -> Model:
+def _server(
+    closing: ExitStack, url: str, name: str | None, key: str | None, concurrency: int, flag: str, judge: str
+) -> Model:
+    """A key in OPENAI_API_KEY is the judge's: it goes to no other address."""
     from gangpao.evaluate.models.endpoint import Endpoint
 
+    named = ("--api-key", "--server-model") if flag == "--model" else (f"{flag}-key", f"{flag}-model")
+    at_judge = address(url, flag) == address(judge, "--judge")
+    flags = Flags(flag, *named) if at_judge else Flags(flag, *named, environment="")
     server = Endpoint(url, name, key, concurrency=concurrency, flags=flags)
     closing.callback(server.close)
     return server

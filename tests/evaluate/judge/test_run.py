@@ -324,3 +324,16 @@ def test_every_option_is_explained():
     assert {"model", "judge", "judge_model", "second_judge", "questions", "baseline", "limit", "out"} <= {
         p.name for p in options
     }
+
+
+def test_a_key_of_the_environment_goes_to_the_judge_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-judge")
+    app = typer.Typer()
+    app.command()(judge)
+    with fake(Rule(lambda _: "An answer.")) as model, fake(Rule(lambda _: "[[5]]")) as judging, fake(Rule()) as other:
+        words = ["-m", model.url, "--judge", judging.url, "--second-judge", other.url, "--second-judge-key", "sk-other"]
+        result = CliRunner().invoke(app, [*words, "--limit", "1", "--out", str(tmp_path / "run")])
+    assert result.exception is None, result.output
+    keys = [{a.headers.get("authorization") for a in server.asked} for server in (model, judging, other)]
+    assert keys == [{None}, {"Bearer sk-of-the-judge"}, {"Bearer sk-other"}]
+    assert "at http" in result.output  # two judges of one name
