@@ -58,6 +58,9 @@ MaxTokens = Annotated[
 Batch = Annotated[int, typer.Option("--batch", min=1, max=256, help="Answers, or requests to a server, at a time.")]
 RunCode = Annotated[bool, typer.Option("--run-code", help="Run the programs that the model writes, in a cage.")]
 Torch = Annotated[bool, typer.Option("--torch", help="Run a folder of weights in torch instead of our engine.")]
+Float32 = Annotated[
+    bool, typer.Option("--float32", help="Compute in float32: slower, and equal to programs that do; for comparisons.")
+]
 ServerModel = Annotated[str | None, typer.Option("--server-model", help="Name of the model at the server.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="Key of the server.", envvar="OPENAI_API_KEY")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results; eval/MODEL-SUITE if not given.")]
@@ -85,6 +88,7 @@ def run(
     batch: Batch = 8,
     run_code: RunCode = False,
     torch: Torch = False,
+    float32: Float32 = False,
     server_model: ServerModel = None,
     api_key: ApiKey = None,
     out: Out = None,
@@ -114,7 +118,12 @@ def run(
     )  # fmt: skip
     folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{'-'.join(names)}")
     loaded = load.load(
-        model, options, batch=batch, torch=torch, serving=load.Serving(name=server_model, api_key=api_key)
+        model,
+        options,
+        batch=batch,
+        torch=torch,
+        float32=float32,
+        serving=load.Serving(name=server_model, api_key=api_key),
     )
     try:
         begun = time.monotonic()

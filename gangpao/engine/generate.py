@@ -62,10 +62,12 @@ class Engine:
         kv_dtype: KVType = "f16",
         num_threads: int | None = None,
         progress: Progress | None = None,
+        float32: bool = False,
     ) -> "Engine":
         """Load a GGUF file, or one that is open already.
 
-        Without `context`, the widest of 8192, 4096, ... that the model and the memory allow.
+        Without `context`, the widest of 8192, 4096, ... that the model and the memory allow. float32: compute with weights and
+        activations of that type, which takes more memory and time, to be compared with programs that do.
 
         progress(done, total) is called in bytes. Raises ValueError when memory does not suffice, naming need, have and
         ways out, and ModelFileError (a ValueError) for a damaged or unsupported file.
@@ -73,12 +75,12 @@ class Engine:
         start = time.perf_counter()
         gguf = path if isinstance(path, GGUF) else GGUF.open(path)
         config = ModelConfig.from_gguf(gguf)
-        context = memory.plan_memory(gguf, config, context, kv_dtype)
+        context = memory.plan_memory(gguf, config, context, kv_dtype, float32=float32)
         kernels.set_num_threads(num_threads or machine.physical_cores())
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         source = tokenizer.chat_template
         template = ChatTemplate.for_model(source, tokenizer=tokenizer, architecture=config.architecture)
-        model = Transformer.load(gguf, progress=progress)
+        model = Transformer.load(gguf, progress=progress, float32=float32)
         name = gguf.path.name.removesuffix(".gguf")
         sampling = recommended_in(gguf.metadata)
         fill = fill_marks(tokenizer, gguf.metadata)

@@ -49,14 +49,16 @@ class Need:
         return self.weights + self.cache + self.work
 
 
-def estimate(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType) -> Need:
+def estimate(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType, *, float32: bool = False) -> Need:
     """Peak memory of the model with a full cache of `context` positions."""
     untied = "output.weight" in gguf.tensors
     weights = 0
     for name, info in gguf.tensors.items():
         if untied and name == "token_embd.weight":
             continue  # stays in the file; rows are read as they are needed
-        weights += kernels.packed_bytes(info.type, *info.shape) if len(info.shape) == 2 else info.nbytes
+        weights += (
+            kernels.packed_bytes("F32" if float32 else info.type, *info.shape) if len(info.shape) == 2 else info.nbytes
+        )
     return Need(weights, bytes_needed(config, context, kv_dtype), work_bytes(config))
 
 
@@ -76,7 +78,9 @@ def work_bytes(c: ModelConfig) -> int:
     return CHUNK * (4 * floats + int8) + logits + PROCESS_BYTES + VOCAB_ENTRY_BYTES * c.vocab_size
 
 
-def plan_memory(gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType) -> int:
+def plan_memory(
+    gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType, *, float32: bool = False
+) -> int:
     """The context to load with. A given one is taken or refused; else the widest default that fits.
 
     Raises ValueError naming need, have and ways out, or the model's own limit.
@@ -86,9 +90,13 @@ def plan_memory(gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: 
         raise ValueError(f"{gguf.path}: --context {context} is more than the {limit} positions this model knows")
     have = machine.available_memory()
     wanted = context or min(WIDEST_DEFAULT, limit)
-    while context is None and wanted > NARROWEST_DEFAULT and estimate(gguf, config, wanted, kv_dtype).total > have:
+    while (
+        context is None
+        and wanted > NARROWEST_DEFAULT
+        and estimate(gguf, config, wanted, kv_dtype, float32=float32).total > have
+    ):
         wanted = max(NARROWEST_DEFAULT, wanted // 2)
-    need = estimate(gguf, config, wanted, kv_dtype)
+    need = estimate(gguf, config, wanted, kv_dtype, float32=float32)
     if need.total > have:
         raise ValueError(_refusal(gguf, config, need, have, wanted, kv_dtype))
     return wanted

@@ -89,13 +89,13 @@ class Transformer:
         self._buffers = _Buffers(config, weights)
 
     @classmethod
-    def load(cls, gguf: GGUF, *, progress: Progress | None = None) -> Transformer:
+    def load(cls, gguf: GGUF, *, progress: Progress | None = None, float32: bool = False) -> Transformer:
         """Packs the weights of an open file, which must stay open: embeddings are read from it.
 
-        progress(done_bytes, total_bytes). Raises ModelFileError for what we cannot run.
+        progress(done_bytes, total_bytes). float32: see load_weights. Raises ModelFileError for what we cannot run.
         """
         config = ModelConfig.from_gguf(gguf)
-        return cls(config, load_weights(gguf, config, progress), Embedding(gguf, config))
+        return cls(config, load_weights(gguf, config, progress, float32=float32), Embedding(gguf, config))
 
     @property
     def nbytes(self) -> int:

@@ -48,8 +48,9 @@ class Weights:
 
 
 class _Loader:
-    def __init__(self, gguf: GGUF, config: ModelConfig, progress: Progress | None) -> None:
+    def __init__(self, gguf: GGUF, config: ModelConfig, progress: Progress | None, float32: bool = False) -> None:
         self.gguf = gguf
+        self.float32 = float32
         self.config = config
         self.progress = progress
         self.arena = kernels.Arena()
@@ -86,7 +87,10 @@ class _Loader:
         """`name`.weight as panels, with `name`.bias where the file has one; rows in the given order."""
         weight, bias = f"{name}.weight", f"{name}.bias"
         kind = self._take(weight, (rows, cols))
-        packed = kernels.pack(self.gguf.raw(weight), kind, rows, cols, order, self.arena)
+        raw = self.gguf.raw(weight)
+        if self.float32:
+            raw, kind = dequantize(raw, kind).view(np.uint8), "F32"
+        packed = kernels.pack(raw, kind, rows, cols, order, self.arena)
         self.gguf.release(weight)
         if self.has(bias):
             values = self.vector(bias, rows)
@@ -160,9 +164,14 @@ def rotate_half_order(heads: int, head_dim: int, rope_dim: int) -> npt.NDArray[n
     return np.ascontiguousarray(order.reshape(-1), dtype=np.int32)
 
 
-def load_weights(gguf: GGUF, config: ModelConfig, progress: Progress | None = None) -> Weights:
-    """Packs every tensor of the file. progress(done_bytes, total_bytes) is called after each."""
-    loader = _Loader(gguf, config, progress)
+def load_weights(
+    gguf: GGUF, config: ModelConfig, progress: Progress | None = None, *, float32: bool = False
+) -> Weights:
+    """Packs every tensor of the file. progress(done_bytes, total_bytes) is called after each.
+
+    float32: as such, whatever the file has, so that activations are not rounded either.
+    """
+    loader = _Loader(gguf, config, progress, float32)
     layers = tuple(loader.layer(i) for i in range(config.num_hidden_layers))
     final_norm, head, factors = loader.outside_layers()
     loader.check_all_taken()

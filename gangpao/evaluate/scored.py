@@ -39,6 +39,7 @@ def own_task(
     seen = None if tainted is None else [doc["place"] in tainted for doc in asked.docs]
     left_out = Counter(flag for item in items for flag in set(item.flags) & {"too_long", "empty_choice"})
     metrics = list(dict.fromkeys(name for item in items for name in item.scores))
+    assert task.main in metrics, (task.name, metrics)
     for name in sorted(metrics, key=lambda name: name != task.main):
         value, stderr = _value(name, [item.scores[name] for item in items if name in item.scores])
         result = TaskResult(
@@ -49,8 +50,7 @@ def own_task(
             thinking=_thinking(items) if task.how == "written" else None,
             contaminated=None if seen is None else sum(seen), clean_value=_clean(name, items, seen),
         )  # fmt: skip
-        yield result, items
-        items = items if name != metrics[-1] else []
+        yield result, items if name == task.main else []
 
 
 def foreign_task(name: str, harness: Harness, settings: Settings) -> Iterator[tuple[TaskResult, list[Item]]]:

@@ -23,13 +23,15 @@ DEFAULT_BATCH = 8
 
 
 class EngineModel:
-    """See protocol.Model. batch: answers at a time. facts: what is known of the file; the context is the engine's."""
+    """See protocol.Model. batch: answers at a time. facts: what is known of the file; the context is the engine's. float32: as the
+    engine was loaded."""
 
-    def __init__(self, engine: Engine, facts: ModelFacts, batch: int = DEFAULT_BATCH) -> None:
+    def __init__(self, engine: Engine, facts: ModelFacts, batch: int = DEFAULT_BATCH, *, float32: bool = False) -> None:
         self.engine = engine
         self.facts = facts.model_copy(update={"context": engine.context})
         self.usage = Usage()
         self._batch = batch
+        self._float32 = float32
         self._scorer: Scorer | None = None
         self._scheduler: Scheduler | None = None
 
@@ -41,6 +43,7 @@ class EngineModel:
             "bos": "once in front" if tokenizer.adds_bos else "none",
             "context": self.engine.context,
             "kv": self.engine.kv_dtype,
+            "computed_in": "float32" if self._float32 else "int8 where weights are of few bits",
         }
 
     def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[Score]]]:

@@ -50,20 +50,29 @@ def is_url(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
-def load_engine(model: str, options: EngineOptions) -> tuple[Engine, ModelFacts]:
+def load_engine(model: str, options: EngineOptions, *, float32: bool = False) -> tuple[Engine, ModelFacts]:
     """Our engine with a file given by name or path, and what is known of the file. Raises ValueError saying what to do."""
     from gangpao.engine.generate import Engine
 
     name, path = _finder(model)
-    engine = Engine.load(path, context=options.context, kv_dtype=options.kv, num_threads=options.threads)
+    engine = Engine.load(
+        path, context=options.context, kv_dtype=options.kv, num_threads=options.threads, float32=float32
+    )
     engine.name = name
     return engine, facts_of(name, path)
 
 
 def load(
-    model: str, options: EngineOptions, *, batch: int, torch: bool = False, serving: Serving | None = None
+    model: str,
+    options: EngineOptions,
+    *,
+    batch: int,
+    torch: bool = False,
+    float32: bool = False,
+    serving: Serving | None = None,
 ) -> Model:
-    """The model of an argument. torch: a folder of weights is run as it is, instead of as the GGUF file made of it.
+    """The model of an argument. torch: a folder of weights is run as it is, instead of as the GGUF file made of it. float32: our
+    engine computes with such weights and activations.
 
     Raises ValueError saying what to do.
     """
@@ -78,7 +87,7 @@ def load(
         return CheckpointModel.load(Path(model).expanduser(), options, batch)
     from gangpao.evaluate.models.gguf import EngineModel
 
-    return EngineModel(*load_engine(model, options), batch=batch)
+    return EngineModel(*load_engine(model, options, float32=float32), batch=batch, float32=float32)
 
 
 def facts_of(name: str, path: Path) -> ModelFacts:

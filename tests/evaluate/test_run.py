@@ -1,0 +1,257 @@
+"""Runs of a tiny model over small data: the same scores at every batch and after every crash, and nothing hidden."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from gangpao.engine.generate import Engine
+from gangpao.evaluate.models.gguf import EngineModel
+from gangpao.evaluate.models.harness import Harness, answer_key
+from gangpao.evaluate.models.load import facts_of
+from gangpao.evaluate.models.protocol import Generated, Group, Prompt
+from gangpao.evaluate.results import read_items, read_run
+from gangpao.evaluate.run import Settings, evaluate, tasks_of
+from tests.engine.tiny import write_tiny
+from tests.evaluate import samples
+
+TASKS = ("hellaswag", "arc_easy", "winogrande", "lambada", "mmlu", "cmmlu")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("m") / "tiny.gguf", context=1024)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(samples.write(tmp_path_factory.mktemp("data")))
+
+
+def model_of(path, context=1024, **options):
+    return EngineModel(Engine.load(path, context=context, num_threads=1), facts_of("tiny", path), **options)
+
+
+def run(model, data, out, tasks=TASKS, **options):
+    try:
+        return evaluate(model, Settings(tasks=tasks, data=data, **options), out, quiet=True)
+    finally:
+        model.close()
+
+
+def scores_in(result):
+    return [(t.task, t.metric, t.value, t.stderr, t.items) for t in result.tasks]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, data, tmp_path_factory):
+    """A run of all tasks, and its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    return run(model_of(tiny), data, folder), folder
+
+
+def test_a_run_says_what_was_asked_and_what_came(whole, tiny):
+    result, folder = whole
+    assert read_run(folder) == result
+    assert result.model.sha256 == facts_of("tiny", tiny).sha256
+    by_name = {(t.task, t.metric): t for t in result.tasks}
+    assert set(by_name) >= {("hellaswag", "acc_norm"), ("arc_easy", "acc"), ("lambada", "perplexity"), ("mmlu", "acc")}
+    assert [t.task for t in result.tasks if t.main] == list(TASKS)
+    mmlu = by_name["mmlu", "acc"]
+    assert (mmlu.shots, mmlu.items, mmlu.of, set(mmlu.parts)) == (5, 12, 12, {"sailing", "maps"})
+    assert mmlu.data.startswith("mmlu_test.jsonl, sha256 ")
+    assert mmlu.value == pytest.approx(sum(mmlu.parts.values()) / 2)
+    items = list(read_items(folder, "mmlu"))
+    assert [item.scores["acc"] for item in items].count(1.0) == round(12 * mmlu.value)
+    assert len(items[0].answers) == 4
+    assert items[0].prompt.endswith("Answer:")
+    assert result.notes == []
+    assert result.tokens["cached"] > 0
+    assert result.yuan is not None
+
+
+def test_the_scores_are_the_model_s_own(whole, tiny):
+    """Choices one by one, without the scorer, lm-eval and the journal."""
+    engine = model_of(tiny).engine
+    for item in list(read_items(whole[1], "arc_easy"))[:5]:
+        found = []
+        for answer in item.answers:
+            context = engine.tokenizer.encode(item.prompt)
+            ids = engine.tokenizer.encode(item.prompt + answer.text)
+            rows = engine.model.forward(ids[:-1], engine.model.new_cache(1024), all_logits=True)
+            rows = rows.astype(float) - [[__import__("numpy").logaddexp.reduce(row.astype(float))] for row in rows]
+            found.append(sum(rows[at - 1, ids[at]] for at in range(len(context), len(ids))))
+        assert [answer.logprob for answer in item.answers] == pytest.approx(found, abs=1e-6)
+        assert item.scores["acc"] == float(max(range(4), key=lambda i: found[i]) == item.target)
+        lengths = [len(answer.text) - 1 for answer in item.answers]
+        assert item.scores["acc_norm"] == float(max(range(4), key=lambda i: found[i] / lengths[i]) == item.target)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8])
+def test_batch_and_order_change_nothing(whole, tiny, data, tmp_path, batch):
+    tasks = TASKS if batch % 4 else TASKS[::-1]
+    result = run(model_of(tiny, batch=batch), data, tmp_path, tasks)
+    assert sorted(scores_in(result)) == sorted(scores_in(whole[0]))
+
+
+def test_answers_are_the_same_at_every_batch(tiny):
+    prompts = [Prompt(f"{n} and so", max_tokens=9 + n, stop=["z"]) for n in range(9)]
+    prompts.append(Prompt("drawn", max_tokens=20, temperature=1.0, seed=5))
+    made = []
+    for batch in (1, 3, 8):
+        model = model_of(tiny, batch=batch)
+        made.append(dict(model.generate(prompts)))
+        model.close()
+    assert made[0] == made[1] == made[2]
+    assert sorted(made[0]) == list(range(10))
+
+
+def test_a_second_run_asks_nothing(whole, tiny, data, tmp_path):
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / "journal.jsonl").write_bytes((whole[1] / "journal.jsonl").read_bytes())
+    model = model_of(tiny)
+    result = run(model, data, folder)
+    assert scores_in(result) == scores_in(whole[0])
+    assert model.usage.prompt == 0
+    more = run(model_of(tiny), data, folder, ("hellaswag",), limit=3)  # fewer items are no other run
+    assert more.tasks[0].items == 3
+
+
+def test_another_model_s_folder_is_refused(whole, tmp_path, data):
+    other = write_tiny(tmp_path / "other.gguf", seed=3, context=1024)
+    with pytest.raises(ValueError, match="holds answers of another run: model was"):
+        run(model_of(other), data, whole[1])
+    assert read_run(whole[1]) == whole[0]
+
+
+CODE = """
+import sys
+from tests.evaluate.test_run import model_of, run
+model = model_of(sys.argv[1])
+real = model.engine.model.step
+def step(segments):
+    print("step", flush=True)
+    return real(segments)
+model.engine.model.step = step
+run(model, sys.argv[2], __import__("pathlib").Path(sys.argv[3]), ("mmlu", "arc_easy", "hellaswag"))
+"""
+
+
+def test_after_kill_9_the_rest_is_asked(whole, tiny, data, tmp_path):
+    """Killed three times at other places; nothing that was answered is asked again."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    command = [sys.executable, "-c", CODE, str(tiny), data, str(tmp_path)]
+    for steps in (2, 9, 3):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=root, env=os.environ | {"PYTHONPATH": root}
+        )
+        for _ in range(steps):
+            process.stdout.readline()
+        time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+    lines = (tmp_path / "journal.jsonl").read_bytes().splitlines()
+    assert len(lines) > 1
+    result = run(model_of(tiny), data, tmp_path, ("mmlu", "arc_easy", "hellaswag"))
+    names = {t.task for t in result.tasks}
+    assert scores_in(result) == [
+        row for name in ("mmlu", "arc_easy", "hellaswag") for row in scores_in(whole[0]) if row[0] == name
+    ]
+    assert names == {"mmlu", "arc_easy", "hellaswag"}
+    keys = [json.loads(line).get("key") for line in (tmp_path / "journal.jsonl").read_bytes().splitlines()[1:]]
+    asked = [key for key in keys if key != "seconds"]
+    assert len(asked) == len(set(asked))
+
+
+def test_what_does_not_fit_is_counted_and_wrong(tiny, data, tmp_path):
+    result = run(model_of(tiny, context=320), data, tmp_path, ("mmlu", "arc_easy"))
+    mmlu = next(t for t in result.tasks if t.task == "mmlu")
+    assert mmlu.left_out == {"too_long": 12}
+    assert mmlu.value == 0.0
+    items = list(read_items(tmp_path, "mmlu"))
+    assert all(item.flags == ["too_long"] and item.answers[0].logprob is None for item in items)
+    assert next(t for t in result.tasks if t.task == "arc_easy").left_out == {}
+
+
+def test_items_of_a_corpus_are_told(tiny, data, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    question = samples.rows()["hellaswag_val"][4]["ctx"]
+    long = question + " and waits for a while until the water of the pot boils over, which it does at last"
+    (tmp_path / "data").mkdir()
+    rows = [row | {"ctx": long if i == 4 else row["ctx"]} for i, row in enumerate(samples.rows()["hellaswag_val"])]
+    (tmp_path / "data" / "hellaswag_val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (corpus / "a.jsonl").write_text(json.dumps({"text": f"Once {long.upper()} the end."}) + "\n")
+    out = tmp_path / "out"
+    result = run(model_of(tiny), str(tmp_path / "data"), out, ("hellaswag",), corpus=corpus)
+    task = result.tasks[0]
+    assert task.contaminated == 1
+    kept = [item.scores["acc_norm"] for i, item in enumerate(read_items(out, "hellaswag")) if i != 4]
+    assert task.clean_value == pytest.approx(sum(kept) / 9)
+    with pytest.raises(ValueError, match="no files of text"):
+        run(model_of(tiny), data, tmp_path / "o2", ("hellaswag",), corpus=tmp_path / "m")
+
+
+def test_suites_and_single_tasks_are_asked_once():
+    assert tasks_of(["math", "gsm8k", "arc_easy", "their_task"]) == ("gsm8k", "math", "arc_easy", "their_task")
+
+
+class Recorder:
+    """A model that answers with the number of the request."""
+
+    def __init__(self, path):
+        self.facts, self.asked = facts_of("tiny", path), []
+
+    def score(self, groups):
+        self.asked += groups
+        raise AssertionError
+
+    def generate(self, prompts):
+        for i, prompt in enumerate(prompts):
+            self.asked.append(prompt)
+            yield i, Generated(f"answer {len(self.asked)}", "stop", 2)
+
+
+def test_samples_of_one_prompt_differ_and_come_back(tiny, tmp_path):
+    from lm_eval.api.instance import Instance
+
+    from gangpao.evaluate.journal import Journal
+
+    model = Recorder(tiny)
+    options = {"until": ["x", ""], "do_sample": True, "temperature": 0.7, "max_gen_toks": 5}
+    request = Instance("generate_until", {}, ("go", options), 0)
+    with Journal(tmp_path, {}) as journal:
+        harness = Harness(model, journal, lambda *_: None, seed=3)
+        assert harness.generate_until([request] * 3) == ["answer 1", "answer 2", "answer 3"]
+        seeds = [prompt.seed for prompt in model.asked]
+        assert len(set(seeds)) == 3
+        assert model.asked[0] == replace(model.asked[1], seed=seeds[0])
+        assert (model.asked[0].stop, model.asked[0].max_tokens, model.asked[0].temperature) == (["x"], 5, 0.7)
+        assert harness.generate_until([request] * 3) == ["answer 1", "answer 2", "answer 3"]
+        assert len(model.asked) == 3
+        greedy = Instance("generate_until", {}, ("go", {"until": "x"}), 0)
+        harness.generate_until([greedy])
+        assert (model.asked[3].temperature, model.asked[3].seed, model.asked[3].max_tokens) == (0.0, None, 256)
+
+
+def test_keys_of_answers_hold_all_that_changes_them():
+    prompt = Prompt("a", max_tokens=3)
+    others = [
+        replace(prompt, text="b"), replace(prompt, max_tokens=4), replace(prompt, stop=["x"]), replace(prompt, think=True),
+        replace(prompt, messages=[{"role": "user", "content": "a"}]), replace(prompt, temperature=1.0), replace(prompt, seed=1),
+    ]  # fmt: skip
+    assert len({answer_key(p) for p in [prompt, *others]}) == 8
+
+
+def test_groups_that_have_no_ending_are_answered_too(tiny):
+    model = model_of(tiny, context=64)
+    found = dict(model.score([Group("x" * 200, ["a", "b"]), Group("x", ["a"])]))
+    assert [score.fault for score in found[0]] == ["too_long", "too_long"]
+    assert found[1][0].fault == ""
