@@ -9,7 +9,7 @@ from typing import Any
 from gangpao.evaluate.journal import Journal, key_of
 from gangpao.evaluate.models.protocol import Generated, Model, Prompt
 
-OnAnswer = Callable[[Generated], Any]
+OnAnswer = Callable[[Generated, bool], Any]  # and whether it was asked for now
 
 
 def identity_of(model: Model) -> str:
@@ -19,22 +19,26 @@ def identity_of(model: Model) -> str:
 
 
 def ask(model: Model, prompts: Sequence[Prompt], journal: Journal, on_answer: OnAnswer) -> list[Generated]:
-    """One answer a prompt, in their order; equal prompts are asked once. on_answer gets each, those of the journal first."""
+    """One answer a prompt, in their order; equal prompts are asked once. on_answer gets each, those of the journal first.
+
+    A prompt that does not fit is not written down: it cost nothing, and a wider context may take it.
+    """
     keys = [key_of("answer", identity_of(model), asdict(prompt)) for prompt in prompts]
     answers: dict[str, Generated] = {}
     missing: dict[str, Prompt] = {}
     for key, prompt in zip(keys, prompts, strict=True):
         known = journal.get(key)
-        if known is not None:
-            answers[key] = Generated(**known)
-            on_answer(answers[key])
-        elif key not in missing:
+        if known is None:
             missing[key] = prompt
         else:
-            on_answer(Generated("", ""))  # will be there with its like
+            answers[key] = Generated(**known)
+            on_answer(answers[key], False)
     names = list(missing)
     for place, answer in model.generate(list(missing.values())):
-        journal.put(names[place], asdict(answer))
-        answers[names[place]] = answer
-        on_answer(answer)
+        key = names[place]
+        answers[key] = answer
+        if answer.finish != "too_long":
+            journal.put(key, asdict(answer))
+        for _ in range(keys.count(key)):
+            on_answer(answer, True)
     return [answers[key] for key in keys]

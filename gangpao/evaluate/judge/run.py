@@ -81,7 +81,8 @@ def run(
     chosen = questions.limited(settings.limit)
     _check(chosen.questions, settings.kind, baseline)
     started = time.monotonic()
-    with Journal(out, {"judged": identity_of(model), "questions": questions.name}) as journal:
+    identity = {"judged": identity_of(model), "questions": questions.name, **model.settings}
+    with Journal(out, identity) as journal:
         before = journal.get("seconds") or 0.0
         try:
             with _Shown("answers", turns_of(chosen.questions), None, quiet) as shown:
@@ -150,15 +151,17 @@ class _Shown:
         self._done, self._usage = 0, Usage()
         self._progress = Silent() if quiet else Progress(show=show_count, more=self._more)
 
-    def __enter__(self) -> Callable[[Generated], None]:
+    def __enter__(self) -> Callable[[Generated, bool], None]:
         self._progress.start(self._label, self._total)
         return self._take
 
     def __exit__(self, *_: object) -> None:
         self._progress.close()
 
-    def _take(self, answer: Generated) -> None:
+    def _take(self, answer: Generated, fresh: bool) -> None:
         self._done += 1
+        if not fresh:  # the time left is that of what is asked for
+            self._progress.start(self._label, self._total, min(self._done, self._total))
         self._usage.prompt += answer.prompt_tokens
         self._usage.completion += answer.tokens
         self._progress.update(min(self._done, self._total))

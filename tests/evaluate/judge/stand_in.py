@@ -22,7 +22,7 @@ def part(text: str, tag: str) -> str:
 
 def judged_text(prompt: str) -> str:
     """The answer that a single grading is about."""
-    return next(t for tag in ("assistants_second_answer", "second_answer", "answer") if (t := part(prompt, tag)))
+    return next((t for tag in ("assistants_second_answer", "second_answer", "answer") if (t := part(prompt, tag))), "")
 
 
 def mark_by_length(prompt: str) -> str:

@@ -25,6 +25,7 @@ from gangpao.evaluate.models.load import load
 from gangpao.evaluate.models.price import Price
 from gangpao.evaluate.models.protocol import Generated
 from gangpao.evaluate.results import read_items, read_run
+from gangpao.progress import Progress
 from tests.child import ROOT, environment
 from tests.commands.fake_server import answer, fake
 from tests.evaluate.judge.stand_in import Rule, Talker, judge_at, judged_text, part
@@ -35,8 +36,10 @@ OWN = prompts.load()
 
 
 @pytest.fixture(autouse=True)
-def no_key(monkeypatch):
+def no_key_and_one_picture(monkeypatch, request):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if request.node.name != "test_single_marks":  # matplotlib takes its time
+        monkeypatch.setattr("gangpao.evaluate.judge.radar.draw", lambda *_: None)
 
 
 def judged(out, rule=None, talker=None, chosen=SAMPLE, settings=None, **options):
@@ -210,6 +213,38 @@ def test_thoughts_are_counted_and_not_judged(tmp_path):
     assert set(list(read_items(tmp_path, "judge_sample"))[1].flags) == {"at_limit", "in_thought", "empty_answer"}
 
 
+def test_what_did_not_fit_is_asked_again_with_more_room(tmp_path):
+    room = [1]
+
+    def say(prompt):
+        return Generated("A text.", "stop", 3) if len(prompt.messages) <= room[0] else Generated("", "too_long")
+
+    talker = Talker(say)
+    judged(tmp_path, talker=talker)
+    assert len([i for i in read_items(tmp_path, "judge_sample") if "too_long" in i.flags]) == 8
+    room[0] = 3
+    judged(tmp_path, talker=talker)
+    assert not any(i.flags for i in read_items(tmp_path, "judge_sample"))
+    assert len(talker.asked) == 16 + 8
+
+
+def test_equal_questions_are_asked_once(tmp_path):
+    file = tmp_path / "same.jsonl"
+    file.write_text("".join(json.dumps({"uid": f"q{n}", "prompt": "Same."}) + "\n" for n in range(5)))
+    talker, rule = Talker(), Rule()
+    result = judged(tmp_path / "run", rule, talker, chosen=questions.load(file))
+    assert (len(talker.asked), len(rule.answered), result.tasks[0].items) == (1, 1, 5)
+
+
+def test_progress_says_what_is_left_and_what_it_costs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Progress.__init__, "__kwdefaults__", {**Progress.__init__.__kwdefaults__, "line_seconds": 0.0})
+    with judge_at(Rule()) as judging:
+        run(Talker(), [judging], SAMPLE, OWN, Settings(price=Price(2, 8)), tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert re.match(r"answers: 1 of 16 \(6 %\), .*/s, .* left, 7 \+ 5 tokens$", lines[0])
+    assert re.match(r"judgments by one: 16 of 16 .*, 1,600 \+ 160 tokens, 0.0045 yuan$", lines[-1])
+
+
 def test_another_model_does_not_write_into_a_run(tmp_path):
     judged(tmp_path)
     other = Talker()
@@ -255,7 +290,7 @@ def start(url, out, *more):
 
 
 def test_after_kill_nothing_is_asked_twice(tmp_path):
-    stops = [5, 21, 1000]  # among the answers, among the judgments, never
+    stops = [21, 1000]  # all answers and some judgments, everything
     given = threading.Semaphore(0)
     let_go = threading.Event()
 
