@@ -8,7 +8,10 @@ Measured against the MiniCPM report's own example: a phone chip of 600 yuan, use
 without electricity, gives 5 * 365 * 86400 * 7.5 / 600 = 1.97 million tokens for 1 yuan. The report prints 1.7 million,
 which would fit 6.5 tokens a second. We keep the arithmetic.
 
-What it gives up: idle time is counted as used (the machine is assumed busy its whole life), no interest, no resale.
+A machine that works only a share of its life (`utilisation`) spreads its price, or its rent, over that share; the default
+of 1 takes it as busy its whole life.
+
+What it gives up: power drawn while idle, interest, resale.
 """
 
 import functools
@@ -16,7 +19,7 @@ import math
 from datetime import date
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gangpao.config import Frozen, config_dir, load_toml
 
@@ -27,12 +30,15 @@ JOULES_PER_KWH = 3.6e6
 class CostProfile(Frozen):
     """A machine and what it costs to have and to run."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     title: str = Field(min_length=1, description="What the machine is.")
     price_yuan: float = Field(0.0, ge=0, description="What it was bought for, yuan.")
     lifetime_years: float = Field(1.0, gt=0, description="How long it is used, years.")
     power_watts: float = Field(0.0, ge=0, description="Drawn at the socket while it generates, watts.")
     electricity_yuan_per_kwh: float = Field(0.0, ge=0, description="Price of electricity, yuan per kWh.")
     rent_yuan_per_hour: float = Field(0.0, ge=0, description="Rent of a machine that is not ours, yuan per hour.")
+    utilisation: float = Field(1.0, gt=0, le=1, description="Share of its life, or of its rent, in which it works.")
     source: str = Field(min_length=1, description="Where these figures are from.")
 
 
@@ -75,10 +81,10 @@ def get_profile(name: str | None = None) -> tuple[str, CostProfile]:
 
 
 def yuan_per_second(profile: CostProfile) -> float:
-    """Price of one second of this machine: its share of the purchase, electricity and rent."""
+    """Price of one second in which this machine works: its share of the purchase, electricity and rent."""
     purchase = profile.price_yuan / (profile.lifetime_years * SECONDS_PER_YEAR)
     electricity = profile.power_watts * profile.electricity_yuan_per_kwh / JOULES_PER_KWH
-    return purchase + electricity + profile.rent_yuan_per_hour / 3600
+    return (purchase + profile.rent_yuan_per_hour / 3600) / profile.utilisation + electricity
 
 
 def yuan(profile: CostProfile, seconds: float) -> float:

@@ -3,7 +3,7 @@
 The idea: ask the kernel, then believe the narrowest fence around us. In a container /proc/meminfo shows the host, and
 the control group (version 1 or 2, at any level above us) says what really may be used; the same for cores.
 
-A Watch says what others did with the processors while something was measured.
+A Watch says what others did with the processors while something was measured; git_commit says which code ran.
 
 What it gives up: huge pages, NUMA and swap are not looked at; on macOS the figures come from sysctl and vm_stat.
 """
@@ -268,3 +268,19 @@ def rss_mb() -> float:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, with "+changes" where files differ from it; None where it is not a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return commit and commit + ("+changes" if git("status", "--porcelain") else "")

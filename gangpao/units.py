@@ -1,4 +1,4 @@
-"""Bytes, seconds and the texts of others as people read them."""
+"""Bytes, seconds, tables and the texts of others as people read them."""
 
 
 def plain(text: str) -> str:
@@ -30,3 +30,10 @@ def show_seconds(seconds: float) -> str:
 def show_count(count: float) -> str:
     """A number of things, also of parts of one a second."""
     return f"{count:,.0f}" if count >= 10 or count == int(count) else f"{count:.2g}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as their widest cell; the last one is not padded."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -34,6 +34,17 @@ def test_every_part_of_the_price_counts():
     assert cost.yuan(together, 3600) == pytest.approx(3600 + 0.6 + 0.36)
 
 
+def test_a_machine_that_rests_spreads_its_price_over_the_time_it_works():
+    """Purchase and rent are paid for all hours, electricity for those of work."""
+    whole = cost.CostProfile(
+        title="t", price_yuan=600, power_watts=50, electricity_yuan_per_kwh=0.6, rent_yuan_per_hour=0.3, source="s"
+    )
+    assert whole.utilisation == 1
+    half, silent = whole.model_copy(update={"utilisation": 0.5}), whole.model_copy(update={"power_watts": 0})
+    electricity = cost.yuan_per_second(whole) - cost.yuan_per_second(silent)
+    assert cost.yuan_per_second(half) == pytest.approx(2 * cost.yuan_per_second(silent) + electricity)
+
+
 def test_price_and_tokens_agree():
     for name, profile in cost.load_profiles().items():
         seconds = 1e6 / 7.5
@@ -47,7 +58,13 @@ def test_edges():
     assert cost.tokens_per_yuan(cost.load_profiles()["mini-pc"], 0) == 0
     with pytest.raises(ValueError, match="below zero"):
         cost.tokens_per_yuan(free, -1)
-    for wrong in ({"price_yuan": -1}, {"lifetime_years": 0}, {"power_wats": 3}):
+    for wrong in (
+        {"price_yuan": -1},
+        {"lifetime_years": 0},
+        {"power_wats": 3},
+        {"utilisation": 0},
+        {"utilisation": 1.1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             cost.CostProfile(title="t", source="s", **wrong)
 

@@ -5,26 +5,30 @@ repeated, interleaved, and reported as medians, because a shared machine is nois
 meanwhile is told. GB/s counts the weights a decode step
 reads; mbu is that over the read bandwidth measured in the same run, with the same threads.
 
+--suite compares models, context lengths and batch sizes instead (speed/suite.py).
+
 The last line of stdout is one JSON object.
 """
 
 import json
 import statistics
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from gangpao import machine
 from gangpao.commands import options as opt
 from gangpao.commands.model import loading
+from gangpao.commands.speed import sample
+from gangpao.commands.speed.suite import SuiteOptions
+from gangpao.commands.speed.suite import run as run_suite
 from gangpao.commands.terminal import screen
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.options import Fields, command_of
 
+Models = Annotated[list[str] | None, typer.Option("-m", "--model", help=f"{opt.MODEL}; repeatable with --suite.")]
 PromptTokens = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1_000_000, help="Tokens to prefill.")]
 DecodeTokens = Annotated[int, typer.Option("--decode-tokens", min=1, max=100_000, help="Tokens to decode after them.")]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, max=100, help="Runs to take the median of.")]
@@ -48,14 +52,30 @@ class Result:
 
 @command_of()
 def bench(
-    model: opt.ModelName,
+    name: opt.Named = None,
+    model: Models = None,
     prompt_tokens: PromptTokens = 512,
     decode_tokens: DecodeTokens = 64,
     repeat: Repeat = 3,
     *,
     options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv"))],
+    suite: SuiteOptions,
 ) -> None:
     """Measure prefill and decode speed against the memory's bandwidth."""
+    models = [*([name] if name else []), *(model or [])]
+    if suite.suite:
+        if not models:
+            raise ValueError("--suite compares models: name them, -m A -m B")
+        run_suite(models, suite, options, decode_tokens=decode_tokens, repeat=repeat)
+        return
+    if len(models) != 1:
+        named = f"{len(models)} models, and one is measured" if models else "no model is named"
+        raise ValueError(f"{named}: gangpao bench MODEL, or gangpao bench --suite -m A -m B to compare")
+    one(models[0], prompt_tokens, decode_tokens, repeat, options)
+
+
+def one(model: str, prompt_tokens: int, decode_tokens: int, repeat: int, options: EngineOptions) -> None:
+    """Measure one model and print it."""
     from gangpao import kernels
 
     engine = loading.load_engine(model, options=replace(options, context=prompt_tokens + decode_tokens))
@@ -93,21 +113,10 @@ def bench(
 
 def measure(engine: Engine, prompt_tokens: int, decode_tokens: int, repeat: int) -> tuple[list[float], list[float]]:
     """Prefill and decode tok/s of every repetition. The ids are random but always the same."""
-    ids = np.random.default_rng(0).integers(0, engine.model.config.vocab_size, prompt_tokens).tolist()
-    # Pages are touched, caches warmed and clocks raised by a run that does not count.
-    engine.model.forward(ids[:32], engine.model.new_cache(engine.context, engine.kv_dtype))
-    prefill, decode = [], []
-    for _ in range(repeat):
-        cache = engine.model.new_cache(engine.context, engine.kv_dtype)
-        start = time.perf_counter()
-        logits = engine.model.forward(ids, cache)
-        middle = time.perf_counter()
-        for _ in range(decode_tokens):
-            logits = engine.model.forward([int(logits.argmax())], cache)
-        end = time.perf_counter()
-        prefill.append(prompt_tokens / (middle - start))
-        decode.append(decode_tokens / (end - middle))
-    return prefill, decode
+    ids = sample.random_ids(engine, prompt_tokens)
+    sample.warm_up(engine)
+    both = [sample.alone(engine, ids, decode_tokens) for _ in range(repeat)]
+    return [prefill for prefill, _ in both], [decode for _, decode in both]
 
 
 def _all(values: list[float]) -> str:

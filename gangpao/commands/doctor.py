@@ -18,10 +18,9 @@ import gangpao
 from gangpao import catalog, cost, kernels, machine
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
-from gangpao.commands.terminal.screen import table
 from gangpao.engine.memory import EngineOptions
 from gangpao.options import Fields, command_of
-from gangpao.units import show_bytes
+from gangpao.units import show_bytes, table
 
 EFFICIENCY = 0.6
 WATCH_S = 0.5  # at least, to see what others do

@@ -8,8 +8,7 @@ from typing import Any
 from gangpao import catalog
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
-from gangpao.commands.terminal import screen
-from gangpao.units import show_bytes
+from gangpao.units import show_bytes, table
 
 
 def list_(as_json: opt.Json = False) -> None:
@@ -18,7 +17,7 @@ def list_(as_json: opt.Json = False) -> None:
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
-    print(screen.table(["", "name", "size", "state", "licence", "what it is", "sampling"], [_row(row) for row in rows]))
+    print(table(["", "name", "size", "state", "licence", "what it is", "sampling"], [_row(row) for row in rows]))
     print(
         f"\n* installed in {catalog.models_dir()}   d a default: the best that is here is taken, else the best that fits\n"
         "runs: run by us, this very file   untested: our engine has all it needs   cannot run: not here, other programs may\n"

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gangpao.commands import options as opt
-from gangpao.commands.terminal.screen import table
-from gangpao.units import show_bytes
+from gangpao.units import show_bytes, table
 
 Url = Annotated[str, typer.Argument(help="Address of the server: ours, or Ollama.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="The server's API key.")]

@@ -32,8 +32,6 @@ from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.thoughts import Splitter
 from gangpao.text.tokenizer import Tokenizer
 
-_MARK_TOKENS = 32  # more than any opening mark and the white space behind it
-
 
 @dataclass(slots=True)
 class Engine:
@@ -100,11 +98,7 @@ class Engine:
 
     def splitter(self, prompt_ids: Sequence[int]) -> Splitter:
         """What tells thought and answer apart in the text that follows this prompt, whose end may have opened a thought."""
-        marks = self.template.thoughts
-        if marks is None:
-            return Splitter(None)
-        end = self.tokenizer.decode(prompt_ids[-_MARK_TOKENS:], keep_special=True)
-        return Splitter(marks, opened=end.rstrip().endswith(marks.begin))
+        return self.template.splitter(self.tokenizer, prompt_ids)
 
     def generate(
         self,

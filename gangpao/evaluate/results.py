@@ -10,8 +10,9 @@ refused with a reason.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,3 +182,13 @@ def read_items(folder: Path, task: str) -> Iterator[Item]:
                 yield Item.model_validate_json(line)
             except ValidationError as error:
                 raise ValueError(f"{path}:{number}: {error.errors()[0]['msg']}") from error
+
+
+def sha256_of(files: Sequence[Path]) -> str:
+    """Of files one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as data:
+            while piece := data.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()

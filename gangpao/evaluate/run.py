@@ -69,6 +69,8 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
     """Ask everything, or what is still missing, and write the folder. Raises ValueError saying what to do."""
     from gangpao.evaluate.models.harness import Harness
 
+    if not settings.tasks:
+        raise ValueError("nothing to ask: give --suite or --task (--list shows them)")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     meter = cost.Meter(settings.cost_profile)
     state = _State()
@@ -82,15 +84,16 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
                     model, journal, shown.of(name, number, len(settings.tasks)),
                     think=settings.think, max_tokens=settings.max_tokens, seed=settings.seed,
                 )  # fmt: skip
-                for result, items in _asked(name, harness, settings, source, found):
-                    state.tasks.append(result)
+                for scores, items in _asked(name, harness, settings, source, found):
+                    state.tasks.append(scores)
                     if items:
                         write_items(out, name, items)
                 missing = number < len(settings.tasks)
-                write_run(out, _result(model, settings, state, before, meter, missing=missing))
+                result = _result(model, settings, state, before, meter, missing=missing)
+                write_run(out, result)
         finally:
             journal.put("seconds", before + time.monotonic() - state.started)
-    return _result(model, settings, state, before, meter, missing=False)
+    return result
 
 
 def _asked(

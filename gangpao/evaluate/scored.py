@@ -32,10 +32,13 @@ def own_task(
     """
     from gangpao.evaluate.tasks.grade import grader_of
 
-    asked = ask(task, source, limit=limit, shots=settings.shots, chat=settings.chat)
-    grader = grader_of(task, run_code=settings.run_code, chat=settings.chat) if task.grader else None
-    found = _run(harness_task(asked, grader.grade if grader else None), harness, settings)
+    chat = settings.chat or task.conversation
+    asked = ask(task, source, limit=limit, shots=settings.shots, chat=chat)
+    grader = grader_of(task, run_code=settings.run_code, chat=chat) if task.grader else None
+    found = _run(harness_task(asked, grader.grade if grader else None, chat=chat), harness, settings, chat)
     items = [_item(asked, sample, harness) for sample in found["samples"][task.name]]
+    if grader:
+        items = [_explained(item, doc, grader.grade) for item, doc in zip(items, asked.docs, strict=True)]
     seen = None if tainted is None else [doc["place"] in tainted for doc in asked.docs]
     left_out = Counter(flag for item in items for flag in set(item.flags) & {"too_long", "empty_choice"})
     metrics = list(dict.fromkeys(name for item in items for name in item.scores))
@@ -46,7 +49,7 @@ def own_task(
             task=task.benchmark, metric=name, value=value, stderr=stderr, items=len(items), of=asked.of,
             higher_is_better=name != "perplexity", mode=_MODES[task.how], shots=asked.shots, main=name == task.main,
             parts=_parts(asked, items, name), prompt_version=f"{task.name} {task.version}",
-            grader=grader.name if grader else "", stop=list(task.stop), data=asked.origin, left_out=dict(left_out),
+            grader=grader.name if grader else "", stop=[] if chat else list(task.stop), data=asked.origin, left_out=dict(left_out),
             thinking=_thinking(items) if task.how == "written" else None,
             contaminated=None if seen is None else sum(seen), clean_value=_clean(name, items, seen),
         )  # fmt: skip
@@ -61,7 +64,7 @@ def foreign_task(name: str, harness: Harness, settings: Settings) -> Iterator[tu
     if name not in manager.all_tasks:
         near = difflib.get_close_matches(name, [*TASKS, *manager.all_tasks], 4)
         raise ValueError(f"no task {name!r:.60}" + (f"; near it: {', '.join(near)}" if near else "") + "; see --list")
-    found = _run(name, harness, settings, manager)
+    found = _run(name, harness, settings, settings.chat, manager)
     for task, samples in found["samples"].items():
         filters = list(dict.fromkeys(sample["filter"] for sample in samples))
         items = [_foreign_item(sample, harness) for sample in samples if sample["filter"] == filters[0]]
@@ -96,18 +99,26 @@ def _foreign_item(sample: dict[str, Any], harness: Harness) -> Item:
     return Item(item=str(sample["doc_id"]), prompt=prompt, answers=answers, target=str(sample["target"]), scores=scores)
 
 
-def _run(task: Any, harness: Harness, settings: Settings, manager: Any = None) -> dict[str, Any]:
-    """lm-eval's results of a task."""
-    from lm_eval import simple_evaluate
+def _run(task: Any, harness: Harness, settings: Settings, chat: bool, manager: Any = None) -> dict[str, Any]:
+    """lm-eval's results of a task: ours, whose docs are limited and have their examples already, or by name with its manager.
 
-    own = manager is None  # then the docs are limited and have their examples already
-    with contextlib.redirect_stdout(io.StringIO()):
-        found = simple_evaluate(
-            model=harness, model_args={"pretrained": harness.model.facts.name}, tasks=[task], task_manager=manager,
-            bootstrap_iters=0 if own else 1000, log_samples=True, apply_chat_template=settings.chat,
-            num_fewshot=None if own else settings.shots, limit=None if own else settings.limit, random_seed=None,
-            numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=settings.seed,
-            confirm_run_unsafe_code=settings.run_code,
+    lm-eval's `simple_evaluate` would index all its tasks and gather facts about the machine first, some 12 s each time.
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    own = manager is None
+    loaded = (TaskManager(include_defaults=False) if own else manager).load([task])
+    for one in loaded["tasks"].values():
+        if not own and settings.shots is not None:
+            one.set_config(key="num_fewshot", value=settings.shots)
+        elif one.get_config("num_fewshot") is None:
+            one.set_config(key="num_fewshot", value=0)
+        one.set_fewshot_seed(seed=settings.seed)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        found = evaluate(
+            harness, loaded, limit=None if own else settings.limit, bootstrap_iters=0 if own else 1000,
+            apply_chat_template=chat, confirm_run_unsafe_code=settings.run_code,
         )  # fmt: skip
     assert found is not None
     results: dict[str, Any] = found
@@ -155,12 +166,17 @@ def _written_item(asked: Asked, sample: dict[str, Any], scores: dict[str, float]
     extra: dict[str, Any] = (
         {"thinking": answer.thinking, "thinking_tokens": answer.thinking_tokens} if answer.thinking else {}
     )
-    extra |= {name: sample[name] for name in sample["metrics"] if isinstance(sample[name], str)}
     text = Answer(text=answer.text, tokens=answer.tokens, finish=answer.finish)
     return Item(
         item=str(sample["doc"]["number"]), prompt=str(sample["arguments"][0][0])[-_LISTED_PROMPT:], answers=[text],
         target=sample["target"], scores=scores, flags=flags, extra=extra,
     )  # fmt: skip
+
+
+def _explained(item: Item, doc: Doc, grade: Grade) -> Item:
+    """With what the grader took for the answer, and why it is right or wrong."""
+    said = {name: value for name, value in grade(doc, item.answers[0].text).items() if isinstance(value, str) and value}
+    return item.model_copy(update={"extra": item.extra | said})
 
 
 def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import platform
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,7 +145,7 @@ def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, 
             "train_tokens": {name: shards.num_tokens for name, shards in built.train.items()},
             "heldout_tokens": {name: shards.num_tokens for name, shards in built.heldout.items()},
         },
-        "git": git_commit(),
+        "git": machine.git_commit(),
         "environment": environment(world),
     }
     staging = out / f".{RUN}"
@@ -157,22 +156,6 @@ def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, 
 
 
 @functools.cache
-def git_commit() -> str | None:
-    """Commit of the code that runs, with "+changes" where files differ from it; None where it is not a checkout."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return commit and commit + ("+changes" if git("status", "--porcelain") else "")
-
-
 def environment(world: World) -> dict[str, Any]:
     """What a result depends on besides the code."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else machine.cpu_name()

@@ -9,7 +9,7 @@ import pytest
 from gangpao import cli, kernels
 from gangpao.commands.doctor import cpu_features
 from gangpao.commands.terminal import screen
-from gangpao.commands.terminal.screen import table
+from gangpao.units import table
 from tests.engine.tiny import write_tiny
 
 

@@ -22,7 +22,7 @@ def shown(name: str) -> str:
     return command.get_help(context) + "\n"
 
 
-@pytest.mark.parametrize("name", ["run", "chat", "serve", "bench"])
+@pytest.mark.parametrize("name", ["run", "chat", "serve", "bench", "cost"])
 def test_help_is_as_it_was(name: str) -> None:
     path = HELP / f"{name}.txt"
     if os.environ.get("GANGPAO_WRITE_HELP"):

@@ -8,13 +8,14 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from gangpao.engine.generate import Engine
 from gangpao.evaluate.models.gguf import EngineModel
 from gangpao.evaluate.models.harness import Harness, answer_key
 from gangpao.evaluate.models.load import facts_of
-from gangpao.evaluate.models.protocol import Generated, Group, Prompt
+from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Usage
 from gangpao.evaluate.results import read_items, read_run
 from gangpao.evaluate.run import Settings, evaluate, tasks_of
 from tests.engine.tiny import write_tiny
@@ -84,7 +85,7 @@ def test_the_scores_are_the_model_s_own(whole, tiny):
             context = engine.tokenizer.encode(item.prompt)
             ids = engine.tokenizer.encode(item.prompt + answer.text)
             rows = engine.model.forward(ids[:-1], engine.model.new_cache(1024), all_logits=True)
-            rows = rows.astype(float) - [[__import__("numpy").logaddexp.reduce(row.astype(float))] for row in rows]
+            rows = rows.astype(float) - [[np.logaddexp.reduce(row.astype(float))] for row in rows]
             found.append(sum(rows[at - 1, ids[at]] for at in range(len(context), len(ids))))
         assert [answer.logprob for answer in item.answers] == pytest.approx(found, abs=1e-6)
         assert item.scores["acc"] == float(max(range(4), key=lambda i: found[i]) == item.target)
@@ -255,3 +256,71 @@ def test_groups_that_have_no_ending_are_answered_too(tiny):
     found = dict(model.score([Group("x" * 200, ["a", "b"]), Group("x", ["a"])]))
     assert [score.fault for score in found[0]] == ["too_long", "too_long"]
     assert found[1][0].fault == ""
+
+
+class Said:
+    """A model that says what it is told to say, by what stands in the prompt."""
+
+    def __init__(self, path, answers):
+        self.facts, self.answers = facts_of("tiny", path), answers
+        self.usage = Usage()
+            prompt=0, cached=0, completion=0
+        )
+        self.settings = {}
+
+    def prompt_of(self, messages):
+        return messages[-1]["content"]
+
+    def generate(self, prompts):
+        for i, prompt in enumerate(prompts):
+            found = [said for part, said in self.answers.items() if part in prompt.text]
+            yield i, found[-1] if found else Generated("", "stop")
+
+    def close(self):
+        pass
+
+
+def test_written_answers_are_graded_and_thoughts_counted(tiny, data, tmp_path):
+    answers = {
+        "Question: 0 + 2?\nAnswer:": Generated(" It is 2.\n#### 2", "stop", 9),
+        "Question: 1 + 2?\nAnswer:": Generated(" so 4", "length", 9),
+        "Question: 2 + 2?\nAnswer:": Generated("4", "stop", 30, thinking="2, 2", thinking_tokens=20),
+        "Question: 3 + 2?\nAnswer:": Generated("", "length", 50, thinking="3, 2", thinking_tokens=50, in_thought=True),
+    }
+    result = run(Said(tiny, answers), data, tmp_path, ("gsm8k",))
+    task = result.tasks[0]
+    assert (task.metric, task.value, task.mode, task.shots) == ("exact_match", 0.5, "generation", 8)
+    assert task.grader.startswith("gangpao-gsm8k ")
+    assert (task.thinking.answers, task.thinking.mean_tokens) == (2, 35.0)
+    assert (task.thinking.at_limit, task.thinking.empty) == (0.25, 0.25)
+    items = list(read_items(tmp_path, "gsm8k"))
+    assert [item.flags for item in items] == [[], ["at_limit"], [], ["at_limit_in_thought", "empty_answer"]]
+    assert items[0].extra["extracted"] == "2"
+    assert items[2].extra["thinking"] == "2, 2"
+
+
+def test_programs_are_run_only_where_that_was_allowed(tiny, tmp_path):
+    row = {
+        "task_id": "T/0", "prompt": 'def double(x):\n    """Twice x."""\n', "entry_point": "double",
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(3) == 6\n    assert candidate(0) == 0\n",
+    }  # fmt: skip
+    (tmp_path / "humaneval.jsonl").write_text(json.dumps(row) + "\n")
+    good = {"Twice x": Generated("\n    return 2 * x", "stop", 5)}
+    with pytest.raises(ValueError, match="--run-code"):
+        run(Said(tiny, good), str(tmp_path), tmp_path / "o1", ("humaneval",))
+    result = run(Said(tiny, good), str(tmp_path), tmp_path / "o2", ("humaneval",), run_code=True)
+    assert (result.tasks[0].metric, result.tasks[0].value) == ("pass@1", 1.0)
+    bad = {"Twice x": Generated("\n    return 3 * x", "stop", 5)}
+    assert run(Said(tiny, bad), str(tmp_path), tmp_path / "o3", ("humaneval",), run_code=True).tasks[0].value == 0.0
+    fenced = {"Twice x": Generated("Here:\n```python\ndef double(x):\n    return x + x\n```", "stop", 5)}
+    assert (
+        run(Said(tiny, fenced), str(tmp_path), tmp_path / "o4", ("humaneval",), run_code=True, chat=True).tasks[0].value
+        == 1.0
+    )
+
+
+def test_instructions_are_checked_by_programs(tiny, tmp_path):
+    result = run(Said(tiny, {}), None, tmp_path, ("instructions",), limit=6)
+    assert [(t.metric, t.value, t.items) for t in result.tasks] == [("prompt_strict", 0.0, 6), ("prompt_loose", 0.0, 6)]
+    assert set(result.tasks[0].parts) == {"en", "zh"}

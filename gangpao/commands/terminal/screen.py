@@ -45,13 +45,6 @@ def kernels_line() -> str:
     return f"{kernels.describe()}, {kernels.num_threads()} threads"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as their widest cell; the last one is not padded."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
 class Percent:
     """A progress callback that keeps one line on a terminal up to date, and is silent elsewhere."""
 

@@ -286,7 +286,7 @@ def _result(
     usage = {one.name: one.usage() for one in judged}
     return RunResult(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        gangpao=gangpao.__version__,
+        gangpao=gangpao.__version__ + (f", commit {commit}" if (commit := machine.git_commit()) else ""),
         hardware={"cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory()},
         model=model.facts,
         suite="judge",

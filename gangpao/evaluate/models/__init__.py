@@ -2,6 +2,7 @@
 
 protocol.py     Model: groups of choices scored, prompts answered; what they give back
 tokens.py       text to ids for models that we run ourselves, by lm-eval's rules, and what they leave out
+answer.py       a prompt as ids, an answer as it is written, for those models
 gguf.py         our engine
 checkpoint.py   a folder of weights in torch
 endpoint.py     a server; align.py where its tokens lie in a text, many.py requests at once, price.py what they cost

@@ -15,8 +15,9 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.scheduler import Handle, Request, Scheduler
 from gangpao.engine.score import Scorer
+from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
-from gangpao.evaluate.models.tokens import encode_group, encode_text, scores_of, windows
+from gangpao.evaluate.models.tokens import encode_group, first_id, scores_of, windows
 from gangpao.evaluate.results import ModelFacts
 
 DEFAULT_BATCH = 8
@@ -67,11 +68,7 @@ class EngineModel:
     def roll(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
         """Windows of the whole context, as lm-eval has them."""
         tokenizer = self.engine.tokenizer
-        begins = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        if begins is None:
-            raise ValueError(
-                "a text cannot be scored from its beginning: this model has neither a first nor a last token"
-            )
+        begins = first_id(tokenizer, "a text cannot be scored from its beginning")
         self._scorer = self._scorer or Scorer(self.engine)
         for i, text in enumerate(texts):
             parts = windows(tokenizer.encode(text, parse_special=True), begins, self.engine.context)
@@ -79,7 +76,8 @@ class EngineModel:
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]:
         """The longest prompts first, so that the last steps are not those of one long answer alone."""
-        ids = [self._ids(prompt) for prompt in prompts]
+        engine = self.engine
+        ids = [prompt_ids(engine.tokenizer, engine.template, prompt) for prompt in prompts]
         self._scheduler = self._scheduler or Scheduler(self.engine, batch=self._batch, queue=self._batch)
         ended: queue.SimpleQueue[_Writing | Exception] = queue.SimpleQueue()
         waiting = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
@@ -102,13 +100,6 @@ class EngineModel:
                 self.usage.cached += stats.cached_tokens
                 self.usage.completion += stats.completion_tokens
                 yield done.number, done.generated()
-
-    def _ids(self, prompt: Prompt) -> list[int]:
-        if prompt.messages is None:
-            return encode_text(self.engine.tokenizer, prompt.text)
-        return self.engine.template.encode(
-            self.engine.tokenizer, list(prompt.messages), variables=_switch(prompt.think)
-        )
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """By the file's own template."""
@@ -135,17 +126,11 @@ class _Writing:
     ) -> None:
         self.number = number
         self._ended = ended
-        self._splitter = engine.splitter(ids)
-        self._thinks = engine.template.thoughts is not None
-        self._stop = tuple(prompt.stop) if self._thinks else ()
-        self._text = self._thought = ""
-        self._thought_tokens = 0
-        self._in_thought = False
-        self._finish = ""
+        self._answer = ThoughtAndAnswer(engine.splitter(ids), prompt.stop, thinks=engine.template.thoughts is not None)
         room = engine.context - len(ids)
         params = SamplingParams(
             temperature=prompt.temperature, top_p=prompt.top_p, seed=prompt.seed or 0,
-            max_tokens=min(prompt.max_tokens, room), stop=() if self._thinks else tuple(prompt.stop),
+            max_tokens=min(prompt.max_tokens, room), stop=self._answer.passed_on,
         )  # fmt: skip
         chat = prompt.messages is not None
         marks = engine.template.stop if chat else ()
@@ -155,32 +140,12 @@ class _Writing:
     def _on_event(self, event: Piece | Exception) -> None:
         if isinstance(event, Exception):
             self._ended.put(event)
-        if self._finish or isinstance(event, Exception):
             return
-        was_thinking = self._splitter.thinking
-        for said in self._splitter.push(event.text) + (self._splitter.finish() if event.finish_reason else []):
-            if said.thought:
-                self._thought += said.text
-            else:
-                self._text += said.text
-        self._thought_tokens += len(event.ids) if was_thinking or self._splitter.thinking else 0
-        cut = min((at for stop in self._stop if (at := self._text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
-            self._text, self._finish = self._text[:cut], "stop"
-            self.handle.cancel()
-        elif event.finish_reason:
-            self._finish = event.finish_reason
-            self._in_thought = self._splitter.thinking and event.finish_reason == "length"
-        if self._finish:
+        if not self._answer.finish and self._answer.push(event):
+            if event.finish_reason is None:
+                self.handle.cancel()
             self._ended.put(self)
 
     def generated(self) -> Generated:
         stats = self.handle.stats
-        return Generated(
-            self._text, self._finish, stats.completion_tokens, stats.prompt_tokens,
-            self._thought, self._thought_tokens, self._in_thought,
-        )  # fmt: skip
-
-
-def _switch(think: bool | None) -> dict[str, Any]:
-    return {} if think is None else {"enable_thinking": think, "thinking": think}
+        return self._answer.generated(stats.completion_tokens, stats.prompt_tokens)

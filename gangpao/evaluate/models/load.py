@@ -5,7 +5,6 @@ How a name becomes a file, and what is pulled for it, is the business of the com
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gangpao import catalog
 from gangpao.evaluate.models.protocol import Model
-from gangpao.evaluate.results import ModelFacts
+from gangpao.evaluate.results import ModelFacts, sha256_of
 
 if TYPE_CHECKING:
     from gangpao.engine.generate import Engine
@@ -110,13 +109,3 @@ def facts_of(name: str, path: Path) -> ModelFacts:
         name=name, kind="gguf", sha256=sha256_of(files), bytes=sum(file.stat().st_size for file in files),
         parameters=sum(kinds.values()), architecture=architecture, quantization=kinds.most_common(1)[0][0],
     )  # fmt: skip
-
-
-def sha256_of(files: list[Path]) -> str:
-    """Of files one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as data:
-            while piece := data.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()

@@ -41,6 +41,14 @@ def encode_text(encoder: Encoder, text: str) -> list[int]:
     return ids
 
 
+def first_id(encoder: Encoder, what: str) -> int:
+    """The token that a text begins with. Raises ValueError saying `what` cannot be done without."""
+    begins = encoder.bos_id if encoder.bos_id is not None else encoder.eos_id
+    if begins is None:
+        raise ValueError(f"{what}: this model has neither a first nor a last token")
+    return begins
+
+
 def encode_group(encoder: Encoder, group: Group, limit: int) -> Encoded:
     """limit: ids that the model can take. Raises ValueError for an empty context with a model that has no first token."""
     context = encode_text(encoder, group.context)

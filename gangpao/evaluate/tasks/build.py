@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gangpao.evaluate.tasks import prompts
@@ -119,8 +119,8 @@ def _own_examples_left_out(task: Task, docs: Sequence[Doc]) -> Sequence[Doc]:
     return [doc for doc in docs if doc["number"] in _MBPP_TEST] if task.data == "mbpp" else docs
 
 
-def harness_task(asked: Asked, grade: Grade | None) -> Any:
-    """lm_eval's ConfigurableTask. grade: of a written answer."""
+def harness_task(asked: Asked, grade: Grade | None, *, chat: bool = False) -> Any:
+    """lm_eval's ConfigurableTask. grade: of a written answer. chat: the model ends its turn by itself, without stop strings."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
@@ -134,7 +134,8 @@ def harness_task(asked: Asked, grade: Grade | None) -> Any:
         "num_fewshot": 0,
         "metadata": {"version": task.version},
     }
-    return ConfigurableTask(config=config | _HOW[task.how](task, grade))
+    how = _HOW[task.how](replace(task, stop=()) if chat else task, grade)
+    return ConfigurableTask(config=config | how)
 
 
 def _metrics(*names: str) -> list[dict[str, Any]]:
@@ -179,9 +180,14 @@ def _written(task: Task, grade: Grade | None) -> dict[str, Any]:
         "output_type": "generate_until",
         "doc_to_target": lambda doc: str(doc.get("target", doc.get("gold", ""))),
         "generation_kwargs": {"until": list(task.stop), "max_gen_toks": task.max_tokens, "do_sample": False},
-        "process_results": lambda doc, answers: dict(grade(doc, answers[0])),
+        "process_results": lambda doc, answers: _numbers(grade, doc, answers[0]),
         "metric_list": _metrics(task.main),
     }
+
+
+def _numbers(grade: Grade, doc: Doc, answer: str) -> dict[str, float]:
+    """The scores alone: lm-eval takes the mean of whatever it is given."""
+    return {name: value for name, value in grade(doc, answer).items() if not isinstance(value, str)}
 
 
 _HOW: dict[str, Callable[[Task, Grade | None], dict[str, Any]]] = {

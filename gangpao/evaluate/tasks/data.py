@@ -9,6 +9,7 @@ What it gives up: data sets that are programs (a loading script of a repository 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gangpao.data.sources.files import format_of, read_rows
+from gangpao.evaluate.graders.instructions.prompts import SET_VERSION
+from gangpao.evaluate.graders.instructions.prompts import rows as instruction_rows
 from gangpao.evaluate.tasks import docs
 from gangpao.evaluate.tasks.docs import Doc, Reader
 from gangpao.progress import Progress
@@ -140,6 +143,8 @@ class DataSource:
     def rows(self, name: str, split: str = "test") -> Rows:
         """Docs of a split. Raises ValueError naming what was looked for and where."""
         key = (name, split)
+        if name == "instructions":
+            return _instructions()
         if key not in self._read:
             self._read[key] = _read(SETS[name], SETS[name].splits[split], self._files(SETS[name], split))
         return self._read[key]
@@ -153,6 +158,19 @@ class DataSource:
                 f"{data.huggingface or data.modelscope or 'it'}"
             )
         return _in_folder(Path(self.where), data, split)
+
+
+@functools.cache
+def _instructions() -> Rows:
+    """The one set that is our own: made, not read."""
+    made = [
+        {
+            "query": row["prompt"], "target": "", "subject": row["language"],
+            "instructions": json.dumps(row["instructions"], ensure_ascii=False),
+        }
+        for row in instruction_rows()
+    ]  # fmt: skip
+    return Rows(made, f"made by gangpao, version {SET_VERSION}")
 
 
 def _from_hub(data: DataSet, split: str, hub: Hub) -> list[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gangpao.evaluate.graders.code import STOPS
 from gangpao.evaluate.tasks import prompts
 from gangpao.evaluate.tasks.docs import Doc
 
@@ -46,6 +47,7 @@ class Task:
     stop: Sequence[str] = ()
     max_tokens: int = 256
     code: bool = False  # whether answers are run
+    conversation: bool = False  # whether it is always asked as one
     version: str = "1"
 
 
@@ -81,7 +83,6 @@ def _written(task: Task) -> Task:
 _HELLASWAG = _choice("hellaswag", "HellaSwag", "language")
 _ARC_EASY = _choice("arc_easy", "ARC-Easy", "reasoning", "acc", prompt=prompts.question)
 _ARC_CHALLENGE = _choice("arc_challenge", "ARC-Challenge", "reasoning", prompt=prompts.question)
-_STOPS_OF_CODE = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nassert", "\nimport", "\nfrom")
 
 _ROWS = (
     _HELLASWAG,
@@ -114,18 +115,22 @@ _ROWS = (
     ),
     Task(
         name="bbh_steps", benchmark="bbh_steps", title="BBH (steps)", area="reasoning", data="bbh", how="written",
-        prompt=prompts.bbh_steps, shots=3, shots_from="bbh_examples", delimiter="", main="exact_match", grader="bbh",
+        prompt=prompts.bbh_steps, shots=3, shots_from="bbh_examples", delimiter="", main="exact_match", grader="bbh_steps",
         stop=("\n\nQ:",), max_tokens=512,
     ),
     Task(
         name="humaneval", benchmark="humaneval", title="HumanEval", area="code", data="humaneval", how="written",
-        prompt=prompts.humaneval, chat=prompts.humaneval_chat, main="pass@1", grader="humaneval", stop=_STOPS_OF_CODE,
+        prompt=prompts.humaneval, chat=prompts.humaneval_chat, main="pass@1", grader="humaneval", stop=STOPS["humaneval"],
         max_tokens=512, code=True,
     ),
     Task(
         name="mbpp", benchmark="mbpp", title="MBPP", area="code", data="mbpp", how="written", prompt=prompts.mbpp,
         example=prompts.mbpp_answer, shots=3, shots_from="own", delimiter="", main="pass@1", grader="mbpp",
-        stop=("[DONE]", "\nYou are an expert"), max_tokens=512, code=True,
+        stop=STOPS["mbpp"], max_tokens=512, code=True,
+    ),
+    Task(
+        name="instructions", benchmark="instructions", title="Instructions", area="language", data="instructions", how="written",
+        delimiter="", main="prompt_strict", grader="instructions", max_tokens=768, conversation=True,
     ),
 )  # fmt: skip
 TASKS = {task.name: task for task in _ROWS}

@@ -14,7 +14,6 @@ from gangpao import machine
 from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.trial import Lab
-from gangpao.train.run_file import git_commit
 from gangpao.units import show_seconds
 
 
@@ -29,7 +28,7 @@ def provenance(lab: Lab, config: Path | None = None, overrides: Sequence[str] = 
         "data": Path(lab.config.data).name,
         "data_fingerprint": lab.built.fingerprint,
         "gangpao": gangpao.__version__,
-        "commit": git_commit(),
+        "commit": machine.git_commit(),
         "machine": machine.cpu_name(),
         "cores": machine.physical_cores(),
         "workers": workers_of(lab.config),

@@ -23,9 +23,11 @@ from gangpao.text.templates.call_format import OWN_CALLS, CallFormat, call_forma
 from gangpao.text.templates.formats import BY_NAME, Family
 from gangpao.text.templates.render import Part, render_parts
 from gangpao.text.templates.tools import MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
-from gangpao.text.thoughts import Marks, marks_of
+from gangpao.text.thoughts import Marks, Splitter, marks_of
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.text.vocabulary import SpecialFinder
+
+_MARK_TOKENS = 32  # more than any opening mark and the white space behind it
 
 
 class Message(TypedDict):
@@ -100,6 +102,13 @@ class ChatTemplate:
 
     def _own_calls(self) -> CallFormat | None:
         return call_format_of(self.source, self.special, self.ends) if self.source is not None else None
+
+    def splitter(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> Splitter:
+        """What tells thought and answer apart in the text that follows this prompt, whose end may have opened a thought."""
+        if self.thoughts is None:
+            return Splitter(None)
+        end = tokenizer.decode(prompt_ids[-_MARK_TOKENS:], keep_special=True)
+        return Splitter(self.thoughts, opened=end.rstrip().endswith(self.thoughts.begin))
 
     def _for_tools(self, messages: Messages, tools: Tools | None) -> "ChatTemplate":
         """What renders a conversation: the checkpoint's own template where functions take part and it has a way to say them that
