@@ -20,11 +20,13 @@ import typer
 from gangpao.commands.model.find import find_model
 from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.models import load
+from gangpao.evaluate.perplexity.command import perplexity
 from gangpao.evaluate.results import RunResult
 from gangpao.options import Fields, command_of
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, invoke_without_command=True)
 load.use_finder(find_model)
+app.command("perplexity")(perplexity)
 
 Model = Annotated[
     str | None, typer.Option("-m", "--model", help="Name, .gguf file, folder of weights, or a server's URL.")
@@ -109,7 +111,8 @@ def run(
         raise ValueError(
             "which model? gangpao eval -m MODEL --suite quick --data FOLDER (--list shows suites and tasks)"
         )
-    from gangpao.evaluate.run import Settings, evaluate, tasks_of
+    from gangpao.evaluate.run import evaluate, tasks_of
+    from gangpao.evaluate.settings import Settings
 
     names = [*(suite or []), *(task or [])] or ["quick"]
     settings = Settings(

@@ -72,6 +72,7 @@ class TaskResult(Frozen):
     prompt_version: str = Field("", description="Version of the task file that made the prompts.")
     grader: str = Field("", description="What decided right or wrong, with its version.")
     stop: list[str] = Field([], description="Strings that ended answers.")
+    items_in: str = Field("", description="items-NAME.jsonl has the items; empty where NAME is the task.")
     data: str = Field("", description="Where the rows are from, and their sha256.")
     left_out: dict[str, int] = Field(
         {}, description="Items without an ordinary score, by reason, for example too_long."

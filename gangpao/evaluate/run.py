@@ -13,8 +13,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import logging
-import math
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,34 +21,18 @@ from typing import Any
 
 import gangpao
 from gangpao import cost, kernels, machine
+from gangpao.evaluate import scored
 from gangpao.evaluate.contamination import Found, contaminated
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.models.protocol import Model
 from gangpao.evaluate.results import Item, RunResult, TaskResult, write_items, write_run
+from gangpao.evaluate.settings import Settings
 from gangpao.evaluate.tasks.data import DataSource
 from gangpao.evaluate.tasks.table import LIMITS, SUITES, TASKS
 from gangpao.progress import Progress
 from gangpao.units import show_count
 
 UNFINISHED = "This run is not finished: the same command goes on with it."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What is asked and how. Whatever of it changes an answer names the run."""
-
-    tasks: tuple[str, ...]
-    suite: str = ""
-    data: str | None = None
-    limit: int | None = None
-    shots: int | None = None
-    chat: bool = False
-    think: bool | None = None
-    max_tokens: int | None = None
-    seed: int = 0
-    run_code: bool = False
-    corpus: Path | None = None
-    cost_profile: str | None = None
 
 
 @dataclass(slots=True)
@@ -87,7 +69,7 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
                 for scores, items in _asked(name, harness, settings, source, found):
                     state.tasks.append(scores)
                     if items:
-                        write_items(out, name, items)
+                        write_items(out, result.items_in or result.task, items)
                 missing = number < len(settings.tasks)
                 result = _result(model, settings, state, before, meter, missing=missing)
                 write_run(out, result)
@@ -100,8 +82,6 @@ def _asked(
     name: str, harness: Any, settings: Settings, source: DataSource, found: Found | None
 ) -> Iterator[tuple[TaskResult, list[Item]]]:
     """The scores of a task, and with the first of them its items."""
-    from gangpao.evaluate import scored
-
     if name in TASKS:
         tainted = None if found is None else found[name]
         yield from scored.own_task(TASKS[name], harness, settings, source, _limit(name, settings), tainted)
@@ -139,7 +119,7 @@ def _result(
     chosen = {name: getattr(settings, name) for name in ("shots", "chat", "think", "max_tokens", "seed", "run_code")}
     return RunResult(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        gangpao=gangpao.__version__ + (f", commit {commit}" if (commit := _commit()) else ""),
+        gangpao=gangpao.__version__ + (f", commit {commit}" if (commit := machine.git_commit()) else ""),
         harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
         hardware={
             "cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory(),
@@ -155,18 +135,6 @@ def _result(
         yuan=meter.yuan(seconds),
         notes=[*state.notes, *([UNFINISHED] if missing else [])],
     )  # fmt: skip
-
-
-def _commit() -> str:
-    """Of the checkout that this code is in, if it is in one."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 class _Shown:
@@ -197,12 +165,3 @@ class _Shown:
             self.progress.update(done)
 
         return show
-
-
-def mean(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error (from the sample's variance); no error for fewer than two."""
-    count = len(values)
-    middle = sum(values) / count
-    if count < 2:
-        return middle, None
-    return middle, math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)

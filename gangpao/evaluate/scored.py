@@ -7,17 +7,18 @@ import difflib
 import io
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gangpao.evaluate.results import Answer, Item, TaskResult, Thinking
-from gangpao.evaluate.tasks.build import Asked, ask, harness_task
+from gangpao.evaluate.settings import Settings
+from gangpao.evaluate.tasks.build import Asked, Grade, ask, harness_task
 from gangpao.evaluate.tasks.data import DataSource
+from gangpao.evaluate.tasks.docs import Doc
 from gangpao.evaluate.tasks.table import TASKS, Task
 
 if TYPE_CHECKING:
     from gangpao.evaluate.models.harness import Harness
-    from gangpao.evaluate.run import Settings
 
 _MODES = {"choice": "loglikelihood", "contexts": "loglikelihood", "word": "loglikelihood", "written": "generation"}
 _LISTED_PROMPT = 20_000  # characters of a prompt in an item
@@ -36,7 +37,7 @@ def own_task(
     asked = ask(task, source, limit=limit, shots=settings.shots, chat=chat)
     grader = grader_of(task, run_code=settings.run_code, chat=chat) if task.grader else None
     found = _run(harness_task(asked, grader.grade if grader else None, chat=chat), harness, settings, chat)
-    items = [_item(asked, sample, harness) for sample in found["samples"][task.name]]
+    items = [_with_subject(_item(asked, sample, harness), sample["doc"]) for sample in found["samples"][task.name]]
     if grader:
         items = [_explained(item, doc, grader.grade) for item, doc in zip(items, asked.docs, strict=True)]
     seen = None if tainted is None else [doc["place"] in tainted for doc in asked.docs]
@@ -49,7 +50,8 @@ def own_task(
             task=task.benchmark, metric=name, value=value, stderr=stderr, items=len(items), of=asked.of,
             higher_is_better=name != "perplexity", mode=_MODES[task.how], shots=asked.shots, main=name == task.main,
             parts=_parts(asked, items, name), prompt_version=f"{task.name} {task.version}",
-            grader=grader.name if grader else "", stop=[] if chat else list(task.stop), data=asked.origin, left_out=dict(left_out),
+            grader=grader.name if grader else "", stop=[] if chat else list(task.stop), items_in=task.name, data=asked.origin,
+            left_out=dict(left_out),
             thinking=_thinking(items) if task.how == "written" else None,
             contaminated=None if seen is None else sum(seen), clean_value=_clean(name, items, seen),
         )  # fmt: skip
@@ -152,6 +154,12 @@ def _item(asked: Asked, sample: dict[str, Any], harness: Harness) -> Item:
     )
 
 
+def _with_subject(item: Item, doc: Mapping[str, Any]) -> Item:
+    """The item with its subject, if it has one: questions of a subject hang together, and comparisons count that."""
+    subject = doc.get("subject")
+    return item.model_copy(update={"extra": {**item.extra, "subject": subject}}) if subject else item
+
+
 def _written_item(asked: Asked, sample: dict[str, Any], scores: dict[str, float], harness: Harness) -> Item:
     answer = harness.answer_of(*sample["arguments"][0])
     flags = []
@@ -180,11 +188,9 @@ def _explained(item: Item, doc: Doc, grade: Grade) -> Item:
 
 
 def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:
-    from gangpao.evaluate.run import mean
-
     if metric != "perplexity":
-        return mean(values)
-    middle, error = mean(values)
+        return _mean(values)
+    middle, error = _mean(values)
     return math.exp(-middle), error and math.exp(-middle) * error
 
 
@@ -194,6 +200,15 @@ def _clean(metric: str, items: Sequence[Item], seen: Sequence[bool] | None) -> f
         item.scores[metric] for item, was in zip(items, seen or (), strict=False) if not was and metric in item.scores
     ]
     return _value(metric, kept)[0] if kept and seen is not None and any(seen) else None
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error (from the sample's variance); no error for fewer than two."""
+    count = len(values)
+    middle = sum(values) / count
+    if count < 2:
+        return middle, None
+    return middle, math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)
 
 
 def _parts(asked: Asked, items: Sequence[Item], metric: str) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Language = Literal["en", "zh"]
+from gangpao.page import Language as Language
 
 
 class _Format(string.Formatter):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gangpao.sandbox.bilingual import Language
+from gangpao.page import language_of
 from gangpao.sandbox.experiments import EXPERIMENTS, Row
 
 if TYPE_CHECKING:
@@ -46,12 +46,6 @@ def root() -> None:
     """Small experiments that decide a large run: sweeps, laws, a plan."""
 
 
-def _language(lang: str) -> Language:
-    if lang not in ("en", "zh"):
-        raise ValueError(f"--lang {lang!r:.20}: en or zh")
-    return "zh" if lang == "zh" else "en"
-
-
 def _experiment(
     name: str, config: Path, out: Path, overrides: list[str] | None, storage: str | None, lang: str, only: bool
 ) -> None:
@@ -62,7 +56,7 @@ def _experiment(
     from gangpao.sandbox.trials.provenance import provenance
     from gangpao.train.progress import stderr
 
-    language, row = _language(lang), EXPERIMENTS[name]
+    language, row = language_of(lang), EXPERIMENTS[name]
     driver = Driver(load_sandbox_config(config, tuple(overrides or ())), out, storage=storage, stream=stderr())
     costs = _estimate(row, driver).said(name).of(language)
     if only:
@@ -127,7 +121,7 @@ def check(
     from gangpao.sandbox.experiments.check import coordinate_check
     from gangpao.sandbox.experiments.text.check import draw, markdown
 
-    language = _language(lang)
+    language = language_of(lang)
     if depths:
         deep = _numbers(depths, "--depths")
         result = coordinate_check(rule, layers_list=deep, width=64, steps=steps, seeds=range(seeds))
@@ -188,7 +182,7 @@ def plan(
     from gangpao.sandbox.trials.provenance import provenance
     from gangpao.sandbox.trials.trial import Lab
 
-    language = _language(lang)
+    language = language_of(lang)
     lab = Lab.open(load_sandbox_config(config, tuple(overrides or ())), out)
     laws = load_laws(out, lab)
     if memory is not None and not (math.isfinite(memory) and memory > 0):
@@ -213,7 +207,7 @@ def compare(
     """Print a table of every prediction of this recipe and what came."""
     from gangpao.sandbox.plan import planned
 
-    language = _language(lang)
+    language = language_of(lang)
     print(planned.markdown([came.json() for came in planned.compare(run, out)], language))
 
 
@@ -225,7 +219,7 @@ def report(
     """Write report.<lang>.html and report.<lang>.md, and print their names."""
     from gangpao.sandbox.report import write
 
-    for path in write(out, _language(lang)):
+    for path in write(out, language_of(lang)):
         print(path)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.sandbox.bilingual import Language
+from gangpao.page import Language, frame, html_table, markdown_table
 from gangpao.sandbox.experiments import EXPERIMENTS
 from gangpao.sandbox.experiments.outcome import read_outcome
 from gangpao.sandbox.experiments.text.page import Page, left_out, origin, page_of, render, show
@@ -37,13 +37,6 @@ _WORDS = {
         "untrained": "尚未比较这个方案的训练：`gangpao sandbox compare RUN --out {out}`。",
     },
 }  # fmt: skip
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color-scheme:light dark}"
-    "td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}td:first-child,th:first-child{text-align:left}"
-    ".words td,.words th{text-align:left}"
-    "img{max-width:100%}table{border-collapse:collapse;display:block;overflow-x:auto}"
-)
-
 
 _Found = Sequence[tuple[dict[str, Any], Page]]  # outcomes with their words
 
@@ -97,40 +90,31 @@ def _markdown(folder: Path, found: _Found, language: Language) -> str:
     word = _WORDS[language]
     parts = [f"# {word['title']}", word["made"].format(when=provenance.now())]
     if len(answers := _answers(found, language)) > 1:
-        parts += [f"## {word['answers']}", _rows(answers)]
+        parts += [f"## {word['answers']}", markdown_table(answers)]
     for o, page in found:
         parts += [(folder / o["name"] / f"report.{language}.md").read_text(encoding="utf-8").strip()]
         parts += [f"![{page.words.title.of(language)}]({o['name']}/plot.{language}.png)"]
     for plan in planned.plans(folder):
         parts += [plan["text"][language].strip(), _planned_when(plan, language), f"### {word['came']}"]
         parts += [planned.markdown(plan["runs"], language) if plan["runs"] else word["untrained"].format(out=folder)]
-    return "\n\n".join([*parts, f"## {word['cost']}", _rows(_costs(found, language))]) + "\n"
+    return "\n\n".join([*parts, f"## {word['cost']}", markdown_table(_costs(found, language))]) + "\n"
 
 
 def _planned_when(plan: dict[str, Any], language: Language) -> str:
     return provenance.said(plan["made"]).of(language)
 
 
-def _rows(rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    head, *rest = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "-|" * len(rows[0]), *rest])
-
-
 def _page(folder: Path, found: _Found, language: Language) -> str:
     word = _WORDS[language]
     body = [f"<h1>{word['title']}</h1>", f"<p>{word['made'].format(when=provenance.now())}</p>"]
     if len(answers := _answers(found, language)) > 1:
-        body += [f"<h2>{word['answers']}</h2>", _table(answers, "words")]
+        body += [f"<h2>{word['answers']}</h2>", html_table(answers, "words")]
     for o, page in found:
         body += _experiment(folder, o, page, language)
     for plan in planned.plans(folder):
         body += _plan(folder, plan, language)
-    body += [f"<h2>{word['cost']}</h2>", _table(_costs(found, language))]
-    return (
-        f'<!doctype html>\n<html lang="{language}"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{word['title']}</title><style>{_STYLE}</style>\n" + "\n".join(body) + "\n</html>\n"
-    )
+    body += [f"<h2>{word['cost']}</h2>", html_table(_costs(found, language))]
+    return frame(word["title"], language, "\n".join(body))
 
 
 def _experiment(folder: Path, o: dict[str, Any], page: Page, language: Language) -> list[str]:
@@ -146,7 +130,7 @@ def _experiment(folder: Path, o: dict[str, Any], page: Page, language: Language)
         lines = (html.escape(q.line.of(language)) for q in page.questions)
         body.append("<ul>" + "".join(f"<li><b>{line}</b></li>" for line in lines) + "</ul>")
     body += [_said(words.said.of(language))]
-    body += [f'<img alt="{title}" src="data:image/png;base64,{plot}">', _table(rows)]
+    body += [f'<img alt="{title}" src="data:image/png;base64,{plot}">', html_table(rows)]
     if page.left_out:
         body.append(f"<p>{html.escape(left_out(page.left_out, language))}</p>")
     return body
@@ -161,12 +145,12 @@ def _plan(folder: Path, plan: dict[str, Any], language: Language) -> list[str]:
         f"<h2>{html.escape(lines[0].removeprefix('## '))}</h2>",
         f"<p>{html.escape(_planned_when(plan, language))}</p>",
     ]
-    body += [_table(table[1:]), "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>"]
+    body += [html_table(table[1:]), "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>"]
     body.append(f"<h3>{word['came']}</h3>")
     if not plan["runs"]:
         return [*body, _line(word["untrained"].format(out=folder))]
     said = [f"<p>{html.escape(planned.sentence(run).of(language))}</p>" for run in plan["runs"]]
-    return [*body, _table(planned.table(plan["runs"], language)), *said]
+    return [*body, html_table(planned.table(plan["runs"], language)), *said]
 
 
 def _line(text: str) -> str:
@@ -180,12 +164,3 @@ def _said(verdict: str) -> str:
     if all(line.startswith("- ") for line in lines):
         return "<ul>" + "\n".join(f"<li>{line[2:]}</li>" for line in lines) + "</ul>"
     return f"<p>{' '.join(lines)}</p>"
-
-
-def _table(rows: list[list[str]], kind: str = "numbers") -> str:
-    """kind: "words" has all its columns on the left."""
-    head, *rest = (
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
-    )
-    return f'<table class="{kind}">' + "\n".join([head, *rest]) + "</table>"

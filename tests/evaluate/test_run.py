@@ -17,7 +17,8 @@ from gangpao.evaluate.models.harness import Harness, answer_key
 from gangpao.evaluate.models.load import facts_of
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Usage
 from gangpao.evaluate.results import read_items, read_run
-from gangpao.evaluate.run import Settings, evaluate, tasks_of
+from gangpao.evaluate.run import evaluate, tasks_of
+from gangpao.evaluate.settings import Settings
 from tests.engine.tiny import write_tiny
 from tests.evaluate import samples
 
@@ -264,8 +265,6 @@ class Said:
     def __init__(self, path, answers):
         self.facts, self.answers = facts_of("tiny", path), answers
         self.usage = Usage()
-            prompt=0, cached=0, completion=0
-        )
         self.settings = {}
 
     def prompt_of(self, messages):

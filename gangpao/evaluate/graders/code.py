@@ -33,7 +33,7 @@ STOPS: dict[str, tuple[str, ...]] = {
 
 _FENCE = re.compile(r"^(?P<margin>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n", re.M)
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.S)  # where nobody has taken it off
-_MAX_LINES = 2_000  # of an answer without fences; the rest is not read
+_MAX_LINES = 600  # of an answer without fences; the rest is not read
 _OTHER_LANGUAGES = {
     "bash",
     "sh",
@@ -116,12 +116,15 @@ def without_examples(text: str) -> str:
     """A program without what it would print or assert when loaded; as it is where it cannot be read."""
     tree = _parsed(text)
     lines = text.split("\n")
-    starts = [node.lineno for node in tree.body] if tree else []
-    for node in reversed(tree.body if tree else []):
-        last = node.end_lineno or node.lineno
-        alone = sum(node.lineno <= start <= last for start in starts) == 1
-        if _is_example(node) and alone:
-            del lines[node.lineno - 1 : last]
+    body = tree.body if tree else []
+    ends = [0, *(node.end_lineno or node.lineno for node in body)]
+    starts = [*(node.lineno for node in body), len(lines) + 1]
+    for number in reversed(range(len(body))):
+        first, last = starts[number], ends[number + 1]
+        if (
+            _is_example(body[number]) and ends[number] < first and last < starts[number + 1]
+        ):  # nothing else on its lines
+            del lines[first - 1 : last]
     return "\n".join(lines)
 
 
@@ -130,9 +133,9 @@ def _without_fences(answer: str, names: Sequence[str]) -> str:
     lines = answer.split("\n")[:_MAX_LINES]
     begin = re.compile(r"(from|import|def|class|async|@)\b|@")
     starts = [n for n, line in enumerate(lines) if begin.match(line)]
-    for start in starts[:20]:
+    for start in starts[:4]:
         ends = [n for n in range(start + 1, len(lines)) if lines[n][:1].strip()] + [len(lines)]
-        for end in reversed(ends[:200]):
+        for end in reversed(ends[:60]):
             tree = _parsed("\n".join(lines[start:end]))
             if tree is not None and set(names) <= _defined(tree):
                 return "\n".join(lines[start:end]) + "\n"

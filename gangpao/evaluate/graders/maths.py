@@ -23,6 +23,7 @@ GSM8K_GRADER = f"{GSM8K_NAME} {GSM8K_VERSION}"
 MATH_GRADER = f"{MATH_NAME} {MATH_VERSION}"
 
 _MAX_DIGITS = 400
+_MAX_BOXES = 30  # that are looked at, from the end
 _UNITS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 # Digits with separators in threes, or digits; a fraction; never a part of a word, of another number or of an ellipsis.
 _NUMBER = re.compile(
@@ -62,7 +63,7 @@ def numbers(text: str) -> list[tuple[str, Fraction]]:
 
 def boxed(text: str) -> str | None:
     r"""What is in the last `\boxed{...}` or `\fbox{...}`, braces within it counted; None where there is none or it does not end."""
-    for found in reversed(list(re.finditer(r"\\f?boxed\s*|\\fbox\s*", text))):
+    for found in reversed(list(re.finditer(r"\\f?boxed\s*|\\fbox\s*", text))[-_MAX_BOXES:]):
         rest = text[found.end() :]
         if not rest.startswith("{"):
             if one := re.match(r"\\?\w+", rest):

@@ -7,6 +7,7 @@ that is among the settings that name a run.
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -135,15 +136,18 @@ class _Writing:
         chat = prompt.messages is not None
         marks = engine.template.stop if chat else ()
         request = Request(ids, params, stop=marks, client=str(number), continues=not chat)
-        self.handle: Handle = scheduler.submit(request, self._on_event)
+        self._submitted = threading.Lock()  # the first piece may come before submit has returned
+        with self._submitted:
+            self.handle: Handle = scheduler.submit(request, self._on_event)
 
     def _on_event(self, event: Piece | Exception) -> None:
         if isinstance(event, Exception):
             self._ended.put(event)
             return
         if not self._answer.finish and self._answer.push(event):
-            if event.finish_reason is None:
-                self.handle.cancel()
+            with self._submitted:
+                if event.finish_reason is None:
+                    self.handle.cancel()
             self._ended.put(self)
 
     def generated(self) -> Generated:

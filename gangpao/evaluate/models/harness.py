@@ -17,6 +17,7 @@ from gangpao.evaluate.journal import Journal, key_of
 from gangpao.evaluate.models.protocol import Generated, Group, Model, Prompt, Score
 
 Progress = Callable[[str, int, int], None]  # what, requests done, of
+UNSCORED = -1e9  # for lm-eval, which computes with it; nothing that is scored comes near
 MAX_NEW_TOKENS = 256  # where a task does not say, as lm-eval's own models have it
 
 
@@ -58,7 +59,7 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
     # --- choices
 
     def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[tuple[float, bool]]:
-        """(log-probability, greedy) of every continuation. What has no score has -inf, and is in `scores` with its fault."""
+        """(log-probability, greedy) of every continuation. What has no score gets UNSCORED, and is in `scores` with its fault."""
         pairs = [moved(*request.args) for request in requests]
         groups: dict[str, list[str]] = {}
         for context, continuation in dict.fromkeys(pairs):
@@ -77,7 +78,8 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
                 self._journal.put(key_of("score", group.context, continuation), value)
             done += len(scores)
             self._progress("choices", done, total)
-        return [(self.scores[pair].logprob, self.scores[pair].greedy) for pair in pairs]
+        found = (self.scores[pair] for pair in pairs)
+        return [(UNSCORED if score.fault else score.logprob, score.greedy) for score in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
         """Log-probability of every text."""

@@ -143,7 +143,7 @@ def section_count(answer: str, name: str, number: int) -> bool:
     chinese = re.search(rf"[{_HAN}]", name)
     digits = r"(?:\d+|[一二三四五六七八九十]+|[IVX]+)"
     heading = rf"第\s*{digits}\s*{re.escape(name)}" if chinese else rf"{re.escape(name)}\s*{digits}\b"
-    return len(re.findall(rf"^[\s#*_【\[]*{heading}", answer, re.M | re.I)) >= number
+    return len(re.findall(rf"^[ \t#*_【\[]*{heading}", answer, re.M | re.I)) >= number
 
 
 def title(answer: str) -> bool:
@@ -165,10 +165,10 @@ def placeholders(answer: str, number: int) -> bool:
 def postscript(answer: str, mark: str) -> bool:
     """A last part that begins with the mark, P.S. or 附言, and says something."""
     if re.search(rf"[{_HAN}]", mark):
-        pattern = rf"^[\s*_]*{re.escape(mark)}[*_]*\s*[:：,，]?[*_]*\s*[^\s:：,，*_]"
+        pattern = rf"^[ \t*_]*{re.escape(mark)}[*_]*\s*[:：,，]?[*_]*\s*[^\s:：,，*_]"
     else:
         letters = [re.escape(c) for c in mark if c.isalpha()]
-        pattern = rf"^[\s*_]*{r'[.]?[ ]?'.join(letters)}[.:]*[*_]*\s*[^\s.:*_]"
+        pattern = rf"^[ \t*_]*{r'[.]?[ ]?'.join(letters)}[.:]*[*_]*\s*[^\s.:*_]"
     found = list(re.finditer(pattern, answer, re.M | re.I))
     return bool(found) and found[-1].start() > 0
 

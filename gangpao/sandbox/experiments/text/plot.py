@@ -12,16 +12,12 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from gangpao.page import CHINESE_FONTS
 from gangpao.sandbox.bilingual import Language, Text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_FONTS = (
-    "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC", "Heiti SC",
-    "Microsoft YaHei", "SimHei", "Noto Sans CJK JP", "Noto Serif CJK SC", "AR PL UMing CN",
-)  # fmt: skip
 
 
 @functools.cache
@@ -30,7 +26,7 @@ def chinese_font() -> str | None:
     from matplotlib import font_manager
 
     there = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in _FONTS if name in there), None)
+    return next((name for name in CHINESE_FONTS if name in there), None)
 
 
 def words(table: Mapping[str, Text], language: Language) -> dict[str, str]:

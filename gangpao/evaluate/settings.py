@@ -1,0 +1,24 @@
+"""What a run is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is asked and how. Whatever of it changes an answer names the run."""
+
+    tasks: tuple[str, ...]
+    suite: str = ""
+    data: str | None = None
+    limit: int | None = None
+    shots: int | None = None
+    chat: bool = False
+    think: bool | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+    run_code: bool = False
+    corpus: Path | None = None
+    cost_profile: str | None = None
