@@ -1,4 +1,12 @@
-"""Bytes, seconds and tables as people read them."""
+"""Bytes, seconds, tables and the texts of others as people read them."""
+
+
+def plain(text: str) -> str:
+    """Text without control characters, except for tab and newline."""
+    return text.translate(_CONTROL)
+
+
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}
 
 
 def show_bytes(count: float) -> str:

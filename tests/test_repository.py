@@ -25,7 +25,19 @@ MAX_FUNCTION_LINES = 60
 MAX_ROOM_FILES = 14  # at the door of a room, without its __init__.py
 MAX_FLOORS = 8
 
-BASE = {"config", "progress", "units", "cost", "catalog", "pull", "machine", "atomic", "options", "page"}
+BASE = {
+    "config",
+    "progress",
+    "units",
+    "cost",
+    "catalog",
+    "pull",
+    "machine",
+    "atomic",
+    "options",
+    "page",
+    "openai_client",
+}
 LAB = {"model", "data", "sandbox", "train", "tune", "compress", "evaluate", "deploy"}
 _TRAIN = {"model", "data", "evaluate"}
 GROUND = {"kernels", "formats"}  # import nothing of ours; formats may be imported by BASE, too

@@ -35,6 +35,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams
 from gangpao.options import Fields, command_of
+from gangpao.units import plain
 
 DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
 
@@ -349,7 +350,7 @@ class Chat:
         except KeyboardInterrupt:
             said = "stopped"
         if said:
-            print(wrap.wrapped(screen.plain(said)))
+            print(wrap.wrapped(plain(said)))
         return True
 
     def _model(self, name: str) -> str:

@@ -24,6 +24,7 @@ from gangpao.engine.sample import SamplingParams, TokenLogprob
 from gangpao.options import Fields, command_of
 from gangpao.pull import refs
 from gangpao.text.thoughts import Said, split
+from gangpao.units import plain
 
 Words = Annotated[
     list[str] | None,
@@ -147,7 +148,7 @@ def _show(said: Iterable[Said], thinking: bool) -> bool:
             screen.note("") if thinking else None
             screen.show(one.text)
         elif sys.stderr.isatty():
-            text = screen.plain(one.text)
+            text = plain(one.text)
             print(f"\x1b[2m{text}\x1b[0m" if screen.colors(sys.stderr) else text, end="", file=sys.stderr, flush=True)
         thinking = one.thought
     return thinking

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gangpao.commands.terminal import client
+from gangpao import openai_client as client
 from gangpao.commands.terminal import remote as remote_module
 from tests.commands.fake_server import chunk
 

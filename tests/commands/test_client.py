@@ -7,8 +7,9 @@ from email.utils import format_datetime
 
 import pytest
 
-from gangpao.commands.terminal import client, remote
-from gangpao.commands.terminal.client import RemoteError, address, events
+from gangpao import openai_client as client
+from gangpao.commands.terminal import remote
+from gangpao.openai_client import RemoteError, address, events
 from tests.commands.fake_server import answer, fake, streamed
 from tests.commands.remote import GOOD, no_key, say, server_at, talk  # noqa: F401
 

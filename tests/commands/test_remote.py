@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gangpao.commands.chat import Chat, check_sides
-from gangpao.commands.terminal.client import RemoteError
+from gangpao.openai_client import RemoteError
 from tests.child import environment
 from tests.commands.fake_server import DONE, Asked, answer, chunk, fake, streamed
 from tests.commands.remote import GOOD, no_key, say, talk  # noqa: F401

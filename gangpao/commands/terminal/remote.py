@@ -24,7 +24,10 @@ import httpx2
 
 from gangpao import cost
 from gangpao.commands.terminal import screen
-from gangpao.commands.terminal.client import (
+from gangpao.commands.terminal.conversation import Run, Transcript, Turns
+from gangpao.engine.answer import Progress, Stats
+from gangpao.openai_client import (
+    NO_LIST,
     SHOWN,
     RemoteError,
     Server,
@@ -33,15 +36,13 @@ from gangpao.commands.terminal.client import (
     parse,
     read_body,
     said_in,
+    texts_of,
     tls,
     too_long,
+    whole_number,
 )
-from gangpao.commands.terminal.conversation import Run, Transcript, Turns
-from gangpao.engine.answer import Progress, Stats
 from gangpao.text.templates.chat import Message
 from gangpao.text.thoughts import KNOWN, Said, Splitter
-
-NO_LIST = (404, 405, 501)  # not every server lists its models
 
 
 def connect(
@@ -59,29 +60,12 @@ def connect(
     The model is the server's only one when none is named. The caller closes what it gets. Raises RemoteError (a
     ValueError) saying what to do.
     """
-    server = Server(url, api_key, tls(ca, insecure))
+    server = Server(url, api_key, tls(ca, insecure), on_wait=screen.note)
     try:
-        return Remote(server, pick(server, model), dict(params), system=system)
+        return Remote(server, server.pick(model), dict(params), system=system)
     except BaseException:
         server.close()
         raise
-
-
-def pick(server: "Server", model: str | None) -> str:
-    """The name to ask for. Raises RemoteError that lists the names when there is a choice to make."""
-    try:
-        names = server.models()
-    except RemoteError as error:
-        if model is not None and error.status in NO_LIST:
-            return model
-        raise
-    if model is not None:
-        return model  # an alias may not be in the list; the server knows
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise RemoteError(f"{server.base} lists no model: name one with --model")
-    raise RemoteError(f"{server.base} has {len(names)} models, choose with --model: {', '.join(names[:50])}")
 
 
 @dataclass(slots=True)
@@ -254,7 +238,7 @@ class RemoteRun(Transcript):
         said = choice.get("delta") or choice.get("message")
         if not isinstance(said, dict):
             return
-        thought, words = _texts(said)
+        thought, words = texts_of(said)
         if thought or words:
             self._tick()
         yield from self._heard([*([Said(thought, thought=True)] if thought else []), *self._splitter.push(words)])
@@ -271,10 +255,10 @@ class RemoteRun(Transcript):
 
     def _count(self, usage: Any, timings: Any) -> None:
         if isinstance(usage, dict):
-            self.stats.prompt_tokens = _number(usage, "prompt_tokens", self.stats.prompt_tokens)
-            self.stats.completion_tokens = _number(usage, "completion_tokens", self.stats.completion_tokens)
+            self.stats.prompt_tokens = whole_number(usage, "prompt_tokens", self.stats.prompt_tokens)
+            self.stats.completion_tokens = whole_number(usage, "completion_tokens", self.stats.completion_tokens)
             self.stats.decode_steps = max(0, self.stats.completion_tokens - 1)
-            self.stats.cached_tokens = _number(usage.get("prompt_tokens_details"), "cached_tokens", 0)
+            self.stats.cached_tokens = whole_number(usage.get("prompt_tokens_details"), "cached_tokens", 0)
         if isinstance(timings, dict):
             yuan = timings.get("yuan")
             if isinstance(yuan, int | float) and math.isfinite(yuan) and yuan >= 0:
@@ -287,25 +271,3 @@ class RemoteRun(Transcript):
     def _end(self) -> Iterator[Said]:
         self._response.close()
         yield from self._heard(self._splitter.finish())
-
-
-def _texts(said: Mapping[str, Any]) -> tuple[str, str]:
-    """Thought and words of a message or its piece. Content is a text, or a list of parts: texts, and thoughts that hold texts."""
-    thought = said.get("reasoning_content") or said.get("reasoning")
-    content = said.get("content")
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    words = "".join(_text(part.get("text")) for part in parts if isinstance(part, dict))
-    inner = "".join(_text(part.get("thinking")) for part in parts if isinstance(part, dict))
-    return _text(thought) + inner, words
-
-
-def _text(value: Any) -> str:
-    """A text, or the texts of a list of parts; nothing for anything else."""
-    if isinstance(value, list):
-        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
-    return value if isinstance(value, str) else ""
-
-
-def _number(mapping: Any, name: str, default: int) -> int:
-    value = mapping.get(name) if isinstance(mapping, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else default

@@ -6,6 +6,7 @@ from typing import TextIO
 
 from gangpao.cost import show_yuan
 from gangpao.engine.answer import Stats
+from gangpao.units import plain
 
 
 def figures(stats: Stats, yuan: float | None) -> str:
@@ -29,14 +30,6 @@ def show(text: str) -> None:
     or been talked into: an escape sequence could rewrite the screen or the window's title."""
     sys.stdout.write(plain(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def plain(text: str) -> str:
-    """Text without control characters, except for tab and newline."""
-    return text.translate(_CONTROL)
-
-
-_CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {9: "\t", 10: "\n"}
 
 
 def note(text: str) -> None:

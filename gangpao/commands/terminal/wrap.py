@@ -20,6 +20,7 @@ from rich.cells import cell_len
 
 from gangpao.commands.terminal import screen
 from gangpao.text.thoughts import Said
+from gangpao.units import plain
 
 ROWS = 6  # of a thought, while it lasts
 TAB = 8
@@ -165,7 +166,7 @@ class Display:
 
     def show(self, said: Said) -> None:
         """A piece of the answer or of its thought."""
-        text = screen.plain(said.text) if self._live else said.text
+        text = plain(said.text) if self._live else said.text
         if said.thought:
             self._began = self._began or time.perf_counter()
             for taken, put in self._thought.steps(text):

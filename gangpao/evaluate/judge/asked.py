@@ -1,0 +1,44 @@
+"""Prompts answered by a model with the journal in between: what was answered is not asked again, in this run or after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gangpao.evaluate.journal import Journal, key_of
+from gangpao.evaluate.models.protocol import Generated, Model, Prompt
+
+OnAnswer = Callable[[Generated, bool], Any]  # and whether it was asked for now
+
+
+def identity_of(model: Model) -> str:
+    """What tells models apart: the content of a file, or a server and its name for the model."""
+    facts = model.facts
+    return facts.sha256 or f"{facts.url} {facts.name}"
+
+
+def ask(model: Model, prompts: Sequence[Prompt], journal: Journal, on_answer: OnAnswer) -> list[Generated]:
+    """One answer a prompt, in their order; equal prompts are asked once. on_answer gets each, those of the journal first.
+
+    A prompt that does not fit is not written down: it cost nothing, and a wider context may take it.
+    """
+    keys = [key_of("answer", identity_of(model), asdict(prompt)) for prompt in prompts]
+    answers: dict[str, Generated] = {}
+    missing: dict[str, Prompt] = {}
+    for key, prompt in zip(keys, prompts, strict=True):
+        known = journal.get(key)
+        if known is None:
+            missing[key] = prompt
+        else:
+            answers[key] = Generated(**known)
+            on_answer(answers[key], False)
+    names = list(missing)
+    for place, answer in model.generate(list(missing.values())):
+        key = names[place]
+        answers[key] = answer
+        if answer.finish != "too_long":
+            journal.put(key, asdict(answer))
+        for _ in range(keys.count(key)):
+            on_answer(answer, True)
+    return [answers[key] for key in keys]
