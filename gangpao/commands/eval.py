@@ -2,6 +2,7 @@
 
     gangpao eval -m MODEL --suite NAME      ask a suite, or single tasks (--task)
     gangpao eval perplexity -m MODEL TEXT   perplexity, bits per byte, divergence from another model
+    gangpao eval judge -m MODEL --judge URL conversations (MT-Bench) that another model marks
     gangpao eval report RUN...              runs beside published scores on one page
     gangpao eval compare A B                two runs item by item
 
@@ -26,6 +27,7 @@ from gangpao.commands import bench
 from gangpao.commands.model.find import find_model
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
+from gangpao.evaluate.judge.command import judge
 from gangpao.evaluate.models import load
 from gangpao.evaluate.perplexity.command import perplexity
 from gangpao.evaluate.report import command as report_command
@@ -35,6 +37,7 @@ from gangpao.options import Fields, command_of
 app = typer.Typer(rich_markup_mode=None, add_completion=False, invoke_without_command=True)
 load.use_finder(find_model)
 app.command("perplexity")(perplexity)
+app.command("judge")(judge)
 app.command("report")(report_command.report)
 app.command("compare")(report_command.compare)
 
