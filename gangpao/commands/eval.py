@@ -28,10 +28,11 @@ from gangpao.commands.model.find import find_model
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.judge.command import judge
-from gangpao.evaluate.models import load
+from gangpao.evaluate.models import load, protocol
 from gangpao.evaluate.perplexity.command import perplexity
 from gangpao.evaluate.report import command as report_command
 from gangpao.evaluate.results import RunResult, Speed, write_run
+from gangpao.evaluate.settings import Settings
 from gangpao.options import Fields, command_of
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, invoke_without_command=True)
@@ -126,8 +127,7 @@ def run(
         raise ValueError(
             "which model? gangpao eval -m MODEL --suite quick --data FOLDER (--list shows suites and tasks)"
         )
-    from gangpao.evaluate.run import evaluate, tasks_of
-    from gangpao.evaluate.settings import Settings
+    from gangpao.evaluate.run import tasks_of
 
     names = [*(suite or []), *(task or [])] or ["quick"]
     settings = Settings(
@@ -135,23 +135,23 @@ def run(
         think=think, max_tokens=max_tokens, seed=seed, run_code=run_code, corpus=corpus, cost_profile=cost,
     )  # fmt: skip
     folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{'-'.join(names)}")
-    loaded = load.load(
-        model,
-        options,
-        batch=batch,
-        torch=torch,
-        float32=float32,
-        serving=load.Serving(name=server_model, api_key=api_key),
-    )
+    serving = load.Serving(name=server_model, api_key=api_key)
+    loaded = load.load(model, options, batch=batch, torch=torch, float32=float32, serving=serving)
     try:
-        begun = time.monotonic()
-        result = evaluate(loaded, settings, folder)
-        engine = getattr(loaded, "engine", None)
-        if engine is not None and not no_speed:
-            result = result.model_copy(update={"speed": _speed(engine)})
-            write_run(folder, result)
+        _measure(loaded, settings, folder, speed=not no_speed)
     finally:
         loaded.close()
+
+
+def _measure(loaded: protocol.Model, settings: Settings, folder: Path, *, speed: bool) -> None:
+    from gangpao.evaluate.run import evaluate
+
+    begun = time.monotonic()
+    result = evaluate(loaded, settings, folder)
+    engine = getattr(loaded, "engine", None)
+    if engine is not None and speed:
+        result = result.model_copy(update={"speed": _speed(engine)})
+        write_run(folder, result)
     _show(result, folder, time.monotonic() - begun)
 
 
