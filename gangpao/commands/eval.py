@@ -182,11 +182,16 @@ def _show(result: RunResult, folder: Path, seconds: float) -> None:
 
 
 def _list() -> None:
+    from gangpao.evaluate.tasks.data import SETS
     from gangpao.evaluate.tasks.table import SUITES, TASKS
 
     for name, tasks in SUITES.items():
         print(f"{name:12} {' '.join(tasks)}")
     print()
     for task in TASKS.values():
-        print(f"{task.name:22} {task.title:14} {task.area:10} {task.shots} shots, {task.main}, version {task.version}")
+        licence = SETS[task.data].licence if task.data in SETS else "ours"
+        data = f"data {licence}" if licence else "data by the licence of the set"
+        print(
+            f"{task.name:22} {task.title:14} {task.area:10} {task.shots} shots, {task.main}, version {task.version}, {data}"
+        )
     print("\nOther names are tasks of lm-eval, which fetches their data itself.")

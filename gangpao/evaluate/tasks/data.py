@@ -32,13 +32,14 @@ SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl", ".json", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Some rows of a set. stems: beginnings of file names in a folder; paths: patterns of files in a hub's repository.
+    """Some rows of a set. stems: names of files in a folder; paths: patterns of files in a hub's repository, `*` within a name.
 
-    where "{subject}" stands in a path, the files' folders name subjects.
+    subjects: whether the folders there are named after subjects.
     """
 
     stems: Sequence[str]
     paths: Sequence[str] = ()
+    subjects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,15 @@ SETS = {
         ),
         _set(
             "cmmlu", docs.mmlu,
-            {"test": Split(["cmmlu_test"], ["**/test*"]), "dev": Split(["cmmlu_dev"], ["**/dev*"])},
+            {"test": Split(["cmmlu_test"], ["*/test*"], subjects=True), "dev": Split(["cmmlu_dev"], ["*/dev*"], subjects=True)},
             huggingface="haonan-li/cmmlu", modelscope="opencompass/cmmlu", licence="CC BY-NC-SA 4.0",
         ),
         _set(
             "ceval", docs.mmlu,
-            {"test": Split(["ceval_val", "ceval_valid"], ["**/val*"]), "dev": Split(["ceval_dev"], ["**/dev*"])},
+            {
+                "test": Split(["ceval_val", "ceval_valid"], ["*/val*"], subjects=True),
+                "dev": Split(["ceval_dev"], ["*/dev*"], subjects=True),
+            },
             huggingface="ceval/ceval-exam", modelscope="opencompass/ceval-exam", licence="CC BY-NC-SA 4.0",
         ),
         _set(
@@ -206,7 +210,7 @@ def _read(data: DataSet, split: Split, files: Sequence[Path]) -> Rows:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
-        subject = path.parent.name if any("{subject}" in p for p in split.paths) else ""
+        subject = path.parent.name if split.subjects and path.stem.partition("-")[0] not in split.stems else ""
         for row in read_rows(path, format_of(path)):
             if row.wrong or not isinstance(row.value, dict):
                 raise ValueError(f"{path}:{row.number}: {row.wrong or 'not an object'}")
@@ -219,13 +223,3 @@ def _read(data: DataSet, split: Split, files: Sequence[Path]) -> Rows:
         raise ValueError(f"{files[0]}: no rows")
     names = files[0].name if len(files) == 1 else f"{len(files)} files"
     return Rows(found, f"{names}, sha256 {digest.hexdigest()[:16]}")
-
-
-def own_file(path: Path) -> Rows:
-    """A file of the user's own: {"query", "choices", "gold"} or {"query", "target"} a line."""
-    return _read(DataSet(path.name, docs.plain, {}), Split([]), [path])
-
-
-def canonical(doc: Doc) -> str:
-    """A doc as text, for hashes."""
-    return json.dumps(doc, ensure_ascii=False, sort_keys=True)

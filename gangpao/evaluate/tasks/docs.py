@@ -162,15 +162,4 @@ def mbpp(row: Row) -> Doc:
     }
 
 
-def plain(row: Row) -> Doc:
-    """{"query", "choices", "gold"} or {"query", "target"}, as they are: a file of the user's own."""
-    if isinstance(row.get("choices"), list):
-        choices = [str(choice) for choice in row["choices"]]
-        doc: Doc = {"query": _text(row, "query", "question"), "choices": choices}
-        doc["gold"] = _gold(row.get("gold", row.get("answer")), choices)
-    else:
-        doc = {"query": _text(row, "query", "question", "prompt"), "target": _text(row, "target", "answer")}
-    return doc | ({"subject": str(row["subject"])} if row.get("subject") else {})
-
-
 Reader = Callable[[Row], Doc]

@@ -1,5 +1,7 @@
 """Rows of a set in all the forms in which it is published become the same doc."""
 
+import json
+
 import pytest
 
 from gangpao.evaluate.tasks import docs, prompts
@@ -62,7 +64,7 @@ def test_hellaswag_is_what_lm_eval_makes_of_it():
         (docs.mmlu, {"question": "q", "choices": ["a", "b"], "answer": "E"}, "none of the 2 choices"),
         (docs.mmlu, {"question": "q", "choices": ["a", "b"], "answer": True}, "none of the 2"),
         (docs.gsm8k, {"question": "q", "answer": "no mark"}, "no ####"),
-        (docs.plain, {"text": "q"}, "no text under query or question or prompt; the row has text"),
+        (docs.lambada, {"body": "q"}, "no text under text; the row has body"),
     ],
 )
 def test_a_row_that_is_something_else_says_so(read, row, words):
@@ -129,3 +131,17 @@ def test_data_that_are_not_there_are_named(tmp_path):
     (tmp_path / "piqa.jsonl").write_text('{"goal": "g", "sol1": "a", "sol2": "b", "label": 7}\n')
     with pytest.raises(ValueError, match=r"piqa\.jsonl:1: not a row of piqa: the answer 7"):
         DataSource(tmp_path).rows("piqa")
+
+
+def test_folders_of_a_repository_name_subjects(tmp_path):
+    """C-Eval as its repository has it: a folder a subject, rows without one."""
+    row = {"id": 0, "question": "问", "A": "甲", "B": "乙", "C": "丙", "D": "丁", "answer": "B", "explanation": ""}
+    for subject in ("law", "accountant"):
+        for name in ("val-00000-of-00001", "dev-00000-of-00001"):
+            file = tmp_path / "ceval-exam" / subject / f"{name}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text((json.dumps(row) + "\n") * 5)
+    asked = ask(TASKS["ceval"], DataSource(tmp_path))
+    assert [doc["subject"] for doc in asked.docs] == ["accountant"] * 5 + ["law"] * 5
+    assert asked.docs[0]["prompt"].startswith("以下是关于accountant的")
+    assert asked.origin.startswith("2 files, sha256 ")
