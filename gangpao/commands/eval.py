@@ -129,10 +129,12 @@ def run(
         )
     from gangpao.evaluate.run import tasks_of
 
-    names = [*(suite or []), *(task or [])] or ["quick"]
+    suites = suite or ([] if task else ["quick"])
+    names = [*suites, *(task or [])]
     settings = Settings(
-        tasks=tasks_of(names), suite=" ".join(suite or ([] if task else ["quick"])), data=data, limit=limit, shots=shots, chat=chat,
-        think=think, max_tokens=max_tokens, seed=seed, run_code=run_code, corpus=corpus, cost_profile=cost,
+        tasks=tasks_of(names), suite=" ".join(suites), optional=frozenset(tasks_of(suites)) - frozenset(task or []), data=data,
+        limit=limit, shots=shots, chat=chat, think=think, max_tokens=max_tokens, seed=seed, run_code=run_code, corpus=corpus,
+        cost_profile=cost,
     )  # fmt: skip
     folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{'-'.join(names)}")
     serving = load.Serving(name=server_model, api_key=api_key)

@@ -15,7 +15,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
     source = DataSource(settings.data)
     with Journal(out, _identity(model, settings)) as journal, _Shown(meter, quiet) as shown:
         before = journal.get("seconds") or 0.0
+        settings = _ready(settings, source, state, shown.progress)
         found = _contaminated(settings, source, shown.progress) if settings.corpus else None
         try:
             for number, name in enumerate(settings.tasks, 1):
@@ -76,6 +77,26 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
         finally:
             journal.put("seconds", before + time.monotonic() - state.started)
     return result
+
+
+def _ready(settings: Settings, source: DataSource, state: _State, progress: Progress) -> Settings:
+    """The tasks that can be asked, before any is: a run shall not end at its last task. Raises ValueError where one cannot that
+    was asked for by its name, or none can."""
+    ready: list[str] = []
+    for name in settings.tasks:
+        try:
+            if name in TASKS:
+                scored.check(TASKS[name], settings, source)
+        except ValueError as error:
+            if name not in settings.optional:
+                raise
+            state.notes.append(f"{name} was left out: {error}")
+            progress.note(state.notes[-1])
+        else:
+            ready.append(name)
+    if not ready:
+        raise ValueError("; ".join(state.notes))
+    return replace(settings, tasks=tuple(ready))
 
 
 def _asked(

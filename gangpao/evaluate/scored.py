@@ -24,6 +24,16 @@ _MODES = {"choice": "loglikelihood", "contexts": "loglikelihood", "word": "logli
 _LISTED_PROMPT = 20_000  # characters of a prompt in an item
 
 
+def check(task: Task, settings: Settings, source: DataSource) -> None:
+    """Raises ValueError where the task's data are not there, or its answers cannot be graded."""
+    from gangpao.evaluate.tasks.grade import grader_of
+
+    chat = settings.chat or task.conversation
+    if task.grader:
+        grader_of(task, run_code=settings.run_code, chat=chat)
+    ask(task, source, limit=1, shots=settings.shots, chat=chat)
+
+
 def own_task(
     task: Task, harness: Harness, settings: Settings, source: DataSource, limit: int | None, tainted: set[int] | None
 ) -> Iterator[tuple[TaskResult, list[Item]]]:

@@ -8,10 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is asked and how. Whatever of it changes an answer names the run."""
+    """What is asked and how. Whatever of it changes an answer names the run.
+
+    optional: tasks that came with a suite: one whose data are not there, or whose programs may not be run, is left out and told.
+    """
 
     tasks: tuple[str, ...]
     suite: str = ""
+    optional: frozenset[str] = frozenset()
     data: str | None = None
     limit: int | None = None
     shots: int | None = None

@@ -202,6 +202,17 @@ def test_items_of_a_corpus_are_told(tiny, data, tmp_path):
         run(model_of(tiny), data, tmp_path / "o2", ("hellaswag",), corpus=tmp_path / "m")
 
 
+def test_what_a_suite_cannot_ask_is_left_out_and_told(tiny, data, tmp_path):
+    tasks = ("arc_easy", "ceval", "humaneval")
+    result = run(model_of(tiny), data, tmp_path / "a", tasks, optional=frozenset(tasks), limit=2)
+    assert [t.task for t in result.tasks if t.main] == ["arc_easy"]
+    assert [note.partition(":")[0] for note in result.notes] == ["ceval was left out", "humaneval was left out"]
+    with pytest.raises(ValueError, match=r"ceval .* is not there"):
+        run(model_of(tiny), data, tmp_path / "b", tasks, limit=2)
+    with pytest.raises(ValueError, match="humaneval was left out: humaneval runs programs"):
+        run(model_of(tiny), data, tmp_path / "c", ("humaneval",), optional=frozenset(["humaneval"]))
+
+
 def test_suites_and_single_tasks_are_asked_once():
     assert tasks_of(["math", "gsm8k", "arc_easy", "their_task"]) == ("gsm8k", "math", "arc_easy", "their_task")
 
