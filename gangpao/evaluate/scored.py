@@ -157,6 +157,7 @@ def _item(asked: Asked, sample: dict[str, Any], harness: Harness) -> Item:
     return Item(
         item=str(doc["number"]),
         prompt=prompt[-_LISTED_PROMPT:],
+        ids=None if asked.task.how == "contexts" else harness.ids_of(sample["arguments"][0][0].rstrip()),
         answers=answers,
         target=target,
         scores=scores,
@@ -186,8 +187,9 @@ def _written_item(asked: Asked, sample: dict[str, Any], scores: dict[str, float]
     )
     text = Answer(text=answer.text, tokens=answer.tokens, finish=answer.finish)
     return Item(
-        item=str(sample["doc"]["number"]), prompt=str(sample["arguments"][0][0])[-_LISTED_PROMPT:], answers=[text],
-        target=sample["target"], scores=scores, flags=flags, extra=extra,
+        item=str(sample["doc"]["number"]), prompt=str(sample["arguments"][0][0])[-_LISTED_PROMPT:],
+        ids=harness.ids_of(*sample["arguments"][0]), answers=[text], target=sample["target"], scores=scores,
+        flags=flags, extra=extra,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from gangpao.evaluate.run import evaluate, tasks_of
 from gangpao.evaluate.settings import Settings
 from tests.engine.tiny import write_tiny
 from tests.evaluate import samples
+from tests.evaluate.test_peer import Memory
 
 TASKS = ("hellaswag", "arc_easy", "winogrande", "lambada", "mmlu", "cmmlu")
 
@@ -72,6 +73,7 @@ def test_a_run_says_what_was_asked_and_what_came(whole, tiny):
     assert [item.scores["acc"] for item in items].count(1.0) == round(12 * mmlu.value)
     assert len(items[0].answers) == 4
     assert items[0].prompt.endswith("Answer:")
+    assert model_of(tiny).engine.tokenizer.decode(items[0].ids) == items[0].prompt
     assert result.notes == []
     assert result.tokens["cached"] > 0
     assert result.yuan is not None
@@ -255,6 +257,24 @@ def test_samples_of_one_prompt_differ_and_come_back(tiny, tmp_path):
         assert (model.asked[3].temperature, model.asked[3].seed, model.asked[3].max_tokens) == (0.0, None, 256)
 
 
+def test_a_server_gets_the_messages_and_scores_no_conversation(tiny, tmp_path):
+    from lm_eval.api.instance import Instance
+
+    model = Recorder(tiny)
+    model.renders = False
+
+    def none(messages):
+        raise ValueError("renders conversations itself")
+
+    model.prompt_of = none
+    harness = Harness(model, Memory(), lambda *_: None)
+    chat = harness.apply_chat_template([{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}])
+    assert harness.generate_until([Instance("generate_until", {}, (chat, {"until": []}), 0)]) == ["answer 1"]
+    assert [m["content"] for m in model.asked[0].messages] == ["be brief", "hi"]
+    with pytest.raises(ValueError, match="renders conversations itself"):
+        harness.loglikelihood([Instance("loglikelihood", {}, (chat, " yes"), 0)])
+
+
 def test_keys_of_answers_hold_all_that_changes_them():
     prompt = Prompt("a", max_tokens=3)
     others = [
@@ -277,10 +297,14 @@ class Said:
     def __init__(self, path, answers):
         self.facts, self.answers = facts_of("tiny", path), answers
         self.usage = Usage()
+        self.renders = True
         self.settings = {}
 
     def prompt_of(self, messages):
         return messages[-1]["content"]
+
+    def ids_of(self, prompt):
+        return [7]
 
     def generate(self, prompts):
         for i, prompt in enumerate(prompts):

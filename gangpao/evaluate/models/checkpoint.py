@@ -237,6 +237,8 @@ class Checkpoint:
 class CheckpointModel:
     """See protocol.Model: a Checkpoint for text. batch is of no use here."""
 
+    renders = True
+
     def __init__(self, checkpoint: Checkpoint, facts: ModelFacts, template: ChatTemplate) -> None:
         self.checkpoint = checkpoint
         self.facts = facts.model_copy(update={"context": checkpoint.limit})
@@ -297,8 +299,8 @@ class CheckpointModel:
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]:
         """Prompts that begin alike one after the other."""
-        checkpoint, limit = self.checkpoint, self.checkpoint.limit
-        ids = [prompt_ids(checkpoint.tokenizer, self._template, prompt) for prompt in prompts]
+        limit = self.checkpoint.limit
+        ids = [self.ids_of(prompt) for prompt in prompts]
         for i in sorted(range(len(prompts)), key=lambda i: ids[i]):
             if len(ids[i]) >= limit:
                 yield i, Generated("", "too_long", prompt_tokens=len(ids[i]))
@@ -327,6 +329,10 @@ class CheckpointModel:
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """By the folder's own template."""
         return self._template.render(list(messages))
+
+    def ids_of(self, prompt: Prompt) -> list[int]:
+        """As `generate` and `score` make them."""
+        return prompt_ids(self.checkpoint.tokenizer, self._template, prompt)
 
     def close(self) -> None:
         """Give back the caches."""

@@ -41,6 +41,8 @@ class Endpoint:
     Raises RemoteError (a ValueError) where the server cannot be asked, or has several models and none is named.
     """
 
+    renders = False
+
     def __init__(
         self,
         url: str,
@@ -82,6 +84,10 @@ class Endpoint:
     def close(self) -> None:
         """Close the connections."""
         self.server.close()
+
+    def ids_of(self, prompt: Prompt) -> None:
+        """Only the server knows."""
+        return
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Raises ValueError: only the server knows its template."""

@@ -28,6 +28,8 @@ class EngineModel:
     """See protocol.Model. batch: answers at a time. facts: what is known of the file; the context is the engine's. float32: as the
     engine was loaded."""
 
+    renders = True
+
     def __init__(self, engine: Engine, facts: ModelFacts, batch: int = DEFAULT_BATCH, *, float32: bool = False) -> None:
         self.engine = engine
         self.facts = facts.model_copy(update={"context": engine.context})
@@ -77,8 +79,7 @@ class EngineModel:
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]:
         """The longest prompts first, so that the last steps are not those of one long answer alone."""
-        engine = self.engine
-        ids = [prompt_ids(engine.tokenizer, engine.template, prompt) for prompt in prompts]
+        ids = [self.ids_of(prompt) for prompt in prompts]
         self._scheduler = self._scheduler or Scheduler(self.engine, batch=self._batch, queue=self._batch)
         ended: queue.SimpleQueue[_Writing | Exception] = queue.SimpleQueue()
         waiting = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
@@ -105,6 +106,10 @@ class EngineModel:
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """By the file's own template."""
         return self.engine.template.render(list(messages))
+
+    def ids_of(self, prompt: Prompt) -> list[int]:
+        """As `generate` and `score` make them."""
+        return prompt_ids(self.engine.tokenizer, self.engine.template, prompt)
 
     def close(self) -> None:
         """End the scheduler's thread and give back the caches."""

@@ -25,11 +25,13 @@ class ChatText(str):
     """A rendered conversation that still knows its messages: a server wants those."""
 
     messages: tuple[Mapping[str, Any], ...]
+    rendered: bool  # whether the text is what the model will see
 
     @classmethod
-    def of(cls, text: str, messages: Sequence[Mapping[str, Any]]) -> ChatText:
+    def of(cls, text: str, messages: Sequence[Mapping[str, Any]], *, rendered: bool) -> ChatText:
+        """The text where it is known, else what was said last."""
         chat = cls(text)
-        chat.messages = tuple(messages)
+        chat.messages, chat.rendered = tuple(messages), rendered
         return chat
 
 
@@ -60,6 +62,9 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
 
     def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[tuple[float, bool]]:
         """(log-probability, greedy) of every continuation. What has no score gets UNSCORED, and is in `scores` with its fault."""
+        for request in requests:
+            if isinstance(request.args[0], ChatText) and not request.args[0].rendered:
+                self.model.prompt_of(request.args[0].messages)  # says why there is none
         pairs = [moved(*request.args) for request in requests]
         groups: dict[str, list[str]] = {}
         for context, continuation in dict.fromkeys(pairs):
@@ -144,6 +149,10 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
         """The answer to a prompt with its thought and how it ended."""
         return self.answers[answer_key(self._prompt(context, options, repeat))]
 
+    def ids_of(self, context: str, options: Mapping[str, Any] | None = None) -> list[int] | None:
+        """The ids of a context, or of a prompt that was answered."""
+        return self.model.ids_of(Prompt(context) if options is None else self._prompt(context, options, 0))
+
     # --- templates
 
     @property
@@ -157,7 +166,9 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> ChatText:
         """The conversation as text, by the model's own template."""
-        return ChatText.of(self.model.prompt_of(chat_history), chat_history)
+        if not self.model.renders:
+            return ChatText.of(str(chat_history[-1]["content"]), chat_history, rendered=False)
+        return ChatText.of(self.model.prompt_of(chat_history), chat_history, rendered=True)
 
 
 def moved(context: str, continuation: str) -> tuple[str, str]:

@@ -74,8 +74,9 @@ class Usage:
 
 
 class Model(Protocol):
-    """One model under evaluation; `facts` says which."""
+    """One model under evaluation; `facts` says which. renders: whether conversations become text on this side."""
 
+    renders: bool
     facts: ModelFacts
     usage: Usage
 
@@ -94,6 +95,9 @@ class Model(Protocol):
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of a conversation by the model's template. Raises ValueError where there is none to be had."""
+
+    def ids_of(self, prompt: Prompt) -> list[int] | None:
+        """What the model is shown; None where only a server knows."""
 
     def close(self) -> None:
         """Give back what it holds."""
