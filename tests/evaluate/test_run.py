@@ -334,6 +334,7 @@ def test_written_answers_are_graded_and_thoughts_counted(tiny, data, tmp_path):
     assert items[2].extra["thinking"] == "2, 2"
 
 
+@pytest.mark.usefixtures("caged")
 def test_programs_are_run_only_where_that_was_allowed(tiny, tmp_path):
     row = {
         "task_id": "T/0", "prompt": 'def double(x):\n    """Twice x."""\n', "entry_point": "double",

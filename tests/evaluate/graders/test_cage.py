@@ -18,12 +18,7 @@ from tests.evaluate.graders import attacks
 QUICK = cage.Limits(seconds=1.0, memory_mb=512, output_bytes=200_000)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def here() -> None:
-    try:
-        cage.check()
-    except cage.CageError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("caged")
 
 
 def program(code: str) -> cage.Program:

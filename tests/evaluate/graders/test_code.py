@@ -53,6 +53,7 @@ CHAT = {
 }
 
 
+@pytest.mark.usefixtures("caged")
 def test_a_program_is_found_in_a_chat_answer() -> None:
     programs = [code.humaneval(answer, PROMPT, TEST, "halves", chat=True) for answer in CHAT.values()]
     found = dict(zip(CHAT, code.grade_all(programs, run_code=True), strict=True))
@@ -71,6 +72,7 @@ WRONG = {
 }
 
 
+@pytest.mark.usefixtures("caged")
 def test_wrong_programs_are_wrong_and_say_why() -> None:
     programs = [code.humaneval(answer, PROMPT, TEST, "halves", chat=True) for answer, _ in WRONG.values()]
     found = dict(zip(WRONG, code.grade_all(programs, run_code=True), strict=True))
@@ -88,6 +90,7 @@ def test_wrong_programs_are_wrong_and_say_why() -> None:
         "\nif __name__ == 'x':\n    (",
     ],
 )
+@pytest.mark.usefixtures("caged")
 def test_a_completion_ends_at_a_stop_string(rest: str) -> None:
     assert code.grade(code.humaneval(BODY + rest, PROMPT, TEST, "halves", chat=False), run_code=True).correct
 
@@ -119,6 +122,7 @@ MBPP = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("caged")
 def test_problems_of_mbpp() -> None:
     programs = [
         code.mbpp(text, reference, tests, setup, chat=chat)
