@@ -32,9 +32,9 @@ COMMANDS = {
     "ps": ("gangpao.commands.ps:ps", "Show which models a running server holds in memory."),
     "rm": ("gangpao.commands.rm:rm", "Delete an installed model."),
     "bench": ("gangpao.commands.bench:bench", "Measure prefill and decode speed against the memory's bandwidth."),
-    "cost": ("gangpao.commands.cost:price", "Say what tokens cost, and which assumption moves that most."),
+    "cost": ("gangpao.commands.cost:price", "Say what tokens cost on a machine, and which assumption moves that most."),
     "doctor": ("gangpao.commands.doctor:doctor", "Say what this machine can run, and how fast."),
-    "eval": ("gangpao.commands.eval:app", "Measure a model: benchmarks, judges, perplexity, a report."),
+    "eval": ("gangpao.commands.eval:app", "Measure a model: benchmarks, conversations, perplexity, speed and price."),
     "data": (
         "gangpao.data.command:app",
         "Training data: get text, build a corpus from a configuration, count it, read it.",

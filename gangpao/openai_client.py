@@ -50,15 +50,18 @@ class Patience:
     broken: int = 0
 
 
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What a command calls the options that messages name. environment: the variable that holds a key where none is given; empty
+    """What a command calls the options that messages name. environment: whether KEY_VARIABLE holds a key where none is given; not
     where a key that somebody set for one server must not go to another."""
 
     url: str = "--connect"
     key: str = "--api-key"
     model: str = "--model"
-    environment: str = "OPENAI_API_KEY"
+    environment: bool = True
 
 
 class RemoteError(ValueError):
@@ -94,7 +97,7 @@ class Server:
         self.ours = False  # whether it is gangpao, once it has listed its models
         self.withheld = False
         if api_key is None and flags.environment and not given.userinfo:
-            api_key = os.environ.get(flags.environment) or None
+            api_key = os.environ.get(KEY_VARIABLE) or None
             # A key of the environment may be a costly one, and plain HTTP shows it to everyone on the way.
             self.withheld = bool(api_key) and not here and self.base.startswith("http:")
             api_key = None if self.withheld else api_key
@@ -247,9 +250,9 @@ class Server:
                 return RemoteError(f"{self.base} refuses this API key", 401, code)
             hint = f"give it with {self._flags.key}"
             if self.withheld:
-                hint += f" ({self._flags.environment} is not sent over plain HTTP to another machine unasked)"
+                hint += f" ({KEY_VARIABLE} is not sent over plain HTTP to another machine unasked)"
             elif self._flags.environment:
-                hint += f", or in {self._flags.environment}"
+                hint += f", or in {KEY_VARIABLE}"
             return RemoteError(f"{self.base} wants an API key: {hint}", 401, code)
         if 300 <= status < 400:
             said = f"moved to {response.headers.get('location', 'nowhere')}: use that address"

@@ -117,7 +117,7 @@ def test_a_bare_group_prints_its_help(name, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["lst"], "No such command 'lst'. Did you mean list?"),
+        (["lst"], "No such command 'lst'. Did you mean list or cost?"),
         (["srve"], "Did you mean serve"),
         (["ls"], "Here it is: gangpao list."),
         (["stop", "x"], "--idle-unload"),

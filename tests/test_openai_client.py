@@ -112,7 +112,7 @@ def test_a_key_of_the_environment_is_for_who_it_is_meant_for(monkeypatch):
         with pytest.raises(RemoteError, match="refuses this API key"):
             asking(server.url)
         with pytest.raises(RemoteError, match=r"give it with --api-key$"):
-            asking(server.url, flags=Flags(environment=""))
+            asking(server.url, flags=Flags(environment=False))
     assert [a.headers.get("authorization") for a in server.chats()] == ["Bearer sk-env", None]
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gangpao.engine.generate import Engine
+from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.thoughts import Marks
 
 BOS, END, USER, AI = 256, 257, 258, 259
@@ -118,6 +119,8 @@ class FakeTemplate:
         for message in messages:
             ids += [{"user": USER, "assistant": AI}.get(message["role"], BOS), *message["content"].encode(), END]
         return [*ids, AI] if add_generation_prompt else ids
+
+    splitter = ChatTemplate.splitter
 
 
 def says(*replies: str, end: bool = True) -> Callable[[list[int]], int]:

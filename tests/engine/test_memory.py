@@ -49,7 +49,7 @@ def test_a_smaller_catalog_model_is_named(tiny, memory, monkeypatch):
     small = catalog.memory_needed(catalog.entry("smollm2-135m"))
     real = memory_module.estimate
     monkeypatch.setattr(
-        memory_module, "estimate", lambda *a: memory_module.Need(3 * small, real(*a).cache, real(*a).work)
+        memory_module, "estimate", lambda *a, **k: memory_module.Need(3 * small, real(*a).cache, real(*a).work)
     )
     memory(int(1.1 * small))
     with pytest.raises(ValueError, match="a smaller model: smollm2-135m"):

@@ -136,6 +136,7 @@ def test_another_model_s_folder_is_refused(whole, tmp_path, data):
 
 CODE = """
 import sys
+sys.path.append(sys.argv[4])  # behind the installed package
 from pathlib import Path
 from tests.evaluate.test_run import model_of, run
 model = model_of(Path(sys.argv[1]))
@@ -151,11 +152,9 @@ run(model, sys.argv[2], Path(sys.argv[3]), ("mmlu", "arc_easy", "hellaswag"))
 def test_after_kill_9_the_rest_is_asked(whole, tiny, data, tmp_path):
     """Killed three times at other places; nothing that was answered is asked again."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    command = [sys.executable, "-c", CODE, str(tiny), data, str(tmp_path)]
+    command = [sys.executable, "-P", "-c", CODE, str(tiny), data, str(tmp_path), root]
     for steps in (2, 9, 3):
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=root, env=os.environ | {"PYTHONPATH": root}
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
         for _ in range(steps):
             process.stdout.readline()
         time.sleep(0.01)

@@ -108,7 +108,7 @@ def _server(
 
     named = ("--api-key", "--server-model") if flag == "--model" else (f"{flag}-key", f"{flag}-model")
     at_judge = address(url, flag) == address(judge, "--judge")
-    flags = Flags(flag, *named) if at_judge else Flags(flag, *named, environment="")
+    flags = Flags(flag, *named) if at_judge else Flags(flag, *named, environment=False)
     server = Endpoint(url, name, key, concurrency=concurrency, flags=flags)
     closing.callback(server.close)
     return server

@@ -8,7 +8,7 @@ import openai
 import pytest
 from anthropic import Anthropic
 
-from gangpao.commands.terminal import client
+from gangpao import openai_client as client
 
 RULES = "\n".join(f"Rule {i}: read a file before it is changed, and say what was changed." for i in range(220))[:14_500]
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}

@@ -152,7 +152,7 @@ def _system() -> dict[str, Any]:
     links = {str(p): os.readlink(p) for p in wanted if p.is_symlink()}
     wanted = [p for p in wanted if p.is_dir() and not p.is_symlink()]
     wanted += [Path(p) / "lib" for p in (sys.base_prefix, sys.base_exec_prefix)]
-    wanted += [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
+    wanted.append(Path(sysconfig.get_path("stdlib")))
     found = sorted({p.resolve() for p in wanted if p.is_dir()})
     folders = [p for p in found if not any(p != q and p.is_relative_to(q) for q in found)]
     patterns = ("{}-packages", "python3*/{}-packages")
