@@ -69,6 +69,8 @@ ELSEWHERE_OPTIONS = {
 
 # What the extra `lab` brings; the device half does without.
 LAB_PACKAGES = ("torch", "safetensors", "matplotlib", "pyarrow", "zstandard", "optuna")
+# The same of the extra `eval`.
+EVALUATION_PACKAGES = ("lm_eval", "datasets")
 
 # What typer raises for a wrong option, by a path that is the same in all its versions.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -182,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
+        if error.name in EVALUATION_PACKAGES:
+            return _fail(f"this command needs {error.name}: pip install 'gangpao[eval]'")
         if error.name not in LAB_PACKAGES:
             raise
         return _fail(f"this command belongs to the lab and needs {error.name}: pip install 'gangpao[lab]'")
