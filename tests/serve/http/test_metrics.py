@@ -1,6 +1,7 @@
 """The figures of a server: what every API answers is in them, once."""
 
 import re
+import time
 
 import pytest
 
@@ -91,9 +92,17 @@ def counts(wire, url):
 def test_names_types_and_labels_are_those_of_vllm(url, wire):
     for body in (CHAT, {**CHAT, "stream": True}):
         assert wire.post(f"{url}/v1/chat/completions", json=body).status_code == 200
-    types, values = read(wire, url)
-    assert {name: types.get(name) for name in NAMES} == NAMES
     ours = 'model_name="tiny",engine="0"'
+    until = time.monotonic() + 5
+    while True:  # the thread that writes answers counts one after its last piece is out
+        types, values = read(wire, url)
+        said, counted = (
+            values[f"vllm:{name}", ours] for name in ("request_generation_tokens_sum", "generation_tokens_total")
+        )
+        if said == counted or time.monotonic() > until:
+            break
+        time.sleep(0.01)
+    assert {name: types.get(name) for name in NAMES} == NAMES
     for name, kind in NAMES.items():
         if kind != "histogram":
             assert any(n == name and labels.startswith(ours) for n, labels in values), name
