@@ -19,12 +19,6 @@ STYLE = (
     "img{max-width:100%}table{border-collapse:collapse;display:block;overflow-x:auto}"
 )
 
-# Fonts with Chinese signs, by how well they go with matplotlib's own; pictures of reports take the first that is installed.
-CHINESE_FONTS = (
-    "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC", "Heiti SC",
-    "Microsoft YaHei", "SimHei", "Noto Sans CJK JP", "Noto Serif CJK SC", "AR PL UMing CN",
-)  # fmt: skip
-
 
 def language_of(lang: str) -> Language:
     """The value of --lang. Raises ValueError for any other language."""

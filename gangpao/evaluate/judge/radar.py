@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 from gangpao import atomic
 from gangpao.data.optional_import import need
+from gangpao.evaluate.fonts import chinese_font
 
 Language = Literal["en", "zh"]
 _CHINESE = {
     "writing": "写作", "roleplay": "角色扮演", "reasoning": "推理", "math": "数学", "coding": "代码", "extraction": "信息抽取",
     "stem": "理工", "humanities": "人文",
 }  # fmt: skip
-_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei",
-          "SimHei", "PingFang SC", "Heiti SC", "Arial Unicode MS")  # fmt: skip
 FEWEST = 3  # axes of a plot that is one
 
 
@@ -32,7 +31,7 @@ def draw(path: Path, models: Mapping[str, Mapping[str, float]], scale: float, la
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    font = _chinese_font()
+    font = chinese_font()
     say = _CHINESE if language == "zh" and font else {}
     with mpl.rc_context({"svg.hashsalt": "gangpao", "font.family": [*([font] if font else []), "DejaVu Sans"]}):
         figure = Figure(figsize=(6, 6), layout="constrained")
@@ -55,13 +54,6 @@ def _axes(axes: Any, labels: list[str], scale: float) -> None:
     axes.set_ylim(0, scale)
     axes.set_yticks([scale * part / 5 for part in range(1, 6)])
     axes.tick_params(axis="y", labelsize=8, colors="0.5")
-
-
-def _chinese_font() -> str | None:
-    from matplotlib import font_manager
-
-    here = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in _FONTS if name in here), None)
 
 
 def _drawable(text: str, font: str | None) -> str:

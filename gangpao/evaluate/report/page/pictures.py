@@ -14,12 +14,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gangpao.evaluate.fonts import chinese_font
 from gangpao.evaluate.report import compare
 from gangpao.evaluate.report.page import facts, scores
 from gangpao.evaluate.report.page.document import Block, Paragraph, Picture, line
 from gangpao.evaluate.report.page.given import Given
 from gangpao.evaluate.report.page.words import WORDS
-from gangpao.page import CHINESE_FONTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,7 +200,7 @@ def _scatter(figure: Figure, given: Given, tasks: int, points: Sequence[tuple[st
     else:
         axes.set_xlim(0, 1.15 * max(prices))
     axes.set_ylim(max(0, min(qualities) - 5), min(100, max(qualities) + 5))
-    language = given.language if _chinese() else "en"
+    language = given.language if chinese_font() else "en"
     axes.set_xlabel(WORDS[language]["price_axis"])
     axes.set_ylabel(WORDS[language]["quality_axis"].format(n=tasks))
     axes.grid(alpha=0.35)
@@ -224,7 +224,7 @@ def _picture(given: Given, name: str, alt: str, draw: Callable[[Figure], None]) 
     from matplotlib.text import Text
 
     ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
-    family = [*([_chinese()] if _chinese() else []), "DejaVu Sans"]
+    family = [*([chinese_font()] if chinese_font() else []), "DejaVu Sans"]
     style: Any = {**dict.fromkeys(ink, _INK), "font.family": family, "text.parse_math": False}
     style |= {"svg.hashsalt": name, "svg.fonttype": "path"}
     with matplotlib.rc_context(style):
@@ -241,15 +241,6 @@ def _picture(given: Given, name: str, alt: str, draw: Callable[[Figure], None]) 
     return Picture(f"{name}.{given.language}", alt, f"{head}>{_LIGHT_AND_DARK}{rest}")
 
 
-@functools.cache
-def _chinese() -> str | None:
-    """A font with Chinese signs, if one is installed."""
-    from matplotlib import font_manager
-
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in CHINESE_FONTS if name in there), None)
-
-
 def _known(text: str) -> str:
     """A label in signs that the fonts have; "?" stands for others."""
     return "".join(c if any(ord(c) in signs for signs in _signs()) else "?" for c in text)
@@ -259,5 +250,5 @@ def _known(text: str) -> str:
 def _signs() -> list[frozenset[int]]:
     from matplotlib import font_manager
 
-    names = [name for name in (_chinese(), "DejaVu Sans") if name]
+    names = [name for name in (chinese_font(), "DejaVu Sans") if name]
     return [frozenset(font_manager.get_font(font_manager.findfont(name)).get_charmap()) for name in names]

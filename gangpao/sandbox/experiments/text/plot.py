@@ -8,25 +8,15 @@ What it gives up: the first Chinese picture of a process looks through the insta
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gangpao.page import CHINESE_FONTS
+from gangpao.evaluate.fonts import chinese_font as chinese_font
 from gangpao.sandbox.bilingual import Language, Text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-@functools.cache
-def chinese_font() -> str | None:
-    """The first known font with Chinese signs that is installed."""
-    from matplotlib import font_manager
-
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in CHINESE_FONTS if name in there), None)
 
 
 def words(table: Mapping[str, Text], language: Language) -> dict[str, str]:
