@@ -10,6 +10,7 @@ refused with a reason.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from gangpao import atomic
+import gangpao
+from gangpao import atomic, machine
 from gangpao.config import Frozen
 
 SCHEMA = 1
@@ -139,6 +141,21 @@ class Item(Frozen):
     scores: dict[str, float]
     flags: list[str] = Field([], description="too_long, empty_choice, at_limit, empty_answer ...")
     extra: dict[str, Any] = Field({}, description="What else a grader or a judge said.")
+
+
+def provenance() -> dict[str, Any]:
+    """The fields of a RunResult that say when, by which code and on which machine it came to be."""
+    from gangpao import kernels
+
+    commit = machine.git_commit()
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "gangpao": gangpao.__version__ + (f", commit {commit}" if commit else ""),
+        "hardware": {
+            "cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory(),
+            "kernels": kernels.isa_name(),
+        },
+    }  # fmt: skip
 
 
 def write_run(folder: Path, result: RunResult) -> None:

@@ -10,7 +10,6 @@ each task, with a note while tasks are missing.
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import logging
 import time
@@ -19,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import gangpao
-from gangpao import cost, kernels, machine
+from gangpao import cost
 from gangpao.evaluate import scored
 from gangpao.evaluate.contamination import Found, contaminated
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.models.protocol import Model
-from gangpao.evaluate.results import Item, RunResult, TaskResult, write_items, write_run
+from gangpao.evaluate.results import Item, RunResult, TaskResult, provenance, write_items, write_run
 from gangpao.evaluate.settings import Settings
+from gangpao.evaluate.tasks.build import docs_of
 from gangpao.evaluate.tasks.data import DataSource
 from gangpao.evaluate.tasks.table import LIMITS, SUITES, TASKS
 from gangpao.progress import Progress
@@ -114,7 +113,7 @@ def _contaminated(settings: Settings, source: DataSource, progress: Progress) ->
     """By task, all of whose docs are looked for, whatever the limit."""
     assert settings.corpus is not None
     own = [TASKS[name] for name in settings.tasks if name in TASKS]
-    return contaminated({task.name: source.rows(task.data).docs for task in own}, settings.corpus, progress)
+    return contaminated({task.name: docs_of(task, source) for task in own}, settings.corpus, progress)
 
 
 def _limit(name: str, settings: Settings) -> int | None:
@@ -123,13 +122,8 @@ def _limit(name: str, settings: Settings) -> int | None:
 
 def _identity(model: Model, settings: Settings) -> dict[str, Any]:
     """What an answer depends on. Which tasks are asked, and how many items of them, is not part of it."""
-    names = ("shots", "chat", "think", "max_tokens", "seed")
     facts = model.facts
-    return {
-        "model": facts.sha256 or f"{facts.url} {facts.name}",
-        **dict(model.settings),
-        **{name: getattr(settings, name) for name in names},
-    }
+    return {"model": facts.sha256 or f"{facts.url} {facts.name}", **dict(model.settings), **settings.of_answers()}
 
 
 def _result(
@@ -137,19 +131,13 @@ def _result(
 ) -> RunResult:
     seconds = before + time.monotonic() - state.started
     usage = model.usage
-    chosen = {name: getattr(settings, name) for name in ("shots", "chat", "think", "max_tokens", "seed", "run_code")}
     return RunResult(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        gangpao=gangpao.__version__ + (f", commit {commit}" if (commit := machine.git_commit()) else ""),
+        **provenance(),
         harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
-        hardware={
-            "cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory(),
-            "kernels": kernels.isa_name(),
-        },
         model=model.facts,
         suite=settings.suite,
         limit=settings.limit,
-        settings={**dict(model.settings), **chosen, "cost": meter.name},
+        settings={**dict(model.settings), **settings.of_answers(), "run_code": settings.run_code, "cost": meter.name},
         tasks=state.tasks,
         seconds=round(seconds, 1),
         tokens={"prompt": usage.prompt, "cached": usage.cached, "completion": usage.completion},

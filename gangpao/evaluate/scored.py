@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gangpao.evaluate.results import Answer, Item, TaskResult, Thinking
 from gangpao.evaluate.settings import Settings
+from gangpao.evaluate.statistics import mean_error
 from gangpao.evaluate.tasks.build import Asked, Grade, ask, harness_task
 from gangpao.evaluate.tasks.data import DataSource
 from gangpao.evaluate.tasks.docs import Doc
@@ -19,6 +20,7 @@ from gangpao.evaluate.tasks.table import TASKS, Task
 
 if TYPE_CHECKING:
     from gangpao.evaluate.models.harness import Harness
+    from gangpao.evaluate.tasks.grade import Grader
 
 _MODES = {"choice": "loglikelihood", "contexts": "loglikelihood", "word": "loglikelihood", "written": "generation"}
 _LISTED_PROMPT = 20_000  # characters of a prompt in an item
@@ -26,12 +28,18 @@ _LISTED_PROMPT = 20_000  # characters of a prompt in an item
 
 def check(task: Task, settings: Settings, source: DataSource) -> None:
     """Raises ValueError where the task's data are not there, or its answers cannot be graded."""
+    _prepared(task, settings, source, 1)
+
+
+def _prepared(
+    task: Task, settings: Settings, source: DataSource, limit: int | None
+) -> tuple[Asked, Grader | None, bool]:
+    """The task with its docs, what grades its answers, and whether it is asked as a conversation."""
     from gangpao.evaluate.tasks.grade import grader_of
 
     chat = settings.chat or task.conversation
-    if task.grader:
-        grader_of(task, run_code=settings.run_code, chat=chat)
-    ask(task, source, limit=1, shots=settings.shots, chat=chat)
+    grader = grader_of(task, run_code=settings.run_code, chat=chat) if task.grader else None
+    return ask(task, source, limit=limit, shots=settings.shots, chat=chat), grader, chat
 
 
 def own_task(
@@ -41,11 +49,7 @@ def own_task(
 
     tainted: places of docs that a training corpus holds.
     """
-    from gangpao.evaluate.tasks.grade import grader_of
-
-    chat = settings.chat or task.conversation
-    asked = ask(task, source, limit=limit, shots=settings.shots, chat=chat)
-    grader = grader_of(task, run_code=settings.run_code, chat=chat) if task.grader else None
+    asked, grader, chat = _prepared(task, settings, source, limit)
     found = _run(harness_task(asked, grader.grade if grader else None, chat=chat), harness, settings, chat)
     items = [_with_subject(_item(asked, sample, harness), sample["doc"]) for sample in found["samples"][task.name]]
     if grader:
@@ -200,9 +204,9 @@ def _explained(item: Item, doc: Doc, grade: Grade) -> Item:
 
 
 def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:
+    middle, error = sum(values) / len(values), mean_error(values)
     if metric != "perplexity":
-        return _mean(values)
-    middle, error = _mean(values)
+        return middle, error
     return math.exp(-middle), error and math.exp(-middle) * error
 
 
@@ -212,15 +216,6 @@ def _clean(metric: str, items: Sequence[Item], seen: Sequence[bool] | None) -> f
         item.scores[metric] for item, was in zip(items, seen or (), strict=False) if not was and metric in item.scores
     ]
     return _value(metric, kept)[0] if kept and seen is not None and any(seen) else None
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error (from the sample's variance); no error for fewer than two."""
-    count = len(values)
-    middle = sum(values) / count
-    if count < 2:
-        return middle, None
-    return middle, math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)
 
 
 def _parts(asked: Asked, items: Sequence[Item], metric: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +27,7 @@ class Settings:
     run_code: bool = False
     corpus: Path | None = None
     cost_profile: str | None = None
+
+    def of_answers(self) -> dict[str, Any]:
+        """What an answer depends on, beside the model."""
+        return {name: getattr(self, name) for name in ("shots", "chat", "think", "max_tokens", "seed")}

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gangpao.evaluate.report import statistics as s
+from gangpao.evaluate import statistics as s
 
 
 def test_an_error_of_a_share_is_the_error_of_its_zeros_and_ones():

@@ -16,10 +16,11 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from math import prod, sqrt
+from math import prod
 
 from gangpao.evaluate.graders.cage import parent as cage
 from gangpao.evaluate.graders.grade import Grade
+from gangpao.evaluate.statistics import mean_error
 
 NAME, VERSION = "gangpao-code", 1
 GRADER = f"{NAME} {VERSION}"
@@ -243,8 +244,4 @@ def pass_at_k_mean(counts: Sequence[tuple[int, int]], k: int) -> tuple[float, fl
     if not counts:
         raise ValueError("pass@k of no problems")
     values = [pass_at_k(samples, passed, k) for samples, passed in counts]
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    return mean, sqrt(variance / len(values))
+    return sum(values) / len(values), mean_error(values)

@@ -9,7 +9,6 @@ After kill -9 the same command goes on, and a further judge over the same answer
 
 from __future__ import annotations
 
-import datetime
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gangpao
-from gangpao import atomic, machine
+from gangpao import atomic
 from gangpao.cost import show_yuan
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.judge import marking, radar, scores
@@ -29,7 +27,7 @@ from gangpao.evaluate.judge.questions import WITH_REFERENCE, Question, QuestionS
 from gangpao.evaluate.judge.talk import Answers, Manner, converse, messages_of, turns_of
 from gangpao.evaluate.models.price import Price
 from gangpao.evaluate.models.protocol import Generated, Model, Usage
-from gangpao.evaluate.results import Answer, Item, RunResult, TaskResult, Thinking, write_items, write_run
+from gangpao.evaluate.results import Answer, Item, RunResult, TaskResult, Thinking, provenance, write_items, write_run
 from gangpao.progress import Progress, Silent
 from gangpao.units import show_count
 
@@ -285,9 +283,7 @@ def _result(
     texts = [answer for turns in answers.values() for answer in turns]
     usage = {one.name: one.usage() for one in judged}
     return RunResult(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        gangpao=gangpao.__version__ + (f", commit {commit}" if (commit := machine.git_commit()) else ""),
-        hardware={"cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory()},
+        **provenance(),
         model=model.facts,
         suite="judge",
         limit=settings.limit,

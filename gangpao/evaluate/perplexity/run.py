@@ -10,14 +10,12 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import gangpao
-from gangpao import kernels, machine
+from gangpao import machine
 from gangpao.cost import Meter
 from gangpao.evaluate import results
 from gangpao.evaluate.journal import Journal
@@ -249,12 +247,7 @@ def _result(
             "The saved base has what is rarer than e^-16 of its likeliest token as that: perplexity_base is a little too low."
         )
     return results.RunResult(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        gangpao=gangpao.__version__,
-        hardware={
-            "cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory(),
-            "kernels": kernels.isa_name(),
-        },
+        **results.provenance(),
         model=scorer.facts,
         suite="perplexity",
         limit=material.limit,

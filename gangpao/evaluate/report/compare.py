@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from gangpao.evaluate.report.published import Cell, Published
 from gangpao.evaluate.report.runs import Run
-from gangpao.evaluate.report.statistics import (
+from gangpao.evaluate.results import Mode, TaskResult
+from gangpao.evaluate.statistics import (
     Difference,
     clustered_error,
     holm,
@@ -21,7 +22,6 @@ from gangpao.evaluate.report.statistics import (
     share_error,
     unpaired,
 )
-from gangpao.evaluate.results import Mode, TaskResult
 
 MIN_SUBJECTS = 20  # below, an error over subjects is itself too unsure (Cameron and Miller 2015 ask for 20 to 50)
 TWO_MODES: tuple[Mode, ...] = ("loglikelihood", "generation")

@@ -19,8 +19,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from gangpao.config import Frozen, config_dir, load_toml
-from gangpao.evaluate.report.statistics import share_error
 from gangpao.evaluate.results import Mode
+from gangpao.evaluate.statistics import share_error
 
 DEFAULT = ("minicpm-2b", "mistral-7b", "llama2-13b")  # stand beside every run
 GROUPS = ("all", "en", "zh")

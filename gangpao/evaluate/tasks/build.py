@@ -34,16 +34,21 @@ def ask(
 
     Raises ValueError for data that are not there, and for more shots than there are examples.
     """
-    rows = source.rows(task.data)
     shots = task.shots if shots is None else shots
-    docs = _own_examples_left_out(task, rows.docs)
+    docs = docs_of(task, source)
     kept = limited(docs, limit)
     prompt = task.chat if chat and task.chat else task.prompt
     heads = _Heads(task, source, shots)
     out = [
         doc | {"prompt": heads.of(doc) + prompt(doc), "number": doc.get("number", at), "place": at} for at, doc in kept
     ]
-    return Asked(task, out, len(docs), shots, rows.origin)
+    return Asked(task, out, len(docs), shots, source.rows(task.data).origin)
+
+
+def docs_of(task: Task, source: DataSource) -> Sequence[Doc]:
+    """All that a task can ask, in the order of their places. MBPP is one file of examples, tests and training."""
+    docs = source.rows(task.data).docs
+    return [doc for doc in docs if doc["number"] in _MBPP_TEST] if task.data == "mbpp" else docs
 
 
 def limited(docs: Sequence[Doc], limit: int | None) -> list[tuple[int, Doc]]:
@@ -112,11 +117,6 @@ _MBPP_TEST = range(11, 511)
 
 def _mbpp_examples(source: DataSource) -> list[Doc]:
     return [doc for doc in source.rows("mbpp").docs if doc["number"] in _MBPP_EXAMPLES]
-
-
-def _own_examples_left_out(task: Task, docs: Sequence[Doc]) -> Sequence[Doc]:
-    """MBPP is one file of examples, tests and training."""
-    return [doc for doc in docs if doc["number"] in _MBPP_TEST] if task.data == "mbpp" else docs
 
 
 def harness_task(asked: Asked, grade: Grade | None, *, chat: bool = False) -> Any:

@@ -10,7 +10,8 @@ from gangpao.evaluate.graders import bbh, choice, code, maths
 from gangpao.evaluate.graders.cage.parent import check as check_cage
 from gangpao.evaluate.graders.grade import Grade
 from gangpao.evaluate.graders.instructions.follow import GRADER as INSTRUCTIONS
-from gangpao.evaluate.graders.instructions.follow import Instruction, follow
+from gangpao.evaluate.graders.instructions.follow import follow
+from gangpao.evaluate.graders.instructions.prompts import instructions_of
 from gangpao.evaluate.tasks.docs import LETTERS, Doc
 from gangpao.evaluate.tasks.table import Task
 
@@ -94,7 +95,7 @@ def _one(metric: str, found: Grade) -> Scores:
 
 def _instructions(doc: Doc, answer: str) -> Scores:
     """Whether all instructions were kept: by the letter, and with what often stands around an answer left out."""
-    asked = [Instruction(one["kind"], one["parameters"]) for one in json.loads(doc["instructions"])]
+    asked = instructions_of({"instructions": json.loads(doc["instructions"])})
     found = follow(answer, asked)
     broken = [one.kind for one, kept in zip(asked, found.strict, strict=True) if not kept]
     return {

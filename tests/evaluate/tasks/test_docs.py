@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gangpao.evaluate.tasks import docs, prompts
-from gangpao.evaluate.tasks.build import ask, limited
+from gangpao.evaluate.tasks.build import ask, docs_of, limited
 from gangpao.evaluate.tasks.data import DataSource
 from gangpao.evaluate.tasks.table import LIMITS, SUITES, TASKS
 from tests.evaluate import samples
@@ -145,3 +145,17 @@ def test_folders_of_a_repository_name_subjects(tmp_path):
     assert [doc["subject"] for doc in asked.docs] == ["accountant"] * 5 + ["law"] * 5
     assert asked.docs[0]["prompt"].startswith("以下是关于accountant的")
     assert asked.origin.startswith("2 files, sha256 ")
+
+
+def test_places_are_those_of_what_a_task_can_ask(tmp_path):
+    """MBPP's file begins with examples: what a corpus holds is looked for among the questions, and found under the same place."""
+    rows = [
+        {"task_id": n, "text": f"Do {n}.", "code": f"def f{n}(): pass", "test_list": [f"f{n}()"], "test_setup_code": ""}
+        for n in range(1, 14)
+    ]
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(tmp_path)
+    asked, docs = ask(TASKS["mbpp"], source), docs_of(TASKS["mbpp"], source)
+    assert [doc["number"] for doc in asked.docs] == [11, 12, 13]
+    assert [docs[doc["place"]]["number"] for doc in asked.docs] == [11, 12, 13]
+    assert asked.of == 3

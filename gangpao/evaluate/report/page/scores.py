@@ -13,8 +13,8 @@ from gangpao.evaluate.report.page.document import Block, Fold, Heading, Paragrap
 from gangpao.evaluate.report.page.given import Given, is_limited, machine, number, signed, with_error
 from gangpao.evaluate.report.published import GROUPS, Cell
 from gangpao.evaluate.report.runs import Run
-from gangpao.evaluate.report.statistics import Difference, normal_p
 from gangpao.evaluate.results import Mode, TaskResult
+from gangpao.evaluate.statistics import Difference, normal_p
 
 MOST_PAIRS = 3  # runs that are all compared with one another; of more, each with the first
 _Key = tuple[str, Mode, str]
