@@ -84,9 +84,9 @@ class _Heads:
             return head
         examples = self._examples(subject)
         if task.shots_from == "bbh_examples":
-            text = examples[0]["query"]
+            text = prompts.bbh_first_examples(examples[0]["query"], self._shots)
             steps = task.prompt is prompts.bbh_steps
-            return (text.strip() if steps else prompts.bbh_direct_examples(text)) + "\n\n"
+            return (text if steps else prompts.bbh_direct_examples(text)) + "\n\n"
         if len(examples) < self._shots:
             raise ValueError(f"{task.name}: {self._shots} examples wanted and {len(examples)} there: lower --shots")
         assert task.example is not None

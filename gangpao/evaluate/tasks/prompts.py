@@ -130,6 +130,14 @@ def bbh_steps(doc: Doc) -> str:
     return f"Q: {doc['query']}\nA: Let's think step by step.\n"
 
 
+def bbh_first_examples(text: str, count: int) -> str:
+    """A kind's text with the first of its worked examples. Raises ValueError where there are fewer."""
+    head, *parts = text.strip().split("\n\nQ: ")
+    if len(parts) < count:
+        raise ValueError(f"{count} examples wanted and {len(parts)} there: lower --shots")
+    return "\n\nQ: ".join([head, *parts[:count]])
+
+
 def bbh_direct_examples(text: str) -> str:
     """A kind's worked examples without their work: question, answer."""
     head, *parts = text.strip().split("\n\nQ: ")

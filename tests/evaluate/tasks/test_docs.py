@@ -159,3 +159,22 @@ def test_places_are_those_of_what_a_task_can_ask(tmp_path):
     assert [doc["number"] for doc in asked.docs] == [11, 12, 13]
     assert [docs[doc["place"]]["number"] for doc in asked.docs] == [11, 12, 13]
     assert asked.of == 3
+
+
+def test_so_many_of_a_kind_s_worked_examples_as_are_asked_for(tmp_path):
+    text = (
+        "canary\n-----\nWhat is it?"
+        + "".join(f"\n\nQ: {n}?\nA: Let's see. So the answer is {n}." for n in range(3))
+        + "\n"
+    )
+    (tmp_path / "bbh.jsonl").write_text(json.dumps({"task": "t", "input": "9?", "target": "9"}) + "\n")
+    (tmp_path / "bbh_cot_prompts.jsonl").write_text(json.dumps({"task": "t", "prompt": text}) + "\n")
+    source = DataSource(tmp_path)
+    asked = {n: ask(TASKS["bbh"], source, shots=n) for n in (0, 1, 3)}
+    assert asked[0].docs[0]["prompt"] == "Q: 9?\nA:"
+    assert asked[1].docs[0]["prompt"] == "What is it?\n\nQ: 0?\nA: 0\n\nQ: 9?\nA:"
+    assert asked[3].docs[0]["prompt"].count("Q: ") == 4
+    steps = ask(TASKS["bbh_steps"], source).docs[0]["prompt"]
+    assert steps == text.partition("-----\n")[2].strip() + "\n\nQ: 9?\nA: Let's think step by step.\n"
+    with pytest.raises(ValueError, match="4 examples wanted and 3 there"):
+        ask(TASKS["bbh"], source, shots=4)
