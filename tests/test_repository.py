@@ -53,7 +53,7 @@ ALLOWED = {
     "data": {"text"},
     "evaluate": {"engine", "model", "data", "text", "formats", "kernels"},
     "train": _TRAIN,
-    "tune": {"train"} | _TRAIN,
+    "tune": {"train", "text", "formats", "kernels", "engine"} | _TRAIN,
     "compress": {"train", "kernels"} | _TRAIN,
     "sandbox": {"train"} | _TRAIN,
     "deploy": {"model", "engine", "text", "formats"},
