@@ -16,13 +16,12 @@ What it gives up: the norm of the gradient is looked at before every update, whi
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import statistics
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -410,7 +409,7 @@ class Training:
         """All that a checkpoint has, by file."""
         job = self.job
         out = {
-            "model": {name: p.detach() for name, p in job.model.named_parameters()},
+            "model": {name: p.detach() for name, p in trainable(job.model)},
             "optimizer": job.optimizer.state(),
             "rng": {"cpu": torch.get_rng_state()},
         }
@@ -442,7 +441,7 @@ class Training:
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Become what a checkpoint says."""
-        named = self.job.optimizer.named  # a frozen parameter is read whole, which does no harm
+        named = self.job.optimizer.named
         load_weights(self.job.model, found.tensors("model", named), found.path)
         of_state = {key: named[name] for key in found.names("optimizer") if (name := key.partition(".")[2]) in named}
         self.job.optimizer.restore(found.tensors("optimizer", of_state))
@@ -469,10 +468,15 @@ class Training:
             self._before = r["source"]
 
 
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What training changes, and so what a checkpoint holds: a frozen base is read again from where it lies."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Put saved weights into a model. Raises ValueError when they are another model's."""
-    own = dict(model.named_parameters())
+    own = dict(trainable(model))
     if own.keys() != tensors.keys() or any(own[name].shape != t.shape for name, t in tensors.items()):
         wrong = sorted(own.keys() ^ tensors.keys()) or [n for n, t in tensors.items() if own[n].shape != t.shape]
         raise ValueError(
@@ -480,20 +484,3 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
         )
     for name, p in own.items():
         p.copy_(like(tensors[name], p))
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl; half a line at the end (a crash) is left out."""
-    try:
-        lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
-    except OSError as error:
-        raise ValueError(
-            f"{folder}: no metrics.jsonl here ({os.strerror(error.errno or 0)}); is it the folder of a run?"
-        ) from error
-    out = []
-    for line in lines:
-        try:
-            out.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in out if isinstance(line, dict)]

@@ -19,8 +19,7 @@ from gangpao.train import command as command_module
 from gangpao.train import memory, pretrain, run_file, summary
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import SaveConfig, load_train_config
-from gangpao.train.loop import read_metrics
-from gangpao.train.progress import Report
+from gangpao.train.progress import Report, read_metrics
 from tests.child import ROOT, environment
 from tests.train.conftest import CONFIGS
 from tests.train.tiny import fit, job, losses
