@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,14 @@ class Objective(Protocol):
 
     def __call__(self, model: nn.Module, batch: Any, scale: float) -> Terms:
         """The summed loss of a batch, and values to report, times `scale`. values["loss"] is what spikes are found in."""
+
+
+@runtime_checkable
+class Summarises(Protocol):
+    """An objective with values that are no means over what it counts, such as ratios of two sums."""
+
+    def summary(self, numbers: dict[str, float]) -> dict[str, float]:
+        """What is reported, from the values summed over a step."""
 
 
 class TrainingStopped(ValueError):
@@ -276,6 +284,7 @@ class Training:
         values, norm = compute_gradients(job, batches, 1.0 / max(1.0, count))
         names = list(values)
         numbers = dict(zip(names, world.sums([float(values[name]) for name in names]), strict=True))
+        numbers = job.objective.summary(numbers) if isinstance(job.objective, Summarises) else numbers
         lr, grad_norm = job.learning_rate(self.step + 1), float(norm)
         wrong = self._what_is_wrong(numbers["loss"], grad_norm)
         if wrong is None:

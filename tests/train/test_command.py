@@ -136,7 +136,7 @@ def press_ctrl_c():
 
 def test_ctrl_c_waits_for_an_import_and_only_for_that(capsys):
     reached = []
-    with pytest.raises(command_module.typer.Exit) as left, command_module._ctrl_c_later():
+    with pytest.raises(command_module.typer.Exit) as left, command_module.ctrl_c_later():
         reached.append(press_ctrl_c())
     assert reached
     assert left.value.exit_code == 130
@@ -144,7 +144,7 @@ def test_ctrl_c_waits_for_an_import_and_only_for_that(capsys):
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
     other = threading.Thread(
-        target=lambda: command_module._ctrl_c_later().__enter__()
+        target=lambda: command_module.ctrl_c_later().__enter__()
     )  # no signals there, and no error
     other.start()
     other.join()
