@@ -105,9 +105,9 @@ def dequantize(
     order: npt.NDArray[np.int32] | None = None,
     parallel: bool = True,
 ) -> None:
-    """Rows [begin, end) of the GGUF blocks of a tensor [rows, cols] as floats; with an order, row i is row order[i] of the tensor.
+    """Rows [begin, end) of the GGUF blocks of a tensor [rows, cols] as floats; with an order, row i is row order[i] of it.
 
-    parallel: with the threads of `set_num_threads`, unless another call uses them at the moment. May be called from several threads.
+    parallel: with the threads of `set_num_threads`, unless another call uses them. May be called from several threads.
     """
 
 def packed_bytes(type: str, rows: int, cols: int) -> int: ...
