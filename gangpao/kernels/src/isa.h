@@ -1,6 +1,6 @@
 // What every instruction set offers: a table of kernels that work on a part of a job. Threads and Python are module.cpp's.
 #pragma once
-#include "panel.h"
+#include "pack.h"
 
 namespace gangpao {
 
@@ -70,6 +70,8 @@ struct Kernels {
   void (*low_rank_down)(const LowRankMatrices&, int group, const float* x, int x_stride, int rows, float scale, float* h, int h_stride);
   void (*low_rank_up)(bool half, const LowRankPart&, int begin, int end, const float* h, int h_stride, int rows, float* out,
                       int out_stride);
+  // A row of GGUF blocks as floats; source: source_index of its type.
+  void (*dequantize)(int source, const uint8_t* row, int cols, float* out);
 };
 
 extern const Kernels portable_kernels;
