@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gangpao.model import cpu
+from gangpao.model import cpu, tiles
 from gangpao.model.config import ModelConfig
 
 
@@ -28,7 +28,18 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        if self.weight.dtype == x.dtype or self.weight.requires_grad or torch.compiler.is_compiling():
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        y = tiles.product(x, tiles.Stored(self.weight))
+        return y if bias is None else y + bias
+
+    def frozen_tiles(self) -> tiles.Tiles | None:
+        """The matrix, some rows at a time, where it is all that this module computes with and it gets no gradient; else None.
+
+        A subclass that computes something else (an adapter) has none unless it says so itself.
+        """
+        plain = type(self) is Linear and getattr(self, "bias", None) is None and not self.weight.requires_grad
+        return tiles.Stored(self.weight) if plain else None
 
 
 def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module | None]) -> list[str]:
@@ -44,9 +55,15 @@ def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module 
 
 def project(x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
     """Each linear at the same input. A replaced one (quantized, with an adapter) is called; plain ones may go together."""
-    if cpu.applies(x) and all(type(linear) is Linear and linear.bias is None for linear in linears):
+    if cpu.applies(x) and all(_multiplies(linear, x) for linear in linears):
         return cpu.products(x, [linear.weight for linear in linears])
     return [linear(x) for linear in linears]
+
+
+def _multiplies(linear: Linear, x: Tensor) -> bool:
+    """Whether it is a plain product with a weight that is there in the dtype of x, or is trained and cast to it."""
+    plain = type(linear) is Linear and linear.bias is None
+    return plain and (linear.weight.dtype == x.dtype or linear.weight.requires_grad)
 
 
 class RMSNorm(nn.Module):

@@ -1,0 +1,1 @@
+"""Adapters and full tuning on top of train."""
