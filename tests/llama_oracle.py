@@ -153,6 +153,12 @@ def _library() -> ctypes.CDLL:
         ("llama_get_logits_ith", ctypes.POINTER(ctypes.c_float), [p, ctypes.c_int32]),
         ("llama_get_memory", p, [p]),
         ("llama_memory_clear", None, [p, ctypes.c_bool]),
+        ("llama_adapter_lora_init", p, [p, ctypes.c_char_p]),
+        (
+            "llama_set_adapters_lora",
+            ctypes.c_int32,
+            [p, ctypes.POINTER(p), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)],
+        ),
         ("llama_free", None, [p]),
         ("llama_model_free", None, [p]),
     ):
@@ -170,12 +176,18 @@ class LlamaBatch:
     structs only the first three numbers are touched; that they are n_ctx, n_batch and n_ubatch is checked.
     """
 
-    def __init__(self, path: Path | str, n_ctx: int = 256, threads: int = 1) -> None:
+    def __init__(self, path: Path | str, n_ctx: int = 256, threads: int = 1, *, exact: bool = False) -> None:
+        """exact: KV cache f32 and no flash attention, where the places of those two settings are the ones that we know."""
         self._lib = lib = _library()
         settings = lib.llama_context_default_params()
         if list(settings.words[:3]) != [512, 2048, 512]:
             pytest.skip("this llama.cpp orders its context parameters in a way we do not know")
         settings.words[0] = settings.words[1] = settings.words[2] = n_ctx
+        if exact:
+            words = [ctypes.c_int32(word).value for word in settings.words[:28]]
+            if (words[7:14], words[26:]) != ([4, 4, 0, -1, -1, -1, -1], [1, 1]):
+                pytest.skip("this llama.cpp orders its context parameters in a way we do not know")
+            settings.words[13] = settings.words[26] = settings.words[27] = 0
         self._model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         assert self._model, f"llama.cpp cannot load {path}"
         self._context = lib.llama_init_from_model(self._model, settings)
@@ -192,6 +204,15 @@ class LlamaBatch:
         self._lib.llama_batch_free(self._batch)
         self._lib.llama_free(self._context)
         self._lib.llama_model_free(self._model)
+
+    def use_adapters(self, *adapters: tuple[Path | str, float]) -> bool:
+        """From now on these adapters (file, scale) are applied, and no others; False where llama.cpp refuses one."""
+        found = [self._lib.llama_adapter_lora_init(self._model, str(path).encode()) for path, _ in adapters]
+        if not all(found):
+            return False
+        pointers = (ctypes.c_void_p * len(found))(*found)
+        scales = (ctypes.c_float * len(found))(*(scale for _, scale in adapters))
+        return self._lib.llama_set_adapters_lora(self._context, pointers, len(found), scales) == 0
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after every id, [len(ids), vocab_size], starting from an empty cache."""

@@ -16,6 +16,7 @@ import torch
 from gangpao.deploy.header import form_of, rope_as_divisors
 from gangpao.formats.architectures import EMBEDDING, EXPERT_TENSORS, HEAD, LAYER_TENSORS, TENSORS
 from gangpao.formats.blocks import BY_NAME, Unwritable, fits, quantize
+from gangpao.formats.row_order import pairs_side_by_side
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import inverse_frequencies
@@ -64,7 +65,7 @@ class Planned:
         """The values of a source in the file's order, as (first row, float32 [rows, columns])."""
         tensor = self.sources[source][1].detach()
         if self.heads:
-            whole = _pairs_side_by_side(tensor.to("cpu", torch.float32).numpy(), self.heads)
+            whole = pairs_side_by_side(tensor.to("cpu", torch.float32).numpy(), self.heads)
             tensor = torch.from_numpy(np.ascontiguousarray(whole))
         tensor = tensor.reshape(-1, self.shape[-1])
         for begin in range(0, len(tensor), ROWS):
@@ -144,18 +145,6 @@ def _placed(named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, tuple[Sour
             yield f"blk.{layer}.{LAYER_TENSORS[inner]}.{suffix}", ((name, tensor),)
     for gguf, sources in experts.items():
         yield gguf, tuple(sorted(sources, key=lambda pair: int(pair[0].split(".experts.")[1].split(".")[0])))
-
-
-def pairs_apart(rows: Floats, heads: int) -> Floats:
-    """Rows of every head from pairs (2i, 2i+1) back to halves (i, i + H/2)."""
-    half = len(rows) // heads // 2
-    return rows.reshape(heads, half, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def _pairs_side_by_side(rows: Floats, heads: int) -> Floats:
-    """Rows of every head from halves (i, i + H/2) to pairs (2i, 2i+1)."""
-    half = len(rows) // heads // 2
-    return rows.reshape(heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _rope_tensors(c: ModelConfig) -> Iterator[tuple[str, Source]]:

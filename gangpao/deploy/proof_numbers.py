@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from gangpao.deploy.header import form_of
-from gangpao.deploy.plan import Planned, pairs_apart
+from gangpao.deploy.plan import Planned
 from gangpao.engine import rope
 from gangpao.engine.config import ModelConfig as EngineConfig
 from gangpao.engine.transformer import forward_by_layer
 from gangpao.formats.architectures import EMBEDDING, HEAD
 from gangpao.formats.blocks import BY_NAME, WRITTEN
 from gangpao.formats.gguf import GGUF, ModelFileError
+from gangpao.formats.row_order import pairs_apart
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import LayerCache, RMSNorm, angles, inverse_frequencies
 from gangpao.model.transformer import Block

@@ -107,7 +107,7 @@ def another_head(monkeypatch):
 
 def another_order(monkeypatch):
     """A wrong graph with right weights: q and k are taken for halves by the writer and the proof alike."""
-    monkeypatch.setattr(planning, "_pairs_side_by_side", lambda rows, heads: rows)
+    monkeypatch.setattr(planning, "pairs_side_by_side", lambda rows, heads: rows)
     monkeypatch.setattr("gangpao.deploy.proof_numbers.pairs_apart", lambda rows, heads: rows)
 
 

@@ -5,7 +5,8 @@ either. Nothing is unpickled, and what a file says is checked against its bytes 
 """
 
 from gangpao.formats.adapters.adapter import Adapter, Part
+from gangpao.formats.adapters.gguf import Form, write_gguf
 from gangpao.formats.adapters.peft import write_peft
 from gangpao.formats.adapters.read import read_adapter
 
-__all__ = ["Adapter", "Part", "read_adapter", "write_peft"]
+__all__ = ["Adapter", "Form", "Part", "read_adapter", "write_gguf", "write_peft"]

@@ -253,20 +253,19 @@ def _from_start(where: str, start: Any, part: Part, name: str, weight_of: Weight
         raise ValueError(
             f"{where}: init_lora_weights is {start!r}: {convert}; or `gangpao merge` it onto the original base"
         )
-    b, a = (_principal if start == "pissa" else _orthogonal)(weight_of(name), part.rank)
-    scale = np.float32(part.scale)
-    return Part(np.concatenate([part.a, a]), np.concatenate([part.b, -b / scale], axis=1), part.scale)
+    b, a = (_principal if start == "pissa" else _orthogonal)(weight_of(name), part.rank, part.scale)
+    return Part(np.concatenate([part.a, a]), np.concatenate([part.b, -b], axis=1), part.scale)
 
 
-def _principal(weight: Floats, rank: int) -> tuple[Floats, Floats]:
-    """b [out, r] and a [r, in] of PiSSA's start (arXiv:2404.02948): the largest singular values."""
+def _principal(weight: Floats, rank: int, scale: float) -> tuple[Floats, Floats]:
+    """b [out, r] and a [r, in] of PiSSA's start (arXiv:2404.02948): scale * b @ a has the weight's largest singular values."""
     left, values, right = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
-    root = np.sqrt(values[:rank])
+    root = np.sqrt(values[:rank] / scale)
     return (left[:, :rank] * root).astype(np.float32), (root[:, None] * right[:rank]).astype(np.float32)
 
 
-def _orthogonal(weight: Floats, rank: int) -> tuple[Floats, Floats]:
-    """b and a of OLoRA's start (arXiv:2406.01775), without its scale: the first columns of Q and rows of R."""
+def _orthogonal(weight: Floats, rank: int, _: float) -> tuple[Floats, Floats]:
+    """b and a of OLoRA's start (arXiv:2406.01775): the first columns of Q and rows of R, as they are."""
     q, r = np.linalg.qr(weight.astype(np.float64))
     return q[:, :rank].astype(np.float32), r[:rank].astype(np.float32)
 
