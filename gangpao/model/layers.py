@@ -30,6 +30,25 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
+    # The two products of a frozen weight, for those who write their gradients by hand (adapters). A weight that is stored in
+    # another form has its own.
+
+    def product(self, x_RI: Tensor) -> Tensor:
+        """x W^T without the bias, [R, out]; no gradient is kept."""
+        return x_RI @ self.weight.detach().to(x_RI.dtype).T
+
+    def input_gradient(self, dy_RO: Tensor, onto: Tensor | None = None) -> Tensor:
+        """dy W, [R, in], added in place to `onto` where that is given."""
+        weight = self.weight.detach().to(dy_RO.dtype)
+        return dy_RO @ weight if onto is None else onto.addmm_(dy_RO, weight)
+
+    @classmethod
+    def together(cls, x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
+        """Linears of this class at the same input."""
+        if cls is Linear and cpu.applies(x) and all(linear.bias is None for linear in linears):
+            return cpu.products(x, [linear.weight for linear in linears])
+        return [linear(x) for linear in linears]
+
 
 def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module | None]) -> list[str]:
     """Swap each Linear below `root` for what `replace(name, linear)` returns; None keeps it. Returns the swapped names."""
@@ -43,9 +62,10 @@ def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module 
 
 
 def project(x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
-    """Each linear at the same input. A replaced one (quantized, with an adapter) is called; plain ones may go together."""
-    if cpu.applies(x) and all(type(linear) is Linear and linear.bias is None for linear in linears):
-        return cpu.products(x, [linear.weight for linear in linears])
+    """Each linear at the same input; those of one class may share work (`Linear.together`)."""
+    kind = type(linears[0])
+    if all(type(linear) is kind for linear in linears):
+        return kind.together(x, linears)
     return [linear(x) for linear in linears]
 
 

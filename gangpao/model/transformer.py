@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gangpao.model.config import ModelConfig
@@ -122,7 +121,7 @@ class Transformer(nn.Module):
         else:  # many rows share few positions
             table = angles(inverse, factor, torch.arange(ids_BT.shape[1], device=ids_BT.device)[None])
             cos, sin = (t[0, 0, positions][:, None] for t in table)
-        h = F.embedding(ids_BT, self.model.embed_tokens.weight) * c.scale_emb
+        h = self.model.embed_tokens(ids_BT) * c.scale_emb
         h = h.to(dtype or h.dtype)
         balances = []
         for i, layer in enumerate(self.model.layers):
