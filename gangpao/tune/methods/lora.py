@@ -190,6 +190,8 @@ class LoraEmbedding(nn.Module):
 @torch.no_grad()
 def fill(parameter: nn.Parameter, draw: Any, seed: int, name: str) -> None:
     """Random first values, drawn on the CPU, so that they depend on seed, name and shape alone. draw(values, generator)."""
+    if parameter.is_meta:  # a plan counts parameters and wants no values
+        return
     generator = torch.Generator().manual_seed(parameter_seed(seed, name))
     parameter.copy_(draw(torch.empty(parameter.shape, dtype=torch.float32), generator))
 
