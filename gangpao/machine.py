@@ -93,6 +93,15 @@ def cpu_name(root: Path = ROOT) -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_flags(root: Path = ROOT) -> frozenset[str]:
+    """The instructions that the processor names in Linux (flags; on ARM, Features); elsewhere none."""
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
 def logical_cores() -> int:
     """Hardware threads this process may run on: the affinity mask where there is one."""
     if hasattr(os, "sched_getaffinity"):

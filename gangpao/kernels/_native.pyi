@@ -94,6 +94,22 @@ def attention_spec(
 def pack(
     raw: npt.NDArray[np.uint8], type: str, rows: int, cols: int, order: npt.NDArray[np.int32] | None, arena: Arena
 ) -> Matrix: ...
+def dequantize(
+    raw: npt.NDArray[np.uint8],
+    type: str,
+    rows: int,
+    cols: int,
+    out: npt.NDArray[np.float32],
+    begin: int,
+    end: int,
+    order: npt.NDArray[np.int32] | None = None,
+    parallel: bool = True,
+) -> None:
+    """Rows [begin, end) of the GGUF blocks of a tensor [rows, cols] as floats; with an order, row i is row order[i] of it.
+
+    parallel: with the threads of `set_num_threads`, unless another call uses them. May be called from several threads.
+    """
+
 def packed_bytes(type: str, rows: int, cols: int) -> int: ...
 def weight_types() -> list[tuple[str, int, int, int, str, int]]:
     """Name, weights and bytes of a block, bits of a stored value, style of the header and zero point of all that `pack` takes."""

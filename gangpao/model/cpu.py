@@ -166,11 +166,11 @@ class _RMSNorm(torch.autograd.Function):
         width = x.shape[-1]
         flat, g, r = x.reshape(-1, width).float(), gradients[0].reshape(-1, width).float(), r.reshape(-1, 1)
         product = g * flat
-        dw = torch.mv(product.T, r[:, 0])
+        dw = torch.mv(product.T, r[:, 0]).to(weight.dtype) if ctx.needs_input_grad[1] else None
         c = torch.mv(product, weight.float())[:, None]
         # dx = r * (g * w - x * r^2 * mean(g * w * x))
         dx = torch.mul(g, weight, out=product).addcmul_(flat, c * r * r, value=-1 / width).mul_(r)
-        return dx.to(x.dtype).view_as(x), dw.to(weight.dtype), None
+        return dx.to(x.dtype).view_as(x), dw, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -183,20 +183,20 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])
-        near = [w.to(x.dtype) for w in weights]
-        ctx.save_for_backward(flat, *near)
-        ctx.shape, ctx.dtypes = x.shape, [w.dtype for w in weights]
-        return tuple((flat @ w.T).view(*x.shape[:-1], -1) for w in near)
+        # Weights of another dtype are cast again in the backward pass: kept, the copies of all layers would be a second model.
+        ctx.save_for_backward(flat if any(ctx.needs_input_grad[1:]) else None, *weights)
+        ctx.shape = x.shape
+        return tuple((flat @ w.to(x.dtype).T).view(*x.shape[:-1], -1) for w in weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         flat, *weights = ctx.saved_tensors
-        gs = [g.reshape(len(flat), -1) for g in gradients]
-        dx = gs[0] @ weights[0]
+        gs = [g.reshape(-1, len(w)) for g, w in zip(gradients, weights, strict=True)]
+        dx = gs[0] @ weights[0].to(gs[0].dtype)
         for g, w in zip(gs[1:], weights[1:], strict=True):
-            dx.addmm_(g, w)
+            dx.addmm_(g, w.to(g.dtype))
         wanted = ctx.needs_input_grad[1:]
-        dw = [(g.T @ flat).to(dtype) if want else None for g, dtype, want in zip(gs, ctx.dtypes, wanted, strict=True)]
+        dw = [(g.T @ flat).to(w.dtype) if want else None for g, w, want in zip(gs, weights, wanted, strict=True)]
         return dx.view(ctx.shape), *dw
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gangpao.model import cpu
+from gangpao.model import cpu, tiles
 from gangpao.model.config import ModelConfig
 
 
@@ -28,24 +28,27 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        if self.weight.dtype == x.dtype or self.weight.requires_grad or torch.compiler.is_compiling():
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        y = tiles.product(x, tiles.Stored(self.weight))
+        return y if bias is None else y + bias
 
-    # The two products of a frozen weight, for those who write their gradients by hand (adapters). A weight that is stored in
-    # another form has its own.
+    def frozen_tiles(self) -> tiles.Tiles | None:
+        """The matrix, some rows at a time, where it is all that this module computes with and it gets no gradient; else None.
 
-    def product(self, x_RI: Tensor) -> Tensor:
-        """x W^T without the bias, [R, out]; no gradient is kept."""
-        return x_RI @ self.weight.detach().to(x_RI.dtype).T
+        A subclass that computes something else (an adapter) has none unless it says so itself.
+        """
+        plain = type(self) is Linear and getattr(self, "bias", None) is None and not self.weight.requires_grad
+        return self.matrix() if plain else None
 
-    def input_gradient(self, dy_RO: Tensor, onto: Tensor | None = None) -> Tensor:
-        """dy W, [R, in], added in place to `onto` where that is given."""
-        weight = self.weight.detach().to(dy_RO.dtype)
-        return dy_RO @ weight if onto is None else onto.addmm_(dy_RO, weight)
+    def matrix(self) -> tiles.Tiles:
+        """The matrix alone, some rows at a time and without a gradient, for those who write theirs by hand (adapters)."""
+        return tiles.Stored(self.weight)
 
     @classmethod
     def together(cls, x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
         """Linears of this class at the same input."""
-        if cls is Linear and cpu.applies(x) and all(linear.bias is None for linear in linears):
+        if cls is Linear and cpu.applies(x) and all(_multiplies(linear, x) for linear in linears):
             return cpu.products(x, [linear.weight for linear in linears])
         return [linear(x) for linear in linears]
 
@@ -67,6 +70,12 @@ def project(x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
     if all(type(linear) is kind for linear in linears):
         return kind.together(x, linears)
     return [linear(x) for linear in linears]
+
+
+def _multiplies(linear: Linear, x: Tensor) -> bool:
+    """Whether it is a plain product with a weight that is there in the dtype of x, or is trained and cast to it."""
+    plain = type(linear) is Linear and linear.bias is None
+    return plain and (linear.weight.dtype == x.dtype or linear.weight.requires_grad)
 
 
 class RMSNorm(nn.Module):

@@ -139,7 +139,7 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> list[LayerCache]:
         """Empty caches for `capacity` positions."""
-        c, weight = self.config, self.model.embed_tokens.weight
+        c, weight = self.config, self.model.norm.weight
         key_dim = c.mla.qk_nope_head_dim + c.mla.qk_rope_head_dim if c.mla else c.head_dim
         value_dim = c.mla.v_head_dim if c.mla else c.head_dim
 

@@ -184,7 +184,9 @@ class _Peak:
         layers, one = self.c.num_hidden_layers, self._vector()
         if self.step.recompute:
             return layers * one
-        return layers * self.layer.kept - (0 if self.trains_base else one)  # nothing before the first adapter wants a gradient
+        return layers * self.layer.kept - (
+            0 if self.trains_base else one
+        )  # nothing before the first adapter wants a gradient
 
     def _vector(self) -> float:
         """[R, D]."""
@@ -269,7 +271,15 @@ class Layer:
             return 0
         blocks = math.ceil(self.step.length / BLOCK)
         rows = self.step.tokens / self.step.length
-        size = rows * c.num_attention_heads * self.step.length * self.step.length * (blocks + 1) / (2 * blocks) * self.width
+        size = (
+            rows
+            * c.num_attention_heads
+            * self.step.length
+            * self.step.length
+            * (blocks + 1)
+            / (2 * blocks)
+            * self.width
+        )
         return size if size <= KEPT_BYTES else 0
 
     def _backward(self, c: ModelConfig) -> float:

@@ -1,6 +1,6 @@
 // What every instruction set offers: a table of kernels that work on a part of a job. Threads and Python are module.cpp's.
 #pragma once
-#include "panel.h"
+#include "pack.h"
 
 namespace gangpao {
 
@@ -50,6 +50,8 @@ struct Kernels {
   void (*rope_append)(float* row, const AttentionShape&, const float* cos, const float* sin, const Place&, const HeadPages*);
   // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each.
   void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*);
+  // A row of GGUF blocks as floats; source: source_index of its type.
+  void (*dequantize)(int source, const uint8_t* row, int cols, float* out);
 };
 
 extern const Kernels portable_kernels;

@@ -10,6 +10,8 @@
 #include "linear_any.h"
 #include "ops.h"
 #include "attention.h"
+#include "blocks.h"
+#include "dequantize.h"
 
 static void attend_tokens(const HeadPages& c, const float* q, int q_stride, float* out, int out_stride, int group, int tokens,
                           const Place* places) {
@@ -26,5 +28,5 @@ static void attend_tokens(const HeadPages& c, const float* q, int q_stride, floa
 
 constexpr Kernels make_table(const char* name) {
   return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row,
-          exp_total_row, rope_append_token, attend_tokens};
+          exp_total_row, rope_append_token, attend_tokens, dequantize_row};
 }

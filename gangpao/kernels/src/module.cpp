@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -19,6 +20,7 @@ using namespace gangpao;
 namespace {
 
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Target = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
 using Order = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -128,6 +130,18 @@ NB_MODULE(_native, m) {
           return pack(raw.data(), raw.size(), type, rows, cols, o, arena);
         },
         nb::arg("raw"), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("order").none(), nb::arg("arena"));
+  m.def("dequantize",
+        [](const Bytes& raw, const std::string& type, int rows, int cols, const Target& out, int begin, int end,
+           std::optional<Order> order, bool parallel) {
+          size_t count = order ? order->size() : size_t(std::max(rows, 0));
+          if (begin < 0 || end < begin || out.shape(0) != size_t(end - begin) || out.shape(1) != size_t(cols))
+            throw std::invalid_argument("dequantize: out must be float32 [end - begin, cols]");
+          const int32_t* o = order ? order->data() : nullptr;
+          nb::gil_scoped_release release;
+          dequantize(raw.data(), raw.size(), type, rows, cols, o, count, begin, end, out.data(), parallel);
+        },
+        nb::arg("raw"), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("out"), nb::arg("begin"), nb::arg("end"),
+        nb::arg("order") = nb::none(), nb::arg("parallel") = true);
   m.def("packed_bytes", &packed_bytes, nb::arg("type"), nb::arg("rows"), nb::arg("cols"));
   m.def("weight_types", [] {
     std::vector<std::tuple<std::string, int, int, int, std::string, int>> out;

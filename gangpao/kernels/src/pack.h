@@ -17,6 +17,9 @@ struct SourceType {
 // Null for a type that we do not pack.
 const SourceType* find_source(const std::string& name);
 
+// Its number, the same in every copy of the table of readers (blocks.h); -1 for a type that we do not pack.
+int source_index(const std::string& name);
+
 // All types that we pack.
 std::vector<SourceType> all_sources();
 

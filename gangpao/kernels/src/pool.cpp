@@ -76,6 +76,17 @@ void Pool::worker(int thread) {
 }
 
 void Pool::run(int items, int chunk, Fn fn, void* context) {
+  std::lock_guard<std::mutex> lock(job_);
+  run_alone(items, chunk, fn, context);
+}
+
+bool Pool::try_run(int items, int chunk, Fn fn, void* context) {
+  std::unique_lock<std::mutex> lock(job_, std::try_to_lock);
+  if (lock.owns_lock()) run_alone(items, chunk, fn, context);
+  return lock.owns_lock();
+}
+
+void Pool::run_alone(int items, int chunk, Fn fn, void* context) {
   if (items <= 0) return;
   if (workers_.empty() || items <= chunk) {
     fn(context, 0, items, 0);

@@ -393,6 +393,25 @@ std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::st
   return m;
 }
 
+void dequantize(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols, const int32_t* order,
+                size_t count, int begin, int end, float* out, bool parallel) {
+  int source = source_index(type);
+  if (source < 0) throw std::invalid_argument("weights of type " + type + " cannot be dequantized");
+  const SourceType& t = *find_source(type);
+  require(rows > 0 && cols > 0 && cols % t.block == 0, "dequantize: columns are not whole blocks");
+  size_t row_bytes = size_t(cols) / t.block * t.bytes;
+  require(raw_bytes == size_t(rows) * row_bytes, "dequantize: wrong number of bytes");
+  require(begin >= 0 && begin <= end && size_t(end) <= count, "dequantize: there are no such rows");
+  for (int i = begin; order && i < end; ++i) require(order[i] >= 0 && order[i] < rows, "dequantize: row order out of range");
+  const Kernels& k = *Runtime::get().kernels;
+  auto job = [&](int b, int e, int) {
+    for (int i = b; i < e; ++i)
+      k.dequantize(source, raw + size_t(order ? order[begin + i] : begin + i) * row_bytes, cols, out + size_t(i) * cols);
+  };
+  constexpr int kChunk = 8;  // rows that one thread takes at least
+  if (!parallel || !Runtime::get().pool->try_run(end - begin, kChunk, job)) job(0, end - begin, 0);
+}
+
 double read_bandwidth(double seconds) {
   constexpr size_t kBytes = size_t(512) << 20, kPiece = size_t(1) << 20;
   Pages memory(kBytes, true);

@@ -122,6 +122,10 @@ std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::st
                              const int32_t* order, Arena& arena);
 // Bytes of a packed matrix. Throws for a type that cannot be packed, and for columns that are not whole blocks.
 size_t packed_bytes(const std::string& type, int rows, int cols);
+// Rows [begin, end) of `rows` GGUF rows of `cols` weights as floats [end - begin, cols]; with an order (of `count` rows) row i is row
+// order[i] of the source. parallel: with the pool, where nobody else uses it at the moment.
+void dequantize(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols, const int32_t* order,
+                size_t count, int begin, int end, float* out, bool parallel);
 double read_bandwidth(double seconds);
 
 }  // namespace gangpao

@@ -5,7 +5,8 @@ Tokens are therefore taken some hundred at a time: logits, loss, and at once the
 d loss / d logits = softmax - onehot is known as soon as the logits are. The backward pass then only hands them on. Three matrix
 products instead of the four that recomputing would cost.
 
-What it gives up: gradients of the sum only. Where each token needs its own (DPO), `token_losses` recomputes the logits.
+What it gives up: gradients of the sum only. Where each token needs its own (DPO), `token_losses` recomputes the logits, or takes
+one pass over a head that is frozen (frozen_head).
 Shapes: R rows (tokens), D width, V vocabulary.
 """
 
@@ -21,8 +22,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gangpao.model.layers import Linear
+from gangpao.train.step import frozen_head
+from gangpao.train.step.frozen_head import IGNORE
 
-IGNORE = -100
 # A piece of logits is 16 MB of float32 (larger ones are new pages from the system every time), but at least this many rows, or the
 # head's gradient is rewritten too often.
 CHUNK_LOGITS, MIN_ROWS = 1 << 22, 128
@@ -141,8 +143,11 @@ def cross_entropy(
 def token_losses(head: Callable[[Tensor], Tensor], hidden_RD: Tensor, labels_R: Tensor, size: int = 512) -> Tensor:
     """-log p(label) of every row, float32 [R], 0 where the label is -100; logits are made again for the backward pass.
 
-    `head` may be any module (adapters, quantized weights), and every row may have its own gradient.
+    `head` may be any module (adapters, quantized weights), and every row may have its own gradient. Under a frozen head nothing is
+    made again.
     """
+    if isinstance(head, Linear) and (tiles := head.frozen_tiles()) is not None:
+        return frozen_head.token_losses(hidden_RD, labels_R, tiles)
 
     def part(h: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(head(h).float(), labels, ignore_index=IGNORE, reduction="none")
@@ -183,16 +188,23 @@ class NextToken:
         hidden, balance = model(ids, documents_BT=documents, dtype=self.dtype, recompute=self.recompute)
         hidden, labels, count = _where_labelled(hidden.flatten(0, 1), labels.flatten(), batch.labels)
         head = model.get_submodule("lm_head")
-        if type(head) is Linear and getattr(head, "bias", None) is None:
-            loss = cross_entropy(hidden, head.weight, labels, scale=scale, z_loss=self.z_loss)
-        else:  # adapters or quantized weights: their own forward
-            loss = token_losses(head, hidden, labels).sum() * scale
+        loss = self._cross_entropy(head, hidden, labels, scale)
         values = {"loss": loss.detach()}
         if balance is not None:
             config: Any = model.config
             values["balance"] = balance.detach() * (count * scale)
             loss = loss + balance * (config.moe.router_aux_loss_coef * count * scale)
         return Terms(loss, values)
+
+    def _cross_entropy(self, head: nn.Module, hidden: Tensor, labels: Tensor, scale: float) -> Tensor:
+        tiles = head.frozen_tiles() if isinstance(head, Linear) else None
+        plain = type(head) is Linear and getattr(head, "bias", None) is None
+        if plain and (tiles is None or head.weight.dtype == hidden.dtype):
+            assert isinstance(head, Linear)
+            return cross_entropy(hidden, head.weight, labels, scale=scale, z_loss=self.z_loss)
+        if tiles is not None:  # in blocks or in a smaller dtype
+            return frozen_head.token_losses(hidden, labels, tiles, z_loss=self.z_loss).sum() * scale
+        return token_losses(head, hidden, labels).sum() * scale  # an adapter: its own forward
 
 
 def _where_labelled(hidden: Tensor, labels: Tensor, known: np.ndarray) -> tuple[Tensor, Tensor, int]:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from gangpao.model.layers import Linear, project
-from gangpao.tune.methods.lora import LoraLinear, Switch, dense_weight, down_gradients, draw_seed, thinned
+from gangpao.model.tiles import dense, multiply, multiply_back
+from gangpao.tune.methods.lora import LoraLinear, Switch, down_gradients, draw_seed, thinned
 
 
 class DoraLinear(LoraLinear):
@@ -30,7 +31,7 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, base: Linear, switch: Switch, *, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base, switch, rank=rank, scale=scale, dropout=dropout)
-        squares = torch.linalg.vector_norm(dense_weight(base), dim=1).square_()
+        squares = torch.linalg.vector_norm(dense(base.matrix()), dim=1).square_()
         self.register_buffer("squares", squares, persistent=False)
         self.magnitude = nn.Parameter(squares.sqrt())
 
@@ -38,7 +39,7 @@ class DoraLinear(LoraLinear):
     def lengths(self) -> Tensor:
         """|W + scale * B A| by row, float32 [out]."""
         a, b = self.lora_A, self.lora_B
-        crossed = (b * self.base.product(a).T).sum(1)
+        crossed = (b * multiply(a, self.base.matrix()).T).sum(1)
         inner = ((b @ (a @ a.T)) * b).sum(1)
         return (self.squares + 2 * self.scale * crossed + self.scale**2 * inner).clamp_min_(0).sqrt_()
 
@@ -60,7 +61,7 @@ class _Decomposed(torch.autograd.Function):
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         u = thinned(flat, linear.dropout, seed) @ a.to(x.dtype).T
-        z = linear.base.product(flat).addmm_(u, b.to(x.dtype).T, alpha=linear.scale)
+        z = multiply(flat, linear.base.matrix()).addmm_(u, b.to(x.dtype).T, alpha=linear.scale)
         y = z * (m / lengths).to(x.dtype)
         if linear.base.bias is not None:
             y += linear.base.bias.to(y.dtype)
@@ -77,7 +78,7 @@ class _Decomposed(torch.autograd.Function):
         dz = dy * (m / lengths).to(dtype)
         du = torch.mm(dz, b.to(dtype)).mul_(linear.scale)
         db = (dz.T @ u).mul_(linear.scale)
-        dx = linear.base.input_gradient(dz) if ctx.needs_input_grad[0] else None
+        dx = multiply_back(dz, linear.base.matrix()) if ctx.needs_input_grad[0] else None
         (da,) = down_gradients(flat, [du], [a.to(dtype)], dx, [linear.dropout], [ctx.seed])
         back = None if dx is None else dx.view(ctx.shape)
         return back, None, None, None, da.to(a.dtype), db.to(b.dtype), dm.to(m.dtype)

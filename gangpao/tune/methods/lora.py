@@ -5,7 +5,7 @@ gradients of x in further passes. Here linears that share an input (q, k, v; gat
 as one matrix, x and the narrow x A^T are all that is kept, and every gradient of x is added inside a product.
 
 Computed in the dtype of the input, whatever the weights are stored in; A and B are float32. The base may be any Linear: it is
-asked for `product` and `input_gradient` and for nothing else.
+asked for its `matrix`, some rows at a time, and for nothing else.
 Shapes: R rows (tokens), I in, O out, r rank.
 """
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from gangpao.model.init import parameter_seed
 from gangpao.model.layers import Linear, project
+from gangpao.model.tiles import multiply, multiply_back
 
 
 class Switch(threading.local):
@@ -84,7 +85,7 @@ class _LowRank(torch.autograd.Function):
             narrow = [thinned(flat, m.dropout, seed) @ a.T for m, seed, a in zip(linears, seeds, downs, strict=True)]
         out = []
         for linear, u, b in zip(linears, narrow, ups, strict=True):
-            y = linear.base.product(flat)
+            y = multiply(flat, linear.base.matrix())
             if linear.base.bias is not None:
                 y += linear.base.bias.to(y.dtype)
             y.addmm_(u, b.T, alpha=linear.scale)
@@ -106,7 +107,7 @@ class _LowRank(torch.autograd.Function):
             dus.append(torch.mm(dy, b).mul_(linear.scale))
             dbs.append((dy.T @ u).mul_(linear.scale))
             if ctx.needs_input_grad[0]:
-                dx = linear.base.input_gradient(dy, dx)
+                dx = multiply_back(dy, linear.base.matrix(), dx)
         das = down_gradients(flat, dus, downs, dx, [m.dropout for m in linears], ctx.seeds)
         pairs = [g for pair in zip(das, dbs, strict=True) for g in pair]
         of_factors = [g.to(p.dtype) for g, p in zip(pairs, factors, strict=True)]
@@ -200,10 +201,3 @@ def device_of(module: nn.Module) -> torch.device:
     """Where a module lies, by its first tensor."""
     first = next(iter([*module.parameters(), *module.buffers()]), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def dense_weight(linear: Linear) -> Tensor:
-    """The weight of any Linear as float32 [out, in], made of its blocks where it has such."""
-    dense = getattr(linear, "dense", None)
-    weight: Tensor = linear.weight.detach() if dense is None else dense()
-    return weight.float()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gangpao.model.layers import Linear, replace_linears
+from gangpao.formats.blocks import quantize
+from gangpao.model.layers import replace_linears
 from gangpao.model.transformer import Transformer
+from gangpao.tune.base.quantized import Blocks, QuantizedLinear
 from gangpao.tune.methods import MethodConfig, apply
-from gangpao.tune.methods.lora import dense_weight
 from tests.model.tiny import KINDS, tiny
 from tests.tune.methods.peers import IDS, named, our_loss, pair, same, their_loss
 
@@ -69,27 +70,16 @@ def shaken(applied):
     return applied
 
 
-class Blocks(Linear):
-    """A base whose weight is kept in another form: int8 with a scale, made float for each product."""
+def in_blocks(model):
+    """All linears of the layers in 8-bit blocks, as a GGUF file has them."""
 
-    def __init__(self, linear):
-        torch.nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        self.scale = float(linear.weight.detach().abs().max()) / 127
-        self.register_buffer("values", (linear.weight.detach() / self.scale).round().to(torch.int8))
+    def replace(name, linear):
+        raw = quantize(linear.weight.detach().numpy(), "Q8_0")
+        bias = None if linear.bias is None else linear.bias.detach()
+        return QuantizedLinear(Blocks(raw, "Q8_0", linear.in_features), bias) if name != "lm_head" else None
 
-    def dense(self):
-        return self.values.float() * self.scale
-
-    def product(self, x):
-        return x @ self.dense().to(x.dtype).T
-
-    def input_gradient(self, dy, onto=None):
-        dx = dy @ self.dense().to(dy.dtype)
-        return dx if onto is None else onto.add_(dx)
-
-    def forward(self, x):
-        return F.linear(x, self.dense().to(x.dtype), self.bias)
+    replace_linears(model, replace)
+    return model
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -99,7 +89,7 @@ def test_every_kind_of_model_computes_what_the_summed_weights_do(kind, method):
     model = Transformer.build(tiny(kind), seed=3)
     with torch.no_grad():
         for name, m in applied.modules.items():
-            weight = dense_weight(m.base) + m.scale * m.lora_B @ m.lora_A
+            weight = m.base.weight + m.scale * m.lora_B @ m.lora_A
             if method == "dora":
                 weight *= (m.magnitude / weight.norm(dim=1))[:, None]
             model.get_submodule(name).weight.copy_(weight)
@@ -117,7 +107,7 @@ def test_every_kind_of_model_computes_what_the_summed_weights_do(kind, method):
 def test_untrained_and_off_are_the_base_to_the_bit(method, storage):
     model = build("qwen2", torch.bfloat16 if storage == "bfloat16" else torch.float32)
     if storage == "blocks":
-        replace_linears(model, lambda name, linear: Blocks(linear) if name != "lm_head" else None)
+        in_blocks(model)
     model.requires_grad_(False)
     base = model(IDS, dtype=torch.float32).hidden
     applied = apply(model, MethodConfig(kind=method, rank=4), seed=1)
@@ -135,10 +125,9 @@ def test_untrained_and_off_are_the_base_to_the_bit(method, storage):
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_gradients_over_blocks_equal_those_over_the_floats_they_stand_for(method):
-    blocks, floats = build("qwen2"), build("qwen2")
-    replace_linears(blocks, lambda name, linear: Blocks(linear) if name != "lm_head" else None)
+    blocks, floats = in_blocks(build("qwen2")), build("qwen2")
     for name, module in blocks.named_modules():
-        if isinstance(module, Blocks):
+        if isinstance(module, QuantizedLinear):
             floats.get_submodule(name).weight.data.copy_(module.dense())
     found = []
     for model in (blocks, floats):

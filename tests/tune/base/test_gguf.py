@@ -1,0 +1,97 @@
+"""The lab's model on a GGUF file computes what the engine computes, and what the checkpoint computed that the file was made of."""
+
+import numpy as np
+import pytest
+import torch
+
+from gangpao.deploy import gguf as writer
+from gangpao.engine.transformer import Transformer as Engine
+from gangpao.formats.gguf import GGUF, ModelFileError
+from gangpao.model import weights
+from gangpao.tune.base.gguf import read_config, tensors
+from gangpao.tune.base.load import base_shape, load_base
+from gangpao.tune.base.quantized import QuantizedLinear
+from tests.deploy.test_gguf import CASES, IDS, NAMES, VOCAB
+from tests.engine.tiny import write_tiny
+from tests.formats.gguf_maker import vocabulary
+from tests.model.test_transformer import build
+
+
+def written(path, kind, fields, type_):
+    model = build(kind, vocab_size=VOCAB, **fields)
+    return model, writer.write(path, model.config, weights.state(model), vocabulary(VOCAB), type_, check=False)
+
+
+def logits_of(model, ids=IDS):
+    with torch.no_grad():
+        return model.logits(model(ids).hidden)[0, -1].numpy()
+
+
+def engine_logits(path, ids=IDS, context=256):
+    with GGUF.open(path) as gguf:
+        engine = Engine.load(gguf, float32=True)
+        out = engine.forward(ids[0].tolist(), engine.new_cache(context)).copy()
+        del engine
+    return out
+
+
+def close(a, b):
+    """The engine's cache is fp16: the limit is that of tests/deploy."""
+    a, b = (x - np.logaddexp.reduce(x.astype(np.float64)) for x in (a, b))
+    assert np.abs(a - b).max() < 1e-3 * np.abs(b).max()
+
+
+@pytest.mark.parametrize(("kind", "fields"), CASES, ids=NAMES)
+def test_every_architecture_is_the_engine_and_the_checkpoint(tmp_path, kind, fields):
+    model, path = written(tmp_path / "a.gguf", kind, fields, "F32")
+    base = load_base(path)
+    ours = logits_of(base.model)
+    np.testing.assert_allclose(ours, logits_of(model), rtol=1e-4, atol=1e-4)
+    close(ours, engine_logits(path))
+    assert base_shape(path) == base.config
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
+@pytest.mark.parametrize("type_", ["Q8_0", "Q4_0", "Q4_1", "BF16", "F16"])
+def test_blocks_are_the_engine_and_the_dequantized_model(tmp_path, type_):
+    _, path = written(tmp_path / "a.gguf", "minicpm", {"attention_bias": True, "tie_word_embeddings": False}, type_)
+    base = load_base(path)
+    assert isinstance(base.model.lm_head, QuantizedLinear)
+    ours = logits_of(base.model)
+    close(ours, engine_logits(path))
+    with GGUF.open(path) as file:
+        folder = weights.save(tmp_path / "dense", base.config, dict(tensors(file, read_config(file))))
+    np.testing.assert_allclose(ours, logits_of(weights.load(folder)), rtol=1e-5, atol=1e-4)
+    for storage in ("fp32", "nf4"):
+        other = load_base(path, storage=storage)
+        assert other.sha256 == base.sha256
+        assert storage != "fp32" or np.allclose(ours, logits_of(other.model), rtol=1e-5, atol=1e-4)
+
+
+def test_what_the_lab_cannot_say_is_refused(tmp_path):
+    _, path = written(tmp_path / "a.gguf", "llama", {}, "F32")
+    with GGUF.open(path) as file:
+        file.tensors = dict(file.tensors) | {"blk.0.more.weight": file.tensors["blk.0.attn_q.weight"]}
+        with pytest.raises(ModelFileError, match=r"1 tensors have no place in this model \(blk.0.more.weight\)"):
+            list(tensors(file, read_config(file)))
+        file.metadata = dict(file.metadata) | {"llama.rope.dimension_count": 8}
+        with pytest.raises(ModelFileError, match="turns 8 of the 16 dimensions"):
+            read_config(file)
+
+
+def test_a_split_file_is_one_base(tmp_path):
+    whole = load_base(write_tiny(tmp_path / "whole.gguf"))
+    parts = load_base(write_tiny(tmp_path / "parts.gguf", part_tensors=5))
+    assert np.array_equal(logits_of(whole.model, IDS % 250), logits_of(parts.model, IDS % 250))
+    assert whole.sha256 != parts.sha256
+    assert whole.tokenizer.eos_id == 258
+    assert whole.storage == "F32 blocks of the file"
+
+
+def test_smollm2_is_the_engine(model_path):
+    path = model_path("smollm2-135m")
+    base = load_base(path)
+    ids = torch.tensor([base.tokenizer.encode("The capital of France is Paris, and that of Italy is")])
+    ours, theirs = logits_of(base.model, ids), engine_logits(path, ids)
+    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
+    assert ours.argmax() == theirs.argmax()
