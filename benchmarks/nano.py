@@ -16,8 +16,8 @@ from pathlib import Path
 
 import report
 
-from gangpao.train.loop import read_metrics
 from gangpao.train.plot import draw, steps_of
+from gangpao.train.progress import read_metrics
 from gangpao.train.run_file import read_run
 
 HERE = Path(__file__).resolve().parent

@@ -168,7 +168,19 @@ def load_toml(path: Path, model_cls: type[T], overrides: Iterable[str] = (), *, 
     """
     files = (path, *(user for user in user_files if user.is_file()))
     layers = [_Layer(str(file), _anchored(read_toml(file), model_cls, file.parent), _text(file)) for file in files]
-    layers += [_Layer(f"--set {_short(o)}", _anchored(parse_override(o), model_cls, Path())) for o in overrides]
+    return _validated(model_cls, [*layers, *_typed(model_cls, overrides)])
+
+
+def from_overrides(model_cls: type[T], overrides: Iterable[str]) -> T:
+    """A model from `a.b=c` overrides alone, for what needs no file. Raises ValueError as load_toml does."""
+    return _validated(model_cls, _typed(model_cls, overrides))
+
+
+def _typed(model_cls: type[BaseModel], overrides: Iterable[str]) -> list[_Layer]:
+    return [_Layer(f"--set {_short(o)}", _anchored(parse_override(o), model_cls, Path())) for o in overrides]
+
+
+def _validated(model_cls: type[T], layers: Sequence[_Layer]) -> T:
     data: dict[str, Any] = {}
     for layer in layers:
         data = merge(data, layer.data)

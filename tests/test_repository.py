@@ -47,7 +47,7 @@ ALLOWED = {
     "text": set(),
     "formats": set(),
     "engine": {"formats", "kernels", "text"},
-    "commands": {"serve", "engine", "text", "kernels", "formats", "deploy", "evaluate"},
+    "commands": {"serve", "engine", "text", "kernels", "formats", "deploy", "evaluate", "train", "tune"},
     "serve": {"engine", "text", "kernels", "formats"},
     "model": {"formats"},
     "data": {"text"},

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+Floating = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
 class Array:
     """Float rows [rows, cols]."""
 
@@ -43,6 +45,34 @@ class Linear:
     def cols(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+
+class LowRank:
+    """What one adapter adds to one layer: for each of its matrices A [rank, cols], B [rows, rank] and a factor of A x, or None.
+
+    All in float16 or all in float32.
+    """
+
+    def __init__(
+        self, layer: Linear, sources: Sequence[tuple[Floating, Floating, float] | None], arena: Arena
+    ) -> None: ...
+    @property
+    def ranks(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class LowRankTable:
+    """What adapters add to one layer, by the number of the adapter."""
+
+    def __init__(self) -> None: ...
+    def set(self, adapter: int, low_rank: LowRank | None) -> None: ...
+
+class AdapterRuns:
+    """Which rows of a step use which adapter with which scale; a row of several runs gets all, in their order."""
+
+    def __init__(self) -> None: ...
+    def clear(self) -> None: ...
+    def add(self, adapter: int, begin: int, end: int, scale: float = 1.0) -> None: ...
+    def __len__(self) -> int: ...
 
 class Activation:
     """Input of the `readers` for up to `capacity` tokens: int8 in the groupings that they need, floats if they or the caller do."""
@@ -114,7 +144,15 @@ def packed_bytes(type: str, rows: int, cols: int) -> int: ...
 def weight_types() -> list[tuple[str, int, int, int, str, int]]:
     """Name, weights and bytes of a block, bits of a stored value, style of the header and zero point of all that `pack` takes."""
 
-def linear(w: Linear, x: Activation, out: Array, add: bool = False, scale: float = 1.0) -> None: ...
+def linear(
+    w: Linear,
+    x: Activation,
+    out: Array,
+    add: bool = False,
+    scale: float = 1.0,
+    table: LowRankTable | None = None,
+    runs: AdapterRuns | None = None,
+) -> None: ...
 def rmsnorm(x: Array, n: int, weight: Array, eps: float, out: Activation) -> None: ...
 def quantize(x: Array, n: int, out: Activation) -> None: ...
 def swiglu(gate_up: Array, n: int, out: Activation) -> None: ...

@@ -175,6 +175,26 @@ def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
     return out
 
 
+def low_rank(x: Floats, a: Floats, b: Floats, scale: float, factor: float = 1.0) -> Floats:
+    """What an adapter adds to a linear layer, [T, R]: B (scale * factor * A x), with A [rank, C] and B [R, rank], in the order of C++.
+
+    16 lanes sum every 16th column each, then halves onto halves; an output sums rank after rank from zero. Only the fused
+    multiply-adds are rounded twice here.
+    """
+    pad = -x.shape[1] % 16
+    columns, weights = (np.pad(m.astype(np.float32), ((0, 0), (0, pad))).reshape(len(m), -1, 16) for m in (x, a))
+    lanes = np.zeros((len(x), len(a), 16), np.float32)
+    for c in range(columns.shape[1]):
+        lanes = _fma(weights[None, :, c], columns[:, None, c], lanes)
+    while lanes.shape[-1] > 1:
+        lanes = lanes[..., : lanes.shape[-1] // 2] + lanes[..., lanes.shape[-1] // 2 :]
+    h = lanes[..., 0] * np.float32(scale) * np.float32(factor)
+    out = np.zeros((len(x), len(b)), np.float32)
+    for r in range(len(a)):
+        out = _fma(b[None, :, r].astype(np.float32), h[:, r, None], out)
+    return out
+
+
 def rmsnorm(x: Floats, weight: Floats, eps: float) -> Floats:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
     mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 
-class _TrainByDefault(TyperGroup):
+class RunByDefault(TyperGroup):
     """`train config.toml` means `train run config.toml`; only names of subcommands are taken as such."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -28,7 +28,7 @@ class _TrainByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_TrainByDefault, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+app = typer.Typer(cls=RunByDefault, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
 
 @app.callback()
@@ -51,27 +51,27 @@ def train(
     # Read by OpenMP when torch is loaded: threads inside operations wait some tenths of a millisecond for one another, then sleep.
     # OpenMP's own number is 300,000: beside other work they burn their share of the processors by waiting.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    with _ctrl_c_later():
+    with ctrl_c_later():
         from gangpao.train import pretrain, progress, summary
     try:
         outcome = pretrain.run(config, out, overrides or (), resume=resume, stream=progress.stderr())
     except KeyboardInterrupt:
-        _say(summary.interrupted(out))
-        _leave(130)
+        say(summary.interrupted(out))
+        leave(130)
         return
     if os.environ.get("RANK", "0") == "0":
         found = summary.facts(out, outcome)
         if outcome.signal is not None:
-            _say(summary.stopped(out, outcome, found["steps"]))
+            say(summary.stopped(out, outcome, found["steps"]))
         if as_json:
             print(json.dumps(found))
         elif outcome.signal is None:
             print(summary.text(found, out))
-    _leave(130 if outcome.signal == signal.SIGINT else 0)
+    leave(130 if outcome.signal == signal.SIGINT else 0)
 
 
 @contextlib.contextmanager
-def _ctrl_c_later() -> Iterator[None]:
+def ctrl_c_later() -> Iterator[None]:
     """Let Ctrl-C wait for what is inside, which is the import of torch: half imported it crashes. A second one does not wait."""
     received: list[int] = []
 
@@ -89,15 +89,16 @@ def _ctrl_c_later() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if received:
-        _say("stopped before anything began")
+        say("stopped before anything began")
         raise typer.Exit(130)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """End with this code; a rank of torchrun ends here and now: everything is on the disk, and threads that torch's backends
     leave behind now and then abort a process while it takes itself apart, which torchrun counts as a lost rank."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -16,17 +16,16 @@ What it gives up: the norm of the gradient is looked at before every update, whi
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import statistics
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +58,14 @@ class Objective(Protocol):
 
     def __call__(self, model: nn.Module, batch: Any, scale: float) -> Terms:
         """The summed loss of a batch, and values to report, times `scale`. values["loss"] is what spikes are found in."""
+
+
+@runtime_checkable
+class Summarises(Protocol):
+    """An objective with values that are no means over what it counts, such as ratios of two sums."""
+
+    def summary(self, numbers: dict[str, float]) -> dict[str, float]:
+        """What is reported, from the values summed over a step."""
 
 
 class TrainingStopped(ValueError):
@@ -277,6 +284,7 @@ class Training:
         values, norm = compute_gradients(job, batches, 1.0 / max(1.0, count))
         names = list(values)
         numbers = dict(zip(names, world.sums([float(values[name]) for name in names]), strict=True))
+        numbers = job.objective.summary(numbers) if isinstance(job.objective, Summarises) else numbers
         lr, grad_norm = job.learning_rate(self.step + 1), float(norm)
         wrong = self._what_is_wrong(numbers["loss"], grad_norm)
         if wrong is None:
@@ -410,7 +418,7 @@ class Training:
         """All that a checkpoint has, by file."""
         job = self.job
         out = {
-            "model": {name: p.detach() for name, p in job.model.named_parameters()},
+            "model": {name: p.detach() for name, p in trainable(job.model)},
             "optimizer": job.optimizer.state(),
             "rng": {"cpu": torch.get_rng_state()},
         }
@@ -442,7 +450,7 @@ class Training:
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Become what a checkpoint says."""
-        named = self.job.optimizer.named  # a frozen parameter is read whole, which does no harm
+        named = self.job.optimizer.named
         load_weights(self.job.model, found.tensors("model", named), found.path)
         of_state = {key: named[name] for key in found.names("optimizer") if (name := key.partition(".")[2]) in named}
         self.job.optimizer.restore(found.tensors("optimizer", of_state))
@@ -469,10 +477,15 @@ class Training:
             self._before = r["source"]
 
 
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What training changes, and so what a checkpoint holds: a frozen base is read again from where it lies."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Put saved weights into a model. Raises ValueError when they are another model's."""
-    own = dict(model.named_parameters())
+    own = dict(trainable(model))
     if own.keys() != tensors.keys() or any(own[name].shape != t.shape for name, t in tensors.items()):
         wrong = sorted(own.keys() ^ tensors.keys()) or [n for n, t in tensors.items() if own[n].shape != t.shape]
         raise ValueError(
@@ -480,20 +493,3 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
         )
     for name, p in own.items():
         p.copy_(like(tensors[name], p))
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl; half a line at the end (a crash) is left out."""
-    try:
-        lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
-    except OSError as error:
-        raise ValueError(
-            f"{folder}: no metrics.jsonl here ({os.strerror(error.errno or 0)}); is it the folder of a run?"
-        ) from error
-    out = []
-    for line in lines:
-        try:
-            out.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in out if isinstance(line, dict)]

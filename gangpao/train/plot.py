@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gangpao.train.loop import read_metrics
+from gangpao.train.progress import read_metrics
 from gangpao.train.run_file import read_run
 from gangpao.units import show_seconds
 

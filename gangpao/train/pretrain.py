@@ -51,7 +51,7 @@ from gangpao.train.config import StageConfig, TrainConfig, load_train_config
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights
 from gangpao.train.memory import admit, is_out_of_memory, rows_are_separable, ways_out
 from gangpao.train.progress import Report
-from gangpao.train.run_file import RUN, read_run, same_run, write_run
+from gangpao.train.run_file import RUN, facts_of, read_run, same_run, write_run
 from gangpao.train.step import parallel
 from gangpao.train.step.lanes import Lanes, lanes_for, split_rows
 from gangpao.train.step.loss import NextToken
@@ -170,7 +170,7 @@ def _train(r: _Run, stream: TextIO | None) -> Outcome:
         for line in heading(r, shape):
             job.report.note(line)
         if world.rank == 0 and r.known is None:  # only now: a mistake leaves no run behind
-            write_run(r.out, config, shape, r.built, world, r.begin)
+            write_run(r.out, config, shape, facts_of(r.built), world, begin=r.begin)
         outcome = training.fit()
     finally:
         job.report.close()

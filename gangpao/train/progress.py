@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -176,6 +177,23 @@ class Report:
         if self._board is not None:
             self._board.close()
             self._board = None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics.jsonl; half a line at the end (a crash) is left out."""
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: no metrics.jsonl here ({os.strerror(error.errno or 0)}); is it the folder of a run?"
+        ) from error
+    out = []
+    for line in lines:
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in out if isinstance(line, dict)]
 
 
 def _board(folder: Path) -> Any:

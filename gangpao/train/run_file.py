@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 import gangpao
 from gangpao import machine
 from gangpao.atomic import sync
+from gangpao.config import Frozen
 from gangpao.data.build import Built
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import parameters
@@ -72,20 +73,37 @@ def same_run(config: TrainConfig, known: dict[str, Any], out: Path) -> TrainConf
         config = config.model_copy(update={"precision": before["precision"]})
     if config.threads is None:  # the same
         config = config.model_copy(update={"threads": before["threads"] or machine.physical_cores()})
-    now = config.model_dump(mode="json")
-    for key in _PATHS:
+    refuse_differences(before, config.model_dump(mode="json"), out, free=FREE, paths=_PATHS, branch=True)
+    return config
+
+
+def refuse_differences(
+    before: dict[str, Any],
+    now: dict[str, Any],
+    out: Path,
+    *,
+    free: Collection[str],
+    paths: Collection[str],
+    branch: bool = False,
+) -> None:
+    """Raises ValueError naming what differs between the configuration that a run began with and that of now.
+
+    free: keys that may differ. paths: keys of paths, which may have moved. branch: whether a run can begin at this one.
+    """
+    now = dict(now)
+    for key in paths:
         if _same_path(before.get(key), now.get(key)):
             now[key] = before.get(key)
-    differ = sorted(key for key in now.keys() | before.keys() if key not in FREE and now.get(key) != before.get(key))
-    if differ:
-        changes = [change for key in differ for change in _changes(key, before.get(key), now.get(key))]
-        more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-        raise ValueError(
-            f"{out} holds {saved_of(out)} of a run with another {', '.join(differ)} ({'; '.join(changes[:_SHOWN])}{more}): take "
-            f"the change back to go on with it, give another --out (there, --set branch_from={out} goes on from its last "
-            f"checkpoint before the decay), or delete it and begin anew: rm -r {out}"
-        )
-    return config
+    differ = sorted(key for key in now.keys() | before.keys() if key not in free and now.get(key) != before.get(key))
+    if not differ:
+        return
+    changes = [change for key in differ for change in _changes(key, before.get(key), now.get(key))]
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    there = f" (there, --set branch_from={out} goes on from its last checkpoint before the decay)" if branch else ""
+    raise ValueError(
+        f"{out} holds {saved_of(out)} of a run with another {', '.join(differ)} ({'; '.join(changes[:_SHOWN])}{more}): take "
+        f"the change back to go on with it, give another --out{there}, or delete it and begin anew: rm -r {out}"
+    )
 
 
 # What counts behind these is what the folder of the run has by now: the data by its fingerprint, the weights.
@@ -132,27 +150,33 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else "..." + text[-57:]  # of a path, the end tells
 
 
-def write_run(out: Path, config: TrainConfig, shape: ModelConfig, built: Built, world: World, begin: int) -> None:
-    """Write run.json, whole or not at all."""
-    data = {
+def write_run(out: Path, config: Frozen, shape: ModelConfig, data: dict[str, Any], world: World, **more: Any) -> None:
+    """Write run.json, whole or not at all. data: fingerprint and tokens; more: further entries."""
+    count = parameters(shape)
+    found = {
         "config": config.model_dump(mode="json"),
         "model": shape.model_dump(mode="json", exclude_none=True),
-        "parameters": {"total": parameters(shape).total, "non_embedding": parameters(shape).non_embedding},
-        "begin": begin,
+        "parameters": {"total": count.total, "non_embedding": count.non_embedding},
+        **more,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": {
-            "fingerprint": built.fingerprint,
-            "train_tokens": {name: shards.num_tokens for name, shards in built.train.items()},
-            "heldout_tokens": {name: shards.num_tokens for name, shards in built.heldout.items()},
-        },
+        "data": data,
         "git": machine.git_commit(),
         "environment": environment(world),
     }
     staging = out / f".{RUN}"
-    staging.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    staging.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sync(staging)
     staging.rename(out / RUN)
     sync(out)
+
+
+def facts_of(built: Built) -> dict[str, Any]:
+    """What run.json says of a data build."""
+    return {
+        "fingerprint": built.fingerprint,
+        "train_tokens": {name: shards.num_tokens for name, shards in built.train.items()},
+        "heldout_tokens": {name: shards.num_tokens for name, shards in built.heldout.items()},
+    }
 
 
 @functools.cache

@@ -13,8 +13,9 @@ from typing import Any
 from gangpao import cost
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import TrainConfig
-from gangpao.train.loop import Outcome, read_metrics
+from gangpao.train.loop import Outcome
 from gangpao.train.plot import steps_of
+from gangpao.train.progress import read_metrics
 from gangpao.train.run_file import read_run
 from gangpao.units import show_bytes, show_seconds
 

@@ -1,7 +1,6 @@
 """Tokenizers from Hugging Face folders equal the libraries the folders were made for."""
 
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -13,16 +12,6 @@ from tests.text.corpus import lines
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "tokenizers"
 LINES = 1_000
-
-
-@pytest.fixture(scope="module")
-def shared():
-    """The real MiniCPM tokenizers: $GANGPAO_SHARED/tokenizers, or shared/tokenizers beside the repository."""
-    root = os.environ.get("GANGPAO_SHARED")
-    folder = (Path(root) if root else Path(__file__).parents[3] / "shared") / "tokenizers"
-    if not folder.is_dir():
-        pytest.skip(f"no real tokenizers in {folder.parent}; set GANGPAO_SHARED to the folder that holds tokenizers/")
-    return folder
 
 
 @pytest.fixture(scope="module")

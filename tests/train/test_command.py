@@ -19,8 +19,7 @@ from gangpao.train import command as command_module
 from gangpao.train import memory, pretrain, run_file, summary
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import SaveConfig, load_train_config
-from gangpao.train.loop import read_metrics
-from gangpao.train.progress import Report
+from gangpao.train.progress import Report, read_metrics
 from tests.child import ROOT, environment
 from tests.train.conftest import CONFIGS
 from tests.train.tiny import fit, job, losses
@@ -137,7 +136,7 @@ def press_ctrl_c():
 
 def test_ctrl_c_waits_for_an_import_and_only_for_that(capsys):
     reached = []
-    with pytest.raises(command_module.typer.Exit) as left, command_module._ctrl_c_later():
+    with pytest.raises(command_module.typer.Exit) as left, command_module.ctrl_c_later():
         reached.append(press_ctrl_c())
     assert reached
     assert left.value.exit_code == 130
@@ -145,7 +144,7 @@ def test_ctrl_c_waits_for_an_import_and_only_for_that(capsys):
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
     other = threading.Thread(
-        target=lambda: command_module._ctrl_c_later().__enter__()
+        target=lambda: command_module.ctrl_c_later().__enter__()
     )  # no signals there, and no error
     other.start()
     other.join()

@@ -12,7 +12,8 @@ import torch
 
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, SaveConfig
-from gangpao.train.loop import Training, TrainingStopped, read_metrics
+from gangpao.train.loop import Training, TrainingStopped
+from gangpao.train.progress import read_metrics
 from gangpao.train.step.loss import NextToken, Terms
 from tests.train.tiny import exit_code, fit, in_child, job, losses, same_end, weights_of
 

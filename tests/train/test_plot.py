@@ -7,8 +7,7 @@ import pytest
 
 from gangpao.cost import CostProfile
 from gangpao.train import plot
-from gangpao.train.loop import read_metrics
-from gangpao.train.progress import Report
+from gangpao.train.progress import Report, read_metrics
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -21,7 +21,7 @@ from gangpao.model.transformer import Transformer
 from gangpao.train import command, memory, pretrain
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import TrainConfig, load_train_config
-from gangpao.train.loop import read_metrics
+from gangpao.train.progress import read_metrics
 from gangpao.train.step.lanes import Lanes
 from gangpao.train.step.loss import NextToken
 from gangpao.train.step.parallel import World

@@ -16,8 +16,8 @@ from gangpao.model.init import rule_of
 from gangpao.model.transformer import Transformer
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, OptimizerConfig, SaveConfig
-from gangpao.train.loop import Job, Stage, Training, read_metrics
-from gangpao.train.progress import Report
+from gangpao.train.loop import Job, Stage, Training
+from gangpao.train.progress import Report, read_metrics
 from gangpao.train.schedule import Schedule
 from gangpao.train.step.loss import NextToken
 from gangpao.train.step.optim import Average, Optimizer

@@ -32,10 +32,10 @@ def gguf_of(path: Path, progress: Progress) -> Path:
         if path.suffix in _WEIGHTS and (path.parent / "config.json").is_file():
             raise ValueError(f"{path}: weights without their configuration; give the folder: -m {path.parent}")
         return path
-    return _exported(_folder_of(path), progress)
+    return _exported(folder_of(path), progress)
 
 
-def _folder_of(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
     """The Hugging Face folder that is meant by a folder. Raises ValueError for one that is or has none."""
     if (path / "config.json").is_file():
         return path

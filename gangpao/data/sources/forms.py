@@ -8,7 +8,10 @@
 The idea: `detect` looks at the first rows and says which form they have, so that nobody has to know these names; `parse` turns
 one row into a document, or says in a few words why it is none, so that what is lost can be named.
 
-What it gives up: preference data (chosen and rejected), pictures, thoughts beside an answer (`reasoning_content`).
+A thought beside an answer (`reasoning_content`) stays beside it: whether a model has marks for it is for who renders to know.
+Pairs of answers and answers with a label are in preferences.py, LLaMA-Factory's dataset_info.json in llama_factory.py.
+
+What it gives up: pictures.
 """
 
 import json
@@ -21,9 +24,9 @@ from gangpao.data.config import Form, Source
 
 Turn = Mapping[str, Any]
 
-_LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "data")
+LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "data")
 _TEXTS = ("text", "content")
-_QUESTIONS, _CONTEXTS, _ANSWERS = ("instruction",), ("input", "context"), ("output", "response")
+QUESTIONS, CONTEXTS, _ANSWERS = ("instruction",), ("input", "context"), ("output", "response")
 _PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("prompt", "output"), ("prompt", "answer"), ("question", "answer"),
     ("question", "response"), ("query", "response"), ("query", "answer"), ("input", "output"),
@@ -84,7 +87,7 @@ def keys_of(row: Any) -> str:
 
 def detect(rows: Sequence[Any], only: Form = "auto") -> Detected | None:
     """The form that most of these rows have, `only` that one where it is named; None where it is less than half."""
-    found = [detected for row in rows if (detected := _form_of(_wrapped(row), only)) is not None]
+    found = [detected for row in rows if (detected := _form_of(wrapped(row), only)) is not None]
     if not found or 2 * len(found) < len(rows):
         return None
     best = max(found, key=found.count)
@@ -97,7 +100,7 @@ def detect(rows: Sequence[Any], only: Form = "auto") -> Detected | None:
 
 def parse(row: Any, source: Source) -> Document | str:
     """The document in a row of a source whose form is known, or why there is none."""
-    row = _wrapped(row)
+    row = wrapped(row)
     if not isinstance(row, dict):
         return f"is a {type(row).__name__}, not an object"
     if source.form == "alpaca":
@@ -110,7 +113,8 @@ def parse(row: Any, source: Source) -> Document | str:
     return Document(text) if isinstance(text, str) else f"has no text under {source.text!r:.40}"
 
 
-def _wrapped(row: Any) -> Any:
+def wrapped(row: Any) -> Any:
+    """A row that is a bare list of turns, as one that has them under a key."""
     return {"messages": row} if isinstance(row, list) and row and all(isinstance(t, dict) for t in row) else row
 
 
@@ -118,12 +122,12 @@ def _form_of(row: Any, only: Form) -> Detected | None:
     if not isinstance(row, dict):
         return None
     if only in ("auto", "messages", "sharegpt"):
-        for key in _LISTS:
+        for key in LISTS:
             turns = row.get(key)
             if isinstance(turns, list) and turns and (isinstance(turns[0], str) or _role(turns[0]) is not None):
                 return Detected("messages", key, f"conversations under {key!r}")
-    if only in ("auto", "alpaca") and _first(row, _QUESTIONS) is not None and _first(row, _ANSWERS) is not None:
-        names = [name for name in (*_QUESTIONS, *_CONTEXTS, *_ANSWERS) if name in row]
+    if only in ("auto", "alpaca") and first_text(row, QUESTIONS) is not None and first_text(row, _ANSWERS) is not None:
+        names = [name for name in (*QUESTIONS, *CONTEXTS, *_ANSWERS) if name in row]
         return Detected("alpaca", "", ", ".join(names))
     if only in ("auto", "text"):
         for key in _TEXTS:
@@ -136,48 +140,59 @@ def _form_of(row: Any, only: Form) -> Detected | None:
     return None
 
 
-def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+def first_text(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """What stands under the first of these keys that has a text."""
     return next((value for key in keys if isinstance(value := row.get(key), str)), None)
 
 
 def _alpaca(row: Mapping[str, Any]) -> Document | str:
-    question, answer = _first(row, _QUESTIONS), _first(row, _ANSWERS)
-    if question is None or answer is None:
+    answer = first_text(row, _ANSWERS)
+    if first_text(row, QUESTIONS) is None or answer is None:
         return "has no instruction and output"
+    asked = alpaca_prompt(row)
+    return asked if isinstance(asked, str) else conversation(row, [*asked, answer])
+
+
+def alpaca_prompt(row: Mapping[str, Any]) -> list[Any] | str:
+    """The turns in front of an alpaca row's answer, as texts of user and assistant in turn, or what is wrong with them."""
     turns: list[Any] = []
     history = row.get("history")
     for pair in history if isinstance(history, list) else ():
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             return "has a history that is no list of pairs"
         turns += pair
-    context = _first(row, _CONTEXTS)
-    turns += [f"{question}\n{context}" if context and context.strip() else question, answer]
-    return _conversation(row, turns)
+    question, context = first_text(row, QUESTIONS), first_text(row, CONTEXTS)
+    # One of the two may be empty: whichever says something is the question.
+    return [*turns, "\n".join(text for text in (question, context) if text and text.strip())]
 
 
 def _pair(row: Mapping[str, Any]) -> Document | str:
     for first, second in _PAIRS:
         question, answer = row.get(first), row.get(second)
         if isinstance(question, list) and isinstance(answer, list):
-            return _conversation(row, [*question, *answer])
+            return conversation(row, [*question, *answer])
         if not (isinstance(question, str) and isinstance(answer, str)):
             continue
         if not question.strip():
             return f"has an empty {first}"
-        marked = _MARKED.findall(question)  # MiniCPM's marks, written out
-        turns = [text.strip() for pair in marked for text in pair][:-1] if marked else [question]
-        return _conversation(row, [*turns, answer])
+        return conversation(row, [*question_turns(question), answer])
     return "has no question with an answer"
+
+
+def question_turns(question: str) -> list[str]:
+    """What a question holds: itself, or the turns that MiniCPM's marks tell apart in it."""
+    marked = _MARKED.findall(question)
+    return [text.strip() for pair in marked for text in pair][:-1] if marked else [question]
 
 
 def _listed(row: Mapping[str, Any], key: str) -> Document | str:
     turns = row.get(key)
     if not isinstance(turns, list) or not turns:
         return f"has no list of turns under {key!r:.40}"
-    return _conversation(row, turns)
+    return conversation(row, turns)
 
 
-def _conversation(row: Mapping[str, Any], given: Sequence[Any]) -> Document | str:
+def conversation(row: Mapping[str, Any], given: Sequence[Any]) -> Document | str:
     """Turns (objects, or texts of user and assistant in turn) with what stands beside them in the row."""
     turns: list[Turn] = []
     for number, value in enumerate(given, 1):
@@ -219,12 +234,14 @@ def _turn(turn: Any) -> Turn | str:
         content = _CALL.sub("", content).strip() if calls else content
     elif role == "tool" and content and (result := _RESULT.match(content)):
         content = result[1]
+    thought = turn.get("reasoning_content", turn.get("reasoning")) if role == "assistant" else None
+    beside = {"reasoning_content": thought} if isinstance(thought, str) and thought.strip() else {}
     if calls:
         found = [_call(call) for call in calls] if isinstance(calls, list) else [None]
         if role != "assistant" or None in found:
             return "has calls that are no functions with a name"
-        return {"role": role, "content": content or "", "tool_calls": found}
-    return {"role": role, "content": content} if content is not None else "has no content"
+        return {"role": role, "content": content or "", "tool_calls": found, **beside}
+    return {"role": role, "content": content, **beside} if content is not None else "has no content"
 
 
 def _content(content: Any) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from gangpao.data.config import Source
 from gangpao.data.optional_import import need
-from gangpao.data.sources.files import format_of, read_rows, read_text
+from gangpao.data.sources.files import Row, format_of, read_rows, read_text
 from gangpao.data.sources.forms import Document, Malformed, detect, keys_of, parse
 from gangpao.data.sources.generated import chats, texts
 from gangpao.data.sources.public import path_of
@@ -111,16 +111,24 @@ def read(source: Source, files: Iterable[Path]) -> Iterator[Document | Malformed
         return
     source = source.model_copy(update={"form": source.known_form})
     columns = {"text": [source.text], "messages": [source.messages, "tools", "system"]}.get(source.form)
+    for where, row in placed_rows(source, files, columns):
+        found = row.wrong or (row.value if isinstance(row.value, Document) else parse(row.value, source))
+        yield Malformed(where, found, row.encoding) if isinstance(found, str) else found
+
+
+def placed_rows(
+    source: Source, files: Iterable[Path], columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, Row]]:
+    """Every row of some files with the words for where it stands ("a.jsonl line 7"); a file of text is one row, a Document."""
     for path in files:
         form = format_of(path, source.format)
         if form == "txt":
             row = read_text(path, source.encoding)
-            yield Malformed(str(path), row.wrong, row.encoding) if row.wrong else Document(row.value)
+            yield str(path), row if row.wrong else row._replace(value=Document(row.value))
             continue
         unit = "row" if form == "parquet" else "line"
         for row in read_rows(path, form, source.encoding, columns):
-            found = row.wrong or parse(row.value, source)
-            yield Malformed(f"{path} {unit} {row.number}", found, row.encoding) if isinstance(found, str) else found
+            yield f"{path} {unit} {row.number}", row
 
 
 def explain(source: Source, files: Sequence[Path], rows: int) -> str:

@@ -319,15 +319,17 @@ def _read_state(state: dict[str, Any]) -> _State:
     return found
 
 
-def evaluation_batches(shards: Shards, seq_len: int, rows: int, limit_tokens: int | None = None) -> Iterator[Batch]:
+def evaluation_batches(
+    shards: Shards, seq_len: int, rows: int, limit_tokens: int | None = None, *, whole: bool = False
+) -> Iterator[Batch]:
     """Everything once, in the order of the file, in batches [rows, seq_len]; the end of the last one is padding.
 
-    limit_tokens: stop after that many tokens.
+    limit_tokens: stop after that many tokens. whole: a document that fits in a row is not cut, as in `Part`.
     """
     if seq_len < 1 or rows < 1:
         raise ValueError(f"evaluation: seq_len is {seq_len}, rows {rows}; both must be at least 1")
     batch, used = _blank(rows, seq_len), 0
-    for spans in _in_order(shards, seq_len, limit_tokens):
+    for spans in _in_order(shards, seq_len, limit_tokens, whole):
         _fill(batch, used, shards, spans)
         used += 1
         if used == rows:
@@ -337,13 +339,16 @@ def evaluation_batches(shards: Shards, seq_len: int, rows: int, limit_tokens: in
         yield batch
 
 
-def _in_order(shards: Shards, seq_len: int, limit: int | None) -> Iterator[list[Span]]:
+def _in_order(shards: Shards, seq_len: int, limit: int | None, whole: bool) -> Iterator[list[Span]]:
     left = shards.num_tokens if limit is None else min(limit, shards.num_tokens)
     spans: list[Span] = []
     room = seq_len
     for document in range(shards.num_documents):
         start, stop = shards.span(document)
         at, length = 0, min(stop - start, left)
+        if whole and spans and length > room:
+            yield spans
+            spans, room = [], seq_len
         while at < length:
             step = min(length - at, room)
             spans.append((document, at, at + step))

@@ -67,6 +67,23 @@ class Shards:
         about = meta["about"]
         return cls(folder, tokens, offsets, mask, meta["num_bytes"], meta["vocab_size"], meta["fingerprint"], about)
 
+    @classmethod
+    def in_memory(
+        cls, name: str, tokens: Array, offsets: Array, mask: Array | None, *, num_bytes: int, vocab_size: int
+    ) -> "Shards":
+        """Documents that no folder holds, with the fingerprint that a folder of them would have.
+
+        tokens: ids [N]; offsets [documents + 1], rising from 0 to N; mask [N]: not 0 where a token is learned, None: all are.
+        """
+        dtype = _dtype_of(vocab_size)
+        assert len(tokens) == offsets[-1]
+        assert mask is None or len(mask) == len(tokens)
+        tokens, offsets = np.ascontiguousarray(tokens, dtype), np.ascontiguousarray(offsets, "<u8")
+        mask = None if mask is None else np.ascontiguousarray(np.asarray(mask) != 0, np.uint8)
+        hashes = [hashlib.sha256(b"" if array is None else array.tobytes()) for array in (tokens, offsets, mask)]
+        fingerprint = _fingerprint(dtype, vocab_size, num_bytes, hashes)
+        return cls(Path(name), tokens, offsets, mask, num_bytes, vocab_size, fingerprint, {})
+
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
@@ -121,7 +138,7 @@ class ShardWriter:
         self.path = Path(path)
         self.num_tokens = self.num_documents = self.num_bytes = 0
         self._vocab_size, self._supervised, self._about = vocab_size, supervised, dict(about or {})
-        self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self._dtype = _dtype_of(vocab_size)
         self._temporary = self.path.with_name(f".{self.path.name}.partial")
         self._hashes = [hashlib.sha256(), hashlib.sha256(), hashlib.sha256()]
         self._waiting: tuple[list[Array], list[Array], list[Array]] = ([], [], [])
@@ -192,6 +209,10 @@ class ShardWriter:
             "fingerprint": _fingerprint(self._dtype, self._vocab_size, self.num_bytes, self._hashes),
             "about": self._about,
         }
+
+
+def _dtype_of(vocab_size: int) -> "np.dtype[Any]":
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def _fingerprint(dtype: Any, vocab_size: int, num_bytes: int, hashes: Sequence[Any]) -> str:

@@ -38,6 +38,22 @@ struct AttentionShape {
   float eps, scale;
 };
 
+constexpr int kRankGroup = 4;  // ranks of A that lie side by side
+
+// B of an adapter for one matrix of a layer: [panel of 16 outputs][rank][16], and where its ranks and outputs begin.
+struct LowRankPart {
+  int first_rank, rank, first_row, rows;
+  const uint8_t* b;
+};
+
+// A of an adapter for all matrices of a layer, one below the other: [group of ranks][16 columns][kRankGroup][16].
+struct LowRankMatrices {
+  bool half;
+  int cols;
+  const uint8_t* a;
+  const float* factor;  // [ranks], powers of two that keep F16 in its range
+};
+
 struct Kernels {
   const char* name;
   void (*linear)(const Packed&, const Acts&, const Out&, Ahead, int begin, int end, uint8_t* scratch);
@@ -50,6 +66,10 @@ struct Kernels {
   void (*rope_append)(float* row, const AttentionShape&, const float* cos, const float* sin, const Place&, const HeadPages*);
   // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each.
   void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*);
+  // h [rows, h_stride]: one group of ranks of A x; out += B h for panels [begin, end) of one part.
+  void (*low_rank_down)(const LowRankMatrices&, int group, const float* x, int x_stride, int rows, float scale, float* h, int h_stride);
+  void (*low_rank_up)(bool half, const LowRankPart&, int begin, int end, const float* h, int h_stride, int rows, float* out,
+                      int out_stride);
   // A row of GGUF blocks as floats; source: source_index of its type.
   void (*dequantize)(int source, const uint8_t* row, int cols, float* out);
 };

@@ -23,6 +23,7 @@ using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Target = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
+using Matrix2 = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // of float16 or float32
 using Order = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // A numpy view [n, cols] of padded rows; it keeps the buffer alive.
@@ -52,6 +53,31 @@ std::shared_ptr<AttentionSpec> make_spec(int heads, int kv_heads, int head_dim, 
   s->shape = {heads, kv_heads, head_dim, rope_dim, q_norm ? s->q_norm.data() : nullptr,
               k_norm ? s->k_norm.data() : nullptr, eps, scale};
   return s;
+}
+
+// sources: for each matrix of the layer A [rank, cols], B [rows, rank] and a factor, or none.
+std::shared_ptr<LowRank> make_low_rank(const Linear& layer, const std::vector<std::optional<std::tuple<Matrix2, Matrix2, float>>>& sources,
+                                       Arena& arena) {
+  std::vector<LowRankSource> taken;
+  int bits = 0;
+  if (sources.size() != layer.parts.size())
+    throw std::invalid_argument("LowRank: one pair of matrices (or None) for each matrix of the layer");
+  for (size_t i = 0; i < sources.size(); ++i) {
+    if (!sources[i]) {
+      taken.push_back({nullptr, nullptr, 0, 1.0f});
+      continue;
+    }
+    const auto& [a, b, factor] = *sources[i];
+    for (const nb::dlpack::dtype& type : {a.dtype(), b.dtype()}) {
+      if (type.code != uint8_t(nb::dlpack::dtype_code::Float) || (type.bits != 16 && type.bits != 32) || (bits && type.bits != bits))
+        throw std::invalid_argument("LowRank: matrices of float16 or of float32, all of one type");
+      bits = type.bits;
+    }
+    if (a.shape(0) == 0 || a.shape(0) != b.shape(1) || a.shape(1) != size_t(layer.cols) || b.shape(0) != size_t(layer.parts[i]->w.rows))
+      throw std::invalid_argument("LowRank: A must be [rank, cols] and B [rows, rank] of its matrix");
+    taken.push_back({a.data(), b.data(), int(a.shape(0)), factor});
+  }
+  return std::make_shared<LowRank>(layer, taken, bits == 16, arena);
 }
 
 void set_bias(Matrix& m, const Floats& bias) {
@@ -95,6 +121,18 @@ NB_MODULE(_native, m) {
       .def_ro("rows", &Linear::rows)
       .def_ro("cols", &Linear::cols)
       .def_ro("nbytes", &Linear::nbytes);
+  nb::class_<LowRank>(m, "LowRank")
+      .def(nb::new_(&make_low_rank), nb::arg("layer"), nb::arg("sources"), nb::arg("arena"))
+      .def_ro("ranks", &LowRank::ranks)
+      .def_ro("nbytes", &LowRank::nbytes);
+  nb::class_<LowRankTable>(m, "LowRankTable")
+      .def(nb::init<>())
+      .def("set", &LowRankTable::set, nb::arg("adapter"), nb::arg("low_rank").none());
+  nb::class_<AdapterRuns>(m, "AdapterRuns")
+      .def(nb::init<>())
+      .def("clear", &AdapterRuns::clear)
+      .def("add", &AdapterRuns::add, nb::arg("adapter"), nb::arg("begin"), nb::arg("end"), nb::arg("scale") = 1.0f)
+      .def("__len__", [](const AdapterRuns& r) { return r.runs.size(); });
   nb::class_<Activation>(m, "Activation")
       .def(nb::init<int, int, const std::vector<std::shared_ptr<Linear>>&, bool>(), nb::arg("capacity"), nb::arg("cols"),
            nb::arg("readers"), nb::arg("keep_float") = false)
@@ -149,7 +187,8 @@ NB_MODULE(_native, m) {
       out.emplace_back(t.name, t.block, t.bytes, t.format.bits, style_name(t.format.style), t.format.zero);
     return out;
   });
-  m.def("linear", &linear, nb::arg("w"), nb::arg("x"), nb::arg("out"), nb::arg("add") = false, nb::arg("scale") = 1.0f, Release());
+  m.def("linear", &linear, nb::arg("w"), nb::arg("x"), nb::arg("out"), nb::arg("add") = false, nb::arg("scale") = 1.0f,
+        nb::arg("table") = nb::none(), nb::arg("runs") = nb::none(), Release());
   m.def("rmsnorm", &rmsnorm, nb::arg("x"), nb::arg("n"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"), Release());
   m.def("quantize", &quantize, nb::arg("x"), nb::arg("n"), nb::arg("out"), Release());
   m.def("swiglu", &swiglu, nb::arg("gate_up"), nb::arg("n"), nb::arg("out"), Release());

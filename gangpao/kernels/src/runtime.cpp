@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <type_traits>
 
@@ -237,7 +238,13 @@ uint8_t* Runtime::scratch(int thread, size_t bytes) {
   return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(s.data()) + 63) / 64 * 64);
 }
 
-void linear(const Linear& w, const Activation& x, Array& out, bool add, float scale) {
+float* Runtime::shared(size_t floats) {
+  if (shared_.size() < floats) shared_.resize(floats);
+  return shared_.data();
+}
+
+void linear(const Linear& w, const Activation& x, Array& out, bool add, float scale, const LowRankTable* table,
+            const AdapterRuns* runs) {
   require(x.cols == w.cols, "linear: input width differs from the weight's");
   require(x.n > 0 && x.n <= out.rows && w.rows <= out.cols, "linear: output is too small");
   Runtime& rt = Runtime::get();
@@ -245,6 +252,8 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
   const Acts& a = x.acts;
   int items = 0;
   for (const auto& m : w.parts) items += m->w.num_panels();
+  std::optional<Additions> more;
+  if (table && runs) more.emplace(w, x, out, *table, *runs, add ? scale : 1.0f);
   auto job = [&](int begin, int end, int thread) {
     uint8_t* scratch = rt.scratch(thread, rt.kernels->scratch_bytes(w.cols, x.n));
     int first = 0, column = 0;
@@ -254,8 +263,12 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
       if (b < e) rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits), b, e, scratch);
       first += n, column += m->w.rows;
     }
+    if (end > first) more->down(std::max(begin - first, 0), end - first);
   };
-  rt.pool->run(items, kPanels, job);
+  rt.pool->run(items + (more ? more->down_items() : 0), kPanels, job);
+  if (!more) return;
+  auto up = [&](int begin, int end, int) { more->up(begin, end, out); };
+  rt.pool->run(more->up_items(), 1, up);
 }
 
 // Runs f(token) for n tokens; a few tokens are not worth waking anybody.

@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "adapters.h"
 #include "isa.h"
 #include "memory.h"
 #include "pack.h"
@@ -104,13 +105,17 @@ class Runtime {
   void set_isa(const std::string& name);
   static std::vector<std::string> available();
   uint8_t* scratch(int thread, size_t bytes);
+  float* shared(size_t floats);  // for all threads of one kernel call
 
  private:
   Runtime();
   std::vector<std::vector<uint8_t>> scratch_;
+  std::vector<float> shared_;
 };
 
-void linear(const Linear& w, const Activation& x, Array& out, bool add, float scale);
+// out = W x, or out += scale * W x; with a table, plus (scale *) what the adapters of the runs' rows add.
+void linear(const Linear& w, const Activation& x, Array& out, bool add, float scale, const LowRankTable* table = nullptr,
+            const AdapterRuns* runs = nullptr);
 void rmsnorm(const Array& x, int n, const Array& weight, float eps, Activation& out);
 void quantize(const Array& x, int n, Activation& out);
 void swiglu(const Array& gate_up, int n, Activation& out);

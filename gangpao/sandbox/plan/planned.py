@@ -22,7 +22,7 @@ from gangpao.sandbox.bilingual import Language, Text
 from gangpao.sandbox.experiments.text.page import show
 from gangpao.sandbox.plan.plan import UNSURE, Plan
 from gangpao.train.config import TrainConfig
-from gangpao.train.loop import read_metrics
+from gangpao.train.progress import read_metrics
 from gangpao.train.run_file import FREE, read_run
 
 PLANS, PLAN, RUNS = "plans", "plan.json", "runs.json"

@@ -44,7 +44,8 @@ from gangpao.train.config import (
     StageConfig,
     TrainConfig,
 )
-from gangpao.train.loop import TrainingStopped, read_metrics
+from gangpao.train.loop import TrainingStopped
+from gangpao.train.progress import read_metrics
 from gangpao.train.run_file import FREE
 from gangpao.train.schedule import Kind
 

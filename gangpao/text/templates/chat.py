@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypedDict
 from gangpao.text.templates import detect, sandbox_parent
 from gangpao.text.templates.call_format import OWN_CALLS, CallFormat, call_format_of
 from gangpao.text.templates.formats import BY_NAME, Family
+from gangpao.text.templates.mask import answer_spans
 from gangpao.text.templates.render import Part, render_parts
 from gangpao.text.templates.tools import MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
 from gangpao.text.thoughts import Marks, Splitter, marks_of
@@ -159,18 +160,29 @@ class ChatTemplate:
             return _encode_parts(tokenizer, (*template.family.text_marks, *plan.marks), parts).ids
         return template._encode_foreign(tokenizer, plan, add_generation_prompt, continue_final, variables)
 
-    def encode_with_mask(self, tokenizer: Tokenizer, messages: Messages, *, tools: Tools | None = None) -> Masked:
-        """Ids of a finished conversation for training, and their mask (equally long).
+    def encode_with_mask(
+        self, tokenizer: Tokenizer, messages: Messages, *, tools: Tools | None = None, begin: int = 0
+    ) -> Masked:
+        """Ids of a finished conversation for training, and their mask (equally long): 1 for the answers from message `begin` on.
 
-        A format whose turns end in nothing (MiniCPM) gets EOS after its last answer. Raises ValueError for a foreign
-        template, which does not say whose words are whose.
+        The same template writes it that writes prompts (`encode`). Where an answer ends in no token (MiniCPM), the last one gets
+        EOS behind it. Raises ValueError as `render` does, and for a foreign template in which answers cannot be told (mask.py).
         """
-        plan = self._plan(messages, tools)
-        if self.family is None:
-            raise ValueError("a loss mask needs a chat format that gangpao knows; name one, e.g. chatml")
-        parts = render_parts(self.family, plan.messages, False)
-        masked = _encode_parts(tokenizer, (*self.family.text_marks, *plan.marks), parts)
-        if not self.family.end and messages[-1]["role"] == "assistant" and tokenizer.eos_id is not None:
+        template = self._for_tools(messages, tools)
+        plan = template._plan(messages, tools)
+        family = template.family
+        if family is None:
+            masked = template._mask_foreign(tokenizer, plan, sum(m["role"] == "assistant" for m in messages[:begin]))
+            unended = bool(masked.mask[-1]) and masked.ids[-1] not in tokenizer.end_ids
+        else:
+            unended = not family.end and messages[-1]["role"] == "assistant"
+            parts = render_parts(family, plan.messages, False, continue_final=unended)
+            masked = _encode_parts(tokenizer, (*family.text_marks, *plan.marks), parts)
+            if begin:
+                prompt = template.encode(tokenizer, messages[:begin], tools=tools)
+                assert masked.ids[: len(prompt)] == prompt
+                masked.mask[: len(prompt)] = [0] * len(prompt)
+        if unended and tokenizer.eos_id is not None:
             masked.ids.append(tokenizer.eos_id)
             masked.mask.append(1)
         return masked
@@ -232,14 +244,44 @@ class ChatTemplate:
         disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools, variables))])
         text = self._render_foreign(plan, add_generation_prompt, continue_final, variables, disguise.on)
         run = _Run(tokenizer)
-        for piece in tokenizer.vocabulary.split(text, parse_special=True):
-            if isinstance(piece, int):
-                run.put_id(piece, 0)
-                continue
-            for part, is_mark in _cut_marks(piece, disguise.marks):
-                put = run.put_letters if is_mark else run.put_text
-                put(disguise.off(part), 0)
+        _put_disguised(run, text, disguise, 0)
         return run.finish().ids
+
+    def _mask_foreign(self, tokenizer: Tokenizer, plan: "_Plan", skipped: int) -> Masked:
+        """Ids and mask of a conversation without its first `skipped` answers, as the checkpoint's own template writes it."""
+        assert self.source is not None
+        disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools))])
+
+        def rendered(messages: Messages, add_generation_prompt: bool) -> str:
+            return self._render_foreign(
+                plan._replace(messages=messages), add_generation_prompt, False, _NONE, disguise.on
+            )
+
+        answers = [i for i, message in enumerate(plan.messages) if message["role"] == "assistant"]
+        learned = answers[min(skipped, len(answers) - 1)] if answers else 0
+        text, spans = answer_spans(rendered, plan.messages, self.ends, learned)
+        run, at = _Run(tokenizer), 0
+        for start, end in spans:
+            _put_disguised(run, text[at:start], disguise, 0)
+            run.cut()
+            _put_disguised(run, text[start:end], disguise, 1)
+            at = end
+        if (
+            text[:at].endswith(self.ends) or text[at:].strip()
+        ):  # else white space would part the last answer from its end
+            _put_disguised(run, text[at:], disguise, 0)
+        return run.finish()
+
+
+def _put_disguised(run: "_Run", text: str, disguise: "_Disguise", trained: int) -> None:
+    """A stretch of what a foreign template wrote, with its contents disguised."""
+    for piece in run.tokenizer.vocabulary.split(text, parse_special=True):
+        if isinstance(piece, int):
+            run.put_id(piece, trained)
+            continue
+        for part, is_mark in _cut_marks(piece, disguise.marks):
+            put = run.put_letters if is_mark else run.put_text
+            put(disguise.off(part), trained)
 
 
 def _left_open(text: str, begun: str, thoughts: Marks | None) -> str:
@@ -265,7 +307,7 @@ class _Run:
     """Ids so far, and the text that has not been encoded yet because more may join it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._out = Masked([], [])
         self._text = ""
         self._trained = 0
@@ -287,19 +329,19 @@ class _Run:
     def put_id(self, token: int, trained: int) -> None:
         self.cut()
         self._add([token], trained)
-        self._fresh = self._tokenizer.vocabulary.space_prefix == "always"
+        self._fresh = self.tokenizer.vocabulary.space_prefix == "always"
 
     def cut(self) -> None:
         """Nothing that comes later may merge with what came before."""
         if self._text:
-            self._add(self._tokenizer.encode(self._text, start=self._fresh), self._trained)
+            self._add(self.tokenizer.encode(self._text, start=self._fresh), self._trained)
             self._text, self._fresh = "", False
 
     def finish(self) -> Masked:
         """Everything, with the BOS the model wants in front."""
         self.cut()
-        bos, out = self._tokenizer.bos_id, self._out
-        if self._tokenizer.adds_bos and bos is not None and out.ids[:1] != [bos]:
+        bos, out = self.tokenizer.bos_id, self._out
+        if self.tokenizer.adds_bos and bos is not None and out.ids[:1] != [bos]:
             out.ids.insert(0, bos)
             out.mask.insert(0, 0)
         return out

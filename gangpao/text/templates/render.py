@@ -49,9 +49,13 @@ def _parts(family: Family, messages: Sequence[Mapping[str, Any]], add_generation
             content, opening = [*opening, *content], []
         content = _joined(content, family.strip)
         if turn["role"] == "assistant":
-            yield Part(family.assistant.before, markup=True)
+            prompt, lead = family.assistant.before, ""
+            if prompt.startswith(family.answer):  # what the prompt does not say, the model has to
+                prompt, lead = family.answer, prompt[len(family.answer) :]
+            yield Part(prompt, markup=True)
+            yield Part(lead, markup=True, trained=True)
             for i, part in enumerate(content):
-                yield part._replace(trained=True, inner=i > 0)
+                yield part._replace(trained=True, inner=i > 0 or bool(lead))
             yield Part(family.end, markup=True, trained=True)
             yield Part(family.assistant.after, markup=True)
             continue

@@ -19,7 +19,7 @@ from gangpao.sandbox.trials.driver import Driver
 from gangpao.sandbox.trials.queue import enqueue, grid_of, open_storage, open_study, results, work, write_config
 from gangpao.sandbox.trials.search import Range, SearchConfig
 from gangpao.sandbox.trials.trial import RESULT, ensure, key_of
-from gangpao.train.loop import read_metrics
+from gangpao.train.progress import read_metrics
 
 
 def whole(lab, specs):

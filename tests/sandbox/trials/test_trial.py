@@ -9,7 +9,7 @@ from gangpao.sandbox.reasons import Reason
 from gangpao.sandbox.trials import trial
 from gangpao.sandbox.trials.trial import Lab, Pruned, Spec, cost_of, ensure, key_of, train_config
 from gangpao.train import pretrain
-from gangpao.train.loop import read_metrics
+from gangpao.train.progress import read_metrics
 from tests.train.tiny import in_child, same_end
 
 

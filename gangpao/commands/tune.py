@@ -1,0 +1,129 @@
+"""`gangpao tune`: a model learns from rows that a person has, on a small card or on none.
+
+    gangpao tune CONFIG --out RUN                 what a TOML file says
+    gangpao tune -m MODEL --data FILE --out RUN   the same without a file, with what needs no thought
+    gangpao tune data CONFIG                      look at the rows: what is trained on, what was dropped and why
+    gangpao tune plan CONFIG                      how much memory it takes, before anything is loaded
+
+MODEL is a name of the catalog, a GGUF file, a Hugging Face folder, or a run of `gangpao train`. The base is only read; what comes out
+is an adapter for that very file. A run that was stopped goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gangpao.commands.model.checkpoint import folder_of
+from gangpao.commands.model.find import find_model
+from gangpao.train.command import RunByDefault, ctrl_c_later, leave, say
+
+if TYPE_CHECKING:
+    from gangpao.tune.config import TuneConfig
+
+
+app = typer.Typer(cls=RunByDefault, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+
+Config = Annotated[Path | None, typer.Argument(help="TOML of the run; without it -m and --data say all.")]
+Model = Annotated[
+    str | None, typer.Option("-m", "--model", help="Name, .gguf file or Hugging Face folder, in place of the TOML's.")
+]
+Data = Annotated[
+    list[Path] | None, typer.Option("--data", help="File of rows, in place of the TOML's; repeatable.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value over the TOML, for example method.rank=16; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+@app.callback()
+def root() -> None:
+    """Tune a model, look at its data, or plan its memory."""
+
+
+@app.command("run", help="Tune what a TOML file (or -m and --data) says, or go on with the run in the folder.")
+def tune(
+    config: Config = None,
+    model: Model = None,
+    data: Data = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; one that is there is resumed.")] = Path("tuned"),
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a run to go on with.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tune, with progress on stderr; what became of the run on stdout at the end, of rank 0 under torchrun."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see gangpao.train.command
+    with ctrl_c_later():
+        from gangpao.train import progress
+        from gangpao.train.summary import interrupted, stopped
+        from gangpao.tune import run, summary
+    wanted = _config(config, model, data, overrides or [])
+    try:
+        outcome = run.run_config(wanted, _path(wanted), out, resume=resume, stream=progress.stderr())
+    except KeyboardInterrupt:
+        say(interrupted(out))
+        leave(130)
+        return
+    if os.environ.get("RANK", "0") == "0":
+        found = summary.facts(out, outcome)
+        if outcome.signal is not None:
+            say(stopped(out, outcome, found["steps"]))
+        if as_json:
+            print(json.dumps(found))
+        elif outcome.signal is None:
+            print(summary.text(found, out))
+    leave(130 if outcome.signal == signal.SIGINT else 0)
+
+
+@app.command("plan", help="Say how much memory a run takes, and whether this machine has it; nothing is loaded.")
+def plan(
+    config: Config = None,
+    model: Model = None,
+    data: Data = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """A table: weights, adapters, gradients, optimizer, activations, logits."""
+    from gangpao.tune import memory
+
+    wanted = _config(config, model, data, overrides or [])
+    found = memory.plan_of(wanted, _path(wanted))
+    print(json.dumps(found.as_json()) if as_json else found.text())
+
+
+def _config(config: Path | None, model: str | None, data: list[Path] | None, overrides: list[str]) -> TuneConfig:
+    """The configuration of a file, with what the command line says over it. Raises ValueError where something is missing."""
+    from gangpao.tune.config import load_tune_config, typed_config
+
+    said: dict[str, Any] = {**({"model": model} if model else {})}
+    if data:
+        said["data"] = {"files": [str(path.absolute()) for path in data]}
+    typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _flat(said)]
+    if config is not None:
+        return load_tune_config(config, (*typed, *overrides))
+    if model is None or not data:
+        raise ValueError(
+            "give a TOML file, or a model and its data: gangpao tune -m smollm2-135m --data rows.jsonl --out RUN"
+        )
+    return typed_config((*typed, *overrides))
+
+
+def _flat(said: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Nested tables as dotted keys."""
+    out: list[tuple[str, Any]] = []
+    for key, value in said.items():
+        out += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
+    return out
+
+
+def _path(config: TuneConfig) -> Path:
+    """The file or folder that the configuration's model means."""
+    given = Path(config.model).expanduser()
+    return folder_of(given) if given.is_dir() else find_model(config.model)[1]

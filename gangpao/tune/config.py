@@ -1,0 +1,171 @@
+"""What a tuning run is: one TOML file, or a model and a file of rows, every option with its default and its meaning.
+
+    model = "smollm2-135m"
+
+    [data]
+    files = ["conversations.jsonl"]
+
+The learning rate is that of the method where none is given (LEARNING_RATES). Paths are relative to the file, those of --set to the
+folder where the command is typed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from gangpao.config import Frozen, from_overrides, load_toml
+from gangpao.train.config import EvaluationConfig, GuardConfig, OptimizerConfig, SaveConfig
+from gangpao.train.schedule import Kind as ScheduleKind
+from gangpao.train.schedule import Schedule, half_life_to
+from gangpao.tune.data.config import Kind as DataKind
+from gangpao.tune.data.config import TuneData
+from gangpao.tune.methods.config import Kind as MethodKind
+from gangpao.tune.methods.config import MethodConfig
+from gangpao.tune.objectives.config import Kind as ObjectiveKind
+from gangpao.tune.objectives.config import ObjectiveConfig
+
+# Peaks for models of 0.1 to 2 B parameters. Adapters take some ten times the rate of full tuning (docs/tuning.md says what was
+# measured); preferences take a tenth of what imitation takes, or answers fall apart.
+LEARNING_RATES: dict[MethodKind, float] = {
+    "full": 2e-5, "lora": 4e-4, "dora": 4e-4, "bitfit": 4e-4, "ia3": 3e-3, "adapter": 4e-4, "parallel_adapter": 4e-4,
+    "low_rank_adapter": 4e-4, "compacter": 1e-3,
+}  # fmt: skip
+PREFERENCE_FACTOR = 0.1
+_DATA_KINDS: dict[ObjectiveKind, DataKind] = {
+    "sft": "answers", "pretrain": "texts", "kto": "labelled", "grpo": "answers", "dpo": "pairs", "ipo": "pairs",
+    "simpo": "pairs", "orpo": "pairs",
+}  # fmt: skip
+WARMUP = 0.03  # of all steps
+
+
+class TuneOptimizer(Frozen):
+    """AdamW and its constants, as they are usual for tuning."""
+
+    kind: Literal["adamw", "muon"] = Field(default="adamw", description="muon: matrices by Muon, the rest by AdamW.")
+    lr: float | None = Field(default=None, gt=0, description="Peak learning rate; none: that of the method.")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled.")
+    clip: float = Field(default=1.0, ge=0, description="Largest norm of the whole gradient; 0 for no limit.")
+
+
+class TuneSchedule(Frozen):
+    """The shape of the learning rate."""
+
+    kind: ScheduleKind = "linear"
+    warmup_steps: int | None = Field(default=None, ge=0, description="None: 3 % of all steps.")
+    decay_share: float = Field(default=0.2, gt=0, le=1, description="Share of the steps in which wsd decays.")
+    final: float = Field(default=0.1, gt=0, le=1, description="Share of the peak at the last step.")
+
+
+class TuneConfig(Frozen):
+    """A whole run."""
+
+    model: str = Field(
+        min_length=1, description="Name in the catalog, .gguf file, Hugging Face folder, or run of `gangpao train`."
+    )
+    storage: Literal["auto", "fp32", "bf16", "fp16", "nf4"] = Field(
+        default="auto", description="How the frozen base lies in memory; auto: in the file's own types."
+    )
+    data: TuneData
+    method: MethodConfig = MethodConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    epochs: float = Field(default=2.0, gt=0, description="How often every row is seen, where steps is not given.")
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of epochs.")
+    seq_len: int = Field(default=512, ge=8, description="Tokens of a packed row, and of the longest conversation.")
+    batch_tokens: int = Field(default=4096, ge=8, description="Tokens of an optimizer step.")
+    batch_answers: int = Field(
+        default=8, ge=1, description="Pairs, or answers with labels, of an optimizer step, where preferences are learned."
+    )
+    micro_batch_size: int = Field(default=2, ge=1, description="Rows (or pairs, or answers) of one forward pass.")
+    optimizer: TuneOptimizer = TuneOptimizer()
+    schedule: TuneSchedule = TuneSchedule()
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Of the computation; auto: bf16 where the hardware multiplies it."
+    )
+    recompute: bool = Field(
+        default=False, description="Keep one input a layer for the backward pass: less memory, a third slower."
+    )
+    guard: GuardConfig = GuardConfig()
+    save: SaveConfig = SaveConfig(every_steps=200)
+    evaluation: EvaluationConfig = EvaluationConfig(every_steps=100)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    threads: int | None = Field(
+        default=None, ge=1, description="None: one a core where the run begins; kept when it goes on."
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cost_profile: str | None = Field(default=None, description="Machine in cost.toml, for yuan so far.")
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> TuneConfig:
+        if self.batch_tokens % self.seq_len:
+            raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of seq_len {self.seq_len}")
+        if self.rows % self.micro_batch_size:
+            of = "batch_answers" if self.data_kind in ("pairs", "labelled") else "batch_tokens / seq_len"
+            raise ValueError(
+                f"a step has {self.rows} rows ({of}), which is no multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.method.kind == "full" and self.storage == "nf4":
+            raise ValueError('method full changes the weights, which nf4 cannot hold: set storage = "bf16" or "fp32"')
+        if self.objective.kind == "grpo":
+            raise ValueError("objective grpo generates its own answers, which `gangpao tune` does not yet: choose another kind")
+        return self
+
+    @property
+    def data_kind(self) -> DataKind:
+        """What the objective needs of the data."""
+        return _DATA_KINDS[self.objective.kind]
+
+    @property
+    def rows(self) -> int:
+        """Rows of an optimizer step: packed ones, or pairs, or answers with labels."""
+        return self.batch_answers if self.data_kind in ("pairs", "labelled") else self.batch_tokens // self.seq_len
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate."""
+        factor = 1.0 if self.objective.kind in ("sft", "pretrain") else PREFERENCE_FACTOR
+        return self.optimizer.lr or LEARNING_RATES[self.method.kind] * factor
+
+    def optimizer_config(self) -> OptimizerConfig:
+        """What the optimizer is made of."""
+        return OptimizerConfig(**self.optimizer.model_dump(exclude={"lr"}), lr=self.peak)
+
+    def schedule_of(self, steps: int) -> Schedule:
+        """The learning rate of a run of so many steps."""
+        s = self.schedule
+        warmup = round(WARMUP * steps) if s.warmup_steps is None else s.warmup_steps
+        stable = steps - max(1, round(s.decay_share * steps)) if s.kind.startswith("wsd") else steps
+        if warmup > max(stable - 1, 0) and warmup:
+            raise ValueError(f"schedule.warmup_steps {warmup} leaves nothing of a run of {steps} steps")
+        half_life = half_life_to(s.final, max(1, steps - stable)) if s.final < 1 else 1e30
+        return Schedule(s.kind, self.peak, steps, warmup, stable, half_life, s.final)
+
+
+def load_tune_config(path: Path, overrides: tuple[str, ...] = ()) -> TuneConfig:
+    """A run's TOML with `a.b=c` over it, its paths absolute. Raises ValueError naming file, line and key.
+
+    model is a path where one stands beside the file, else a name.
+    """
+    config = load_toml(path, TuneConfig, overrides)
+    here = Path() if any(_sets(text, "data.files") for text in overrides) else path.parent
+    config = config.model_copy(update={"data": config.data.below(here)})
+    beside = path.parent / Path(config.model).expanduser()
+    if not any(_sets(text, "model") for text in overrides) and beside.exists():
+        return config.model_copy(update={"model": str(beside.absolute())})
+    return config
+
+
+def typed_config(overrides: tuple[str, ...]) -> TuneConfig:
+    """The same from `a.b=c` alone; paths start where the command is typed."""
+    config = from_overrides(TuneConfig, overrides)
+    return config.model_copy(update={"data": config.data.below(Path())})
+
+
+def _sets(override: str, key: str) -> bool:
+    return override.partition("=")[0].strip() == key

@@ -1,0 +1,261 @@
+"""A tuning run put together for the one training loop: base, method, data, objective; what comes out is written at the end.
+
+A run is a folder:
+
+    run.json        resolved configuration, shape, the base by its sha256, fingerprint of the data, git commit, environment
+    metrics.jsonl   a line a step, and the held-out losses
+    checkpoints/    what is trained, and no copy of the base
+    adapter/        the adapter in PEFT's form, with the base's chat template (full tuning: export/, a Hugging Face folder)
+    adapter.gguf    the same for llama.cpp, where that form can say it
+
+Running it again goes on where it stopped, to the bit. The base is only read; another base under the same name is refused.
+
+Over ranks of torchrun every rank holds the base and the gradients of what is trained are summed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from gangpao import cost, machine
+from gangpao.atomic import locked
+from gangpao.model.count import flops_per_token, parameters
+from gangpao.model.init import Rule
+from gangpao.train.checkpoints import checkpoint
+from gangpao.train.loop import Job, Objective, Outcome, Stage, Training
+from gangpao.train.memory import is_out_of_memory
+from gangpao.train.pretrain import BUSY, measured_peak
+from gangpao.train.progress import Report
+from gangpao.train.run_file import RUN, read_run, refuse_differences, write_run
+from gangpao.train.step import parallel
+from gangpao.train.step.lanes import Lanes, lanes_for
+from gangpao.train.step.optim import Optimizer
+from gangpao.train.step.parallel import World
+from gangpao.tune import memory, output
+from gangpao.tune.base.load import Base, load_base
+from gangpao.tune.config import TuneConfig
+from gangpao.tune.data.prepare import Prepared, prepare
+from gangpao.tune.evaluation import evaluator
+from gangpao.tune.methods import Applied, apply
+from gangpao.tune.objectives import Settings, objective_of
+from gangpao.units import show_bytes
+
+STAGE = "tune"
+FREE = {"save", "evaluation", "threads", "cost_profile", "tensorboard", "micro_batch_size", "recompute"}
+_SHOW_ROWS = 50_000
+_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all parts of a run share. known: run.json of earlier calls that saved something, None for a new run."""
+
+    config: TuneConfig
+    out: Path
+    world: World
+    base: Base
+    applied: Applied
+    prepared: Prepared
+    known: dict[str, Any] | None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        rows = self.config.epochs * self.prepared.rows_per_epoch
+        return self.config.steps or max(1, round(rows / self.config.rows))
+
+    @property
+    def settings(self) -> Settings:
+        """How a forward pass is made."""
+        return Settings(dtype=self.base.dtype, recompute=self.config.recompute, device=self.world.device)
+
+
+def run_config(
+    config: TuneConfig,
+    model: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    stream: TextIO | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """Tune `model` (a folder or a .gguf file; what config.model means) in the folder `out`, or go on with what is there.
+
+    resume: insist on the latter. watch: see Report. Raises ValueError for a wrong configuration, data without a row that can be
+    learned, too little memory, or a folder that holds another run.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: a file is in the way; give the folder of the run, which may not exist yet")
+    if resume and not (out / RUN).exists():
+        raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
+    known = read_run(out) if checkpoint.checkpoints(out / "checkpoints") else None
+    config = _resolved(config, known, out)
+    torch.set_num_threads(config.threads or 1)
+    rank = int(os.environ.get("RANK", "0"))
+    with locked(out, BUSY) if rank == 0 else contextlib.nullcontext(), _world(config) as world:
+        try:
+            return _tune(config, model, out, world, known, stream if world.rank == 0 else None, watch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"memory ran out while tuning. The same command goes on from what is saved in {out}, with less: "
+                f"{memory.ways_out(config)}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _world(config: TuneConfig) -> Iterator[World]:
+    world = parallel.start(config.device)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def _resolved(config: TuneConfig, known: dict[str, Any] | None, out: Path) -> TuneConfig:
+    """What is decided once, for all resumptions. Raises ValueError where a run is there that was told something else."""
+    if known is None:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        threads = config.threads or max(1, machine.physical_cores() // ranks)
+        return config.model_copy(update={"threads": threads})
+    before = known["config"]
+    config = config.model_copy(update={"threads": config.threads or before["threads"]})
+    refuse_differences(before, config.model_dump(mode="json"), out, free=FREE, paths=("model",))
+    return config
+
+
+def _tune(
+    config: TuneConfig,
+    model: Path,
+    out: Path,
+    world: World,
+    known: dict[str, Any] | None,
+    stream: TextIO | None,
+    watch: Callable[[dict[str, Any]], None] | None,
+) -> Outcome:
+    memory.admit(config, model, world.device)
+    base = load_base(model, storage=config.storage, dtype=_DTYPES[config.precision], device=str(world.device))
+    _same_base(base, known, out)
+    prepared = _prepared(config, base, stream)
+    if known is not None and known["data"]["fingerprint"] != prepared.fingerprint:
+        raise ValueError(f"{out}: the data has changed since this run began; begin another one")
+    applied = apply(base.model, config.method, seed=config.seed)
+    r = _Run(config, out, world, base, applied, prepared, known)
+    job = _job(r, stream, watch)
+    try:
+        training = Training(job)
+        for line in heading(r):
+            job.report.note(line)
+        if world.rank == 0 and known is None:  # only now: a mistake leaves no run behind
+            facts = {"fingerprint": prepared.fingerprint, **prepared.report.facts()}
+            about = {"path": str(model), "sha256": base.sha256, "storage": base.storage}
+            count = sum(p.numel() for p in applied.trainable.values())
+            write_run(out, config, base.config, facts, world, steps=r.steps, base=about, trainable=count)
+        outcome = training.fit()
+    finally:
+        job.report.close()
+        job.lanes.close()
+    if outcome.signal is None and world.rank == 0 and not output.there(out):
+        output.write(out, base, applied, config)
+    return outcome
+
+
+def _prepared(config: TuneConfig, base: Base, stream: TextIO | None) -> Prepared:
+    def show(rows: int) -> None:
+        if stream is not None and rows % _SHOW_ROWS == 0:
+            print(f"data: {rows:,} rows read", file=stream, flush=True)
+
+    return prepare(
+        config.data, base.tokenizer, base.chat_template, config.seq_len, kind=config.data_kind,
+        architecture=base.config.model_type, progress=show,
+    )  # fmt: skip
+
+
+def _same_base(base: Base, known: dict[str, Any] | None, out: Path) -> None:
+    if known is not None and known["base"]["sha256"] != base.sha256:
+        raise ValueError(
+            f"{out}: this run tunes a base with sha256 {known['base']['sha256'][:12]}, and {base.path} has {base.sha256[:12]}: the "
+            "file has changed since; name the one it began with, or begin another run"
+        )
+
+
+def _job(r: _Run, stream: TextIO | None, watch: Callable[[dict[str, Any]], None] | None) -> Job:
+    config, world, model = r.config, r.world, r.base.model
+    schedule = config.schedule_of(r.steps)  # what may fail comes before the report opens its file
+    objective = objective_of(config.objective, r.settings, off=r.applied.off, world=world)
+    lanes = _lanes(r)
+    report = Report(
+        r.out if world.rank == 0 else None,
+        stream=stream,
+        profile=cost.get_profile(config.cost_profile)[1],
+        flops_per_token=_flops(r),
+        peak_flops=measured_peak(world.device, r.base.dtype) * world.size,
+        tensorboard=config.tensorboard,
+        watch=watch,
+    )
+    return Job(
+        folder=r.out,
+        model=model,
+        optimizer=Optimizer(model.named_parameters(), rule_of(r.applied), config.optimizer_config()),
+        objective=objective,
+        stages=[Stage(STAGE, r.steps, r.prepared.train)],
+        learning_rate=schedule.learning_rate,
+        rows=config.rows,
+        micro_rows=config.micro_batch_size,
+        report=report,
+        clip=config.optimizer.clip,
+        guard=config.guard,
+        save=config.save,
+        evaluate=_evaluator(r, objective, lanes),
+        evaluate_every=config.evaluation.every_steps,
+        world=world,
+        lanes=lanes,
+    )
+
+
+def _evaluator(r: _Run, objective: Objective, lanes: Lanes) -> Callable[[Callable[[], bool]], dict[str, float] | None] | None:
+    if not r.prepared.held:
+        return None
+    return evaluator(r.base.model, objective, lambda: r.prepared.heldout(r.config.micro_batch_size), lanes)
+
+
+def rule_of(applied: Applied) -> Callable[[str], Rule]:
+    """Factors on the learning rate, and whether a parameter decays."""
+    return lambda name: Rule(None, applied.lr_factor(name), float(applied.decay(name)))
+
+
+def _lanes(r: _Run) -> Lanes:
+    """Rows go to several threads where they depend on nothing but themselves."""
+    plain = r.config.objective.kind in ("sft", "pretrain") and not r.applied.draws_random_numbers
+    separable = plain and r.world.device.type == "cpu" and r.base.config.moe is None
+    gradients = sum(p.numel() * p.element_size() for p in r.applied.trainable.values())
+    return lanes_for(r.config.threads or 1, r.config.micro_batch_size, gradients, separable=separable)
+
+
+def _flops(r: _Run) -> float:
+    """FLOPs of a token. A frozen weight needs no gradient of its own, which is a third of the work."""
+    trained = sum(p.numel() for p in r.applied.trainable.values()) / parameters(r.base.config).total
+    return flops_per_token(r.base.config, r.config.seq_len, training=True) * (2 + min(1.0, trained)) / 3
+
+
+def heading(r: _Run) -> list[str]:
+    """What is about to be tuned, on what, with what: the first lines of a run."""
+    config, count = r.config, sum(p.numel() for p in r.applied.trainable.values())
+    size = sum(p.numel() * p.element_size() for p in r.applied.trainable.values())
+    threads = f"{config.threads} thread{'s' if config.threads != 1 else ''}"
+    ranks = f"{r.world.size} ranks, each with " if r.world.size > 1 else ""
+    return [
+        f"{r.out}: {config.method.kind} on {r.base.path.name} ({r.base.storage}), {count:,} weights to train "
+        f"({show_bytes(size)}), {config.objective.kind}",
+        f"{r.steps:,} steps of {config.batch_tokens:,} tokens, learning rate {config.peak:g}; "
+        f"{ranks}{threads}, computing in {str(r.base.dtype).removeprefix('torch.')}, {machine.cpu_name()}",
+        *r.prepared.report.lines(),
+    ]

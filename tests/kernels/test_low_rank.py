@@ -1,0 +1,143 @@
+"""What adapters add to a linear layer: the numpy reference, and the same bits in every company, on every instruction set."""
+
+import numpy as np
+import pytest
+
+from gangpao import kernels
+from gangpao.kernels import reference
+from tests.kernels.random_blocks import random_rows
+
+COLS = 96
+ROWS = (80, 21, 16)
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    isa, threads = kernels.isa_name(), kernels.num_threads()
+    yield
+    kernels.set_isa(isa)
+    kernels.set_num_threads(threads)
+
+
+def make_layer(rng, rows=ROWS, cols=COLS):
+    arena = kernels.Arena()
+    return kernels.Linear(
+        [kernels.pack(random_rows(rng, "Q8_0", n, cols).reshape(-1), "Q8_0", n, cols, None, arena) for n in rows]
+    )
+
+
+def make_pair(rng, rank, rows, cols=COLS, dtype=np.float16):
+    return tuple(rng.normal(size=s).astype(dtype) for s in ((rank, cols), (rows, rank)))
+
+
+def run(layer, x, table=None, parts=(), add=False, scale=1.0, keep_float=True):
+    """Output [T, R] of the layer for x [T, C]; parts: (adapter, begin, end, scale)."""
+    rows, out = kernels.Array(*x.shape), kernels.Array(len(x), layer.rows)
+    rows.numpy()[:] = x
+    out.numpy()[:] = 1.0
+    acts = kernels.Activation(len(x), x.shape[1], [layer], keep_float=keep_float)
+    kernels.quantize(rows, len(x), acts)
+    runs = kernels.AdapterRuns()
+    for part in parts:
+        runs.add(*part)
+    kernels.linear(layer, acts, out, add, scale, table, runs)
+    return out.numpy().copy()
+
+
+def table_of(layer, *adapters):
+    table = kernels.LowRankTable()
+    for number, sources in enumerate(adapters):
+        table.set(number, kernels.LowRank(layer, sources, kernels.Arena()))
+    return table
+
+
+def expected_addition(x, sources, scale):
+    parts = []
+    for rows, source in zip(ROWS, sources, strict=True):
+        parts.append(
+            np.zeros((len(x), rows), np.float32)
+            if source is None
+            else reference.low_rank(x, *source[:2], scale, source[2])
+        )
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_low_rank_is_the_reference(dtype, n):
+    rng = np.random.default_rng(1)
+    layer = make_layer(rng)
+    sources = [(*make_pair(rng, 5, ROWS[0], dtype=dtype), 0.5), None, (*make_pair(rng, 16, ROWS[2], dtype=dtype), 2.0)]
+    x = rng.normal(size=(n, COLS)).astype(np.float32)
+    table = table_of(layer, sources)
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        for add, factor in ((False, 1.0), (True, 0.25)):
+            base = run(layer, x, add=add, scale=factor)
+            got = run(layer, x, table, [(0, 0, n, 0.75)], add, factor)
+            addition = expected_addition(x, sources, 0.75 * factor)
+            np.testing.assert_allclose(got, base + addition, rtol=1e-5, atol=1e-5 * np.abs(addition).max())
+            assert np.array_equal(got[:, ROWS[0] : ROWS[0] + ROWS[1]], base[:, ROWS[0] : ROWS[0] + ROWS[1]])
+
+
+@pytest.mark.parametrize("cols", [COLS, 544])
+def test_low_rank_is_bit_equal_everywhere(cols):
+    """Instruction sets, threads, rows beside, other adapters and cuts of the rows change nothing."""
+    rng = np.random.default_rng(2)
+    layer = make_layer(rng, cols=cols)
+    adapters = [
+        [(*make_pair(rng, rank, rows, cols), 1.0) if rank else None for rank, rows in zip(ranks, ROWS, strict=True)]
+        for ranks in ((4, 7, 16), (1, 0, 33), (0, 8, 0))
+    ]
+    table = table_of(layer, *adapters)
+    x = rng.normal(size=(90, cols)).astype(np.float32)
+    parts = [(2, 0, 1, 1.0), (0, 1, 7, 0.5), (1, 5, 41, 1.0), (0, 50, 90, 2.0)]
+    expected = None
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        for threads in (1, 3):
+            kernels.set_num_threads(threads)
+            got = run(layer, x, table, parts)
+            expected = got if expected is None else expected
+            assert np.array_equal(got, expected), (isa, threads)
+        for row in (0, 3, 6, 20, 45, 77):
+            alone = [(k, 0, 1, scale) for k, begin, end, scale in parts if begin <= row < end]
+            assert np.array_equal(run(layer, x[row : row + 1], table, alone)[0], expected[row]), (isa, row)
+
+
+def test_nothing_is_added_without_an_adapter_or_with_scale_0():
+    rng = np.random.default_rng(3)
+    layer = make_layer(rng)
+    table = table_of(layer, [(*make_pair(rng, 4, rows), 1.0) for rows in ROWS])
+    x = rng.normal(size=(9, COLS)).astype(np.float32)
+    base = run(layer, x, keep_float=False)
+    assert np.array_equal(run(layer, x, table, [(0, 0, 9, 0.0)], keep_float=False), base)
+    assert np.array_equal(run(layer, x, table, [(5, 0, 9, 1.0)], keep_float=False), base)
+    some = run(layer, x, table, [(0, 2, 4, 1.0)])
+    assert np.array_equal(np.delete(some, [2, 3], axis=0), np.delete(base, [2, 3], axis=0))
+
+
+def test_low_rank_refuses_wrong_shapes():
+    rng = np.random.default_rng(4)
+    layer, other = make_layer(rng), make_layer(rng, rows=(16, 16, 16))
+    a, b = make_pair(rng, 4, ROWS[0])
+    arena = kernels.Arena()
+    for sources, message in [
+        ([(a, b, 1.0)], "for each matrix"),
+        ([(a, b, 1.0), (a, b, 1.0), None], "A must be"),
+        ([(a[:, :64].copy(), b, 1.0), None, None], "A must be"),
+        ([(a.astype(np.float32), b, 1.0), None, None], "of one type"),
+        ([None, None, None], "no rank"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            kernels.LowRank(layer, sources, arena)
+    x = np.ones((2, COLS), np.float32)
+    table = table_of(layer, [(a, b, 1.0), None, None])
+    with pytest.raises(ValueError, match="not in this step"):
+        run(layer, x, table, [(0, 0, 3, 1.0)])
+    with pytest.raises(ValueError, match="in floats"):
+        run(layer, x, table, [(0, 0, 2, 1.0)], keep_float=False)
+    with pytest.raises(ValueError, match="another layer"):
+        run(other, x, table, [(0, 0, 2, 1.0)])
+    with pytest.raises(ValueError, match="no such rows"):
+        kernels.AdapterRuns().add(0, 2, 2)
