@@ -16,17 +16,25 @@ Shapes: R tokens of a pass, D model width, N heads, K KV heads, H head width, F 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from gangpao import machine
+from gangpao.config import merge, parse_override
+from gangpao.formats.gguf import GGUF
 from gangpao.model.config import ModelConfig
+from gangpao.model.count import parameters
 from gangpao.model.cpu import BLOCK, KEPT_BYTES
 from gangpao.model.transformer import Transformer
+from gangpao.model.weights import weight_files
+from gangpao.train.step.frozen_head import loss_bytes
 from gangpao.train.step.loss import rows_at_once
+from gangpao.tune.base.device import compute_dtype, describe
+from gangpao.tune.base.load import base_shape
+from gangpao.tune.config import TuneConfig
 from gangpao.tune.methods.apply import Applied, apply
 from gangpao.tune.methods.bottleneck import Bottleneck
 from gangpao.tune.methods.config import MethodConfig
@@ -37,7 +45,8 @@ from gangpao.tune.methods.table import METHODS
 from gangpao.units import table
 
 STORAGE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # of a weight
-SCRATCH = 3 << 20  # tiles of a stored matrix as floats, and other small things
+ADAPTED_ROWS = 512  # of train.step.loss.token_losses
+SCRATCH = 2 << 20  # tiles of a stored matrix as floats, and other small things
 WORKING = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.float64: 8}
 
 
@@ -53,14 +62,8 @@ class OptimizerMemory:
     released: bool = False
 
 
-# AdamW: two moments in the dtype of the weights. The lean ones: 8 bits of correction for bf16 weights, then moments of 8 bits each,
-# or the second one factored, or that one alone.
-OPTIMIZERS = {
-    "adamw": OptimizerMemory(numbers=2),
-    "lean": OptimizerMemory(3, released=True),
-    "lean_factored": OptimizerMemory(2, released=True),
-    "lean_no_momentum": OptimizerMemory(1, released=True),
-}
+ADAMW = OptimizerMemory(numbers=2)
+MUON = OptimizerMemory(numbers=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,32 +108,30 @@ class Plan:
         lines = [[row.name, _mib(row.bytes), row.note] for row in self.rows]
         return table(["memory", "MiB", ""], [*lines, ["need", _mib(self.need), f"at its peak, {self.moment}"]])
 
-    def check(self, have: int | None = None, ways: Sequence[str] = ()) -> None:
-        """Raises ValueError when the need is more than `have` (None: what this machine can give), with the table and ways out."""
-        have = machine.available_memory() if have is None else have
-        if self.need > have:
-            raise ValueError(
-                f"not enough memory to tune: it needs {_mib(self.need)} MiB and {_mib(have)} MiB are available.\n"
-                f"{self.text()}\nWays out: {'; '.join(ways) or 'close other programs'}"
-            )
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs, in bytes."""
+        return {"need": self.need, "moment": self.moment, **{row.name: row.bytes for row in self.rows}}
 
 
 def plan(
-    config: ModelConfig, method: MethodConfig, step: Step, *, storage: str | int = "bf16", optimizer: str = "adamw"
+    config: ModelConfig,
+    method: MethodConfig,
+    step: Step,
+    *,
+    storage: str | int = "bf16",
+    optimizer: OptimizerMemory = ADAMW,
 ) -> Plan:
     """The plan of a tuning. storage: a name of STORAGE_BYTES, or the bytes of a file whose blocks stay as they are.
 
-    Raises ValueError for names that are not known, and what `apply` raises for the method.
+    Raises ValueError for a storage that is not known, and what `apply` raises for the method.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer {optimizer!r} is not known: {', '.join(OPTIMIZERS)}")
     if isinstance(storage, str) and storage not in STORAGE_BYTES:
         raise ValueError(f"storage {storage!r} is not known: {', '.join(STORAGE_BYTES)}")
     with torch.device("meta"):
         model = Transformer(config)
     base = _weights(model, storage)
     applied = apply(model, method, seed=0)
-    return _Peak(applied, step, OPTIMIZERS[optimizer], storage).plan(base)
+    return _Peak(applied, step, optimizer, storage).plan(base)
 
 
 def _weights(model: Transformer, storage: str | int) -> int:
@@ -157,14 +158,13 @@ class _Peak:
         self.largest = int(each * max(p.numel() for p in applied.trainable.values()))
         self.width = WORKING[step.dtype]
         self.layer = Layer(applied, step)
-        head = applied.model.config.vocab_size * applied.model.config.hidden_size
-        self.table = 4 * head if self.trains_base else 0  # the head's gradient, kept between loss and backward pass
-        self.summed = int(each * head) if self.trains_base else 0  # a tied table gets a second one at the end
+        self.head = HeadMemory(applied, step, storage)
 
     def plan(self, base: int) -> Plan:
         """The largest moment, as a table."""
         moments = {"at the loss": self._loss(), "in the last layer's backward pass": self._last()}
-        moments |= {"in the first layer's backward pass": self._first(), "at the update": self._update()}
+        moments |= {"in the first layer's backward pass": self._first(), "at the embedding": self._table()}
+        moments |= {"at the update": self._update()}
         moment = max(moments, key=lambda name: sum(moments[name]))
         gradients, activations, logits = moments[moment]
         kept = "one input a layer and one layer" if self.step.recompute else "all layers"
@@ -197,21 +197,42 @@ class _Peak:
         return self.gradients if self.step.passes > 1 and not self.optimizer.released else 0
 
     def _loss(self) -> tuple[float, float, float]:
-        rows = min(self.step.tokens, rows_at_once(self.c.vocab_size))
-        before = self.width if self.step.tokens > rows else 0  # the gradient of the piece before
-        logits = rows * self.c.vocab_size * (4 + 4 + before)  # logits and probabilities, float32
-        return self._before() + self.table, self._kept() + 3 * self._vector(), logits
+        return self._before() + self.head.gradient, self._kept() + 3 * self._vector(), self.head.logits
 
     def _last(self) -> tuple[float, float, float]:
         kept = self._kept() + (self.layer.kept - self._vector() if self.step.recompute else 0)
-        return max(self._before(), self.table), kept + 2 * self._vector() + self.layer.backward, 0
+        return max(self._before(), self.head.stored), kept + self._vector() + self.layer.backward, 0
 
     def _first(self) -> tuple[float, float, float]:
-        gradients = self.largest if self.optimizer.released else self.gradients
-        return gradients + self.summed, self.layer.kept + 2 * self._vector() + self.layer.backward, 0
+        gradients = max(self.largest, self.head.stored) if self.optimizer.released else self.gradients
+        return gradients, self.layer.kept + self._vector() + self.layer.backward, 0
+
+    def _table(self) -> tuple[float, float, float]:
+        """The embedding's gradient comes last, whole, and a tied one is added to the head's."""
+        gradients = self.head.stored if self.optimizer.released else self.gradients
+        return gradients + self.head.stored, self._vector(), 0
 
     def _update(self) -> tuple[float, float, float]:
         return (self.largest if self.optimizer.released else self.gradients), 0, 0
+
+
+class HeadMemory:
+    """What the loss takes. logits: pieces of them; gradient: of a trained head while it is summed up, stored: as it is kept."""
+
+    def __init__(self, applied: Applied, step: Step, storage: str | int) -> None:
+        c, width = applied.model.config, WORKING[step.dtype]
+        trained = METHODS[applied.config.kind].trains_base
+        each = STORAGE_BYTES[storage] if trained and isinstance(storage, str) else 0.0
+        self.gradient = 4.0 * c.vocab_size * c.hidden_size if trained else 0.0
+        self.stored = each * c.vocab_size * c.hidden_size
+        if "lm_head" in applied.modules:  # its own forward, made again: logits, log-probabilities, gradient
+            self.logits = min(step.tokens, ADAPTED_ROWS) * c.vocab_size * (8.0 + width)
+        elif trained or (isinstance(storage, str) and storage != "nf4" and STORAGE_BYTES[storage] == width):
+            rows = min(step.tokens, rows_at_once(c.vocab_size))
+            before = width if step.tokens > rows else 0  # the gradient of the piece before
+            self.logits = rows * c.vocab_size * (8.0 + before)
+        else:  # by tiles; the gradient of the hidden states is counted elsewhere
+            self.logits = loss_bytes(step.tokens, c.hidden_size) - 4.0 * step.tokens * c.hidden_size
 
 
 class Layer:
@@ -290,8 +311,84 @@ class Layer:
         queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         rows = self.step.tokens / self.step.length
         block = rows * c.num_attention_heads * min(BLOCK, self.step.length) * self.step.length * 4
-        attention = (queries + keys) * 4 + 2 * (queries + keys) * self.width - 3 * inner * self.width
+        attention = (queries + keys) * 4 + (2 * (queries + keys) + c.hidden_size) * self.width - 3 * inner * self.width
         return max(self.step.tokens * mlp, self.step.tokens * attention + 3 * block)
+
+
+# --- of a run
+
+
+def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int = 1) -> Plan:
+    """The plan of a run on a base (a folder or a .gguf file), from its headers alone.
+
+    Raises ValueError for a base, or a method on it, that cannot be.
+    """
+    shape, tokens = base_shape(model), config.micro_batch_size * config.seq_len
+    dtype = _DTYPES[config.precision] or compute_dtype(describe(device))
+    threads = config.threads or machine.physical_cores()
+    step = Step(
+        tokens * (2 if config.data_kind == "pairs" else 1), config.seq_len, dtype, config.recompute,
+        packed=config.data_kind in ("answers", "texts"), passes=max(1, config.rows // (config.micro_batch_size * ranks)),
+        lanes=min(threads, config.micro_batch_size) if device == "cpu" else 1,
+    )  # fmt: skip
+    storage: str | int = _stored(model, shape) if config.storage == "auto" else config.storage
+    optimizer = MUON if config.optimizer.kind == "muon" else ADAMW
+    return plan(shape, config.method, step, storage=storage, optimizer=optimizer)
+
+
+_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _stored(model: Path, shape: ModelConfig) -> str | int:
+    """Of a GGUF file its tensors' bytes; of a folder the dtype of its files, by their size."""
+    if model.is_file():
+        with GGUF.open(model) as file:
+            return sum(info.nbytes for info in file.tensors.values())
+    size = sum(path.stat().st_size for path in weight_files(model))
+    return "bf16" if size < 3 * parameters(shape).total else "fp32"
+
+
+def admit(config: TuneConfig, model: Path, device: torch.device, *, ranks: int = 1) -> None:
+    """Raises ValueError when a run needs more memory than there is, with need, have, the table and the ways out."""
+    found = plan_of(config, model, device.type, ranks=ranks)
+    have = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_memory()
+    if found.need <= have:
+        return
+    ways = []
+    for change in changes(config, model):
+        less = plan_of(changed(config, change), model, device.type, ranks=ranks).need
+        enough = "" if less <= have else ", not enough alone"
+        ways += [f"--set {change} (then {_mib(less)} MiB{enough})"] if less < found.need else []
+    raise ValueError(
+        f"not enough memory to tune {model}: it needs {_mib(found.need)} MiB and {_mib(have)} MiB are available.\n"
+        f"{found.text()}\nWays out: {'; '.join([*ways, 'a smaller or more strongly quantized base'])}"
+    )
+
+
+def ways_out(config: TuneConfig) -> str:
+    """What takes less memory, as options of the command line."""
+    return ", ".join([*(f"--set {change}" for change in changes(config)), "a smaller or more strongly quantized base"])
+
+
+def changes(config: TuneConfig, model: Path | None = None) -> list[str]:
+    """Single options that take less memory than what a run has, as they are typed, the ones that cost least first."""
+    fewer = next((n for n in range(config.micro_batch_size // 2, 0, -1) if config.rows % n == 0), None)
+    shorter = config.seq_len // 2
+    folder = model is None or not model.is_file()
+    small, adapts = config.storage == "nf4", not METHODS[config.method.kind].trains_base
+    return [
+        *([] if config.recompute else ["recompute=true"]),
+        *([f"micro_batch_size={fewer}"] if fewer else []),
+        *(["method.kind=lora"] if not adapts else []),
+        *(["storage=nf4"] if folder and adapts and not small else []),
+        *([f"method.rank={config.method.rank // 4}"] if adapts and config.method.rank >= 4 else []),
+        *([f"seq_len={shorter}"] if shorter >= 8 and config.batch_tokens % shorter == 0 else []),
+    ]
+
+
+def changed(config: TuneConfig, change: str) -> TuneConfig:
+    """A run's configuration with one option `a.b=c` over it; rows that become shorter become no more at once."""
+    return TuneConfig.model_validate(merge(config.model_dump(mode="json"), parse_override(change)))
 
 
 def _mib(size: float) -> str:

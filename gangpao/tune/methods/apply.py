@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
 
+from gangpao.formats.adapters import Adapter, Part
 from gangpao.model.init import Rule, rule_of
 from gangpao.model.transformer import Transformer
+from gangpao.train.step.parallel import whole
 from gangpao.tune.methods.config import MethodConfig
-from gangpao.tune.methods.lora import Switch
+from gangpao.tune.methods.dora import DoraLinear
+from gangpao.tune.methods.lora import LoraEmbedding, LoraLinear, Switch
 from gangpao.tune.methods.table import METHODS
 
 
@@ -69,6 +74,28 @@ class Applied:
             yield
         finally:
             self.switch.off = before
+
+    def adapter(self, *, base: str = "", base_sha256: str = "") -> Adapter:
+        """The adapter as files hold it, a copy. Raises ValueError for a method that none of them can hold."""
+        if not METHODS[self.config.kind].export.startswith("peft"):
+            known = ", ".join(kind for kind, method in METHODS.items() if method.export.startswith("peft"))
+            raise ValueError(f"{self.config.kind} is not an adapter that PEFT or GGUF files hold; these are: {known}")
+        parts = {name: _part(module) for name, module in self.modules.items()}
+        alpha = self.config.alpha_of("")
+        return Adapter(parts, base, base_sha256, alpha=alpha, rank=self.config.rank, rslora=self.config.rslora)
+
+
+def _part(module: nn.Module) -> Part:
+    """The values of one module, as numpy arrays of their own."""
+
+    def values(p: Tensor) -> npt.NDArray[np.float32]:
+        return np.array(whole(p.detach()).float().cpu().contiguous().numpy(), dtype=np.float32)
+
+    if isinstance(module, LoraEmbedding):
+        return Part(values(module.lora_embedding_B.T), values(module.lora_embedding_A.T), module.scale)
+    assert isinstance(module, LoraLinear)
+    magnitude = values(module.magnitude) if isinstance(module, DoraLinear) else None
+    return Part(values(module.lora_A), values(module.lora_B), module.scale, magnitude)
 
 
 def apply(model: Transformer, config: MethodConfig, *, seed: int) -> Applied:
