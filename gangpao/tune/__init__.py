@@ -1,0 +1,1 @@
+"""Tuning: a small model taught with somebody's own rows, on one small card or on none."""
