@@ -158,6 +158,22 @@ def token_losses(head: Callable[[Tensor], Tensor], hidden_RD: Tensor, labels_R: 
     return torch.cat(out)
 
 
+def hidden_states(
+    model: nn.Module, batch: Rows, *, dtype: torch.dtype | None, recompute: bool, device: torch.device | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The model's hidden states [B, T, D] of packed rows, ready for the head, and the experts' balancing loss (None without them).
+
+    device: where the model computes, when its weights lie elsewhere.
+    """
+    device = device or next(model.parameters()).device
+    borders = batch.documents[:, 1:] != batch.documents[:, :-1]
+    bordered = bool(borders.any())  # without one, plain causal attention says the same faster
+    ids = torch.from_numpy(np.ascontiguousarray(batch.ids)).to(device)
+    documents = torch.from_numpy(np.ascontiguousarray(batch.documents)).to(device) if bordered else None
+    hidden, balance = model(ids, documents_BT=documents, dtype=dtype, recompute=recompute)
+    return hidden, balance
+
+
 class NextToken:
     """The objective of pretraining and SFT: cross-entropy of the next token, plus what experts and z-loss add.
 
@@ -180,12 +196,8 @@ class NextToken:
 
     def __call__(self, model: nn.Module, batch: Rows, scale: float) -> Terms:
         """The summed loss of a batch times `scale`, which is 1 / (labels of the whole step)."""
-        device = self.device or next(model.parameters()).device
-        ids, labels = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (batch.ids, batch.labels))
-        borders = batch.documents[:, 1:] != batch.documents[:, :-1]
-        bordered = bool(borders.any())  # without one, plain causal attention says the same faster
-        documents = torch.from_numpy(np.ascontiguousarray(batch.documents)).to(device) if bordered else None
-        hidden, balance = model(ids, documents_BT=documents, dtype=self.dtype, recompute=self.recompute)
+        hidden, balance = hidden_states(model, batch, dtype=self.dtype, recompute=self.recompute, device=self.device)
+        labels = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(hidden.device)
         hidden, labels, count = _where_labelled(hidden.flatten(0, 1), labels.flatten(), batch.labels)
         head = model.get_submodule("lm_head")
         loss = self._cross_entropy(head, hidden, labels, scale)
