@@ -1,5 +1,13 @@
 """Bytes, seconds, tables and the texts of others as people read them."""
 
+import os
+from typing import TextIO
+
+
+def colors(stream: TextIO) -> bool:
+    """Whether to send escape codes to a stream."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
 
 def plain(text: str) -> str:
     """Text without control characters, except for tab and newline."""

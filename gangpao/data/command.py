@@ -1,8 +1,10 @@
 """`gangpao data fetch`, `build`, `stats` and `show`: get text, make a corpus, see what is in it, read what the model will read."""
 
+import itertools
 import json
 import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -257,16 +259,15 @@ def _plain(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 def _with_marks(tokenizer: Tokenizer, ids: list[int], mask: list[int]) -> str:
     """The text with what is learned between » and «."""
-    out: list[str] = []
-    run: list[int] = []
-    learned = False
-    for token, mine in [*zip(ids, mask, strict=False), (-1, 0)]:
-        if bool(mine) != learned or token < 0:
-            text = tokenizer.decode(run, keep_special=True)
-            out.append(f"»{text}«" if learned else text)
-            run, learned = [], bool(mine)
-        run.append(token)
-    return "".join(out)
+    return "".join(f"»{text}«" if learned else text for text, learned in stretches(tokenizer, ids, mask))
+
+
+def stretches(tokenizer: Tokenizer, ids: Sequence[int], mask: Sequence[int]) -> list[tuple[str, bool]]:
+    """The text in pieces, special pieces written out, each with whether it is learned."""
+    out: list[tuple[str, bool]] = []
+    for learned, run in itertools.groupby(zip(ids, mask, strict=False), key=lambda pair: bool(pair[1])):
+        out.append((tokenizer.decode([token for token, _ in run], keep_special=True, start=not out), learned))
+    return out
 
 
 def draw(built: Built, path: Path) -> None:

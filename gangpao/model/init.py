@@ -92,12 +92,12 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, rules: Rules | 
         elif rule.std == 0.0:
             parameter.zero_()
         else:
-            generator = torch.Generator(device="cpu").manual_seed(_mix(seed, name))
+            generator = torch.Generator(device="cpu").manual_seed(parameter_seed(seed, name))
             values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, rule.std, generator=generator)
             parameter.copy_(values)
 
 
-def _mix(seed: int, name: str) -> int:
+def parameter_seed(seed: int, name: str) -> int:
     """A seed for one parameter (FNV-1a over its name, stable across runs and machines)."""
     value = 0xCBF29CE484222325 ^ (seed & (2**64 - 1))
     for byte in name.encode():

@@ -39,7 +39,18 @@ class Linear(nn.Linear):
         A subclass that computes something else (an adapter) has none unless it says so itself.
         """
         plain = type(self) is Linear and getattr(self, "bias", None) is None and not self.weight.requires_grad
-        return tiles.Stored(self.weight) if plain else None
+        return self.matrix() if plain else None
+
+    def matrix(self) -> tiles.Tiles:
+        """The matrix alone, some rows at a time and without a gradient, for those who write theirs by hand (adapters)."""
+        return tiles.Stored(self.weight)
+
+    @classmethod
+    def together(cls, x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
+        """Linears of this class at the same input."""
+        if cls is Linear and cpu.applies(x) and all(_multiplies(linear, x) for linear in linears):
+            return cpu.products(x, [linear.weight for linear in linears])
+        return [linear(x) for linear in linears]
 
 
 def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module | None]) -> list[str]:
@@ -54,9 +65,10 @@ def replace_linears(root: nn.Module, replace: Callable[[str, Linear], nn.Module 
 
 
 def project(x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
-    """Each linear at the same input. A replaced one (quantized, with an adapter) is called; plain ones may go together."""
-    if cpu.applies(x) and all(_multiplies(linear, x) for linear in linears):
-        return cpu.products(x, [linear.weight for linear in linears])
+    """Each linear at the same input; those of one class may share work (`Linear.together`)."""
+    kind = type(linears[0])
+    if all(type(linear) is kind for linear in linears):
+        return kind.together(x, linears)
     return [linear(x) for linear in linears]
 
 

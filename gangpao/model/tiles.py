@@ -89,24 +89,38 @@ class Stored:
         return self.weight[ids]
 
 
+def multiply(x_RC: Tensor, tiles: Tiles) -> Tensor:
+    """x W^T, a new [R, rows]; no gradient is kept."""
+    if isinstance(tiles, Stored) and tiles.weight.dtype == x_RC.dtype:
+        return x_RC @ tiles.weight.T
+    y = x_RC.new_empty(len(x_RC), tiles.rows)
+    for begin, end in spans(tiles.rows, tiles.cols):
+        torch.mm(x_RC, tiles.read(begin, end, x_RC).T, out=y[:, begin:end])
+    return y
+
+
+def multiply_back(dy_RO: Tensor, tiles: Tiles, onto: Tensor | None = None) -> Tensor:
+    """dy W, [R, cols]: a new one, or added in place to `onto`."""
+    dx = dy_RO.new_empty(len(dy_RO), tiles.cols) if onto is None else onto
+    if isinstance(tiles, Stored) and tiles.weight.dtype == dy_RO.dtype:
+        return dx.addmm_(dy_RO, tiles.weight, beta=0.0 if onto is None else 1.0)
+    for begin, end in spans(tiles.rows, tiles.cols):
+        first = onto is None and begin == 0
+        dx.addmm_(dy_RO[:, begin:end], tiles.read(begin, end, dy_RO), beta=0.0 if first else 1.0)
+    return dx
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tiles: Tiles) -> Tensor:
         ctx.tiles = tiles
-        flat = x.reshape(-1, tiles.cols)
-        y = x.new_empty(len(flat), tiles.rows)
-        for begin, end in spans(tiles.rows, tiles.cols):
-            torch.mm(flat, tiles.read(begin, end, x).T, out=y[:, begin:end])
-        return y.view(*x.shape[:-1], tiles.rows)
+        return multiply(x.reshape(-1, tiles.cols), tiles).view(*x.shape[:-1], tiles.rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (g,) = gradients
         tiles: Tiles = ctx.tiles
-        flat = g.reshape(-1, tiles.rows)
-        dx = g.new_empty(len(flat), tiles.cols)
-        for begin, end in spans(tiles.rows, tiles.cols):
-            dx.addmm_(flat[:, begin:end], tiles.read(begin, end, g), beta=1.0 if begin else 0.0)
+        dx = multiply_back(g.reshape(-1, tiles.rows), tiles)
         return dx.view(*g.shape[:-1], tiles.cols), None
 
 

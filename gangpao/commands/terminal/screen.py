@@ -1,11 +1,10 @@
 """What commands write on a terminal: figures, notes, colours, a percentage. Everything but answers goes to stderr."""
 
-import os
 import sys
-from typing import TextIO
 
 from gangpao.cost import show_yuan
 from gangpao.engine.answer import Stats
+from gangpao.units import colors as colors
 from gangpao.units import plain
 
 
@@ -13,11 +12,6 @@ def figures(stats: Stats, yuan: float | None) -> str:
     """The line under an answer; yuan is None where nobody says what the machine costs."""
     line = f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after {stats.ttft_s:.2f} s"
     return line if yuan is None else f"{line} · {show_yuan(yuan)}"
-
-
-def colors(stream: TextIO) -> bool:
-    """Whether to send escape codes to a stream."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def dim(text: str) -> str:

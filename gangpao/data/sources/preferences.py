@@ -72,7 +72,7 @@ def parse_pair(row: Any) -> Pair | str:
         return "has no chosen and rejected answer"
     answers: list[list[Any]] = []
     for key in keys:
-        answer = _answer(row[key])
+        answer = _answer(row[key], stripped=_is_transcript(row.get("prompt")))
         if isinstance(answer, str):
             return f"{key}: {answer}"
         answers.append(answer)
@@ -100,8 +100,8 @@ def parse_labelled(row: Any) -> Labelled | str:
     if not isinstance(label, bool) and label not in (0, 1):
         return f"has no label that is true or false under {' or '.join(LABEL_KEYS)}"
     prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, str) and isinstance(completion, str) and _TRANSCRIPT.match(prompt):
-        row = {**row, "prompt": _turns_of(prompt), "completion": _answer(completion)}
+    if isinstance(prompt, str) and isinstance(completion, str) and _is_transcript(prompt):
+        row = {**row, "prompt": _turns_of(prompt), "completion": _answer(completion, stripped=True)}
     found = detect([row])
     if found is None or found.form == "text":
         return "has a label and no conversation, nor a prompt and its completion"
@@ -143,13 +143,17 @@ def _turns_of(text: str) -> list[Any]:
     return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns
 
 
-def _answer(value: Any) -> list[Any] | str:
-    """An answer as a list of turns."""
+def _is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and _TRANSCRIPT.match(value) is not None
+
+
+def _answer(value: Any, *, stripped: bool = False) -> list[Any] | str:
+    """An answer as a list of turns. stripped: it goes on behind "Assistant:", with a space that is not its own."""
     if isinstance(value, dict):
         return [value]
     if isinstance(value, str):
         turns = _turns_of(value) if _TRANSCRIPT.match(value) else []
-        return turns or [{"role": "assistant", "content": value}]
+        return turns or [{"role": "assistant", "content": value.strip() if stripped else value}]
     return value if value and all(isinstance(turn, dict) for turn in value) else "is no list of turns"
 
 

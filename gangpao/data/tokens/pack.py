@@ -12,9 +12,12 @@ as long as the source shuffles all of it, for some tenths of a second at its sta
 The order of rows is one global order. Rank r of w takes rows r, r + w, ... of it, whatever w is, and the position is
 four integers a source: a run can be saved by eight processes and go on in two.
 
-What it gives up: a document that is cut loses its context at the cut (`Part.whole` pads instead, for conversations).
+What it gives up: a document that is cut loses its context at the cut. Conversations are kept whole (`Part.whole`): those of a
+window are laid into rows the longest first, each where it leaves the least room, and what stays free is padding.
 """
 
+import bisect
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +54,7 @@ class Batch:
 class Part:
     """One source in a mixture. weight: its share of the tokens, relative to the other parts.
 
-    whole: a document that fits in a row is not cut; the rest of the row before it is padding.
+    whole: a document that fits in a row is not cut; what no document of the window fits into is padding.
     """
 
     name: str
@@ -92,7 +95,7 @@ class _Stream:
     def move(self, epoch: int, index: int, offset: int, taken: int = 0) -> None:
         """Go to the window that begins at a token of the document at place `index` of an epoch's order."""
         self.epoch, self.index, self.offset, self.taken = epoch, index, offset, taken
-        self._rows: list[list[Span]] = []
+        self.rows: list[list[Span]] = []
 
     def _documents(self, epoch: int) -> Permutation:
         return Permutation(self.shards.num_documents, key_of("documents", self.seed, self.part.name, epoch))
@@ -100,10 +103,10 @@ class _Stream:
     def row(self) -> list[Span]:
         """What the next row is made of."""
         self._look_ahead()
-        spans = self._rows[self._order(self.taken)]
+        spans = self.rows[self._order(self.taken)]
         self.tokens += sum(last - first for _, first, last in spans)
         self.taken += 1
-        if self.taken == len(self._rows):
+        if self.taken == len(self.rows):
             self.move(*self._end)
         return spans
 
@@ -116,7 +119,7 @@ class _Stream:
             return False
         if self.taken:
             self._look_ahead()
-        return not self.taken or self.taken < len(self._rows)
+        return not self.taken or self.taken < len(self.rows)
 
     def next_window(self) -> tuple[int, int, int]:
         """Where to go on with rows or windows of another length: here, or behind the window that was begun."""
@@ -128,8 +131,41 @@ class _Stream:
     def _look_ahead(self) -> None:
         """Work out the rows of the window that begins here, and where the next one begins, where that is not done. The row in which
         an epoch ends is its window's last one, so that everything was seen once before anything is seen twice."""
-        if self._rows:
+        if self.rows:
             return
+        if self.part.whole:
+            self.rows, self._end = self._fitted()
+        else:
+            self.rows, self._end = self._cut()
+        key = key_of("window", self.seed, self.part.name, self.epoch, self.index, self.offset)
+        self._order = Permutation(len(self.rows), key)
+
+    def _fitted(self) -> tuple[list[list[Span]], tuple[int, int, int]]:
+        """Rows of whole documents, and where the next window begins: behind as many documents as would fill this one's rows."""
+        order, index, offset = self._documents(self.epoch), self.index, self.offset
+        pieces: list[Span] = []
+        tokens = 0
+        while index < self.shards.num_documents and tokens < self.window * self.seq_len:
+            start, stop = self.shards.span(order(index))
+            length = stop - start
+            cuts = [*range(offset, length, self.seq_len), length]
+            pieces += [(order(index), first, last) for first, last in itertools.pairwise(cuts)]
+            tokens += length - offset
+            index, offset = index + 1, 0
+        rows: list[list[Span]] = []
+        rooms: list[tuple[int, int]] = []  # room that is left and the number of the row, in order
+        for piece in sorted(pieces, key=lambda piece: piece[1] - piece[2]):  # equally long ones stay in their order
+            length = piece[2] - piece[1]
+            at = bisect.bisect_left(rooms, (length, 0))
+            room, row = rooms.pop(at) if at < len(rooms) else (self.seq_len, len(rows))
+            if row == len(rows):
+                rows.append([])
+            rows[row].append(piece)
+            bisect.insort(rooms, (room - length, row))
+        return rows, (self.epoch, index, 0) if index < self.shards.num_documents else (self.epoch + 1, 0, 0)
+
+    def _cut(self) -> tuple[list[list[Span]], tuple[int, int, int]]:
+        """Full rows, with documents cut where a row ends, and where the next window begins."""
         rows: list[list[Span]] = []
         epoch, index, offset = self.epoch, self.index, self.offset
         order = self._documents(epoch)
@@ -140,8 +176,6 @@ class _Stream:
                 document = order(index)
                 start, stop = self.shards.span(document)
                 length = stop - start
-                if self.part.whole and spans and not offset and length > room:
-                    break
                 last = min(length, offset + room)
                 spans.append((document, offset, last))
                 room -= last - offset
@@ -152,9 +186,7 @@ class _Stream:
                         epoch, index = epoch + 1, 0
                         order = self._documents(epoch)
             rows.append(spans)
-        self._rows, self._end = rows, (epoch, index, offset)
-        key = key_of("window", self.seed, self.part.name, self.epoch, self.index, self.offset)
-        self._order = Permutation(len(rows), key)
+        return rows, (epoch, index, offset)
 
 
 class Loader:
@@ -305,6 +337,13 @@ class Loader:
         if not there.exists():
             raise ValueError(f"source {name}: the saved data position lies outside its documents; it is damaged")
         return there
+
+
+def rows_in_epoch(part: Part, seq_len: int, seed: int) -> int:
+    """How many rows go by until every document of a source was seen once (the first time; other orders may pack otherwise)."""
+    stream = _Stream(part, seed, seq_len, part.shards.num_tokens + 1)
+    stream.row()
+    return len(stream.rows)
 
 
 def _read_state(state: dict[str, Any]) -> _State:

@@ -90,6 +90,10 @@ class QuantizedLinear(Linear):
         """See Linear."""
         return self.tiles if type(self) is QuantizedLinear and self.bias is None else None
 
+    def matrix(self) -> Tiles:
+        """See Linear."""
+        return self.tiles
+
 
 class QuantizedEmbedding(nn.Embedding):
     """Rows of a frozen table that stays in its blocks, float32 [..., D]. There is no `weight`; `dense()` makes one."""

@@ -359,7 +359,7 @@ def test_restoring_works_a_window_out_once(three, monkeypatch):
     one.take(7)
     state, other, seen = one.state(), loader(three), []
     look = pack._Stream._look_ahead
-    monkeypatch.setattr(pack._Stream, "_look_ahead", lambda self: (seen.append(not self._rows), look(self))[1])
+    monkeypatch.setattr(pack._Stream, "_look_ahead", lambda self: (seen.append(not self.rows), look(self))[1])
     other.restore(state)
     other.take(3)
     assert sum(seen) <= len(three)

@@ -1,0 +1,163 @@
+"""Rows of people's files as examples, each with the words for where it stands; what is none is a fault that says why.
+
+The idea: what a file holds is found out from its first rows, then one function turns a row of it into an example. The readers of
+files and forms are those of gangpao/data; here they are chosen, and what tuning asks for besides (an answer that says something, no
+half characters) is checked.
+
+What it gives up: a file whose rows are of several kinds; write two.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from gangpao.data.config import Source
+from gangpao.data.sources import llama_factory
+from gangpao.data.sources.forms import Document, parse
+from gangpao.data.sources.preferences import Labelled, Pair, detect_preferences, parse_labelled, parse_pair, unpaired
+from gangpao.data.sources.source import explain, first_rows, matching, placed_rows, resolve
+from gangpao.tune.data.config import Kind, TuneFile
+
+Reason = Literal["encoding", "malformed", "empty", "template", "long", "duplicate", "heldout", "unwanted"]
+Example = Document | Pair | Labelled
+
+
+class Fault(NamedTuple):
+    """Why a row is no example: a reason that is counted, and what exactly."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Files of one kind, ready to be read. note: what was found out about them, in words."""
+
+    name: str
+    weight: float
+    kind: Kind
+    source: Source
+    files: tuple[Path, ...]
+    parse: Callable[[Any], Example | str]
+    note: str = ""
+
+    def examples(self) -> Iterator[tuple[str, Example | Fault]]:
+        """Every row in order: where it stands, and what it is."""
+        for where, row in placed_rows(self.source, self.files):
+            if row.wrong:
+                yield where, Fault("encoding" if row.encoding else "malformed", row.wrong)
+                continue
+            found = row.value if isinstance(row.value, Document) else self.parse(row.value)
+            fault = Fault("malformed", found) if isinstance(found, str) else _fault(found)
+            yield where, fault or found  # type: ignore[misc]
+
+    def explain(self, rows: int) -> str:
+        """Why none of its rows was read."""
+        return explain(self.source, self.files, rows)
+
+
+def open_file(file: TuneFile, root: Path) -> Opened:
+    """Find a file, or the files of a pattern, and what their rows hold. Raises ValueError where there are none."""
+    path, cut, data_set = file.path.partition("#")
+    if Path(path).name == llama_factory.FILE_NAME or (cut and path.endswith(".json")):
+        return _from_llama_factory(file, matching(root, path)[0], data_set)
+    given = {key for key in ("text", "messages") if getattr(file, key) != TuneFile.model_fields[key].default}
+    source = Source(path=file.path, encoding=file.encoding, **{key: getattr(file, key) for key in given})
+    files = tuple(matching(root, file.path))
+    kind = file.form if file.form in ("pairs", "labelled") else None
+    if file.form == "auto" and not given:
+        kind = detect_preferences(first_rows(source, files))
+    if kind in ("pairs", "labelled"):
+        return Opened(file.path, file.weight, kind, source, files, _PARSERS[kind], _NOTES[kind])
+    if file.form != "auto":
+        source = source.model_copy(update={"form": file.form})
+    found = resolve(source, root)
+    known: Kind = "texts" if found.source.form == "text" else "answers"
+    return Opened(
+        file.path, file.weight, known, found.source, found.files, partial(parse, source=found.source), found.note
+    )
+
+
+_PARSERS: dict[str, Callable[[Any], Example | str]] = {"pairs": parse_pair, "labelled": parse_labelled}
+_NOTES = {"pairs": "rows hold a chosen and a rejected answer", "labelled": "rows hold an answer and its label"}
+
+
+def _from_llama_factory(file: TuneFile, path: Path, name: str) -> Opened:
+    found = llama_factory.entry(path, name)
+    source = Source(path=file.path, encoding=file.encoding)
+
+    def read(row: Any) -> Example | str:
+        row = found.rewrite(row)
+        if isinstance(row, str):
+            return row
+        if found.kind in _PARSERS:
+            return _PARSERS[found.kind](row)
+        form = "text" if found.kind == "texts" else "messages" if "messages" in row else "alpaca"
+        return parse(row, source.model_copy(update={"form": form, "messages": "messages"}))
+
+    note = f"rows hold {found.kind}, as {path.name} says of {name}"
+    return Opened(file.path, file.weight, found.kind, source, found.files, read, note)
+
+
+def converted(example: Example, kind: Kind) -> tuple[Example, ...] | Fault:
+    """What a row gives to an objective that needs `kind`; nothing where only another kind of row does."""
+    if isinstance(example, Pair) and kind == "answers":
+        return (example.chosen,)
+    if isinstance(example, Pair) and kind == "labelled":
+        return unpaired(example)
+    if isinstance(example, Labelled) and kind == "answers":
+        return (example.document,) if example.desirable else Fault("unwanted", "is labelled as a bad answer")
+    return (example,)
+
+
+_GIVES: dict[Kind, tuple[Kind, ...]] = {
+    "texts": ("texts",), "answers": ("answers",), "pairs": ("pairs", "answers", "labelled"), "labelled": ("labelled", "answers"),
+}  # fmt: skip
+
+
+def refuse_other_kinds(opened: Opened, kind: Kind) -> None:
+    """Raises ValueError where a file cannot give what is needed."""
+    if kind not in _GIVES[opened.kind]:
+        names = {
+            "texts": "texts",
+            "answers": "conversations",
+            "pairs": "chosen and rejected answers",
+            "labelled": "labelled answers",
+        }
+        raise ValueError(
+            f"{opened.name}: its rows hold {names[opened.kind]}, and {names[kind]} are needed; take another file or objective"
+        )
+
+
+def _fault(example: Example) -> Fault | None:
+    if isinstance(example, Pair):
+        for name, side in (("chosen", example.chosen), ("rejected", example.rejected)):
+            if (fault := _fault_of(side)) is not None:
+                return fault._replace(detail=f"{name}: {fault.detail}")
+        return None
+    return _fault_of(example.document if isinstance(example, Labelled) else example)
+
+
+def _fault_of(document: Document) -> Fault | None:
+    """What is wrong with a document that has the right form."""
+    if _has_half_characters(document.contents()):
+        return Fault("encoding", "holds half a character (a lone surrogate): its file was written wrongly")
+    if not document.messages:
+        return None if document.text.strip() else Fault("empty", "is an empty text")
+    for number, turn in enumerate(document.messages, 1):
+        said = turn["content"].strip() or turn.get("tool_calls")
+        if not said and turn["role"] in ("user", "assistant"):
+            return Fault(
+                "empty", f"turn {number} is an empty {'answer' if turn['role'] == 'assistant' else 'question'}"
+            )
+    return None
+
+
+def _has_half_characters(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

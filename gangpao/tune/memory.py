@@ -1,0 +1,395 @@
+"""What a tuning takes, before a weight is loaded: a table of bytes by what takes them, and a refusal in words where there is less.
+
+The model is built without values and the method put into it, so every parameter is counted and none is written down twice. What a
+pass keeps follows from which linears want their input back: a frozen one does not, one with an adapter keeps x and the narrow
+x A^T, and all that want the same x share it. gangpao.model.count has the estimate for training everything on any device, this one
+is for what our own operations keep on a processor: within a tenth of the live tensors (tests/tune/test_memory.py).
+
+Nothing is largest all the time, so the peak is looked for at four moments of a step, and the rows of the table are those of that
+moment: the loss (activations of all layers and a piece of logits), the last layer's backward pass, the first layer's (no
+activations of others, all gradients), and the update.
+
+What it gives up: experts are counted as if their load were even, and what torch and Python take themselves is not counted.
+Shapes: R tokens of a pass, D model width, N heads, K KV heads, H head width, F FFN width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gangpao import machine
+from gangpao.config import merge, parse_override
+from gangpao.formats.gguf import GGUF
+from gangpao.model.config import ModelConfig
+from gangpao.model.count import parameters
+from gangpao.model.cpu import BLOCK, KEPT_BYTES
+from gangpao.model.transformer import Transformer
+from gangpao.model.weights import weight_files
+from gangpao.train.step.frozen_head import loss_bytes
+from gangpao.train.step.loss import rows_at_once
+from gangpao.tune.base.device import compute_dtype, describe
+from gangpao.tune.base.load import base_shape
+from gangpao.tune.config import TuneConfig
+from gangpao.tune.methods.apply import Applied, apply
+from gangpao.tune.methods.bottleneck import Bottleneck
+from gangpao.tune.methods.config import MethodConfig
+from gangpao.tune.methods.dora import DoraLinear
+from gangpao.tune.methods.lora import LoraLinear
+from gangpao.tune.methods.simple import ScaledLinear
+from gangpao.tune.methods.table import METHODS
+from gangpao.units import table
+
+STORAGE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # of a weight
+ADAPTED_ROWS = 512  # of train.step.loss.token_losses
+SCRATCH = 2 << 20  # tiles of a stored matrix as floats, and other small things
+WORKING = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.float64: 8}
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerMemory:
+    """Bytes that an optimizer keeps for a trained weight, beside it: so many, and so many numbers of the weight's own dtype.
+
+    released: gradients are used up one by one.
+    """
+
+    bytes: float = 0
+    numbers: int = 0
+    released: bool = False
+
+
+ADAMW = OptimizerMemory(numbers=2)
+MUON = OptimizerMemory(numbers=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one pass computes. tokens: of all its rows; length: of one row; packed: whether rows hold several documents.
+
+    passes: micro-batches of a step; lanes: threads with rows (and gradients) of their own.
+    """
+
+    tokens: int
+    length: int
+    dtype: torch.dtype = torch.float32
+    recompute: bool = False
+    packed: bool = False
+    passes: int = 1
+    lanes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    bytes: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The bytes of a tuning at the moment when they are most."""
+
+    rows: tuple[Row, ...]
+    moment: str
+
+    @property
+    def need(self) -> int:
+        """Bytes in all."""
+        return sum(row.bytes for row in self.rows)
+
+    def text(self) -> str:
+        """The table for people, in MiB."""
+        lines = [[row.name, _mib(row.bytes), row.note] for row in self.rows]
+        return table(["memory", "MiB", ""], [*lines, ["need", _mib(self.need), f"at its peak, {self.moment}"]])
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs, in bytes."""
+        return {"need": self.need, "moment": self.moment, **{row.name: row.bytes for row in self.rows}}
+
+
+def plan(
+    config: ModelConfig,
+    method: MethodConfig,
+    step: Step,
+    *,
+    storage: str | int = "bf16",
+    optimizer: OptimizerMemory = ADAMW,
+) -> Plan:
+    """The plan of a tuning. storage: a name of STORAGE_BYTES, or the bytes of a file whose blocks stay as they are.
+
+    Raises ValueError for a storage that is not known, and what `apply` raises for the method.
+    """
+    if isinstance(storage, str) and storage not in STORAGE_BYTES:
+        raise ValueError(f"storage {storage!r} is not known: {', '.join(STORAGE_BYTES)}")
+    with torch.device("meta"):
+        model = Transformer(config)
+    base = _weights(model, storage)
+    applied = apply(model, method, seed=0)
+    return _Peak(applied, step, optimizer, storage).plan(base)
+
+
+def _weights(model: Transformer, storage: str | int) -> int:
+    if isinstance(storage, int):
+        return storage
+    total = 0.0
+    for name, p in model.named_parameters():
+        inside = p.ndim == 2 and name.startswith("model.layers.")
+        total += p.numel() * STORAGE_BYTES["bf16" if storage == "nf4" and not inside else storage]
+    return int(total)
+
+
+class _Peak:
+    """The moments of a step."""
+
+    def __init__(self, applied: Applied, step: Step, optimizer: OptimizerMemory, storage: str | int) -> None:
+        self.step, self.optimizer, self.c = step, optimizer, applied.model.config
+        self.trains_base = METHODS[applied.config.kind].trains_base
+        self.trained = sum(p.numel() for p in applied.trainable.values())
+        each = STORAGE_BYTES[storage] if self.trains_base and isinstance(storage, str) else 4.0
+        self.state = optimizer.bytes + optimizer.numbers * each
+        self.added = 0 if self.trains_base else 4 * self.trained
+        self.gradients = int(each * self.trained) * (step.lanes if step.lanes > 1 else 1)
+        self.largest = int(each * max(p.numel() for p in applied.trainable.values()))
+        self.width = WORKING[step.dtype]
+        self.layer = Layer(applied, step)
+        self.head = HeadMemory(applied, step, storage)
+
+    def plan(self, base: int) -> Plan:
+        """The largest moment, as a table."""
+        moments = {"at the loss": self._loss(), "in the last layer's backward pass": self._last()}
+        moments |= {"in the first layer's backward pass": self._first(), "at the embedding": self._table()}
+        moments |= {"at the update": self._update()}
+        moment = max(moments, key=lambda name: sum(moments[name]))
+        gradients, activations, logits = moments[moment]
+        kept = "one input a layer and one layer" if self.step.recompute else "all layers"
+        rows = (
+            Row("weights", base, "of the base, as they are stored"),
+            Row("adapter", self.added, f"{self.trained:,} trained numbers, float32" if self.added else ""),
+            Row("optimizer", int(self.state * self.trained), f"{self.state:g} bytes a trained number"),
+            Row("gradients", int(gradients), "used up one by one" if self.optimizer.released else ""),
+            Row("activations", int(activations), f"{self.step.tokens:,} tokens, {kept}"),
+            Row("logits", int(logits), "in pieces"),
+            Row("scratch", SCRATCH, "tiles and what is small"),
+        )
+        return Plan(tuple(row for row in rows if row.bytes), moment)
+
+    def _kept(self) -> float:
+        """What all layers keep at the end of the forward pass."""
+        layers, one = self.c.num_hidden_layers, self._vector()
+        if self.step.recompute:
+            return layers * one
+        return layers * self.layer.kept - (
+            0 if self.trains_base else one
+        )  # nothing before the first adapter wants a gradient
+
+    def _vector(self) -> float:
+        """[R, D]."""
+        return self.step.tokens * self.c.hidden_size * self.width
+
+    def _before(self) -> float:
+        """Gradients that are there before a backward pass begins."""
+        return self.gradients if self.step.passes > 1 and not self.optimizer.released else 0
+
+    def _loss(self) -> tuple[float, float, float]:
+        return self._before() + self.head.gradient, self._kept() + 3 * self._vector(), self.head.logits
+
+    def _last(self) -> tuple[float, float, float]:
+        kept = self._kept() + (self.layer.kept - self._vector() if self.step.recompute else 0)
+        return max(self._before(), self.head.stored), kept + self._vector() + self.layer.backward, 0
+
+    def _first(self) -> tuple[float, float, float]:
+        gradients = max(self.largest, self.head.stored) if self.optimizer.released else self.gradients
+        return gradients, self.layer.kept + self._vector() + self.layer.backward, 0
+
+    def _table(self) -> tuple[float, float, float]:
+        """The embedding's gradient comes last, whole, and a tied one is added to the head's."""
+        gradients = self.head.stored if self.optimizer.released else self.gradients
+        return gradients + self.head.stored, self._vector(), 0
+
+    def _update(self) -> tuple[float, float, float]:
+        return (self.largest if self.optimizer.released else self.gradients), 0, 0
+
+
+class HeadMemory:
+    """What the loss takes. logits: pieces of them; gradient: of a trained head while it is summed up, stored: as it is kept."""
+
+    def __init__(self, applied: Applied, step: Step, storage: str | int) -> None:
+        c, width = applied.model.config, WORKING[step.dtype]
+        trained = METHODS[applied.config.kind].trains_base
+        each = STORAGE_BYTES[storage] if trained and isinstance(storage, str) else 0.0
+        self.gradient = 4.0 * c.vocab_size * c.hidden_size if trained else 0.0
+        self.stored = each * c.vocab_size * c.hidden_size
+        if "lm_head" in applied.modules:  # its own forward, made again: logits, log-probabilities, gradient
+            self.logits = min(step.tokens, ADAPTED_ROWS) * c.vocab_size * (8.0 + width)
+        elif trained or (isinstance(storage, str) and storage != "nf4" and STORAGE_BYTES[storage] == width):
+            rows = min(step.tokens, rows_at_once(c.vocab_size))
+            before = width if step.tokens > rows else 0  # the gradient of the piece before
+            self.logits = rows * c.vocab_size * (8.0 + before)
+        else:  # by tiles; the gradient of the hidden states is counted elsewhere
+            self.logits = loss_bytes(step.tokens, c.hidden_size) - 4.0 * step.tokens * c.hidden_size
+
+
+class Layer:
+    """What one layer keeps for its backward pass, and what that pass takes beside it at its largest; in bytes."""
+
+    def __init__(self, applied: Applied, step: Step) -> None:
+        c, self.step, self.width = applied.model.config, step, WORKING[step.dtype]
+        self.all = METHODS[applied.config.kind].trains_base
+        layers = applied.model.model.layers
+        self.modules: list[dict[str, Any]] = [dict(layer.named_modules()) for layer in layers]
+        self.kept = sum(self._kept(c, modules) for modules in self.modules) / len(self.modules)
+        self.backward = self._backward(c)
+
+    def _kept(self, c: ModelConfig, modules: dict[str, Any]) -> float:
+        d, inner = c.hidden_size, self._inner(c)
+        attention, single = self._attention(c)
+        numbers: float = 2 * d + 2 * inner + attention  # both residual sums; gate and up
+        wanted = [({"q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa"}, d), ({"o_proj"}, self._values(c))]
+        wanted += [({"gate_proj", "up_proj", "w1", "w3"}, d), ({"down_proj", "w2"}, inner)]
+        wanted += [({"q_b_proj"}, c.mla.q_lora_rank), ({"kv_b_proj"}, c.mla.kv_lora_rank)] if c.mla else []
+        adapted: dict[str, Any] = {}
+        for name, module in modules.items():
+            if isinstance(module, LoraLinear | ScaledLinear):
+                adapted.setdefault(name.rpartition(".")[2], module)
+            elif isinstance(module, Bottleneck):
+                numbers += (d if not module.beside else 0) + 2 * module.down.matrix().shape[0]
+        for leaves, size in wanted:
+            if self.all or any(isinstance(adapted.get(leaf), LoraLinear) for leaf in leaves):
+                numbers += size
+        for module in adapted.values():
+            if isinstance(module, LoraLinear):
+                numbers += len(module.lora_A)
+            if isinstance(module, DoraLinear) or (isinstance(module, ScaledLinear) and not module.inputs):
+                numbers += module.out_features  # the product before its rows are scaled
+            elif isinstance(module, ScaledLinear):
+                numbers += module.in_features
+        mask = self.step.tokens * self.step.length if self.step.packed else 0
+        return self.step.tokens * (numbers * self.width + single * 4) + self._probabilities(c) + mask
+
+    def _inner(self, c: ModelConfig) -> int:
+        return c.intermediate_size * (c.moe.num_experts_per_tok if c.moe else 1)
+
+    def _values(self, c: ModelConfig) -> int:
+        return c.num_attention_heads * (c.mla.v_head_dim if c.mla else c.head_dim)
+
+    def _attention(self, c: ModelConfig) -> tuple[int, int]:
+        """Numbers a token that attention keeps, in the dtype of the computation and in float32."""
+        queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        if c.mla:  # torch's own attention: queries, keys, values, the result; norms of the latents
+            key = c.num_attention_heads * (c.mla.qk_nope_head_dim + c.mla.qk_rope_head_dim)
+            return 2 * key + 2 * self._values(c) + c.mla.q_lora_rank + c.mla.kv_lora_rank, 0
+        return keys + (queries + keys if c.qk_norm else 0), queries + keys
+
+    def _probabilities(self, c: ModelConfig) -> float:
+        """Those that are kept: a triangle in steps of a block, unless that is much."""
+        if c.mla:
+            return 0
+        blocks = math.ceil(self.step.length / BLOCK)
+        rows = self.step.tokens / self.step.length
+        size = (
+            rows
+            * c.num_attention_heads
+            * self.step.length
+            * self.step.length
+            * (blocks + 1)
+            / (2 * blocks)
+            * self.width
+        )
+        return size if size <= KEPT_BYTES else 0
+
+    def _backward(self, c: ModelConfig) -> float:
+        """Beside what is kept: in the MLP three gradients of its inner values; in attention gradients of queries, keys and values
+        twice and some blocks of scores, when what the MLP kept is gone."""
+        inner = self._inner(c)
+        mlp = 2 * inner * self.width
+        queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        rows = self.step.tokens / self.step.length
+        block = rows * c.num_attention_heads * min(BLOCK, self.step.length) * self.step.length * 4
+        attention = (queries + keys) * 4 + (2 * (queries + keys) + c.hidden_size) * self.width - 3 * inner * self.width
+        return max(self.step.tokens * mlp, self.step.tokens * attention + 3 * block)
+
+
+# --- of a run
+
+
+def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int = 1) -> Plan:
+    """The plan of a run on a base (a folder or a .gguf file), from its headers alone.
+
+    Raises ValueError for a base, or a method on it, that cannot be.
+    """
+    shape, tokens = base_shape(model), config.micro_batch_size * config.seq_len
+    dtype = _DTYPES[config.precision] or compute_dtype(describe(device))
+    threads = config.threads or machine.physical_cores()
+    step = Step(
+        tokens * (2 if config.data_kind == "pairs" else 1), config.seq_len, dtype, config.recompute,
+        packed=config.data_kind in ("answers", "texts"), passes=max(1, config.rows // (config.micro_batch_size * ranks)),
+        lanes=min(threads, config.micro_batch_size) if device == "cpu" else 1,
+    )  # fmt: skip
+    storage: str | int = _stored(model, shape) if config.storage == "auto" else config.storage
+    optimizer = MUON if config.optimizer.kind == "muon" else ADAMW
+    return plan(shape, config.method, step, storage=storage, optimizer=optimizer)
+
+
+_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _stored(model: Path, shape: ModelConfig) -> str | int:
+    """Of a GGUF file its tensors' bytes; of a folder the dtype of its files, by their size."""
+    if model.is_file():
+        with GGUF.open(model) as file:
+            return sum(info.nbytes for info in file.tensors.values())
+    size = sum(path.stat().st_size for path in weight_files(model))
+    return "bf16" if size < 3 * parameters(shape).total else "fp32"
+
+
+def admit(config: TuneConfig, model: Path, device: torch.device, *, ranks: int = 1) -> None:
+    """Raises ValueError when a run needs more memory than there is, with need, have, the table and the ways out."""
+    found = plan_of(config, model, device.type, ranks=ranks)
+    have = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_memory()
+    if found.need <= have:
+        return
+    ways = []
+    for change in changes(config, model):
+        less = plan_of(changed(config, change), model, device.type, ranks=ranks).need
+        enough = "" if less <= have else ", not enough alone"
+        ways += [f"--set {change} (then {_mib(less)} MiB{enough})"] if less < found.need else []
+    raise ValueError(
+        f"not enough memory to tune {model}: it needs {_mib(found.need)} MiB and {_mib(have)} MiB are available.\n"
+        f"{found.text()}\nWays out: {'; '.join([*ways, 'a smaller or more strongly quantized base'])}"
+    )
+
+
+def ways_out(config: TuneConfig) -> str:
+    """What takes less memory, as options of the command line."""
+    return ", ".join([*(f"--set {change}" for change in changes(config)), "a smaller or more strongly quantized base"])
+
+
+def changes(config: TuneConfig, model: Path | None = None) -> list[str]:
+    """Single options that take less memory than what a run has, as they are typed, the ones that cost least first."""
+    fewer = next((n for n in range(config.micro_batch_size // 2, 0, -1) if config.rows % n == 0), None)
+    shorter = config.seq_len // 2
+    folder = model is None or not model.is_file()
+    small, adapts = config.storage == "nf4", not METHODS[config.method.kind].trains_base
+    return [
+        *([] if config.recompute else ["recompute=true"]),
+        *([f"micro_batch_size={fewer}"] if fewer else []),
+        *(["method.kind=lora"] if not adapts else []),
+        *(["storage=nf4"] if folder and adapts and not small else []),
+        *([f"method.rank={config.method.rank // 4}"] if adapts and config.method.rank >= 4 else []),
+        *([f"seq_len={shorter}"] if shorter >= 8 and config.batch_tokens % shorter == 0 else []),
+    ]
+
+
+def changed(config: TuneConfig, change: str) -> TuneConfig:
+    """A run's configuration with one option `a.b=c` over it; rows that become shorter become no more at once."""
+    return TuneConfig.model_validate(merge(config.model_dump(mode="json"), parse_override(change)))
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f}"
