@@ -2,8 +2,8 @@
 
     python benchmarks/tuning.py --data ROWS.jsonl [--model smollm2-135m] [--storages auto fp32] [--rounds 3] [--steps 6]
 
-Rows are rendered and packed once by `gangpao tune`'s own code and given to both sides: nothing is padded on either, and documents of
-a row do not see one another (transformers keeps them apart by their positions). The adapter of the first step is one folder of
+Rows are rendered and packed once by `gangpao tune`'s own code and given to both sides: nothing is padded on either, and documents
+of a row do not see one another (transformers keeps them apart by their positions). The adapter of the first step is one folder of
 peft's form, which both read. The peer has the GGUF file's weights in float32, which is all that transformers can do with one.
 Every sample is a process of its own. Losses of every step must agree to 1e-3, or nothing is reported. Memory is the largest
 resident size after the model was loaded (VmHWM, reset then).
@@ -37,7 +37,8 @@ from gangpao.tune.base.load import load_base
 from gangpao.tune.config import typed_config
 from gangpao.tune.data.prepare import prepare
 from gangpao.tune.methods import MethodConfig, apply
-from gangpao.tune.objectives import Settings, objective_of
+from gangpao.tune.objectives.build import objective_of
+from gangpao.tune.objectives.logps import Settings
 from gangpao.tune.run import rule_of
 
 LR, CLIP = 2e-4, 1.0

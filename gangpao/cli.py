@@ -40,7 +40,10 @@ COMMANDS = {
         "Training data: get text, build a corpus from a configuration, count it, read it.",
     ),
     "train": ("gangpao.train.command:app", "Train a model from a TOML file, or plot runs."),
-    "tune": ("gangpao.commands.tune:app", "Teach a model your own rows: adapters on a GGUF file or a folder, on a CPU too."),
+    "tune": (
+        "gangpao.commands.tune:app",
+        "Teach a model your own rows: adapters on a GGUF file or a folder, on a CPU too.",
+    ),
     "sandbox": ("gangpao.sandbox.command:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
     "model": ("gangpao.model.command:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
     "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),

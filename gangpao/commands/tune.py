@@ -5,8 +5,8 @@
     gangpao tune data CONFIG                      look at the rows: what is trained on, what was dropped and why
     gangpao tune plan CONFIG                      how much memory it takes, before anything is loaded
 
-MODEL is a name of the catalog, a GGUF file, a Hugging Face folder, or a run of `gangpao train`. The base is only read; what comes out
-is an adapter for that very file. A run that was stopped goes on with the same command.
+MODEL is a name of the catalog, a GGUF file, a Hugging Face folder, or a run of `gangpao train`. The base is only read; what comes
+out is an adapter for that very file. A run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ Config = Annotated[Path | None, typer.Argument(help="TOML of the run; without it
 Model = Annotated[
     str | None, typer.Option("-m", "--model", help="Name, .gguf file or Hugging Face folder, in place of the TOML's.")
 ]
-Data = Annotated[
-    list[Path] | None, typer.Option("--data", help="File of rows, in place of the TOML's; repeatable.")
-]
+Data = Annotated[list[Path] | None, typer.Option("--data", help="File of rows, in place of the TOML's; repeatable.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value over the TOML, for example method.rank=16; repeatable."),
@@ -53,7 +51,9 @@ def tune(
     config: Config = None,
     model: Model = None,
     data: Data = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; one that is there is resumed.")] = Path("tuned"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; one that is there is resumed.")] = Path(
+        "tuned"
+    ),
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a run to go on with.")] = False,
     as_json: AsJson = False,

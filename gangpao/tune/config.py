@@ -79,7 +79,9 @@ class TuneConfig(Frozen):
     seq_len: int = Field(default=512, ge=8, description="Tokens of a packed row, and of the longest conversation.")
     batch_tokens: int = Field(default=4096, ge=8, description="Tokens of an optimizer step.")
     batch_answers: int = Field(
-        default=8, ge=1, description="Pairs, or answers with labels, of an optimizer step, where preferences are learned."
+        default=8,
+        ge=1,
+        description="Pairs, or answers with labels, of an optimizer step, where preferences are learned.",
     )
     micro_batch_size: int = Field(default=2, ge=1, description="Rows (or pairs, or answers) of one forward pass.")
     optimizer: TuneOptimizer = TuneOptimizer()
@@ -113,7 +115,9 @@ class TuneConfig(Frozen):
         if self.method.kind == "full" and self.storage == "nf4":
             raise ValueError('method full changes the weights, which nf4 cannot hold: set storage = "bf16" or "fp32"')
         if self.objective.kind == "grpo":
-            raise ValueError("objective grpo generates its own answers, which `gangpao tune` does not yet: choose another kind")
+            raise ValueError(
+                "objective grpo generates its own answers, which `gangpao tune` does not yet: choose another kind"
+            )
         return self
 
     @property

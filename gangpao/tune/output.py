@@ -1,7 +1,7 @@
 """What comes out of a run: an adapter in the forms that others read, or a whole model where the base itself was tuned.
 
-The chat template and the tokenizer are the base's and lie beside the adapter, so that whoever loads it opens and ends turns as it was
-trained to.
+The chat template and the tokenizer are the base's and lie beside the adapter, so that whoever loads it opens and ends turns as it
+was trained to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gangpao.atomic import new_file, new_folder
-from gangpao.formats.adapters import Adapter, Form, write_gguf, write_peft
+from gangpao.formats.adapters import Form, write_gguf, write_peft
 from gangpao.formats.architectures import gguf_form
 from gangpao.model.config import ModelConfig
 from gangpao.text.hf_folder import TOKENIZER_FILES
@@ -32,36 +32,32 @@ def check(config: TuneConfig, base: Path) -> None:
     """Raises ValueError, before anything is trained, where nothing could come out of the run that anybody reads."""
     if METHODS[config.method.kind].trains_base and base.is_file():
         raise ValueError(
-            f"method.kind = \"{config.method.kind}\" changes the weights themselves, and {base} is a GGUF file, whose tokenizer and "
+            f'method.kind = "{config.method.kind}" changes the weights themselves, and {base} is a GGUF file, whose tokenizer and '
             'blocks cannot become a model again: name its Hugging Face folder, or take method.kind = "lora"'
         )
 
 
-def write(out: Path, base: Base, applied: Applied, config: TuneConfig) -> None:
-    """Write adapter/ and adapter.gguf, or export/, into the folder of a run."""
+def write(out: Path, base: Base, applied: Applied, config: TuneConfig) -> list[str]:
+    """Write adapter/ and adapter.gguf, or export/, into the folder of a run. Returns what could not be written, and why."""
     kind = config.method.kind
     if METHODS[kind].trains_base:
         values = {name: p.detach() for name, p in base.model.named_parameters()}
         export(out / EXPORT, base.config, values, base.path)
-        return
+        return []
     if not METHODS[kind].export.startswith("peft"):
-        return
+        return [f"{kind}: no form that other programs read holds it; what was trained is in {out / 'checkpoints'}"]
     adapter = applied.adapter(base=str(base.path), base_sha256=base.sha256)
     with new_folder(out / ADAPTER) as folder:
         write_peft(folder, adapter, extra=dict(_beside(base)))
     form = form_of(base.config)
-    if form is not None and not refused(adapter, form):
+    if form is None:
+        return [f"{GGUF_ADAPTER} is not written: no GGUF file holds a model of type {base.config.model_type}"]
+    try:
         with new_file(out / GGUF_ADAPTER) as path:
             write_gguf(path, adapter, form, name=out.name)
-
-
-def refused(adapter: Adapter, form: Form) -> str:
-    """Why llama.cpp's form cannot hold an adapter; empty where it can."""
-    try:
-        form.check(adapter)
-    except ValueError as error:
-        return str(error)
-    return ""
+    except ValueError as error:  # what that form cannot say; the folder has it all
+        return [f"{GGUF_ADAPTER} is not written: {error}"]
+    return []
 
 
 def form_of(config: ModelConfig) -> Form | None:
@@ -69,9 +65,7 @@ def form_of(config: ModelConfig) -> Form | None:
     row = gguf_form(config.parts, config.model_type, divisors=False)
     if row is None or row.gguf is None:
         return None
-    return Form(
-        row.gguf.name, config.num_attention_heads, config.num_key_value_heads, bool(config.tie_word_embeddings)
-    )
+    return Form(row.gguf.name, config.num_attention_heads, config.num_key_value_heads, bool(config.tie_word_embeddings))
 
 
 def _beside(base: Base) -> Iterator[tuple[str, bytes]]:

@@ -44,7 +44,8 @@ from gangpao.tune.config import TuneConfig
 from gangpao.tune.data.prepare import Prepared, prepare
 from gangpao.tune.evaluation import evaluator
 from gangpao.tune.methods import Applied, apply
-from gangpao.tune.objectives import Settings, objective_of
+from gangpao.tune.objectives.build import objective_of
+from gangpao.tune.objectives.logps import Settings
 from gangpao.units import show_bytes
 
 STAGE = "tune"
@@ -141,6 +142,7 @@ def _tune(
     stream: TextIO | None,
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> Outcome:
+    output.check(config, model)
     memory.admit(config, model, world.device)
     base = load_base(model, storage=config.storage, dtype=_DTYPES[config.precision], device=str(world.device))
     _same_base(base, known, out)
@@ -164,7 +166,9 @@ def _tune(
         job.report.close()
         job.lanes.close()
     if outcome.signal is None and world.rank == 0 and not output.there(out):
-        output.write(out, base, applied, config)
+        for note in output.write(out, base, applied, config):
+            if stream is not None:
+                print(note, file=stream, flush=True)
     return outcome
 
 
@@ -221,7 +225,9 @@ def _job(r: _Run, stream: TextIO | None, watch: Callable[[dict[str, Any]], None]
     )
 
 
-def _evaluator(r: _Run, objective: Objective, lanes: Lanes) -> Callable[[Callable[[], bool]], dict[str, float] | None] | None:
+def _evaluator(
+    r: _Run, objective: Objective, lanes: Lanes
+) -> Callable[[Callable[[], bool]], dict[str, float] | None] | None:
     if not r.prepared.held:
         return None
     return evaluator(r.base.model, objective, lambda: r.prepared.heldout(r.config.micro_batch_size), lanes)

@@ -77,7 +77,11 @@ def next_commands(out: Path, found: dict[str, Any]) -> list[tuple[str, str]]:
     run, base = shlex.quote(str(out)), shlex.quote(found["base"]["path"])
     plot = (f"gangpao train plot {run}", "draw what happened")
     if found["export"]:
-        return [(f"gangpao chat -m {run}/export", "talk with it"), (f"gangpao export {run}/export FILE.gguf", "a file"), plot]
+        return [
+            (f"gangpao chat -m {run}/export", "talk with it"),
+            (f"gangpao export {run}/export FILE.gguf", "a file"),
+            plot,
+        ]
     if not found["adapter"]:
         return [plot]
     return [

@@ -143,9 +143,7 @@ def test_ctrl_c_waits_for_an_import_and_only_for_that(capsys):
     assert "stopped before anything began" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
-    other = threading.Thread(
-        target=lambda: command_module.ctrl_c_later().__enter__()
-    )  # no signals there, and no error
+    other = threading.Thread(target=lambda: command_module.ctrl_c_later().__enter__())  # no signals there, and no error
     other.start()
     other.join()
 

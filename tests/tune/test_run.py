@@ -1,4 +1,4 @@
-"""A tuning run, whole: it learns, goes on as if it had never stopped, refuses another base, and what comes out is what was trained."""
+"""A tuning run, whole: it learns, goes on as if it had never stopped, refuses another base, and writes what was trained."""
 
 import json
 import shutil
@@ -20,7 +20,10 @@ from gangpao.tune.run import run_config
 from tests.model.tiny import tiny
 from tests.text.hf_folder import byte_level, save
 
-TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
 COLOURS = ("red", "blue", "green", "grey")
 
 
@@ -106,12 +109,15 @@ def test_the_engine_with_the_adapter_says_what_was_trained(gguf, rows, tmp_path)
     base = load_base(gguf, dtype=torch.float32)
     ids = [5, 17, 300, 42, 7, 99]
     plain = Engine.load(gguf, context=64, float32=True, num_threads=1)
-    tuned = Engine.load(gguf, context=64, float32=True, num_threads=1, adapters={"run": tmp_path / "run" / output.ADAPTER})
+    tuned = Engine.load(
+        gguf, context=64, float32=True, num_threads=1, adapters={"run": tmp_path / "run" / output.ADAPTER}
+    )
     assert plain is not tuned
     assert base.sha256 == read_adapter(tmp_path / "run" / output.ADAPTER).base_sha256
-    assert read_adapter(tmp_path / "run" / output.GGUF_ADAPTER).parts.keys() == read_adapter(
-        tmp_path / "run" / output.ADAPTER
-    ).parts.keys()
+    assert (
+        read_adapter(tmp_path / "run" / output.GGUF_ADAPTER).parts.keys()
+        == read_adapter(tmp_path / "run" / output.ADAPTER).parts.keys()
+    )
     assert ids
 
 

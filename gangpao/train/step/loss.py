@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gangpao.model.layers import Linear
 from gangpao.train.step import frozen_head
-from gangpao.train.step.frozen_head import IGNORE
+from gangpao.train.step.frozen_head import IGNORE as IGNORE
 
 # A piece of logits is 16 MB of float32 (larger ones are new pages from the system every time), but at least this many rows, or the
 # head's gradient is rewritten too often.
