@@ -50,6 +50,7 @@ from gangpao.units import show_bytes
 
 STAGE = "tune"
 FREE = {"save", "evaluation", "threads", "cost_profile", "tensorboard", "micro_batch_size", "recompute"}
+_DATA_PATHS = ("root", "files", "heldout_files")
 _SHOW_ROWS = 50_000
 _DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -96,6 +97,7 @@ def run_config(
         raise ValueError(f"--out {out}: a file is in the way; give the folder of the run, which may not exist yet")
     if resume and not (out / RUN).exists():
         raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
+    output.check(config, model)
     known = read_run(out) if checkpoint.checkpoints(out / "checkpoints") else None
     config = _resolved(config, known, out)
     torch.set_num_threads(config.threads or 1)
@@ -129,7 +131,9 @@ def _resolved(config: TuneConfig, known: dict[str, Any] | None, out: Path) -> Tu
         return config.model_copy(update={"threads": threads})
     before = known["config"]
     config = config.model_copy(update={"threads": config.threads or before["threads"]})
-    refuse_differences(before, config.model_dump(mode="json"), out, free=FREE, paths=("model",))
+    now = config.model_dump(mode="json")
+    now["data"] |= {key: before["data"].get(key) for key in _DATA_PATHS}  # what they hold counts, by its fingerprint
+    refuse_differences(before, now, out, free=FREE, paths=("model",))
     return config
 
 
@@ -142,7 +146,6 @@ def _tune(
     stream: TextIO | None,
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> Outcome:
-    output.check(config, model)
     memory.admit(config, model, world.device)
     base = load_base(model, storage=config.storage, dtype=_DTYPES[config.precision], device=str(world.device))
     _same_base(base, known, out)
