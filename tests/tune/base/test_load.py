@@ -12,7 +12,7 @@ from gangpao.tune.base.device import Device, compute_dtype, describe
 from gangpao.tune.base.load import base_shape, load_base, sha256_of
 from gangpao.tune.base.quantized import QuantizedLinear
 from tests.model.tiny import tiny
-from tests.text.hf_folder import write_byte_level
+from tests.text.hf_folder import byte_level, save
 
 IDS = torch.randint(0, 300, (1, 24), generator=torch.Generator().manual_seed(2))
 
@@ -22,7 +22,7 @@ def folder(tmp_path):
     def make(dtype=torch.bfloat16, kind="minicpm", **fields):
         model = Transformer.build(tiny(kind, **fields), seed=3).to(dtype)
         path = weights.save(tmp_path / "base", model.config, weights.state(model), shard_bytes=100_000)
-        write_byte_level(path)
+        save(path, byte_level())
         return path
 
     return make
@@ -55,7 +55,9 @@ def test_a_folder_stays_as_it_is(folder, stored):
 def test_every_storage_is_near_the_folder(folder, kind, storage):
     path = folder(torch.float32, kind)
     base = load_base(path, storage=storage)
-    error = (logits_of(base.model) - logits_of(weights.load(path))).abs().max() / logits_of(weights.load(path)).abs().max()
+    error = (logits_of(base.model) - logits_of(weights.load(path))).abs().max() / logits_of(
+        weights.load(path)
+    ).abs().max()
     assert error < {"fp32": 1e-6, "bf16": 0.02, "fp16": 0.003, "nf4": 0.6}[storage]
     in_blocks = [m for m in base.model.modules() if isinstance(m, QuantizedLinear)]
     assert bool(in_blocks) == (storage == "nf4")
