@@ -121,8 +121,9 @@ class Transformer(nn.Module):
         else:  # many rows share few positions
             table = angles(inverse, factor, torch.arange(ids_BT.shape[1], device=ids_BT.device)[None])
             cos, sin = (t[0, 0, positions][:, None] for t in table)
-        h = self.model.embed_tokens(ids_BT) * c.scale_emb
-        h = h.to(dtype or h.dtype)
+        h = self.model.embed_tokens(ids_BT)
+        dtype = dtype or h.dtype
+        h = (h.to(torch.promote_types(h.dtype, dtype)) * c.scale_emb).to(dtype)  # the product in the wider of both
         balances = []
         for i, layer in enumerate(self.model.layers):
             if recompute and torch.is_grad_enabled():

@@ -43,6 +43,7 @@ def test_kernels_under_sanitizers(tmp_path):
     assert str(tmp_path) in run([sys.executable, "-c", where], cwd=tmp_path, env=env)
     tests = [
         "tests/kernels/test_kernels.py",
+        "tests/kernels/test_dequantize.py",
         "-q",
         "-p",
         "no:cacheprovider",

@@ -238,3 +238,11 @@ def test_bf16_stays_near_float32():
         a, b = model(IDS).hidden, model(IDS, dtype=torch.bfloat16).hidden
     assert b.dtype == torch.bfloat16
     assert (a - b.float()).norm() / a.norm() < 0.03
+
+
+def test_small_weights_are_computed_with_in_the_dtype_that_is_asked_for():
+    """bf16 embeddings times MiniCPM's scale are not rounded to bf16 where float32 is computed in."""
+    model = build("minicpm").bfloat16().requires_grad_(False)
+    ours = model.logits(model(IDS, dtype=torch.float32).hidden)
+    wide = model.float()
+    torch.testing.assert_close(ours, wide.logits(wide(IDS).hidden), rtol=1e-5, atol=1e-5)

@@ -47,9 +47,9 @@ class NF4:
         """Rows [begin, end); see Tiles."""
         out = scratch(end - begin, self.cols, torch.float32, self.codes.device)
         self._write(out, begin, end)
-        if like.device != out.device:
-            return out.to(like.device, like.dtype)
-        return out if like.dtype == out.dtype else scratch(end - begin, self.cols, like.dtype, out.device).copy_(out)
+        if like.dtype != out.dtype:
+            out = scratch(end - begin, self.cols, like.dtype, out.device).copy_(out)
+        return out.to(like.device)
 
     def take(self, ids: Tensor) -> Tensor:
         """Rows of ids [N], float32."""

@@ -47,11 +47,9 @@ class Blocks:
         """Rows [begin, end) as floats; see Tiles."""
         out = scratch(end - begin, self.cols, torch.float32, torch.device("cpu"))
         self._write(out, begin, end, self.order)
-        if (like.dtype, like.device) == (out.dtype, out.device):
-            return out
-        if like.device.type != "cpu":
-            return out.to(like.device).to(like.dtype)
-        return scratch(end - begin, self.cols, like.dtype, like.device).copy_(out)
+        if like.dtype != out.dtype:
+            out = scratch(end - begin, self.cols, like.dtype, out.device).copy_(out)
+        return out.to(like.device)
 
     def take(self, ids: Tensor) -> Tensor:
         """Rows of ids [N], float32; each that occurs is made once."""

@@ -12,7 +12,7 @@ from gangpao.tune.base.device import Device, compute_dtype, describe
 from gangpao.tune.base.load import base_shape, load_base, sha256_of
 from gangpao.tune.base.quantized import QuantizedLinear
 from tests.model.tiny import tiny
-from tests.text.hf_folder import write_byte_level
+from tests.text.hf_folder import byte_level, save
 
 IDS = torch.randint(0, 300, (1, 24), generator=torch.Generator().manual_seed(2))
 
@@ -22,7 +22,7 @@ def folder(tmp_path):
     def make(dtype=torch.bfloat16, kind="minicpm", **fields):
         model = Transformer.build(tiny(kind, **fields), seed=3).to(dtype)
         path = weights.save(tmp_path / "base", model.config, weights.state(model), shard_bytes=100_000)
-        write_byte_level(path)
+        save(path, byte_level())
         return path
 
     return make
