@@ -192,7 +192,7 @@ class ChatTemplate:
     ) -> int:
         """How many of a masked conversation's ids stand in front of the first answer from message `begin` on."""
         starts = [i for i, (before, mine) in enumerate(itertools.pairwise([0, *mask])) if mine > before]
-        is_answer = [message["role"] == "assistant" for message in messages]
+        is_answer: list[bool] = [message["role"] == "assistant" for message in messages]
         if len(starts) == sum(is_answer) and any(is_answer[begin:]):
             return starts[sum(is_answer[:begin])]
         # Two answers that follow each other are one stretch of the mask in a format without marks.
