@@ -14,6 +14,7 @@ where that has a way to write calls (call_format.py), and goes through tools.py 
 What it gives up: images, and marks that are ordinary text inside a foreign template.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypedDict
@@ -179,13 +180,23 @@ class ChatTemplate:
             parts = render_parts(family, plan.messages, False, continue_final=unended)
             masked = _encode_parts(tokenizer, (*family.text_marks, *plan.marks), parts)
             if begin:
-                prompt = template.encode(tokenizer, messages[:begin], tools=tools)
-                assert masked.ids[: len(prompt)] == prompt
-                masked.mask[: len(prompt)] = [0] * len(prompt)
+                prompt = template._length_of_prompt(tokenizer, masked.mask, messages, tools, begin)
+                masked.mask[:prompt] = [0] * prompt
         if unended and tokenizer.eos_id is not None:
             masked.ids.append(tokenizer.eos_id)
             masked.mask.append(1)
         return masked
+
+    def _length_of_prompt(
+        self, tokenizer: Tokenizer, mask: Sequence[int], messages: Messages, tools: Tools | None, begin: int
+    ) -> int:
+        """How many of a masked conversation's ids stand in front of the first answer from message `begin` on."""
+        starts = [i for i, (before, mine) in enumerate(itertools.pairwise([0, *mask])) if mine > before]
+        is_answer: list[bool] = [message["role"] == "assistant" for message in messages]
+        if len(starts) == sum(is_answer) and any(is_answer[begin:]):
+            return starts[sum(is_answer[:begin])]
+        # Two answers that follow each other are one stretch of the mask in a format without marks.
+        return len(self.encode(tokenizer, messages[:begin], tools=tools))
 
     def _with(self, variables: Variables) -> "ChatTemplate":
         """What renders a conversation: the checkpoint's own template as it is, where it has one of these switches."""

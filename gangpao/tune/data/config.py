@@ -63,6 +63,10 @@ class TuneData(Frozen):
             raise ValueError(
                 f"heldout = {self.heldout} is a share and must be below 1; write a whole number for a count"
             )
+        paths = [file.path for file in (*self.files, *self.heldout_files)]
+        twice = next((path for path in paths if paths.count(path) > 1), None)
+        if twice is not None:
+            raise ValueError(f"files: {twice} is named twice; weight = 2 shows its rows twice as often")
         return self
 
     def below(self, folder: Path | str) -> "TuneData":

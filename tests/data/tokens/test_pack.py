@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gangpao.data.tokens import pack
 from gangpao.data.tokens.order import Permutation, choose, key_of, normalised
-from gangpao.data.tokens.pack import IGNORE, Loader, Part, evaluation_batches
+from gangpao.data.tokens.pack import IGNORE, Loader, Part, evaluation_batches, rows_in_epoch
 from tests.data import makers
 
 
@@ -278,6 +278,26 @@ def test_whole_documents_are_not_cut(tmp_path):
     for group in seen:
         if group[0] in lengths and lengths[group[0]] <= 64:
             assert len(group) == lengths[group[0]]
+
+
+def test_whole_documents_leave_little_room_and_are_seen_once_an_epoch(tmp_path):
+    random = np.random.default_rng(8)
+    shards = makers.numbered(tmp_path / "s", random.integers(5, 60, 300))
+    part = Part("s", shards, 1.0, whole=True)
+    rows = rows_in_epoch(part, 64, 3)
+    assert rows * 64 < 1.05 * shards.num_tokens
+    one = Loader([part], seq_len=64, seed=3)
+    batch = one.take(rows)
+    assert one.tokens_seen == {"s": shards.num_tokens}
+    assert len(np.unique(batch.ids)) == shards.num_tokens
+    small = Loader([part], seq_len=64, seed=3, window=4)
+    while small.tokens_seen["s"] < shards.num_tokens:
+        small.take(1)
+    assert small.epochs == {"s": 1.0}  # the last row of an epoch holds nothing of the next one
+    batches = list(evaluation_batches(shards, 64, 8, whole=True))
+    starts = {int(shards.tokens[int(start)]) for start in shards.offsets[:-1]}
+    for ids, documents in ((i, d) for b in batches for i, d in zip(b.ids, b.documents, strict=True)):
+        assert all(int(ids[documents == n][0]) in starts | {0} for n in np.unique(documents))
 
 
 def test_a_new_stage_goes_on_where_the_old_one_was(three):

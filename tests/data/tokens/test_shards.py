@@ -174,3 +174,23 @@ def test_writing_needs_no_more_memory_than_its_buffer(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True, env=environment, timeout=60)
     digest = hashlib.sha256((tmp_path / "s" / "tokens.bin").read_bytes()).hexdigest()
     assert digest == hashlib.sha256(np.tile(np.arange(1000) % 300, 20000).astype("<u2").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("vocab_size", [60_000, 70_000])
+def test_shards_in_memory_are_those_of_a_folder(tmp_path, masked, vocab_size):
+    documents = [[1, 2, 3], [4], [5, 59_999]]
+    masks = [[0, 1, 1], [0], [1, 1]] if masked else None
+    folder = makers.shards(tmp_path / "s", documents, vocab_size=vocab_size, masks=masks)
+    mask = np.concatenate(masks) if masked else None
+    memory = Shards.in_memory(
+        "s",
+        np.concatenate(documents),
+        np.array([0, 3, 4, 6]),
+        mask,
+        num_bytes=folder.num_bytes,
+        vocab_size=vocab_size,
+    )
+    assert memory.fingerprint == folder.fingerprint
+    assert [memory.document(i).tolist() for i in range(3)] == documents
+    memory.verify()

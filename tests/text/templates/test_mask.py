@@ -59,6 +59,22 @@ def test_the_end_of_a_turn_is_learned_and_no_question(tokenizer, name):
     assert learned(tokenizer, only) == said[1:]
 
 
+@pytest.mark.parametrize("tokenizer", [BPE, SPM], ids=["bpe", "spm"])
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_what_is_learned_begins_behind_the_prompt(tokenizer, name):
+    template = ChatTemplate.named(name)
+    doubled = (
+        [] if template.family.alternates else [[*TALK[:2], assistant("l"), assistant("e")], [assistant("a"), *TALK]]
+    )
+    for messages in ([*TALK, user("a"), assistant("b")], *doubled):
+        for begin, message in enumerate(messages):
+            if begin and message["role"] == "assistant":
+                masked = template.encode_with_mask(tokenizer, messages, begin=begin)
+                prompt = template.encode(tokenizer, messages[:begin])
+                assert masked.ids[: len(prompt)] == prompt
+                assert masked.mask.index(1) == len(prompt)
+
+
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_the_end_is_one_id_where_the_vocabulary_has_it(name):
     template = ChatTemplate.for_model(TEMPLATES[name], tokenizer=BPE)
