@@ -55,7 +55,9 @@ def test_a_folder_stays_as_it_is(folder, stored):
 def test_every_storage_is_near_the_folder(folder, kind, storage):
     path = folder(torch.float32, kind)
     base = load_base(path, storage=storage)
-    error = (logits_of(base.model) - logits_of(weights.load(path))).abs().max() / logits_of(weights.load(path)).abs().max()
+    error = (logits_of(base.model) - logits_of(weights.load(path))).abs().max() / logits_of(
+        weights.load(path)
+    ).abs().max()
     assert error < {"fp32": 1e-6, "bf16": 0.02, "fp16": 0.003, "nf4": 0.6}[storage]
     in_blocks = [m for m in base.model.modules() if isinstance(m, QuantizedLinear)]
     assert bool(in_blocks) == (storage == "nf4")

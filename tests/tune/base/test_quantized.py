@@ -79,12 +79,16 @@ def test_lanes_compute_what_one_thread_does():
     expected = [[layer(x) for layer in layers] for x in xs]
     with ThreadPoolExecutor(3) as lanes:
         found = list(lanes.map(lambda x: [layer(x) for layer in layers], xs))
-    assert all(torch.equal(a, b) for one, two in zip(found, expected, strict=True) for a, b in zip(one, two, strict=True))
+    assert all(
+        torch.equal(a, b) for one, two in zip(found, expected, strict=True) for a, b in zip(one, two, strict=True)
+    )
 
 
 def test_adapters_find_it_as_any_other_linear_layer():
     root = torch.nn.Sequential(QuantizedLinear(of("Q4_0")[0]))
-    assert replace_linears(root, lambda name, linear: torch.nn.Identity() if isinstance(linear, Linear) else None) == ["0"]
+    assert replace_linears(root, lambda name, linear: torch.nn.Identity() if isinstance(linear, Linear) else None) == [
+        "0"
+    ]
     adapter = type("Adapter", (QuantizedLinear,), {})(of("Q4_0")[0])
     assert adapter.frozen_tiles() is None
     assert QuantizedLinear(of("Q4_0")[0]).frozen_tiles() is not None
