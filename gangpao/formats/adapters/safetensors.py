@@ -48,17 +48,23 @@ def read(path: str | os.PathLike[str]) -> dict[str, Floats]:
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Floats]) -> None:
     """Tensors as a file of F32, sorted by name."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, values in sorted(tensors.items()):
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [at, at + values.nbytes]}
-        at += values.nbytes
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    ordered = dict(sorted(tensors.items()))
     with Path(path).open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for _, values in sorted(tensors.items()):
+        file.write(header({name: ("F32", values.shape, values.nbytes) for name, values in ordered.items()}))
+        for values in ordered.values():
             file.write(np.ascontiguousarray(values, dtype="<f4").tobytes())
+
+
+def header(entries: Mapping[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+    """Everything before the data of tensors that follow each other in this order; name -> type, shape, bytes."""
+    out: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, (kind, shape, nbytes) in entries.items():
+        out[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    raw = json.dumps(out, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def _damaged(path: Path, what: str) -> ValueError:
