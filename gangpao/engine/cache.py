@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gangpao import kernels
-from gangpao.engine.adapters import Mix
-from gangpao.engine.config import ModelConfig
+from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.rope import Angles
 from gangpao.engine.sample import PromptScores, TokenLogprob
 

@@ -23,7 +23,7 @@ from gangpao.engine import adapters as adapters_
 from gangpao.engine import memory
 from gangpao.engine.answer import Answer, FinishReason, Piece, Progress, Stats
 from gangpao.engine.cache import KVCache, KVType, common
-from gangpao.engine.config import ModelConfig
+from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.sample import UNSAID, Logits, SamplingParams, recommended_in
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
@@ -110,7 +110,7 @@ class Engine:
         """
         self.model.adapters.chosen = self.model.adapters.mix(adapters)
 
-    def mix(self, adapters: Mapping[str, float | None] | None) -> adapters_.Mix | None:
+    def mix(self, adapters: Mapping[str, float | None] | None) -> Mix | None:
         """Adapters by name as caches have them; None stays: those of `use`. Raises ValueError for an unknown name."""
         return None if adapters is None else self.model.adapters.mix(adapters)
 
@@ -148,7 +148,7 @@ class Engine:
 class Session:
     """One KV cache and the ids in it. Made by Engine.session; runs one Generation at a time."""
 
-    def __init__(self, engine: Engine, adapters: adapters_.Mix | None = None) -> None:
+    def __init__(self, engine: Engine, adapters: Mix | None = None) -> None:
         self.engine = engine
         self.cache: KVCache = engine.model.new_cache(engine.context, engine.kv_dtype, adapters)
         self.ids: list[int] = []

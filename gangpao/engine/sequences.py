@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gangpao.engine.adapters import Mix
 from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
 from gangpao.engine.cache import KVCache
+from gangpao.engine.config import Mix
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Logits, PromptScores, SamplingParams, TokenLogprob
 from gangpao.engine.speculate import Drafter, verify

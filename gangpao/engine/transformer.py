@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from gangpao import kernels
 from gangpao.engine import exact
-from gangpao.engine.adapters import Adapters, LayerTables, Mix
+from gangpao.engine.adapters import Adapters, LayerTables
 from gangpao.engine.cache import KVCache, KVPool, KVType
-from gangpao.engine.config import ModelConfig
+from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.rope import Angles, inverse_frequencies
 from gangpao.engine.sample import TokenLogprob, logprobs_of
 from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer

@@ -13,6 +13,6 @@ What it gives up: DoRA and adapters of the embedding are not computed here (merg
 """
 
 from gangpao.engine.adapters.base import bytes_of, check, module_shapes, read
-from gangpao.engine.adapters.loaded import Adapters, LayerTables, Mix, quantize
+from gangpao.engine.adapters.loaded import Adapters, LayerTables, quantize
 
-__all__ = ["Adapters", "LayerTables", "Mix", "bytes_of", "check", "module_shapes", "quantize", "read"]
+__all__ = ["Adapters", "LayerTables", "bytes_of", "check", "module_shapes", "quantize", "read"]

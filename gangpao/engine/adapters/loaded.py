@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from gangpao import kernels
 from gangpao.engine.adapters.base import HEAD, MODULES, check
-from gangpao.engine.config import ModelConfig
+from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.weights import Weights
 from gangpao.formats.adapters import Adapter, Part
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.int8]
 LowRankSource = tuple[Bytes, Bytes, Floats, Floats] | tuple[Floats, Floats, Floats, Floats]
-Mix = tuple[tuple[int, float], ...]  # (number of an adapter, scale), by number; empty is the base
 
 
 class LayerTables:
