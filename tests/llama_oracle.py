@@ -22,10 +22,14 @@ class LlamaOracle:
     One thread: its threads wait by spinning, and two of them on a busy machine are ten times slower than one.
     """
 
-    def __init__(self, path: Path | str, n_ctx: int = 512, threads: int = 1, kv: str = "F32") -> None:
+    def __init__(
+        self, path: Path | str, n_ctx: int = 512, threads: int = 1, kv: str = "F32", adapter: Path | None = None
+    ) -> None:
         x = pytest.importorskip("xllamacpp", reason="xllamacpp (llama.cpp) is not installed")
         p = x.CommonParams()
         p.model.path = str(path)
+        if adapter is not None:
+            p.lora_adapters = [x.CommonAdapterLoraInfo(str(adapter), 1.0)]
         p.n_ctx = p.n_batch = n_ctx
         p.n_ubatch = min(n_ctx, 512)
         p.n_parallel = 1

@@ -57,6 +57,7 @@ def bench(
     prompt_tokens: PromptTokens = 512,
     decode_tokens: DecodeTokens = 64,
     repeat: Repeat = 3,
+    adapter: opt.Adapters = None,
     *,
     options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv"))],
     suite: SuiteOptions,
@@ -66,19 +67,30 @@ def bench(
     if suite.suite:
         if not models:
             raise ValueError("--suite compares models: name them, -m A -m B")
+        if adapter:
+            raise ValueError("--suite measures models without adapters; leave --suite or --adapter out")
         run_suite(models, suite, options, decode_tokens=decode_tokens, repeat=repeat)
         return
     if len(models) != 1:
         named = f"{len(models)} models, and one is measured" if models else "no model is named"
         raise ValueError(f"{named}: gangpao bench MODEL, or gangpao bench --suite -m A -m B to compare")
-    one(models[0], prompt_tokens, decode_tokens, repeat, options)
+    one(models[0], prompt_tokens, decode_tokens, repeat, options, adapter)
 
 
-def one(model: str, prompt_tokens: int, decode_tokens: int, repeat: int, options: EngineOptions) -> None:
-    """Measure one model and print it."""
+def one(
+    model: str,
+    prompt_tokens: int,
+    decode_tokens: int,
+    repeat: int,
+    options: EngineOptions,
+    adapter: list[str] | None = None,
+) -> None:
+    """Measure one model, with its adapters, and print it."""
     from gangpao import kernels
 
-    engine = loading.load_engine(model, options=replace(options, context=prompt_tokens + decode_tokens))
+    engine = loading.load_engine(
+        model, options=replace(options, context=prompt_tokens + decode_tokens), adapters=adapter
+    )
     watch = machine.Watch()
     before = kernels.read_bandwidth()
     prefill, decode = measure(engine, prompt_tokens, decode_tokens, repeat)
@@ -98,6 +110,10 @@ def one(model: str, prompt_tokens: int, decode_tokens: int, repeat: int, options
     )
     rows = [
         ("model", f"{engine.name}, {engine.model.nbytes / 1e6:,.0f} MB of weights, KV {options.kv}"),
+        *[
+            ("adapter", f"{name}, {engine.model.adapters[name].nbytes / 1e6:,.1f} MB")
+            for name in engine.model.adapters.names()
+        ],
         ("kernels", screen.kernels_line()),
         (f"prefill {prompt_tokens}", f"{result.prefill_tps:.1f} tok/s   ({_all(prefill)})"),
         (f"decode {decode_tokens}", f"{result.decode_tps:.1f} tok/s   ({_all(decode)})"),

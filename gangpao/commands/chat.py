@@ -77,7 +77,7 @@ NoHistory = Annotated[
     bool, typer.Option("--no-history", help="Do not read or keep the file of questions typed before.")
 ]
 # Options that belong to a model in this process, and those that belong to a server.
-LOCAL_ONLY = frozenset({*Fields(EngineOptions).chosen(), "cost_profile", "yes"})
+LOCAL_ONLY = frozenset({*Fields(EngineOptions).chosen(), "cost_profile", "yes", "adapter"})
 REMOTE_ONLY = frozenset({"api_key", "ca", "insecure"})
 
 
@@ -94,6 +94,7 @@ def chat(
     ctx: typer.Context,
     named: opt.Named = None,
     model: opt.Model = None,
+    adapter: opt.Adapters = None,
     yes: opt.Yes = False,
     system: opt.System = "",
     *,
@@ -122,7 +123,7 @@ def chat(
             converse(there, history=history)
     else:
         meter = cost.Meter(cost_profile)
-        load = partial(loading.load_engine, options=engine, yes=yes)
+        load = loading.with_adapters(partial(loading.load_engine, options=engine, yes=yes), model, adapter)
         # Nobody else holds the engine, so that another one finds its memory free.
         here = Local(load(model), chosen, meter=meter, load=load, source=model, system=system)
         known = catalog.load().models.get(here.model_name)

@@ -24,6 +24,8 @@ import typer
 
 from gangpao import machine
 from gangpao.commands import bench
+from gangpao.commands import options as opt
+from gangpao.commands.model.adapters import chosen
 from gangpao.commands.model.find import find_model
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
@@ -94,6 +96,7 @@ ListTasks = Annotated[bool, typer.Option("--list", help="Show suites and tasks."
 def run(
     ctx: typer.Context,
     model: Model = None,
+    adapter: opt.Adapters = None,
     suite: Suite = None,
     task: TaskName = None,
     data: Data = None,
@@ -138,7 +141,9 @@ def run(
     )  # fmt: skip
     folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{'-'.join(names)}")
     serving = load.Serving(name=server_model, api_key=api_key)
-    loaded = load.load(model, options, batch=batch, torch=torch, float32=float32, serving=serving)
+    loaded = load.load(
+        model, options, batch=batch, torch=torch, float32=float32, serving=serving, adapters=chosen(adapter)
+    )
     try:
         _measure(loaded, settings, folder, speed=not no_speed)
     finally:

@@ -23,6 +23,14 @@ Model = Annotated[
     str | None,
     typer.Option("-m", "--model", help=f"{MODEL}; the best that is installed if not given."),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="PATH[:SCALE]",
+        help="A LoRA adapter: a PEFT folder or a GGUF file; repeatable, all are added.",
+    ),
+]
 Named = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as -m.", show_default=False)]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL}.")]
 StoreName = Annotated[

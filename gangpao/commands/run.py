@@ -52,6 +52,7 @@ Params = Annotated[
 def run(
     words: Words = None,
     model: opt.Model = None,
+    adapter: opt.Adapters = None,
     yes: opt.Yes = False,
     as_json: opt.Json = False,
     system: opt.System = "",
@@ -69,7 +70,7 @@ def run(
     talks = prompt is None and model is not None and sys.stdin.isatty() and not (as_json or raw)
     text = "" if talks else read_prompt(prompt)
     meter = cost.Meter(cost_profile)
-    load = partial(loading.load_engine, options=engine, yes=yes)
+    load = loading.with_adapters(partial(loading.load_engine, options=engine, yes=yes), model, adapter)
     if talks:  # `run MODEL` at a terminal is a conversation, as with Ollama
         from gangpao.commands import chat
 

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,15 +25,17 @@ import gangpao
 from gangpao import catalog
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
+from gangpao.commands.model.adapters import served
 from gangpao.commands.terminal import screen
 from gangpao.commands.terminal.screen import Percent
+from gangpao.engine import adapters
 from gangpao.engine.config import ModelConfig
 from gangpao.formats.gguf import GGUF
 from gangpao.options import Fields, command_of, flag_of, option
 from gangpao.serve import app
 from gangpao.serve.http import tls
 from gangpao.serve.http.access import Access, Listen, check_binding
-from gangpao.serve.models import Limits
+from gangpao.serve.models import AdapterFile, Limits
 from gangpao.serve.server import Server, Settings
 from gangpao.units import show_bytes
 
@@ -41,6 +43,13 @@ Models = Annotated[
     list[str] | None,
     typer.Option("-m", "--model", help=f"{opt.MODEL}; repeatable, the first is loaded at start."),
 ]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", metavar="NAME=PATH[:SCALE]",
+        help="A LoRA adapter (PEFT folder or GGUF file) of the first model, served as model NAME; repeatable, all share that base.",
+    ),
+]  # fmt: skip
 Grace = Annotated[
     float, typer.Option("--grace", min=1, max=3600, help="Seconds that answers may still take after Ctrl-C.")
 ]
@@ -89,6 +98,7 @@ def serve(
     ctx: typer.Context,
     extra: Extra = None,
     model: Models = None,
+    adapter: Adapter = None,
     yes: opt.Yes = False,
     *,
     listen: Listen,
@@ -117,14 +127,31 @@ def serve(
     if extra:
         raise ValueError(f"{extra[0]!r:.60}: arguments after the options are for --engine vllm only")
     models, opened = find_models(model, yes=yes)
+    on_base = read_adapters(adapter, models, opened)
     settings = Settings(
-        models, aliases=read_aliases(alias, models), short_paths=short_paths,
+        models, aliases=read_aliases(alias, [*models, *on_base]), adapters=on_base, short_paths=short_paths,
         **vars(listen), **vars(access), **vars(limits), cost_profile=cost_profile,
     )  # fmt: skip
     _run(Server(settings, opened), cert, grace, phone)
 
 
-def read_aliases(given: list[str] | None, models: Mapping[str, Path]) -> dict[str, str]:
+def read_adapters(
+    given: list[str] | None, models: Mapping[str, Path], opened: Mapping[str, GGUF]
+) -> dict[str, AdapterFile]:
+    """--adapter NAME=PATH[:SCALE]. Raises ValueError for what cannot be served on the first model, before that is loaded."""
+    base = next(iter(models))
+    found = served(given, base, models)
+    for name, one in found.items():
+        gguf = opened[base]
+        config = ModelConfig.from_gguf(gguf)
+        try:
+            adapters.check(adapters.read(one.path, gguf, config), config)
+        except ValueError as error:
+            raise ValueError(f"--adapter {name}: {error}") from None
+    return found
+
+
+def read_aliases(given: list[str] | None, models: Collection[str]) -> dict[str, str]:
     """--alias NAME=MODEL, or a NAME alone for the first model. Raises ValueError for a model that is not served."""
     found: dict[str, str] = {}
     for one in given or ():
@@ -182,6 +209,7 @@ def _check_vllm(ctx: typer.Context, model: list[str] | None) -> None:
     ours: dict[str, type] = {**dict.fromkeys(_LIMITS, Limits), "allow_image_hosts": Access}
     flags = {name: flag_of(record, name) for name, record in ours.items()}
     flags |= {
+        "adapter": "--adapter",
         "cost_profile": "--cost-profile",
         "phone": "--phone",
         "yes": "--yes",
@@ -243,7 +271,7 @@ def _run(server: Server, cert: tls.Files | None, grace: float, phone: bool) -> N
 
 def start_line(settings: Settings, url: str, cert: tls.Files | None) -> str:
     """What is served where."""
-    names = list(settings.models)
+    names = [*settings.models, *settings.adapters]
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     size = show_bytes(catalog.bytes_of(next(iter(settings.models.values()))))
     line = f"gangpao {gangpao.__version__}: {url}  (API: {url}/v1)  models: {shown}; loading {names[0]}, {size}"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gangpao import kernels
-from gangpao.engine.config import ModelConfig
+from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.rope import Angles
 from gangpao.engine.sample import PromptScores, TokenLogprob
 
@@ -37,12 +37,13 @@ def bytes_needed(config: ModelConfig, capacity: int, dtype: KVType) -> int:
 
 
 class KVCache:
-    """One sequence in a pool: `length` positions are filled, at most `capacity` fit."""
+    """One sequence in a pool: `length` positions are filled, at most `capacity` fit. adapters: what it is computed with."""
 
-    def __init__(self, pool: KVPool, pages: list[int], length: int) -> None:
+    def __init__(self, pool: KVPool, pages: list[int], length: int, adapters: Mix) -> None:
         self.pool = pool
         self.pages = pages
         self.length = length
+        self.adapters = adapters
 
     @property
     def capacity(self) -> int:
@@ -108,9 +109,12 @@ class KVPool:
     """Pages for many sequences of at most `context` positions, and the prefixes that are remembered.
 
     tokens: positions in all, at least one context. angles: the rotary ones it is made for (longrope depends on the context).
+    adapters: those of a sequence for which none are named. What one mix of adapters computed is never taken for another.
     """
 
-    def __init__(self, config: ModelConfig, context: int, dtype: KVType, tokens: int, angles: Angles) -> None:
+    def __init__(
+        self, config: ModelConfig, context: int, dtype: KVType, tokens: int, angles: Angles, adapters: Mix = ()
+    ) -> None:
         if dtype not in ("f16", "int8"):
             raise ValueError(f"KV cache type '{dtype}' is unknown; use f16 or int8")
         if context < 1:
@@ -118,13 +122,14 @@ class KVPool:
         self.context = context
         self.dtype = dtype
         self.angles = angles
+        self.adapters = adapters
         self.pages = -(-max(tokens, context) // PAGE)
         self.native = kernels.Cache(
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.pages, dtype == "int8"
         )
         self._users = [0] * self.pages
         self._free = list(range(self.pages - 1, -1, -1))
-        self._root = _Node(-1, (), None)
+        self._roots: dict[Mix, _Node] = {}
         self._nodes: dict[int, _Node] = {}  # by page
         self._clock = itertools.count(1)
 
@@ -143,19 +148,24 @@ class KVPool:
         """Pages that only the memory of prefixes holds, and that go when they are needed."""
         return sum(self._users[page] == 1 for page in self._nodes)
 
-    def new(self) -> KVCache:
-        """An empty sequence."""
-        return KVCache(self, [], 0)
+    def new(self, adapters: Mix | None = None) -> KVCache:
+        """An empty sequence, to be computed with those adapters; None: with those of the pool."""
+        return KVCache(self, [], 0, self.adapters if adapters is None else adapters)
+
+    def _root(self, adapters: Mix) -> _Node:
+        """Where what is remembered of those adapters begins."""
+        return self._roots.get(adapters) or _Node(-1, (), None)
 
     def fork(self, cache: KVCache) -> KVCache:
         """A sequence that begins with all of another's and goes on by itself; a page is copied when it is written to."""
         for page in cache.pages:
             self._users[page] += 1
-        return KVCache(self, list(cache.pages), cache.length)
+        return KVCache(self, list(cache.pages), cache.length, cache.adapters)
 
-    def match_prefix(self, ids: Sequence[int]) -> KVCache:
-        """A sequence with as much of ids in it as is remembered, but at least one id is left to compute."""
-        cache, node, limit = self.new(), self._root, len(ids) - 1
+    def match_prefix(self, ids: Sequence[int], adapters: Mix | None = None) -> KVCache:
+        """A sequence with as much of ids in it as is remembered of the same adapters, but at least one id is left to compute."""
+        cache = self.new(adapters)
+        node, limit = self._root(cache.adapters), len(ids) - 1
         while cache.length < limit:
             child, same = node.best(ids[cache.length : min(limit, cache.length + PAGE)])
             if child is None:
@@ -169,10 +179,10 @@ class KVPool:
             node = child
         return cache
 
-    def match_scores(self, ids: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
-        """Log-probabilities of the first ids that are remembered with so many alternatives."""
+    def match_scores(self, ids: Sequence[int], alternatives: int, adapters: Mix) -> list[TokenLogprob | None]:
+        """Log-probabilities of the first ids under those adapters that are remembered with so many alternatives."""
         out: list[TokenLogprob | None] = []
-        node = self._root
+        node = self._root(adapters)
         while len(out) < len(ids):
             child, same = node.best(ids[len(out) : len(out) + PAGE])
             if child is None or child.scores.alternatives < alternatives:
@@ -238,7 +248,7 @@ class KVPool:
         scores: log-probabilities of the first ids, to be remembered with them.
         """
         assert cache.length <= len(ids)
-        node = self._root
+        node = root = self._root(cache.adapters)
         for at in range(0, cache.length, PAGE):
             tokens = tuple(ids[at : min(at + PAGE, cache.length)])
             if whole and len(tokens) < PAGE:
@@ -246,6 +256,7 @@ class KVPool:
             child, same = node.best(tokens)
             if child is None or same < min(len(child.tokens), len(tokens)):
                 child = self._remember(cache.pages[at // PAGE], tokens, node)
+                self._roots[cache.adapters] = root
             elif same == len(child.tokens) < len(tokens):
                 self._replace(child, cache.pages[at // PAGE], tokens)
             if scores is not None:
@@ -298,5 +309,6 @@ class KVPool:
         siblings.remove(node)
         if not siblings:
             del node.parent.children[node.tokens[0]]
+            self._roots = {adapters: root for adapters, root in self._roots.items() if root.children}
         del self._nodes[node.page]
         self.free([node.page])

@@ -9,6 +9,8 @@ from typing import Literal
 from gangpao.formats.architectures import KEYS, Architecture, GGUFForm, by_gguf_name
 from gangpao.formats.gguf import GGUF, ModelFileError
 
+# What a sequence is computed with beside the base: (number of an adapter, scale), by number; empty is the base alone.
+Mix = tuple[tuple[int, float], ...]
 RopeKind = Literal["none", "linear", "ntk", "yarn", "longrope"]
 
 

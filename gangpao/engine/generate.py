@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gangpao import kernels, machine
+from gangpao.engine import adapters as adapters_
 from gangpao.engine import memory
 from gangpao.engine.answer import Answer, FinishReason, Piece, Progress, Stats
 from gangpao.engine.cache import KVCache, KVType, common
-from gangpao.engine.config import ModelConfig
+from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.sample import UNSAID, Logits, SamplingParams, recommended_in
 from gangpao.engine.speculate import Drafter, verify
 from gangpao.engine.transformer import Floats, Transformer
+from gangpao.formats.adapters import Adapter
 from gangpao.formats.gguf import GGUF
 from gangpao.text.fill import FillMarks, fill_marks
 from gangpao.text.templates.chat import ChatTemplate
@@ -61,11 +63,13 @@ class Engine:
         num_threads: int | None = None,
         progress: Progress | None = None,
         float32: bool = False,
+        adapters: Mapping[str, Adapter | str | os.PathLike[str]] | None = None,
     ) -> "Engine":
         """Load a GGUF file, or one that is open already.
 
         Without `context`, the widest of 8192, 4096, ... that the model and the memory allow. float32: compute with weights and
-        activations of that type, which takes more memory and time, to be compared with programs that do.
+        activations of that type, which takes more memory and time, to be compared with programs that do. adapters: by name, as
+        they are or as PEFT folders and GGUF files; an answer uses those that it names, or else those of `use`.
 
         progress(done, total) is called in bytes. Raises ValueError when memory does not suffice, naming need, have and
         ways out, and ModelFileError (a ValueError) for a damaged or unsupported file.
@@ -73,12 +77,19 @@ class Engine:
         start = time.perf_counter()
         gguf = path if isinstance(path, GGUF) else GGUF.open(path)
         config = ModelConfig.from_gguf(gguf)
-        context = memory.plan_memory(gguf, config, context, kv_dtype, float32=float32)
+        found = {
+            name: one if isinstance(one, Adapter) else adapters_.read(one, gguf, config)
+            for name, one in (adapters or {}).items()
+        }
+        beside = sum(adapters_.bytes_of(one, float32=float32) for one in found.values())
+        context = memory.plan_memory(gguf, config, context, kv_dtype, float32=float32, adapters=beside)
         kernels.set_num_threads(num_threads or machine.physical_cores())
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         source = tokenizer.chat_template
         template = ChatTemplate.for_model(source, tokenizer=tokenizer, architecture=config.architecture)
         model = Transformer.load(gguf, progress=progress, float32=float32)
+        for label, adapter in found.items():
+            model.add_adapter(label, adapter)
         name = gguf.path.name.removesuffix(".gguf")
         sampling = recommended_in(gguf.metadata)
         fill = fill_marks(tokenizer, gguf.metadata)
@@ -92,9 +103,20 @@ class Engine:
         chosen: dict[str, Any] = {**UNSAID, **self.sampling}
         return SamplingParams(**chosen | {name: value for name, value in given.items() if value is not None})
 
-    def session(self) -> "Session":
-        """A new conversation with an empty cache."""
-        return Session(self)
+    def use(self, adapters: Mapping[str, float | None]) -> None:
+        """What answers are computed with from now on that name no adapters: names -> scales, None for their own; none: the base.
+
+        Conversations and schedulers that were made before go on as they are. Raises ValueError for an unknown name.
+        """
+        self.model.adapters.chosen = self.model.adapters.mix(adapters)
+
+    def mix(self, adapters: Mapping[str, float | None] | None) -> Mix | None:
+        """Adapters by name as caches have them; None stays: those of `use`. Raises ValueError for an unknown name."""
+        return None if adapters is None else self.model.adapters.mix(adapters)
+
+    def session(self, adapters: Mapping[str, float | None] | None = None) -> "Session":
+        """A new conversation with an empty cache. adapters: names -> scales (None: their own); not given: those of `use`."""
+        return Session(self, self.mix(adapters))
 
     def splitter(self, prompt_ids: Sequence[int]) -> Splitter:
         """What tells thought and answer apart in the text that follows this prompt, whose end may have opened a thought."""
@@ -126,9 +148,9 @@ class Engine:
 class Session:
     """One KV cache and the ids in it. Made by Engine.session; runs one Generation at a time."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, adapters: Mix | None = None) -> None:
         self.engine = engine
-        self.cache: KVCache = engine.model.new_cache(engine.context, engine.kv_dtype)
+        self.cache: KVCache = engine.model.new_cache(engine.context, engine.kv_dtype, adapters)
         self.ids: list[int] = []
 
     def reuse(self, prompt_ids: Sequence[int]) -> int:

@@ -49,10 +49,12 @@ class Need:
         return self.weights + self.cache + self.work
 
 
-def estimate(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType, *, float32: bool = False) -> Need:
-    """Peak memory of the model with a full cache of `context` positions."""
+def estimate(
+    gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType, *, float32: bool = False, adapters: int = 0
+) -> Need:
+    """Peak memory of the model with a full cache of `context` positions. adapters: bytes of those beside it."""
     untied = "output.weight" in gguf.tensors
-    weights = 0
+    weights = adapters
     for name, info in gguf.tensors.items():
         if untied and name == "token_embd.weight":
             continue  # stays in the file; rows are read as they are needed
@@ -79,9 +81,9 @@ def work_bytes(c: ModelConfig) -> int:
 
 
 def plan_memory(
-    gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType, *, float32: bool = False
+    gguf: GGUF, config: ModelConfig, context: int | None, kv_dtype: KVType, *, float32: bool = False, adapters: int = 0
 ) -> int:
-    """The context to load with. A given one is taken or refused; else the widest default that fits.
+    """The context to load with. A given one is taken or refused; else the widest default that fits. adapters: their bytes.
 
     Raises ValueError naming need, have and ways out, or the model's own limit.
     """
@@ -93,10 +95,10 @@ def plan_memory(
     while (
         context is None
         and wanted > NARROWEST_DEFAULT
-        and estimate(gguf, config, wanted, kv_dtype, float32=float32).total > have
+        and estimate(gguf, config, wanted, kv_dtype, float32=float32, adapters=adapters).total > have
     ):
         wanted = max(NARROWEST_DEFAULT, wanted // 2)
-    need = estimate(gguf, config, wanted, kv_dtype, float32=float32)
+    need = estimate(gguf, config, wanted, kv_dtype, float32=float32, adapters=adapters)
     if need.total > have:
         raise ValueError(_refusal(gguf, config, need, have, wanted, kv_dtype))
     return wanted

@@ -97,6 +97,7 @@ class Scheduler:
         self.pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
         self.batch = batch
         self.places = batch + queue  # for answers that run or wait
+        self.preparing = 0  # requests that are about to be submitted; whoever prepares them counts
         self._queue = Queue()
         self._running: list[Sequence] = []
         self._wake = threading.Condition()
@@ -110,15 +111,24 @@ class Scheduler:
         check_prompt(request.prompt_ids, self.engine)
         return self._put(AnswerSequence(self.engine, request, on_event))
 
-    def embed(self, ids: abc.Sequence[int], on_done: OnEmbedding, *, client: str = "") -> Handle:
+    def embed(
+        self,
+        ids: abc.Sequence[int],
+        on_done: OnEmbedding,
+        *,
+        client: str = "",
+        adapters: abc.Mapping[str, float | None] | None = None,
+    ) -> Handle:
         """Queue a text for its embedding: the mean over its tokens of the last hidden states, float32 [D], not scaled.
 
         on_done gets it, or one exception. Raises as submit does.
         """
         check_prompt(ids, self.engine)
-        return self._put(EmbeddingSequence(ids, client, on_done))
+        return self._put(EmbeddingSequence(ids, client, on_done, self.engine.mix(adapters)))
 
     def _put(self, sequence: Sequence) -> Handle:
+        if sequence.adapters is None:
+            sequence.adapters = self.pool.adapters
         with self._wake:
             if self._closing or self._draining or not self._thread.is_alive():
                 raise Busy(len(self._queue), 1.0)
@@ -278,10 +288,11 @@ class Scheduler:
     def _match(self, sequence: Sequence) -> KVCache:
         """A cache with what is remembered of the sequence's ids, as far as everything that is wanted of them is known."""
         if sequence.skips_prefix_cache:
-            return self.pool.new()
-        cache = self.pool.match_prefix(sequence.ids)
+            return self.pool.new(sequence.adapters)
+        cache = self.pool.match_prefix(sequence.ids, sequence.adapters)
         if sequence.scores is not None:
-            known = self.pool.match_scores(sequence.ids[: sequence.stats.prompt_tokens], sequence.scores.alternatives)
+            prompt = sequence.ids[: sequence.stats.prompt_tokens]
+            known = self.pool.match_scores(prompt, sequence.scores.alternatives, cache.adapters)
             sequence.scores.values = max(sequence.scores.values, known, key=len)
             if len(sequence.scores.values) < sequence.stats.prompt_tokens:
                 cache.truncate(min(cache.length, len(sequence.scores.values) - 1))

@@ -15,7 +15,7 @@ neighbours (sort them).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gangpao.engine.cache import PAGE, KVCache, KVPool, common
@@ -78,10 +78,20 @@ class _Run:
 
 
 class Scorer:
-    """Scores items with one engine; its pool is kept between calls, so heads are remembered. `stats` counts since it was made."""
+    """Scores items with one engine; its pool is kept between calls, so heads are remembered. `stats` counts since it was made.
 
-    def __init__(self, engine: Engine, pool_tokens: int = POOL_TOKENS) -> None:
+    adapters: names -> scales (None: their own); not given: what the engine uses.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool_tokens: int = POOL_TOKENS,
+        *,
+        adapters: Mapping[str, float | None] | None = None,
+    ) -> None:
         self.engine = engine
+        self._adapters = engine.mix(adapters)
         self.stats = ScoreStats()
         # A lone item of the whole context has to fit, with a page of its own for the ending that is being read.
         self._tokens = max(pool_tokens, engine.context + 2 * PAGE)
@@ -133,7 +143,7 @@ class Scorer:
             item = queue[0]
             if runs and committed + began + item.tokens > self._tokens:
                 break
-            cache = self._pool.match_prefix(item.context)
+            cache = self._pool.match_prefix(item.context, self._adapters)
             if any(
                 common(run.ids, item.context) // PAGE > -(-cache.length // PAGE) for run in runs if run.ending is None
             ):

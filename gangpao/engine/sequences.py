@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
 from gangpao.engine.cache import KVCache
+from gangpao.engine.config import Mix
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Logits, PromptScores, SamplingParams, TokenLogprob
 from gangpao.engine.speculate import Drafter, verify
@@ -49,7 +50,8 @@ class Request:
 
     continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
     text so far may be tried (they never change the answer). prompt_logprobs: log-probabilities of the prompt's tokens are
-    wanted, with so many alternatives each. prompt_only: no answer, the prompt is read and that is all.
+    wanted, with so many alternatives each. prompt_only: no answer, the prompt is read and that is all. adapters: names ->
+    scales (None: their own); not given: what the engine uses.
     """
 
     prompt_ids: abc.Sequence[int]
@@ -61,6 +63,7 @@ class Request:
     speculate: bool = True
     prompt_logprobs: int | None = None
     prompt_only: bool = False
+    adapters: abc.Mapping[str, float | None] | None = None
 
 
 Event = Piece | Exception
@@ -123,9 +126,10 @@ class Sequence:
     skips_prefix_cache = False  # whether remembered prefixes are of no use
     scores: PromptScores | None = None  # of its prompt, where they are wanted
 
-    def __init__(self, ids: abc.Sequence[int], client: str) -> None:
+    def __init__(self, ids: abc.Sequence[int], client: str, adapters: Mix | None = None) -> None:
         self.ids = list(ids)
         self.client = client
+        self.adapters = adapters
         self.cache: KVCache | None = None
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.cancelled = False
@@ -136,7 +140,7 @@ class Sequence:
 
     def helps(self, other: "Sequence") -> bool:
         """Whether what this one computes of a common beginning spares the other one computing it."""
-        if self.decoding or self.skips_prefix_cache:
+        if self.decoding or self.skips_prefix_cache or self.adapters != other.adapters:
             return False
         if other.scores is None:
             return True
@@ -182,7 +186,7 @@ class AnswerSequence(Sequence):
     """An answer that is being made."""
 
     def __init__(self, engine: Engine, request: Request, on_event: OnEvent) -> None:
-        super().__init__(request.prompt_ids, request.client)
+        super().__init__(request.prompt_ids, request.client, engine.mix(request.adapters))
         self.request = request
         self.answer = Answer(
             engine.tokenizer, engine.model.config.vocab_size, request.prompt_ids, request.params,
@@ -291,8 +295,8 @@ class EmbeddingSequence(Sequence):
 
     skips_prefix_cache = True
 
-    def __init__(self, ids: abc.Sequence[int], client: str, on_done: OnEmbedding) -> None:
-        super().__init__(ids, client)
+    def __init__(self, ids: abc.Sequence[int], client: str, on_done: OnEmbedding, adapters: Mix | None = None) -> None:
+        super().__init__(ids, client, adapters)
         self._on_done = on_done
         self._sum: npt.NDArray[np.float64] | None = None
 

@@ -21,11 +21,13 @@ import numpy.typing as npt
 
 from gangpao import kernels
 from gangpao.engine import exact
+from gangpao.engine.adapters import Adapters, LayerTables
 from gangpao.engine.cache import KVCache, KVPool, KVType
-from gangpao.engine.config import ModelConfig
+from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.rope import Angles, inverse_frequencies
 from gangpao.engine.sample import TokenLogprob, logprobs_of
 from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer
+from gangpao.formats.adapters import Adapter
 from gangpao.formats.gguf import GGUF
 
 Floats = npt.NDArray[np.float32]
@@ -55,9 +57,9 @@ class Segment:
 
 
 class _Buffers:
-    """Work space for one chunk. Pages are touched only as far as tokens need them."""
+    """Work space for one chunk. Pages are touched only as far as tokens need them. floats: kept of all inputs, for adapters."""
 
-    def __init__(self, c: ModelConfig, w: Weights) -> None:
+    def __init__(self, c: ModelConfig, w: Weights, *, floats: bool = False) -> None:
         q_rows, kv_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
 
         self.hidden = kernels.Array(CHUNK, c.hidden_size)
@@ -66,26 +68,34 @@ class _Buffers:
         self.attended = kernels.Array(CHUNK, q_rows)
         self.cos = kernels.Array(CHUNK, max(1, c.rope_dim // 2))
         self.sin = kernels.Array(CHUNK, max(1, c.rope_dim // 2))
-        self.normed = kernels.Activation(CHUNK, c.hidden_size, [x for y in w.layers for x in (y.qkv, y.gate_up)])
-        self.heads = kernels.Activation(CHUNK, q_rows, [y.o for y in w.layers])
-        self.gated = kernels.Activation(CHUNK, c.intermediate_size, [y.down for y in w.layers])
+        self.normed = kernels.Activation(
+            CHUNK, c.hidden_size, [x for y in w.layers for x in (y.qkv, y.gate_up)], floats
+        )
+        self.heads = kernels.Activation(CHUNK, q_rows, [y.o for y in w.layers], floats)
+        self.gated = kernels.Activation(CHUNK, c.intermediate_size, [y.down for y in w.layers], floats)
         self.final = kernels.Array(LOGIT_ROWS, c.hidden_size)
-        self.final_normed = kernels.Activation(LOGIT_ROWS, c.hidden_size, [w.head])
+        self.final_normed = kernels.Activation(LOGIT_ROWS, c.hidden_size, [w.head], floats)
         self.logits = kernels.Array(LOGIT_ROWS, c.vocab_size)
         self.hidden_view, self.final_view, self.logits_view = (
             x.numpy() for x in (self.hidden, self.final, self.logits)
         )
         self.rows = kernels.Rows()
+        self.runs, self.head_runs = kernels.AdapterRuns(), kernels.AdapterRuns()
+        self.mixes: list[Mix] = []  # of every row
         self.cos_view, self.sin_view = self.cos.numpy(), self.sin.numpy()
 
 
 class Transformer:
-    """A model ready to run. `bytes_per_token` is what one decode step reads of the weights."""
+    """A model ready to run. `bytes_per_token` is what one decode step reads of the weights.
 
-    def __init__(self, config: ModelConfig, weights: Weights, embed: Embed) -> None:
+    adapters: those that are loaded beside it (`add_adapter`), A and B in float32 if asked for, else in int8.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, embed: Embed, *, float32: bool = False) -> None:
         self.config = config
         self.weights = weights
         self.embed = embed
+        self.adapters = Adapters(config, weights, float32=float32)
         self._buffers = _Buffers(config, weights)
 
     @classmethod
@@ -95,7 +105,16 @@ class Transformer:
         progress(done_bytes, total_bytes). float32: see load_weights. Raises ModelFileError for what we cannot run.
         """
         config = ModelConfig.from_gguf(gguf)
-        return cls(config, load_weights(gguf, config, progress, float32=float32), Embedding(gguf, config))
+        return cls(
+            config, load_weights(gguf, config, progress, float32=float32), Embedding(gguf, config), float32=float32
+        )
+
+    def add_adapter(self, name: str, adapter: Adapter, scale: float = 1.0) -> None:
+        """Load an adapter beside the model. Raises ValueError for one of another base, and for what is not computed here."""
+        with _ONE_AT_A_TIME:
+            self.adapters.add(name, adapter, scale)
+            if len(self.adapters) == 1:
+                self._buffers = _Buffers(self.config, self.weights, floats=True)
 
     @property
     def nbytes(self) -> int:
@@ -104,17 +123,17 @@ class Transformer:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that one decode step reads."""
-        return self.weights.nbytes
+        """Bytes of weights that one decode step reads, those of the adapters in use among them."""
+        return self.weights.nbytes + self.adapters.bytes_of_mix(self.adapters.chosen)
 
     def new_pool(self, context: int, dtype: KVType = "f16", tokens: int = 0) -> KVPool:
         """Memory for sequences of at most `context` positions, `tokens` positions (at least one context) in all."""
         inverse, factor = inverse_frequencies(self.config, context=context, factors=self.weights.rope_factors)
-        return KVPool(self.config, context, dtype, tokens, Angles(inverse, factor))
+        return KVPool(self.config, context, dtype, tokens, Angles(inverse, factor), self.adapters.chosen)
 
-    def new_cache(self, capacity: int, dtype: KVType = "f16") -> KVCache:
-        """An empty sequence in a pool of its own, for `capacity` positions."""
-        return self.new_pool(capacity, dtype).new()
+    def new_cache(self, capacity: int, dtype: KVType = "f16", adapters: Mix | None = None) -> KVCache:
+        """An empty sequence in a pool of its own, for `capacity` positions. adapters: None is `adapters.chosen`."""
+        return self.new_pool(capacity, dtype).new(adapters)
 
     def forward(
         self,
@@ -145,8 +164,9 @@ class Transformer:
         Returns for each segment the logits [logits, V] after its last ids, or with `hidden` their last hidden states
         (normalised) [T, D]. A segment's result has the same bits whatever runs beside it. The caller has reserved room.
         """
-        # Sequences with the same beginning next to one another share what attention loads of it.
-        order = sorted(range(len(segments)), key=lambda i: segments[i].cache.pages)
+        # Rows with the same adapters are computed together; sequences with the same beginning next to one another share what
+        # attention loads of it.
+        order = sorted(range(len(segments)), key=lambda i: (segments[i].cache.adapters, segments[i].cache.pages))
         out: list[Floats] = [np.empty((0, self.config.vocab_size), np.float32)] * len(segments)
         with _ONE_AT_A_TIME:
             self._run_layers([segments[i] for i in order])
@@ -191,24 +211,26 @@ class Transformer:
         b.rows.clear()
         for s in segments:
             b.rows.add(s.cache.pages, s.cache.length, len(s.ids))
+        b.mixes = [s.cache.adapters for s in segments for _ in s.ids]
+        _put_runs(b.runs, b.mixes)
         positions = np.concatenate([np.arange(s.cache.length, s.cache.length + len(s.ids)) for s in segments])
         b.hidden_view[:n] = self.embed(ids)
         pool.angles.take(positions, b.cos_view[:n], b.sin_view[:n])
-        for i, layer in enumerate(self.weights.layers):
-            self._layer(layer, i, n, pool.native)
+        for i, (layer, more) in enumerate(zip(self.weights.layers, self.adapters.layers, strict=True)):
+            self._layer(layer, more, i, n, pool.native)
 
-    def _layer(self, layer: Layer, i: int, n: int, cache: kernels.Cache) -> None:
-        """hidden += attention(norm(hidden)); hidden += ffn(norm(hidden)); both times residual_scale."""
+    def _layer(self, layer: Layer, more: LayerTables, i: int, n: int, cache: kernels.Cache) -> None:
+        """hidden += attention(norm(hidden)); hidden += ffn(norm(hidden)); both times residual_scale. more: of the adapters."""
         b, eps, scale = self._buffers, self.config.rms_norm_eps, self.config.residual_scale
         kernels.rmsnorm(b.hidden, n, layer.attn_norm, eps, b.normed)
-        kernels.linear(layer.qkv, b.normed, b.qkv)
+        kernels.linear(layer.qkv, b.normed, b.qkv, False, 1.0, more.qkv, b.runs)
         kernels.rope_append(b.qkv, b.rows, layer.attention, b.cos, b.sin, cache, i)
         kernels.attend(b.qkv, b.rows, layer.attention, cache, i, b.attended, b.heads)
-        kernels.linear(layer.o, b.heads, b.hidden, True, scale)
+        kernels.linear(layer.o, b.heads, b.hidden, True, scale, more.o, b.runs)
         kernels.rmsnorm(b.hidden, n, layer.ffn_norm, eps, b.normed)
-        kernels.linear(layer.gate_up, b.normed, b.gate_up)
+        kernels.linear(layer.gate_up, b.normed, b.gate_up, False, 1.0, more.gate_up, b.runs)
         kernels.swiglu(b.gate_up, n, b.gated)
-        kernels.linear(layer.down, b.gated, b.hidden, True, scale)
+        kernels.linear(layer.down, b.gated, b.hidden, True, scale, more.down, b.runs)
 
     def _logits(self, rows: Sequence[int]) -> Floats:
         """Logits [len(rows), V] of these rows of the hidden states in the buffer."""
@@ -223,7 +245,8 @@ class Transformer:
         b = self._buffers
         b.final_view[: len(rows)] = b.hidden_view[rows]
         kernels.rmsnorm(b.final, len(rows), self.weights.final_norm, self.config.rms_norm_eps, b.final_normed)
-        kernels.linear(self.weights.head, b.final_normed, b.logits)
+        _put_runs(b.head_runs, [b.mixes[row] for row in rows] if self.adapters.on_head else ())
+        kernels.linear(self.weights.head, b.final_normed, b.logits, False, 1.0, self.adapters.head, b.head_runs)
         return b.logits_view[: len(rows)]
 
     def _score(self, wanted: Sequence[tuple[Segment, int, int]]) -> None:
@@ -268,6 +291,16 @@ def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Generator[Floats, Floats
         yield model._logits(range(len(inputs)))
     finally:
         kernels.set_num_threads(threads)
+
+
+def _put_runs(runs: kernels.AdapterRuns, mixes: Sequence[Mix]) -> None:
+    """Which rows use which adapters, by the mix of each row."""
+    runs.clear()
+    end = 0
+    for mix, rows in itertools.groupby(mixes):
+        begin, end = end, end + sum(1 for _ in rows)
+        for number, scale in mix:
+            runs.add(number, begin, end, scale)
 
 
 def _given(states: Floats, _: npt.NDArray[np.int64]) -> Floats:

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-Floating = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
+LowRankSource = (
+    tuple[npt.NDArray[np.int8], npt.NDArray[np.int8], Floats, Floats] | tuple[Floats, Floats, Floats, Floats]
+)
 
 class Array:
     """Float rows [rows, cols]."""
@@ -47,14 +50,11 @@ class Linear:
     def nbytes(self) -> int: ...
 
 class LowRank:
-    """What one adapter adds to one layer: for each of its matrices A [rank, cols], B [rows, rank] and a factor of A x, or None.
-
-    All in float16 or all in float32.
+    """What one adapter adds to one layer, panel_factor (B (rank_factor (A x))): for each of its matrices A [rank, cols] and
+    B [rows, rank], all of int8 or all of float32, a factor for each rank and one for each 16 rows; or None.
     """
 
-    def __init__(
-        self, layer: Linear, sources: Sequence[tuple[Floating, Floating, float] | None], arena: Arena
-    ) -> None: ...
+    def __init__(self, layer: Linear, sources: Sequence[LowRankSource | None], arena: Arena) -> None: ...
     @property
     def ranks(self) -> int: ...
     @property

@@ -175,11 +175,18 @@ def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
     return out
 
 
-def low_rank(x: Floats, a: Floats, b: Floats, scale: float, factor: float = 1.0) -> Floats:
-    """What an adapter adds to a linear layer, [T, R]: B (scale * factor * A x), with A [rank, C] and B [R, rank], in the order of C++.
+def low_rank(
+    x: Floats,
+    a: npt.NDArray[np.floating | np.integer],
+    b: npt.NDArray[np.floating | np.integer],
+    rank_factor: Floats,
+    panel_factor: Floats,
+    scale: float,
+) -> Floats:
+    """What an adapter adds to a linear layer, [T, R], in the order of C++: panel_factor (B (rank_factor * scale * A x)).
 
-    16 lanes sum every 16th column each, then halves onto halves; an output sums rank after rank from zero. Only the fused
-    multiply-adds are rounded twice here.
+    A [rank, C], B [R, rank], a factor for each rank and for each 16 outputs. 16 lanes sum every 16th column each, then halves onto
+    halves; an output sums rank after rank from zero. Only the fused multiply-adds are rounded twice here.
     """
     pad = -x.shape[1] % 16
     columns, weights = (np.pad(m.astype(np.float32), ((0, 0), (0, pad))).reshape(len(m), -1, 16) for m in (x, a))
@@ -188,11 +195,11 @@ def low_rank(x: Floats, a: Floats, b: Floats, scale: float, factor: float = 1.0)
         lanes = _fma(weights[None, :, c], columns[:, None, c], lanes)
     while lanes.shape[-1] > 1:
         lanes = lanes[..., : lanes.shape[-1] // 2] + lanes[..., lanes.shape[-1] // 2 :]
-    h = lanes[..., 0] * np.float32(scale) * np.float32(factor)
+    h = lanes[..., 0] * np.float32(scale) * rank_factor
     out = np.zeros((len(x), len(b)), np.float32)
     for r in range(len(a)):
         out = _fma(b[None, :, r].astype(np.float32), h[:, r, None], out)
-    return out
+    return out * np.repeat(panel_factor, 16)[: len(b)]
 
 
 def rmsnorm(x: Floats, weight: Floats, eps: float) -> Floats:

@@ -13,12 +13,13 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from gangpao import catalog, machine
 from gangpao.engine import memory
+from gangpao.engine.adapters import bytes_of, read
 from gangpao.engine.answer import Progress
 from gangpao.engine.cache import PAGE, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
@@ -26,6 +27,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import MAX_STOP
 from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
+from gangpao.formats.adapters import Adapter
 from gangpao.formats.gguf import GGUF
 from gangpao.options import option
 from gangpao.serve.http.errors import NO_RETRY, ApiError, busy, retry_headers
@@ -65,9 +67,18 @@ class Limits(EngineOptions):
     max_prompts: int = option(DEFAULT_PROMPTS, "Prompts of one request to /v1/completions at most.", 1, 2048)
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """An adapter that is served under a name of its own: on which model, from which PEFT folder or GGUF file, with which scale."""
+
+    base: str
+    path: Path
+    scale: float = 1.0
+
+
 @dataclass(slots=True, eq=False)
 class LoadedModel:
-    """A model in memory. users: requests that hold it; preparing: those of them that are not in the scheduler yet."""
+    """A model in memory. users: requests that hold it; adapters: what its answers are computed with, names -> scales."""
 
     name: str
     path: Path
@@ -75,14 +86,14 @@ class LoadedModel:
     scheduler: Scheduler
     need: int
     limits: Limits
+    adapters: Mapping[str, float] = field(default_factory=dict)
     users: int = 0
-    preparing: int = 0
     used: float = field(default_factory=time.monotonic)
     longest_piece: int = 0
 
     def __post_init__(self) -> None:
         # No token stands for more characters than its spelling in the vocabulary has.
-        self.longest_piece = max(map(len, self.engine.tokenizer.vocabulary.pieces))
+        self.longest_piece = self.longest_piece or max(map(len, self.engine.tokenizer.vocabulary.pieces))
 
     @property
     def unfilled(self) -> int:
@@ -108,7 +119,8 @@ class _Plan:
 class Models:
     """See the module. models: public name -> file, the default first; aliases: another name -> one of those, ANY_NAME -> the one
     for every other name. opened: files of them that somebody has opened already; the first loading of such a model takes that
-    instead of opening it again."""
+    instead of opening it again. adapters: public name -> adapter, a model to clients; it is loaded with its base, whose memory,
+    places and steps all of them share."""
 
     def __init__(
         self,
@@ -116,8 +128,10 @@ class Models:
         limits: Limits,
         aliases: Mapping[str, str] | None = None,
         opened: Mapping[str, GGUF] | None = None,
+        adapters: Mapping[str, AdapterFile] | None = None,
     ) -> None:
         self.files = dict(models)
+        self.adapters = dict(adapters or {})
         self.aliases = dict(aliases or {})
         self._opened = dict(opened or {})
         self.limits = limits
@@ -130,8 +144,12 @@ class Models:
         self._closing = False
 
     def names(self) -> list[str]:
-        """All that may be asked for, the default first."""
-        return list(self.files)
+        """All that may be asked for, the default first, adapters last."""
+        return [*self.files, *self.adapters]
+
+    def base_of(self, name: str) -> str:
+        """The model that is loaded for a public name: itself, or what the adapter of that name belongs to."""
+        return self.adapters[name].base if name in self.adapters else name
 
     def loaded(self) -> dict[str, LoadedModel]:
         """Models in memory now."""
@@ -140,10 +158,10 @@ class Models:
     def name_of(self, asked: str | None) -> str:
         """The public name of a model that a request asked for. Raises ApiError (404)."""
         name = asked or next(iter(self.files))
-        if name not in self.files:
+        if name not in self.names():
             name = self.aliases.get(name) or self.aliases.get(ANY_NAME) or name
-        if name not in self.files:
-            known = ", ".join([*self.files, *self.aliases][:10])
+        if name not in self.names():
+            known = ", ".join([*self.names(), *self.aliases][:10])
             raise ApiError(
                 404, f"there is no model {name[:80]!r} here; there are {known}", param="model", code="model_not_found"
             )
@@ -152,9 +170,11 @@ class Models:
     @contextlib.asynccontextmanager
     async def use(self, asked: str | None) -> AsyncIterator[LoadedModel]:
         """The model of that name (None: the default), loaded for as long as the context is open. Raises ApiError."""
-        found = await self._get(self.name_of(asked))
+        name = self.name_of(asked)
+        found = await self._get(self.base_of(name))
+        adapter = self.adapters.get(name)
         try:
-            yield found
+            yield replace(found, name=name, adapters={name: adapter.scale}) if adapter else found
         finally:
             found.users -= 1
             found.used = time.monotonic()
@@ -191,10 +211,11 @@ class Models:
             try:
                 gguf = await asyncio.to_thread(self._header, name, path)
                 config = ModelConfig.from_gguf(gguf)
-                plan = await self._make_room(name, gguf, config)
+                adapters = await asyncio.to_thread(self._read_adapters, name, gguf, config)
+                plan = await self._make_room(name, gguf, config, sum(map(bytes_of, adapters.values())))
                 self.progress[name] = 0.0
-                engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan)
-                del gguf
+                engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan, adapters)
+                del gguf, adapters
             except (ValueError, OSError, MemoryError) as error:
                 log.error("%s could not be loaded: %s", name, error)
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
@@ -210,7 +231,11 @@ class Models:
         found = self._opened.pop(name, None)
         return found if found is not None and found.unchanged() else GGUF.open(path)
 
-    def _open(self, name: str, gguf: GGUF, plan: _Plan) -> tuple[Engine, Scheduler]:
+    def _read_adapters(self, base: str, gguf: GGUF, config: ModelConfig) -> dict[str, Adapter]:
+        """Those of a model, by name."""
+        return {name: read(one.path, gguf, config) for name, one in self.adapters.items() if one.base == base}
+
+    def _open(self, name: str, gguf: GGUF, plan: _Plan, adapters: Mapping[str, Adapter]) -> tuple[Engine, Scheduler]:
         def progress(done: int, total: int) -> None:
             self.progress[name] = done / max(total, 1)
             if self.on_progress:
@@ -218,18 +243,18 @@ class Models:
 
         limits = self.limits
         engine = Engine.load(
-            gguf, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress
+            gguf, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress, adapters=adapters,
         )  # fmt: skip
         engine.name = name
         engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
         return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)
 
-    async def _make_room(self, name: str, gguf: GGUF, config: ModelConfig) -> _Plan:
-        """How to load a model, after idle ones have made room for it. Raises ApiError (503)."""
+    async def _make_room(self, name: str, gguf: GGUF, config: ModelConfig, adapters: int) -> _Plan:
+        """How to load a model with so many bytes of adapters, after idle ones have made room for it. Raises ApiError (503)."""
         limits = self.limits
         context = min(limits.context or memory.WIDEST_DEFAULT, config.max_position_embeddings)
         while True:
-            need = memory.estimate(gguf, config, context, limits.kv)
+            need = memory.estimate(gguf, config, context, limits.kv, adapters=adapters)
             have = self._free_bytes()
             if need.total <= have:
                 return self._size_cache(need, config, context, have)

@@ -12,16 +12,17 @@ from gangpao.cost import Meter
 from gangpao.formats.gguf import GGUF
 from gangpao.serve.http.access import Access, Listen
 from gangpao.serve.http.metrics import Metrics
-from gangpao.serve.models import Limits, Models
+from gangpao.serve.models import AdapterFile, Limits, Models
 
 
 @dataclass(frozen=True)
 class Settings(Listen, Access, Limits):
     """A server's options. models: public name -> file, the default first; aliases: other names of theirs ("*": every other
-    name); short_paths: routes under /v1 answer without it, too."""
+    name); adapters: names of models that are one of them with an adapter; short_paths: routes under /v1 answer without it, too."""
 
     models: Mapping[str, Path]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
     short_paths: bool = False
     cost_profile: str | None = None
 
@@ -45,4 +46,4 @@ class Server:
         self.meter = Meter(settings.cost_profile)
         self.metrics = Metrics()
         self.started = time.time()
-        self.models = Models(settings.models, settings, settings.aliases, opened)
+        self.models = Models(settings.models, settings, settings.aliases, opened, settings.adapters)

@@ -55,7 +55,7 @@ class FakeTransformer:
         self.nbytes = 1000
         self.bytes_per_token = 1000
 
-    def new_cache(self, capacity: int, dtype: str) -> FakeCache:
+    def new_cache(self, capacity: int, dtype: str, adapters: object = None) -> FakeCache:
         assert dtype in ("f16", "int8")
         return FakeCache(capacity)
 

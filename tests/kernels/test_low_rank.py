@@ -26,8 +26,13 @@ def make_layer(rng, rows=ROWS, cols=COLS):
     )
 
 
-def make_pair(rng, rank, rows, cols=COLS, dtype=np.float16):
-    return tuple(rng.normal(size=s).astype(dtype) for s in ((rank, cols), (rows, rank)))
+def make_source(rng, rank, rows, cols=COLS, dtype=np.int8):
+    """A, B and their factors; None for rank 0."""
+    if rank == 0:
+        return None
+    a, b = (rng.normal(size=s) * 40 for s in ((rank, cols), (rows, rank)))
+    a, b = (np.clip(m, -127, 127).astype(dtype) for m in (a, b))
+    return a, b, *(np.exp(rng.normal(size=n) - 4).astype(np.float32) for n in (rank, -(-rows // 16)))
 
 
 def run(layer, x, table=None, parts=(), add=False, scale=1.0, keep_float=True):
@@ -54,20 +59,16 @@ def table_of(layer, *adapters):
 def expected_addition(x, sources, scale):
     parts = []
     for rows, source in zip(ROWS, sources, strict=True):
-        parts.append(
-            np.zeros((len(x), rows), np.float32)
-            if source is None
-            else reference.low_rank(x, *source[:2], scale, source[2])
-        )
+        parts.append(np.zeros((len(x), rows), np.float32) if source is None else reference.low_rank(x, *source, scale))
     return np.concatenate(parts, axis=1)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
 @pytest.mark.parametrize("n", [1, 3, 40])
 def test_low_rank_is_the_reference(dtype, n):
     rng = np.random.default_rng(1)
     layer = make_layer(rng)
-    sources = [(*make_pair(rng, 5, ROWS[0], dtype=dtype), 0.5), None, (*make_pair(rng, 16, ROWS[2], dtype=dtype), 2.0)]
+    sources = [make_source(rng, rank, rows, dtype=dtype) for rank, rows in zip((5, 0, 16), ROWS, strict=True)]
     x = rng.normal(size=(n, COLS)).astype(np.float32)
     table = table_of(layer, sources)
     for isa in kernels.available_isas():
@@ -86,7 +87,7 @@ def test_low_rank_is_bit_equal_everywhere(cols):
     rng = np.random.default_rng(2)
     layer = make_layer(rng, cols=cols)
     adapters = [
-        [(*make_pair(rng, rank, rows, cols), 1.0) if rank else None for rank, rows in zip(ranks, ROWS, strict=True)]
+        [make_source(rng, rank, rows, cols) for rank, rows in zip(ranks, ROWS, strict=True)]
         for ranks in ((4, 7, 16), (1, 0, 33), (0, 8, 0))
     ]
     table = table_of(layer, *adapters)
@@ -108,7 +109,7 @@ def test_low_rank_is_bit_equal_everywhere(cols):
 def test_nothing_is_added_without_an_adapter_or_with_scale_0():
     rng = np.random.default_rng(3)
     layer = make_layer(rng)
-    table = table_of(layer, [(*make_pair(rng, 4, rows), 1.0) for rows in ROWS])
+    table = table_of(layer, [make_source(rng, 4, rows) for rows in ROWS])
     x = rng.normal(size=(9, COLS)).astype(np.float32)
     base = run(layer, x, keep_float=False)
     assert np.array_equal(run(layer, x, table, [(0, 0, 9, 0.0)], keep_float=False), base)
@@ -120,19 +121,21 @@ def test_nothing_is_added_without_an_adapter_or_with_scale_0():
 def test_low_rank_refuses_wrong_shapes():
     rng = np.random.default_rng(4)
     layer, other = make_layer(rng), make_layer(rng, rows=(16, 16, 16))
-    a, b = make_pair(rng, 4, ROWS[0])
+    whole = a, b, ranks, panels = make_source(rng, 4, ROWS[0])
     arena = kernels.Arena()
     for sources, message in [
-        ([(a, b, 1.0)], "for each matrix"),
-        ([(a, b, 1.0), (a, b, 1.0), None], "A must be"),
-        ([(a[:, :64].copy(), b, 1.0), None, None], "A must be"),
-        ([(a.astype(np.float32), b, 1.0), None, None], "of one type"),
+        ([whole], "for each matrix"),
+        ([whole, whole, None], "A must be"),
+        ([(a[:, :64].copy(), b, ranks, panels), None, None], "A must be"),
+        ([(a.astype(np.float32), b, ranks, panels), None, None], "of one type"),
+        ([(a.astype(np.int16), b.astype(np.int16), ranks, panels), None, None], "of one type"),
+        ([(a, b, ranks[:3], panels), None, None], "a factor for each"),
         ([None, None, None], "no rank"),
     ]:
         with pytest.raises(ValueError, match=message):
             kernels.LowRank(layer, sources, arena)
     x = np.ones((2, COLS), np.float32)
-    table = table_of(layer, [(a, b, 1.0), None, None])
+    table = table_of(layer, [whole, None, None])
     with pytest.raises(ValueError, match="not in this step"):
         run(layer, x, table, [(0, 0, 3, 1.0)])
     with pytest.raises(ValueError, match="in floats"):

@@ -21,7 +21,7 @@ def settled(server, seconds=10.0):
     """Wait until nothing runs or waits."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if all(m.idle and not m.preparing for m in server.models.loaded().values()):
+        if all(m.idle and not m.scheduler.preparing for m in server.models.loaded().values()):
             return
         time.sleep(0.01)
     pytest.fail("the server is still busy")
@@ -150,7 +150,7 @@ def test_clients_that_leave_change_nothing_and_leave_nothing_behind(tiny_server,
     files, memory = open_files(url), rss_mb()
     assert disconnects(server, url, count) == 0
     model = server.models.loaded()["tiny"]
-    assert (model.users, model.preparing) == (0, 0)
+    assert (model.users, model.scheduler.preparing) == (0, 0)
     assert model.scheduler.counters.failed == 0
     assert open_files(url) <= files + 2
     assert rss_mb() < memory + 30

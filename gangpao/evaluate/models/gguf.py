@@ -26,16 +26,25 @@ DEFAULT_BATCH = 8
 
 class EngineModel:
     """See protocol.Model. batch: answers at a time. facts: what is known of the file; the context is the engine's. float32: as the
-    engine was loaded."""
+    engine was loaded; adapters: what is to be told of those that it uses."""
 
     renders = True
 
-    def __init__(self, engine: Engine, facts: ModelFacts, batch: int = DEFAULT_BATCH, *, float32: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        facts: ModelFacts,
+        batch: int = DEFAULT_BATCH,
+        *,
+        float32: bool = False,
+        adapters: Mapping[str, Any] | None = None,
+    ) -> None:
         self.engine = engine
         self.facts = facts.model_copy(update={"context": engine.context})
         self.usage = Usage()
         self._batch = batch
         self._float32 = float32
+        self._adapters = dict(adapters or {})
         self._scorer: Scorer | None = None
         self._scheduler: Scheduler | None = None
 
@@ -48,6 +57,7 @@ class EngineModel:
             "context": self.engine.context,
             "kv": self.engine.kv_dtype,
             "computed_in": "float32" if self._float32 else "int8 where weights are of few bits",
+            **({"adapters": self._adapters} if self._adapters else {}),
         }
 
     def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[Score]]]:

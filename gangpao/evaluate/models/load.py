@@ -6,7 +6,7 @@ How a name becomes a file, and what is pulled for it, is the business of the com
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,14 +49,23 @@ def is_url(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
-def load_engine(model: str, options: EngineOptions, *, float32: bool = False) -> tuple[Engine, ModelFacts]:
-    """Our engine with a file given by name or path, and what is known of the file. Raises ValueError saying what to do."""
+def load_engine(
+    model: str,
+    options: EngineOptions,
+    *,
+    float32: bool = False,
+    adapters: Mapping[str, tuple[Path, float]] | None = None,
+) -> tuple[Engine, ModelFacts]:
+    """Our engine with a file given by name or path, and what is known of the file. adapters: those that it uses, name -> file and
+    scale. Raises ValueError saying what to do."""
     from gangpao.engine.generate import Engine
 
     name, path = _finder(model)
     engine = Engine.load(
-        path, context=options.context, kv_dtype=options.kv, num_threads=options.threads, float32=float32
-    )
+        path, context=options.context, kv_dtype=options.kv, num_threads=options.threads, float32=float32,
+        adapters={label: file for label, (file, _) in (adapters or {}).items()},
+    )  # fmt: skip
+    engine.use({label: scale for label, (_, scale) in (adapters or {}).items()})
     engine.name = name
     return engine, facts_of(name, path)
 
@@ -69,12 +78,17 @@ def load(
     torch: bool = False,
     float32: bool = False,
     serving: Serving | None = None,
+    adapters: Mapping[str, tuple[Path, float]] | None = None,
 ) -> Model:
     """The model of an argument. torch: a folder of weights is run as it is, instead of as the GGUF file made of it. float32: our
     engine computes with such weights and activations.
 
     Raises ValueError saying what to do.
     """
+    if adapters and (torch or is_url(model)):
+        raise ValueError(
+            "--adapter: only our own engine adds one here; merge it (gangpao merge), or ask a server by its name"
+        )
     if is_url(model):
         from gangpao.evaluate.models.endpoint import Endpoint
 
@@ -86,7 +100,15 @@ def load(
         return CheckpointModel.load(Path(model).expanduser(), options, batch)
     from gangpao.evaluate.models.gguf import EngineModel
 
-    return EngineModel(*load_engine(model, options, float32=float32), batch=batch, float32=float32)
+    engine, facts = load_engine(model, options, float32=float32, adapters=adapters)
+    used = {
+        label: {
+            "scale": scale,
+            "sha256": sha256_of(sorted(p for p in ([file] if file.is_file() else file.iterdir()) if p.is_file())),
+        }
+        for label, (file, scale) in (adapters or {}).items()
+    }
+    return EngineModel(engine, facts, batch=batch, float32=float32, adapters=used)
 
 
 def facts_of(name: str, path: Path) -> ModelFacts:

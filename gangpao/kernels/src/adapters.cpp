@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kDownRows = 32;  // rows of a piece of A x
 constexpr int kUpPanels = 4;   // panels of 16 outputs of a piece of B h
+constexpr size_t kShort = 16384;  // products of B h that one thread does in about a microsecond
 
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
@@ -21,13 +22,14 @@ int whole(int x, int m) { return (x + m - 1) / m; }
 
 }  // namespace
 
-LowRank::LowRank(const Linear& layer, const std::vector<LowRankSource>& sources, bool half, Arena& arena) {
+LowRank::LowRank(const Linear& layer, const std::vector<LowRankSource>& sources, bool bytes, Arena& arena) {
   require(sources.size() == layer.parts.size(), "LowRank: one pair of matrices (or none) for each matrix of the layer");
-  size_t element = half ? 2 : 4, b_elements = 0;
+  size_t element = bytes ? 1 : 4, b_elements = 0, panels = 0;
   int row = 0, sum = 0;
   for (size_t i = 0; i < sources.size(); ++i) {
     int rows = layer.parts[i]->w.rows;
-    parts.push_back({sum, sources[i].rank, row, rows, nullptr});
+    parts.push_back({sum, sources[i].rank, row, rows, nullptr, nullptr});
+    panels += size_t(whole(rows, 16));
     b_elements += size_t(whole(rows, 16)) * 16 * sources[i].rank;
     sum += sources[i].rank, row += rows;
   }
@@ -38,17 +40,20 @@ LowRank::LowRank(const Linear& layer, const std::vector<LowRankSource>& sources,
   nbytes = (a_elements + b_elements) * element;
   Arena::Piece piece = arena.take(nbytes);  // zeros
   pages_ = piece.pages;
-  factors_.assign(size_t(ranks), 1.0f);
-  m = {half, layer.cols, piece.data, factors_.data()};
+  factors_.assign(size_t(ranks) + panels, 1.0f);
+  m = {bytes, layer.cols, piece.data, factors_.data()};
+  float* factor = factors_.data() + ranks;
   uint8_t* b = piece.data + a_elements * element;
   for (size_t i = 0; i < sources.size(); ++i) {
     LowRankPart& part = parts[i];
-    part.b = b;
+    part.b = b, part.factor = factor;
+    if (part.rank) std::copy_n(sources[i].panel_factor, whole(part.rows, 16), factor);
+    factor += whole(part.rows, 16);
     auto* from_a = static_cast<const uint8_t*>(sources[i].a);
     auto* from_b = static_cast<const uint8_t*>(sources[i].b);
     for (int r = 0; r < part.rank; ++r) {
       int at = part.first_rank + r;
-      factors_[size_t(at)] = sources[i].factor;
+      factors_[size_t(at)] = sources[i].rank_factor[r];
       for (int c = 0; c < layer.cols; c += 16) {
         size_t to = ((size_t(at / kRankGroup) * blocks + c / 16) * kRankGroup + at % kRankGroup) * 16;
         std::memcpy(piece.data + to * element, from_a + (size_t(r) * layer.cols + c) * element,
@@ -91,6 +96,7 @@ Additions::Additions(const Linear& w, const Activation& x, const Array& out, con
     int rows = run.end - run.begin;
     uses_.push_back({what, run.begin, rows, run.scale * scale, floats});
     floats += size_t(rows) * what->ranks;
+    for (const LowRankPart& part : what->parts) up_products_ += size_t(rows) * part.rank * part.rows;
     down_end_.push_back(items += whole(rows, kDownRows) * (what->ranks / kRankGroup));
   }
   if (uses_.empty()) return;
@@ -98,6 +104,8 @@ Additions::Additions(const Linear& w, const Activation& x, const Array& out, con
   for (const auto& part : w.parts) up_end_.push_back(items += whole(part->w.num_panels(), kUpPanels));
   h_ = Runtime::get().shared(floats);
 }
+
+bool Additions::up_is_short() const { return up_products_ <= kShort; }
 
 void Additions::down(int begin, int end) const {
   const Kernels& k = *Runtime::get().kernels;
@@ -120,7 +128,7 @@ void Additions::up(int begin, int end, Array& out) const {
       const LowRankPart& part = use.what->parts[at];
       if (part.rank == 0) continue;
       int last = std::min(panel + kUpPanels, whole(part.rows, 16));
-      k.low_rank_up(use.what->m.half, part, panel, last, h_ + use.h + part.first_rank, use.what->ranks, use.rows,
+      k.low_rank_up(use.what->m.bytes, part, panel, last, h_ + use.h + part.first_rank, use.what->ranks, use.rows,
                     out.row(use.begin) + part.first_row, out.stride);
     }
   }

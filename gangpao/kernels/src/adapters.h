@@ -12,18 +12,18 @@ class Activation;
 class Array;
 class Linear;
 
-// A and B of one adapter for one matrix of a layer, as its caller holds them: A [rank, cols], B [rows, rank], row by row in F16
-// or F32. rank 0: nothing is added to that matrix. factor: A's result is multiplied by it, a power of two.
+// A and B of one adapter for one matrix of a layer, as its caller holds them: A [rank, cols], B [rows, rank], row by row in int8
+// or F32. rank 0: nothing is added to that matrix. What is added is panel_factor (B (rank_factor (A x))), a panel being 16 rows.
 struct LowRankSource {
   const void *a, *b;
+  const float *rank_factor, *panel_factor;
   int rank;
-  float factor;
 };
 
 // What one adapter adds to one linear layer, packed.
 class LowRank {
  public:
-  LowRank(const Linear& layer, const std::vector<LowRankSource>& sources, bool half, Arena& arena);
+  LowRank(const Linear& layer, const std::vector<LowRankSource>& sources, bool bytes, Arena& arena);
   LowRankMatrices m{};
   std::vector<LowRankPart> parts;  // one for each matrix of the layer
   int ranks = 0, rows = 0;         // ranks in whole groups
@@ -63,6 +63,7 @@ class Additions {
   Additions(const Linear& w, const Activation& x, const Array& out, const LowRankTable& table, const AdapterRuns& runs, float scale);
   int down_items() const { return down_end_.empty() ? 0 : down_end_.back(); }
   int up_items() const { return up_end_.empty() ? 0 : up_end_.back(); }
+  bool up_is_short() const;  // B h takes about as long as waking another thread
   void down(int begin, int end) const;
   void up(int begin, int end, Array& out) const;
 
@@ -76,6 +77,7 @@ class Additions {
   const Activation& x_;
   std::vector<Use> uses_;
   std::vector<int> down_end_, up_end_;  // items up to the end of each use, of each part
+  size_t up_products_ = 0;
   float* h_ = nullptr;
 };
 

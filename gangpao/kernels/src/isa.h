@@ -44,14 +44,15 @@ constexpr int kRankGroup = 4;  // ranks of A that lie side by side
 struct LowRankPart {
   int first_rank, rank, first_row, rows;
   const uint8_t* b;
+  const float* factor;  // [panels]
 };
 
 // A of an adapter for all matrices of a layer, one below the other: [group of ranks][16 columns][kRankGroup][16].
 struct LowRankMatrices {
-  bool half;
+  bool bytes;  // int8, else F32
   int cols;
   const uint8_t* a;
-  const float* factor;  // [ranks], powers of two that keep F16 in its range
+  const float* factor;  // [ranks]
 };
 
 struct Kernels {
@@ -68,7 +69,7 @@ struct Kernels {
   void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*);
   // h [rows, h_stride]: one group of ranks of A x; out += B h for panels [begin, end) of one part.
   void (*low_rank_down)(const LowRankMatrices&, int group, const float* x, int x_stride, int rows, float scale, float* h, int h_stride);
-  void (*low_rank_up)(bool half, const LowRankPart&, int begin, int end, const float* h, int h_stride, int rows, float* out,
+  void (*low_rank_up)(bool bytes, const LowRankPart&, int begin, int end, const float* h, int h_stride, int rows, float* out,
                       int out_stride);
   // A row of GGUF blocks as floats; source: source_index of its type.
   void (*dequantize)(int source, const uint8_t* row, int cols, float* out);

@@ -1,20 +1,31 @@
-// What adapters add to a linear layer: out[row] += B (A x[row]), in floats, with A and B in F16 or F32.
+// What adapters add to a linear layer: out[row] += B (A x[row]), in floats, with A and B in int8 or F32.
 //
 // One order: lane l of a rank sums columns l, l + 16, ... one after the other, then fsum; times the row's scale, then times the
-// rank's factor. An output sums its ranks one after the other from zero and is added to what is there. So tiles, rows beside,
-// instruction sets and threads change no bit.
+// rank's factor. An output sums its ranks one after the other from zero; that times the factor of its panel is added to what is
+// there. So tiles, rows beside, instruction sets and threads change no bit.
 
 constexpr int kRowsTogether = kTokenTile == 8 ? 4 : 2;
 constexpr int kRanksOfMany = kTokenTile == 8 ? 4 : 2;  // AVX2 has 16 registers, and a vector of ours takes two
 
-struct HalfWeights {
-  using Element = uint16_t;
-  static F load(const uint8_t* p, size_t i) { return hload(reinterpret_cast<const Element*>(p) + i); }
+// Bytes that are asked for before their use: an adapter is read in many short runs, which hardware does not foresee.
+constexpr int kLowRankAhead = 4096;
+
+struct ByteWeights {
+  using Element = int8_t;
+  static F load(const uint8_t* p, size_t i) { return s8load(reinterpret_cast<const Element*>(p) + i); }
 };
 struct FloatWeights {
   using Element = float;
   static F load(const uint8_t* p, size_t i) { return fload(reinterpret_cast<const Element*>(p) + i); }
 };
+
+// Asks for what follows 16 * N elements from the i-th on.
+template <class W, int N>
+static inline void prefetch_low_rank(const uint8_t* p, size_t i) {
+  constexpr int bytes = 16 * N * int(sizeof(typename W::Element));
+  const uint8_t* from = p + i * sizeof(typename W::Element) + kLowRankAhead;
+  for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+}
 
 // R ranks from `first` on, of one group, for T rows.
 template <class W, int T, int R>
@@ -25,6 +36,7 @@ static inline void down_tile(const LowRankMatrices& m, int first, const float* x
   int blocks = (m.cols + 15) / 16;
   size_t at = (size_t(first / kRankGroup) * blocks * kRankGroup + first % kRankGroup) * 16;
   for (int c = 0; c < blocks; ++c, at += kRankGroup * 16) {
+    if constexpr (T == 1) prefetch_low_rank<W, R>(m.a, at);
     F a[R];
     for (int r = 0; r < R; ++r) a[r] = W::load(m.a, at + 16 * r);
     for (int t = 0; t < T; ++t) {
@@ -47,7 +59,7 @@ static void down_group(const LowRankMatrices& m, int group, const float* x, int 
 }
 
 static void low_rank_down(const LowRankMatrices& m, int group, const float* x, int x_stride, int rows, float scale, float* h, int h_stride) {
-  if (m.half) down_group<HalfWeights>(m, group, x, x_stride, rows, scale, h, h_stride);
+  if (m.bytes) down_group<ByteWeights>(m, group, x, x_stride, rows, scale, h, h_stride);
   else down_group<FloatWeights>(m, group, x, x_stride, rows, scale, h, h_stride);
 }
 
@@ -66,6 +78,8 @@ static inline void up_tile(const LowRankPart& b, int panel, const float* h, int 
     for (int p = 0; p < P; ++p) acc[t][p] = fzero();
   size_t size = size_t(b.rank) * 16, at = size * panel;
   for (int r = 0; r < b.rank; ++r) {
+    if (T == 1 && r % 4 == 0)
+      for (int p = 0; p < P; ++p) prefetch_low_rank<W, 4>(b.b, at + size * p + size_t(r) * 16);
     F w[P];
     for (int p = 0; p < P; ++p) w[p] = W::load(b.b, at + size * p + size_t(r) * 16);
     for (int t = 0; t < T; ++t) {
@@ -74,7 +88,10 @@ static inline void up_tile(const LowRankPart& b, int panel, const float* h, int 
     }
   }
   for (int t = 0; t < T; ++t)
-    for (int p = 0; p < P; ++p) add_lanes(out + size_t(t) * out_stride + (panel + p) * 16, acc[t][p], b.rows - (panel + p) * 16);
+    for (int p = 0; p < P; ++p) {
+      F y = mul(acc[t][p], fset(b.factor[panel + p]));
+      add_lanes(out + size_t(t) * out_stride + (panel + p) * 16, y, b.rows - (panel + p) * 16);
+    }
 }
 
 template <class W, int P>
@@ -93,8 +110,8 @@ static void up_panels(const LowRankPart& b, int begin, int end, const float* h, 
 }
 
 // Panels [begin, end) of a part; h and out begin at its first rank and output of the first row.
-static void low_rank_up(bool half, const LowRankPart& b, int begin, int end, const float* h, int h_stride, int rows, float* out,
+static void low_rank_up(bool bytes, const LowRankPart& b, int begin, int end, const float* h, int h_stride, int rows, float* out,
                         int out_stride) {
-  if (half) up_panels<HalfWeights>(b, begin, end, h, h_stride, rows, out, out_stride);
+  if (bytes) up_panels<ByteWeights>(b, begin, end, h, h_stride, rows, out, out_stride);
   else up_panels<FloatWeights>(b, begin, end, h, h_stride, rows, out, out_stride);
 }

@@ -23,7 +23,7 @@ using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Target = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
-using Matrix2 = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // of float16 or float32
+using Weights = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // of int8 or float32
 using Order = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // A numpy view [n, cols] of padded rows; it keeps the buffer alive.
@@ -55,8 +55,8 @@ std::shared_ptr<AttentionSpec> make_spec(int heads, int kv_heads, int head_dim, 
   return s;
 }
 
-// sources: for each matrix of the layer A [rank, cols], B [rows, rank] and a factor, or none.
-std::shared_ptr<LowRank> make_low_rank(const Linear& layer, const std::vector<std::optional<std::tuple<Matrix2, Matrix2, float>>>& sources,
+// sources: for each matrix of the layer A [rank, cols], B [rows, rank], a factor for each rank and one for each 16 rows; or none.
+std::shared_ptr<LowRank> make_low_rank(const Linear& layer, const std::vector<std::optional<std::tuple<Weights, Weights, Floats, Floats>>>& sources,
                                        Arena& arena) {
   std::vector<LowRankSource> taken;
   int bits = 0;
@@ -64,20 +64,22 @@ std::shared_ptr<LowRank> make_low_rank(const Linear& layer, const std::vector<st
     throw std::invalid_argument("LowRank: one pair of matrices (or None) for each matrix of the layer");
   for (size_t i = 0; i < sources.size(); ++i) {
     if (!sources[i]) {
-      taken.push_back({nullptr, nullptr, 0, 1.0f});
+      taken.push_back({nullptr, nullptr, nullptr, nullptr, 0});
       continue;
     }
-    const auto& [a, b, factor] = *sources[i];
+    const auto& [a, b, rank_factor, panel_factor] = *sources[i];
     for (const nb::dlpack::dtype& type : {a.dtype(), b.dtype()}) {
-      if (type.code != uint8_t(nb::dlpack::dtype_code::Float) || (type.bits != 16 && type.bits != 32) || (bits && type.bits != bits))
-        throw std::invalid_argument("LowRank: matrices of float16 or of float32, all of one type");
+      bool known = type == nb::dtype<int8_t>() || type == nb::dtype<float>();
+      if (!known || (bits && type.bits != bits)) throw std::invalid_argument("LowRank: matrices of int8 or of float32, all of one type");
       bits = type.bits;
     }
     if (a.shape(0) == 0 || a.shape(0) != b.shape(1) || a.shape(1) != size_t(layer.cols) || b.shape(0) != size_t(layer.parts[i]->w.rows))
       throw std::invalid_argument("LowRank: A must be [rank, cols] and B [rows, rank] of its matrix");
-    taken.push_back({a.data(), b.data(), int(a.shape(0)), factor});
+    if (rank_factor.size() != a.shape(0) || panel_factor.size() != (b.shape(0) + 15) / 16)
+      throw std::invalid_argument("LowRank: a factor for each rank and one for each 16 rows are needed");
+    taken.push_back({a.data(), b.data(), rank_factor.data(), panel_factor.data(), int(a.shape(0))});
   }
-  return std::make_shared<LowRank>(layer, taken, bits == 16, arena);
+  return std::make_shared<LowRank>(layer, taken, bits == 8, arena);
 }
 
 void set_bias(Matrix& m, const Floats& bias) {

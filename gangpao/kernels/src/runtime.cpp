@@ -253,7 +253,7 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
   int items = 0;
   for (const auto& m : w.parts) items += m->w.num_panels();
   std::optional<Additions> more;
-  if (table && runs) more.emplace(w, x, out, *table, *runs, add ? scale : 1.0f);
+  if (table && runs && !runs->runs.empty()) more.emplace(w, x, out, *table, *runs, add ? scale : 1.0f);
   auto job = [&](int begin, int end, int thread) {
     uint8_t* scratch = rt.scratch(thread, rt.kernels->scratch_bytes(w.cols, x.n));
     int first = 0, column = 0;
@@ -268,7 +268,7 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
   rt.pool->run(items + (more ? more->down_items() : 0), kPanels, job);
   if (!more) return;
   auto up = [&](int begin, int end, int) { more->up(begin, end, out); };
-  rt.pool->run(more->up_items(), 1, up);
+  rt.pool->run(more->up_items(), more->up_is_short() ? more->up_items() : 1, up);
 }
 
 // Runs f(token) for n tokens; a few tokens are not worth waking anybody.

@@ -33,14 +33,15 @@ _POLL_S = 0.05  # between two looks for a place
 @contextlib.contextmanager
 def place(loaded: LoadedModel) -> Iterator[None]:
     """A place for a request that is being prepared. Raises ApiError (429) where too many wait."""
-    if loaded.scheduler.full(loaded.preparing):
-        loaded.scheduler.counters.refused += 1
-        raise busy(loaded.scheduler.retry_after())
-    loaded.preparing += 1
+    scheduler = loaded.scheduler
+    if scheduler.full(scheduler.preparing):
+        scheduler.counters.refused += 1
+        raise busy(scheduler.retry_after())
+    scheduler.preparing += 1
     try:
         yield
     finally:
-        loaded.preparing -= 1
+        scheduler.preparing -= 1
 
 
 async def prepare(loaded: LoadedModel, work: Callable[..., T], *args: Any) -> T:

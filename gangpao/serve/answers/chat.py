@@ -169,6 +169,7 @@ async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str
             constraint=rule,
             continues=chat.continues and bool(chat.messages[-1].content),
             speculate=chat.speculate,
+            adapters=loaded.adapters,
         )
         for p, (rule, grammar_whole) in zip(answers.choices_of(params, chat.n), rules, strict=True)
     ], left_out

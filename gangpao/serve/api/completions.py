@@ -155,7 +155,7 @@ async def _requests(
     requests = [
         Request(
             one, p, client=client, continues=True, speculate=fields.speculate is not False, constraint=next(rules)[0],
-            prompt_logprobs=asked.prompt_logprobs, prompt_only=fields.max_tokens == 0,
+            prompt_logprobs=asked.prompt_logprobs, prompt_only=fields.max_tokens == 0, adapters=loaded.adapters,
         )
         for one in ids for p in answers.choices_of(params, n)
     ]  # fmt: skip

@@ -93,7 +93,7 @@ async def _vector(loaded: LoadedModel, ids: list[int], client: str) -> Vector:
 
     handle: Handle | None = None
     try:
-        handle = loaded.scheduler.embed(ids, done, client=client)
+        handle = loaded.scheduler.embed(ids, done, client=client, adapters=loaded.adapters)
         return await future
     except Busy as error:
         raise busy(error.retry_after) from None

@@ -45,7 +45,7 @@ def routes(server: Server) -> list[Route]:
         return Json({"version": SPEAKS, "gangpao": gangpao.__version__})
 
     async def tags(request: Request) -> Response:
-        models = server.models.files
+        models = {name: server.models.files[server.models.base_of(name)] for name in server.models.names()}
         return Json({"models": [await asyncio.to_thread(_listed, name, path) for name, path in models.items()]})
 
     async def running(request: Request) -> Response:
@@ -61,7 +61,7 @@ def routes(server: Server) -> list[Route]:
     async def show(request: Request) -> Response:
         asked = schema.parse(ShowRequest, await read_json(request))
         name = server.models.name_of(model_name(asked.model or asked.name))
-        return Json(await asyncio.to_thread(_shown, server.models.files[name]))
+        return Json(await asyncio.to_thread(_shown, server.models.files[server.models.base_of(name)]))
 
     plain = [("version", version), ("tags", tags), ("ps", running)]
     return [

@@ -116,12 +116,16 @@ async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerato
 
 
 def _model(server: Server, name: str) -> dict[str, Any]:
-    """One of GET /v1/models; root is the name of its own where it is an alias; meta says more about a model that is in memory."""
+    """One of GET /v1/models. root: the name of its own where it is an alias; parent: the base of an adapter; meta says more about a
+    model that is in memory."""
     own = server.models.name_of(name)
     out: dict[str, Any] = {"id": name, "object": "model", "created": int(server.started), "owned_by": "gangpao"}
     if own != name:
         out["root"] = own
-    loaded = server.models.loaded().get(own)
+    base = server.models.base_of(own)
+    if base != own:
+        out["parent"] = base
+    loaded = server.models.loaded().get(base)
     meta: dict[str, Any] = {"loaded": loaded is not None, "input_modalities": ["text"]}
     if loaded is not None:
         config = loaded.engine.model.config
