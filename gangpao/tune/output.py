@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gangpao.atomic import new_file, new_folder
 from gangpao.formats.adapters import Form, write_gguf, write_peft
+from gangpao.formats.adapters.read import RUN_ADAPTER
 from gangpao.formats.architectures import gguf_form
 from gangpao.model.config import ModelConfig
 from gangpao.text.hf_folder import TOKENIZER_FILES
@@ -19,7 +20,7 @@ from gangpao.tune.base.load import Base
 from gangpao.tune.config import TuneConfig
 from gangpao.tune.methods import METHODS, Applied
 
-ADAPTER, GGUF_ADAPTER, EXPORT = "adapter", "adapter.gguf", "export"
+ADAPTER, GGUF_ADAPTER, EXPORT = RUN_ADAPTER, "adapter.gguf", "export"
 _BESIDE = TOKENIZER_FILES
 
 

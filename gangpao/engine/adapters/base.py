@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.weights import rotate_half_order
-from gangpao.formats.adapters import Adapter, read_adapter
+from gangpao.formats.adapters import Adapter, Form, read_adapter
 from gangpao.formats.architectures import LAYER_TENSORS
 from gangpao.formats.blocks import dequantize
 from gangpao.formats.gguf import GGUF
@@ -65,7 +65,7 @@ def module_shapes(c: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def read(path: str | os.PathLike[str], gguf: GGUF, config: ModelConfig) -> Adapter:
     """The adapter of a PEFT folder or a GGUF file, for that base. Raises ValueError naming the file and what is wrong."""
-    return read_adapter(path, weight_reader(gguf, config))
+    return read_adapter(path, form=Form.of(gguf), weight_of=weight_reader(gguf, config))
 
 
 def weight_reader(gguf: GGUF, config: ModelConfig) -> Callable[[str], Floats]:
