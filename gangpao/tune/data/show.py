@@ -84,7 +84,7 @@ def show(
             lines += [f"[{word[name]}]"] if name else []
             lines.append(_on_a_terminal(pieces, color))
     lines += ["", word["lengths"], *_bars(report)]
-    notes = report.lines()
+    notes = report.lines(language)
     lines += ["", *notes] if notes else []
     return "\n".join(lines)
 
