@@ -33,7 +33,7 @@ from gangpao.data.sources.forms import (
 PAIR_KEYS = (("chosen", "rejected"), ("response_j", "response_k"), ("chosen_response", "rejected_response"))
 LABEL_KEYS = ("label", "kto_tag")
 _PROMPT_KEYS = ("prompt", "question", "query", "input")
-_TRANSCRIPT = re.compile(r"\A\s*Human: ")
+_TRANSCRIPT = re.compile(r"\A\s*Human:.*\n\nAssistant:", re.S)
 _SPEAKERS = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 Kind = Literal["pairs", "labelled"]
@@ -72,7 +72,7 @@ def parse_pair(row: Any) -> Pair | str:
         return "has no chosen and rejected answer"
     answers: list[list[Any]] = []
     for key in keys:
-        answer = _answer(row[key], stripped=_is_transcript(row.get("prompt")))
+        answer = _side(row, key)
         if isinstance(answer, str):
             return f"{key}: {answer}"
         answers.append(answer)
@@ -101,7 +101,7 @@ def parse_labelled(row: Any) -> Labelled | str:
         return f"has no label that is true or false under {' or '.join(LABEL_KEYS)}"
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str) and _is_transcript(prompt):
-        row = {**row, "prompt": _turns_of(prompt), "completion": _answer(completion, stripped=True)}
+        row = {**row, "prompt": _turns_of(prompt), "completion": _answer(completion.strip())}
     found = detect([row])
     if found is None or found.form == "text":
         return "has a label and no conversation, nor a prompt and its completion"
@@ -147,13 +147,21 @@ def _is_transcript(value: Any) -> bool:
     return isinstance(value, str) and _TRANSCRIPT.match(value) is not None
 
 
-def _answer(value: Any, *, stripped: bool = False) -> list[Any] | str:
-    """An answer as a list of turns. stripped: it goes on behind "Assistant:", with a space that is not its own."""
+def _side(row: Mapping[str, Any], key: str) -> list[Any] | str:
+    """One of a row's two answers as a list of turns, with the question in front where the row says it nowhere else."""
+    value = row[key]
+    if _is_transcript(row.get("prompt")) and isinstance(value, str):
+        return _answer(value.strip())  # behind "Assistant:" stands a space that is not the answer's
+    beside = any(row.get(name) for name in (*LISTS, *_PROMPT_KEYS, *QUESTIONS))
+    return _turns_of(value) if not beside and _is_transcript(value) else _answer(value)
+
+
+def _answer(value: Any) -> list[Any] | str:
+    """An answer as a list of turns."""
     if isinstance(value, dict):
         return [value]
     if isinstance(value, str):
-        turns = _turns_of(value) if _TRANSCRIPT.match(value) else []
-        return turns or [{"role": "assistant", "content": value.strip() if stripped else value}]
+        return [{"role": "assistant", "content": value}]
     return value if value and all(isinstance(turn, dict) for turn in value) else "is no list of turns"
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gangpao.page import Language
 from gangpao.tune.data.config import Kind
 from gangpao.tune.data.rows import Fault, Reason
 
@@ -134,19 +135,27 @@ class Report:
         found = np.percentile(self.lengths, list(shares.values()), method="higher")
         return {name: int(value) for name, value in zip(shares, found, strict=True)}
 
-    def lines(self) -> list[str]:
+    def lines(self, language: Language = "en") -> list[str]:
         """What somebody should know, one sentence a line; nothing where all rows are used whole."""
+        zh = language == "zh"
         out = list(self.notes)
         for file in self.files:
             if file.dropped:
-                why = ", ".join(f"{count:,} {REASONS[reason][0]}" for reason, count in file.dropped.most_common())  # type: ignore[index]
-                example = self._first(file, cut=False)
-                out.append(f"{file.name}: {file.dropped.total():,} of {file.read:,} rows are not used ({why}){example}")
-            if file.cut:
-                out.append(f"{file.name}: {file.cut:,} rows are cut{self._first(file, cut=True)}")
-            if file.thoughts_left_out:
-                out.append(
-                    f"{file.name}: {file.thoughts_left_out:,} answers have a thought beside them, and the model has no marks for "
-                    "thoughts; they are left out"
+                counts = [f"{n:,} {words[zh]}" for reason, words in REASONS.items() if (n := file.dropped[reason])]
+                sentence = (
+                    "{name}: {dropped:,} of {read:,} rows are not used ({why})",
+                    "{name}：{read:,} 行中有 {dropped:,} 行没有使用（{why}）",
                 )
+                why, dropped = ("，" if zh else ", ").join(counts), file.dropped.total()
+                line = sentence[zh].format(name=file.name, dropped=dropped, read=file.read, why=why)
+                out.append(line + self._first(file, cut=False))
+            if file.cut:
+                sentence = "{name}: {cut:,} rows are cut", "{name}：{cut:,} 行被截断"
+                out.append(sentence[zh].format(name=file.name, cut=file.cut) + self._first(file, cut=True))
+            if file.thoughts_left_out:
+                sentence = (
+                    "{name}: {count:,} answers have a thought beside them that is left out: the model has no marks for thoughts",
+                    "{name}：{count:,} 个回答旁边有思考，模型没有思考的标记，已去掉",
+                )
+                out.append(sentence[zh].format(name=file.name, count=file.thoughts_left_out))
         return out

@@ -84,7 +84,7 @@ def show(
             lines += [f"[{word[name]}]"] if name else []
             lines.append(_on_a_terminal(pieces, color))
     lines += ["", word["lengths"], *_bars(report)]
-    notes = report.lines()
+    notes = report.lines(language)
     lines += ["", *notes] if notes else []
     return "\n".join(lines)
 
@@ -204,7 +204,7 @@ def _binned(report: Report) -> list[tuple[int, int, int]]:
     step = max(1, math.ceil(longest / _BINS))
     scale = 10 ** max(0, len(str(step)) - 1)
     step = next(size * scale for size in (1, 2, 5, 10) if size * scale >= step)
-    bins = range(0, longest + 1, step)
+    bins = range(int(report.lengths.min()) // step * step, longest + 1, step)
     return [(a, a + step - 1, int(((report.lengths >= a) & (report.lengths < a + step)).sum())) for a in bins]
 
 

@@ -112,3 +112,13 @@ def test_what_is_no_labelled_answer_says_why():
     assert detect_preferences([{"text": "a", "label": 1}] * 3) is None
     assert detect_preferences([{"prompt": "a", "completion": "b"}] * 3) is None
     assert detect_preferences([]) is None
+
+
+def test_an_answer_that_speaks_of_humans_is_no_transcript():
+    row = {
+        "messages": turns(*TALK),
+        "chosen": "Human: that is what you are.\n\nAssistant: And I am not.",
+        "rejected": "No.",
+    }
+    assert parse_pair(row).chosen.messages[-1] == {"role": "assistant", "content": row["chosen"]}
+    assert parse_pair({"chosen": "Human: yes", "rejected": "No."}) == parse_pair({"chosen": "a", "rejected": "b"})

@@ -46,7 +46,9 @@ def test_a_pipe_gets_marks_and_a_terminal_colours(tmp_path):
     assert "\x1b[32mAnswer 1 xxxxxx<|im_end|>\x1b[0m" in colored
     assert "\x1b[31m" not in colored
     assert sum(line.count("█") > 0 for line in text.splitlines()) >= 1
-    assert "训练" in show(prepared, BPE, language="zh")
+    chinese = show(prepared, BPE, language="zh")
+    assert "训练" in chinese
+    assert "rows.jsonl：13 行中有 2 行没有使用（1 问题或回答为空，1 太长）" in chinese
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
