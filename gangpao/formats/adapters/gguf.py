@@ -8,6 +8,7 @@ DoRA, whole tensors, and a part on the embedding or the head of a model that tie
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -127,6 +128,8 @@ def _read(gguf: GGUF, base: Form | None) -> Adapter:
             f"{path}: an adapter of another base: it is for {own:.40}, and the base is {form.architecture}"
         )
     alpha = gguf.get_float("adapter.lora.alpha", 0.0)
+    if not math.isfinite(alpha):
+        raise ModelFileError(f"{path}: adapter.lora.alpha is {alpha}, not a number to scale with")
     parts: dict[str, Part] = {}
     whole: dict[str, Floats] = {}
     for name in gguf.tensors:

@@ -7,6 +7,7 @@ does. What it gives up: pictures; of a model that sees only the language model c
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from gangpao.model.config import ModelConfig
 from gangpao.tune.merge.adapted import Adapted
 
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+_WIDTHS = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -62,7 +64,23 @@ class Folder:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors, from the headers."""
-        return {name: tuple(self.tensor(name).shape) for name in self._places}
+        return {name: self.entry(name)[1] for name in self._places}
+
+    def entry(self, name: str) -> tuple[str, tuple[int, ...], int]:
+        """Type in the words of safetensors, shape and bytes. Raises ValueError for what is no float."""
+        file, own = self._places[name]
+        if file.suffix == ".bin":
+            tensor = self._pickled(file)[own]
+            kind, shape = _TYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)
+        else:
+            with _opened(file) as opened:
+                part = opened.get_slice(own)
+                kind, shape = str(part.get_dtype()), tuple(part.get_shape())
+        if kind not in _WIDTHS:
+            raise ValueError(
+                f"{self.path}: {name:.100} holds {kind:.20}, not floats: merge onto the model that it was made from"
+            )
+        return kind, shape, math.prod(shape) * _WIDTHS[kind]
 
     def tensor(self, name: str) -> Tensor:
         """A tensor as it is stored. Raises ValueError for one that is not there, or in a damaged file."""
@@ -126,14 +144,7 @@ def _write_file(base: Folder, adapted: Adapted, names: list[str], path: Path, ad
     def own(name: str) -> str:
         return HEAD if name == HEAD and base.tied else base.own_name(name)
 
-    entries = {}
-    for name in names:
-        tensor = source(name)
-        if tensor.dtype not in _TYPES:
-            raise ValueError(
-                f"{base.path}: {name} holds {tensor.dtype}, not floats: merge onto the model it was made from"
-            )
-        entries[own(name)] = (_TYPES[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
+    entries = {own(name): base.entry(EMBEDDING if name == HEAD and base.tied else name) for name in names}
     with path.open("wb") as file:
         file.write(safetensors.header(entries))
         for name in names:

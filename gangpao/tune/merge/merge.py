@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from gangpao import atomic
@@ -17,7 +18,7 @@ from gangpao.formats.adapters import Adapter, read_adapter
 from gangpao.formats.gguf import GGUF
 from gangpao.model.config import ModelConfig
 from gangpao.text.tokenizer import Tokenizer
-from gangpao.tune.base.load import base_shape
+from gangpao.tune.base.load import base_shape, sha256_of
 from gangpao.tune.merge import check, folder, gguf
 from gangpao.tune.merge.adapted import Adapted
 from gangpao.tune.merge.check import MAX_DIFFERENCE, Comparison
@@ -73,7 +74,7 @@ def merge(
     if source.is_dir():
         if options.kind is not None:
             raise ValueError("--type is for .gguf files; a Hugging Face folder keeps the type of each tensor")
-        return _onto_folder(source, adapters, target, options, progress)
+        return _onto_folder(source, adapters, target, options, progress, on_note)
     if target.suffix != ".gguf":
         raise ValueError(f"{target}: a merged GGUF file ends in .gguf")
     return _onto_file(source, adapters, target, options, progress, on_note)
@@ -85,9 +86,10 @@ def _onto_folder(
     target: Path,
     options: Options,
     progress: Progress,
+    on_note: OnNote,
 ) -> Comparison | None:
     base = folder.Folder(source)
-    adapted = _read(paths, base, None, str(source))
+    adapted = _read(paths, base, None, base.files, on_note)
     advance = _counter(progress, len(base.names) + adapted.unties(base.tied) + _steps(base.config, options))
     with atomic.new_folder(target) as staging:
         folder.write(base, adapted, staging, advance)
@@ -108,7 +110,7 @@ def _onto_file(
     config = base_shape(source)
     with ExitStack() as stack:
         base = gguf.File(stack.enter_context(GGUF.open(source)))
-        adapted = _read(paths, base, base, str(source))
+        adapted = _read(paths, base, base, base.gguf.paths, on_note)
         planned = gguf.plan(base, adapted, options.kind)
         if note := gguf.retyped(base, planned):
             on_note(note)
@@ -130,10 +132,12 @@ def _read(
     paths: Sequence[tuple[str | os.PathLike[str], float]],
     base: folder.Folder | gguf.File,
     file: gguf.File | None,
-    where: str,
+    files: Sequence[Path],
+    on_note: OnNote,
 ) -> Adapted:
-    """The adapters, each compared with the base."""
+    """The adapters, each compared with the base, whose bytes are in `files`."""
     shapes = base.shapes()
+    digest = cache(lambda: sha256_of(files))
     read: list[tuple[Adapter, float]] = []
     for path, scale in paths:
         adapter = read_adapter(
@@ -141,7 +145,12 @@ def _read(
             form=file.form if file else None,
             weight_of=lambda name: base.tensor(f"{name}.weight").float().numpy(),
         )
-        adapter.check_base(shapes, where)
+        adapter.check_base(shapes, str(files[0]))
+        if adapter.base_sha256 and adapter.base_sha256 != digest():
+            on_note(
+                f"{path} was trained on {adapter.base or 'a base'} with the sha256 {adapter.base_sha256:.12}, this base has "
+                f"{digest():.12}: their shapes agree, their weights do not (another type of the same model, or another model)"
+            )
         read.append((adapter, scale))
     return Adapted(read)
 

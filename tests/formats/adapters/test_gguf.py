@@ -15,6 +15,7 @@ from gangpao.formats.adapters.gguf import gguf_name, hf_name, shapes_of
 from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
 from gangpao.model.transformer import Transformer
+from tests.formats import gguf_maker
 from tests.formats.adapters.models import random_adapter
 from tests.formats.gguf_maker import vocabulary
 from tests.llama_oracle import LlamaBatch
@@ -49,6 +50,10 @@ def merge(model: Transformer, adapter: Adapter, strength: float = 1.0) -> Transf
         weight = model.get_parameter(f"{name}.weight")
         weight.copy_(torch.from_numpy(replace(part, scale=part.scale * strength).applied(weight.numpy())))
     return model
+
+
+def written(path: Path, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    gguf_maker.write_gguf(path, fields, {name: ("F32", x.shape, x.tobytes()) for name, x in tensors.items()})
 
 
 def far(a: np.ndarray, b: np.ndarray) -> float:
@@ -176,3 +181,52 @@ def test_names_go_both_ways() -> None:
         assert hf_name(gguf_name(name) or "") == name
     assert [hf_name(n) for n in ("blk.x.attn_q.weight", "rope_freqs.weight", "blk.0.ffn_up_exps.weight")] == [None] * 3
     assert gguf_name("model.layers.0.mlp.experts.0.w1.weight") is None
+
+
+def test_damaged_and_hostile_files_are_errors_and_nothing_else(tmp_path: Path) -> None:
+    whole = (FIXTURES / "llama_cpp.gguf").read_bytes()
+    path, form = tmp_path / "x.gguf", Form("llama", 4, 2, False)
+    for size in range(0, len(whole) - 32, 61):  # what is cut off at the end may be padding
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"x\.gguf"):
+            read_adapter(path, form=form)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for at in rng.integers(0, 1600, 3):  # in the header
+            data[at] = rng.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            read_adapter(path, form=form)
+        except ValueError:
+            continue
+
+
+def test_pairs_that_are_none_are_told(tmp_path: Path) -> None:
+    ones = np.ones((2, 8), np.float32)
+    fields = {
+        "general.architecture": "qwen2",
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 2.0,
+    }
+    path = tmp_path / "x.gguf"
+    for tensors, more, words in (
+        ({"blk.0.attn_v.weight.lora_a": ones}, {}, "has a lora_a only"),
+        ({"blk.0.attn_v.weight.lora_b": ones}, {}, "no pair of lora_a and lora_b"),
+        ({"blk.0.attn_v.weight.lora_a": ones, "blk.0.attn_v.weight.lora_b": ones}, {}, "no low-rank pair"),
+        ({"blk.0.ffn_up_exps.weight.lora_a": ones}, {}, "has no place in a model that we compute"),
+        ({"blk.0.attn_v.weight.lora_a": ones * np.nan, "blk.0.attn_v.weight.lora_b": ones.T}, {}, "no finite number"),
+        ({"blk.0.attn_v.weight.lora_a": ones, "blk.0.attn_v.weight.lora_b": ones.T}, {"adapter.lora.alpha": "2"}, "a str"),
+        ({"blk.0.attn_v.weight.lora_a": ones}, {"adapter.lora.alpha": float("inf")}, "lora.alpha is inf"),
+        ({"x.weight": ones}, {"adapter.alora.invocation_tokens": [1, 2]}, "aLoRA"),
+        ({}, {}, "no adapter in it"),
+    ):  # fmt: skip
+        written(path, fields | more, tensors)
+        with pytest.raises(ValueError, match=words):
+            read_adapter(path)
+    norm = {"blk.0.attn_norm.weight": ones[0], "blk.0.attn_v.weight.lora_a": ones, "blk.0.attn_v.weight.lora_b": ones.T}
+    written(path, fields | {"adapter.lora.alpha": 0.0}, norm)
+    adapter = read_adapter(path)
+    assert list(adapter.whole) == ["model.layers.0.input_layernorm.weight"]
+    assert adapter.parts["model.layers.0.self_attn.v_proj"].scale == 1.0  # as llama.cpp takes an alpha of 0

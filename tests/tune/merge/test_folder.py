@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,19 @@ def test_a_result_that_answers_differently_is_refused(tmp_path: Path, monkeypatc
     with pytest.raises(Different, match=r"(?s)was not written.*perplexity: base .*--max-difference 0"):
         merge(folder, [(tmp_path / "adapter", 1.0)], tmp_path / "merged", Options(max_difference=0.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_a_base_of_bin_files_becomes_safetensors_and_another_base_is_noted(tmp_path: Path) -> None:
+    base = models.tiny()
+    folder = folder_of(base, tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    torch.save(base.state_dict(), folder / "pytorch_model.bin")
+    adapter = replace(models.random_adapter(base, ("q_proj",)), base="my base", base_sha256="ab" * 32)
+    write_peft(tmp_path / "adapter", adapter)
+    notes: list[str] = []
+    merge(folder, [(tmp_path / "adapter", 1.0)], tmp_path / "merged", on_note=notes.append)
+    assert "was trained on my base with the sha256 abababababab, this base has" in notes[0]
+    assert not (tmp_path / "merged" / "pytorch_model.bin").exists()
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, p in models.merged_by_hand(base, adapter).named_parameters():
+        torch.testing.assert_close(found[name], p.detach(), atol=1e-6, rtol=1e-6)
