@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from gangpao.engine.generate import Engine
+from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.models.gguf import EngineModel
 from gangpao.evaluate.models.harness import Harness, answer_key
-from gangpao.evaluate.models.load import facts_of
+from gangpao.evaluate.models.load import facts_of, load
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Usage
 from gangpao.evaluate.results import read_items, read_run
 from gangpao.evaluate.run import evaluate, tasks_of
 from gangpao.evaluate.settings import Settings
+from gangpao.formats.adapters import write_peft
+from tests.engine.adapters import random_adapter
 from tests.engine.tiny import write_tiny
 from tests.evaluate import samples
 from tests.evaluate.test_peer import Memory
@@ -359,3 +362,22 @@ def test_instructions_are_checked_by_programs(tiny, tmp_path):
     result = run(Said(tiny, {}), None, tmp_path, ("instructions",), limit=6)
     assert [(t.metric, t.value, t.items) for t in result.tasks] == [("prompt_strict", 0.0, 6), ("prompt_loose", 0.0, 6)]
     assert set(result.tasks[0].parts) == {"en", "zh"}
+
+
+def test_an_adapter_is_part_of_the_model_and_of_what_names_a_run(tiny, tmp_path):
+    config = Engine.load(tiny, context=64, num_threads=1).model.config
+    write_peft(tmp_path / "adapter", random_adapter(config, 1))
+    adapters = {"a": (tmp_path / "adapter", 0.5)}
+    options = EngineOptions(context=1024, threads=1)
+    model = load(str(tiny), options, batch=2, adapters=adapters)
+    assert model.settings["adapters"]["a"]["scale"] == 0.5
+    assert len(model.settings["adapters"]["a"]["sha256"]) == 64
+    plain = load(str(tiny), options, batch=2)
+    assert "adapters" not in plain.settings
+    group = Group("once upon a time", (" there", " was"))
+    scores = [[score.logprob for score in next(one.score([group]))[1]] for one in (model, plain)]
+    assert scores[0] != scores[1]
+    model.close()
+    plain.close()
+    with pytest.raises(ValueError, match="--adapter: only our own engine"):
+        load("http://127.0.0.1:1/v1", options, batch=2, adapters=adapters)

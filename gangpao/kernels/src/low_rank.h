@@ -4,8 +4,11 @@
 // rank's factor. An output sums its ranks one after the other from zero; that times the factor of its panel is added to what is
 // there. So tiles, rows beside, instruction sets and threads change no bit.
 
-constexpr int kRowsTogether = kTokenTile == 8 ? 4 : 2;
-constexpr int kRanksOfMany = kTokenTile == 8 ? 4 : 2;  // AVX2 has 16 registers, and a vector of ours takes two
+// Tiles of many rows share what is loaded and widened of A and B. AVX2 has 16 registers, and a vector of ours takes two.
+constexpr int kRowsTogether = 4;
+constexpr int kRanksOfMany = kTokenTile == 8 ? 4 : 1;
+constexpr int kPanelsOfMany = kTokenTile == 8 ? 4 : 1;
+constexpr int kPanelsOfOne = 4;
 
 // Bytes that are asked for before their use: an adapter is read in many short runs, which hardware does not foresee.
 constexpr int kLowRankAhead = 4096;
@@ -94,19 +97,21 @@ static inline void up_tile(const LowRankPart& b, int panel, const float* h, int 
     }
 }
 
-template <class W, int P>
-static void up_rows(const LowRankPart& b, int panel, const float* h, int h_stride, int rows, float* out, int out_stride) {
-  constexpr int T = P == 1 || kTokenTile == 8 ? kRowsTogether : 1;
-  int t = 0;
-  for (; t + T <= rows; t += T) up_tile<W, T, P>(b, panel, h + size_t(t) * h_stride, h_stride, out + size_t(t) * out_stride, out_stride);
-  for (; t < rows; ++t) up_tile<W, 1, P>(b, panel, h + size_t(t) * h_stride, h_stride, out + size_t(t) * out_stride, out_stride);
+// T rows, P panels at a time and what is left one by one.
+template <class W, int T, int P>
+static void up_rows(const LowRankPart& b, int begin, int end, const float* h, int h_stride, float* out, int out_stride) {
+  int panel = begin;
+  for (; panel + P <= end; panel += P) up_tile<W, T, P>(b, panel, h, h_stride, out, out_stride);
+  for (; panel < end; ++panel) up_tile<W, T, 1>(b, panel, h, h_stride, out, out_stride);
 }
 
 template <class W>
 static void up_panels(const LowRankPart& b, int begin, int end, const float* h, int h_stride, int rows, float* out, int out_stride) {
-  int panel = begin;
-  for (; panel + 4 <= end; panel += 4) up_rows<W, 4>(b, panel, h, h_stride, rows, out, out_stride);
-  for (; panel < end; ++panel) up_rows<W, 1>(b, panel, h, h_stride, rows, out, out_stride);
+  int t = 0;
+  for (; t + kRowsTogether <= rows; t += kRowsTogether)
+    up_rows<W, kRowsTogether, kPanelsOfMany>(b, begin, end, h + size_t(t) * h_stride, h_stride, out + size_t(t) * out_stride, out_stride);
+  for (; t < rows; ++t)
+    up_rows<W, 1, kPanelsOfOne>(b, begin, end, h + size_t(t) * h_stride, h_stride, out + size_t(t) * out_stride, out_stride);
 }
 
 // Panels [begin, end) of a part; h and out begin at its first rank and output of the first row.
