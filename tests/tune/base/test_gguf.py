@@ -7,7 +7,7 @@ import torch
 from gangpao.deploy import gguf as writer
 from gangpao.engine.transformer import Transformer as Engine
 from gangpao.formats.gguf import GGUF, ModelFileError
-from gangpao.model import weights
+from gangpao.model import layers, weights
 from gangpao.tune.base.gguf import read_config, tensors
 from gangpao.tune.base.load import base_shape, load_base
 from gangpao.tune.base.quantized import QuantizedLinear
@@ -35,30 +35,44 @@ def engine_logits(path, ids=IDS, context=256):
     return out
 
 
+@pytest.fixture
+def as_the_engine(monkeypatch):
+    """as_the_engine(model, ids): logits with keys and values rounded to the fp16 of the engine's cache."""
+    attend = layers.attend
+
+    def rounded(q, k, v, mask, scale):
+        return attend(q, k.half().float(), v.half().float(), mask, scale)
+
+    def logits(model, ids=IDS):
+        with monkeypatch.context() as m:
+            m.setattr(layers, "attend", rounded)
+            return logits_of(model, ids)
+
+    return logits
+
+
 def close(a, b):
-    """The engine's cache is fp16: the limit is that of tests/deploy."""
-    a, b = (x - np.logaddexp.reduce(x.astype(np.float64)) for x in (a, b))
-    assert np.abs(a - b).max() < 1e-3 * np.abs(b).max()
+    """Where rounding to fp16 falls on the other side now and then, the limit is not that of float32."""
+    assert np.abs(a - b).max() < 3e-4 * np.abs(b).max()
 
 
 @pytest.mark.parametrize(("kind", "fields"), CASES, ids=NAMES)
-def test_every_architecture_is_the_engine_and_the_checkpoint(tmp_path, kind, fields):
+def test_every_architecture_is_the_engine_and_the_checkpoint(tmp_path, as_the_engine, kind, fields):
     model, path = written(tmp_path / "a.gguf", kind, fields, "F32")
     base = load_base(path)
-    ours = logits_of(base.model)
-    np.testing.assert_allclose(ours, logits_of(model), rtol=1e-4, atol=1e-4)
-    close(ours, engine_logits(path))
+    np.testing.assert_allclose(logits_of(base.model), logits_of(model), rtol=1e-4, atol=1e-4)
+    close(as_the_engine(base.model), engine_logits(path))
     assert base_shape(path) == base.config
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
 @pytest.mark.parametrize("type_", ["Q8_0", "Q4_0", "Q4_1", "BF16", "F16"])
-def test_blocks_are_the_engine_and_the_dequantized_model(tmp_path, type_):
+def test_blocks_are_the_engine_and_the_dequantized_model(tmp_path, as_the_engine, type_):
     _, path = written(tmp_path / "a.gguf", "minicpm", {"attention_bias": True, "tie_word_embeddings": False}, type_)
     base = load_base(path)
     assert isinstance(base.model.lm_head, QuantizedLinear)
     ours = logits_of(base.model)
-    close(ours, engine_logits(path))
+    close(as_the_engine(base.model), engine_logits(path))
     with GGUF.open(path) as file:
         folder = weights.save(tmp_path / "dense", base.config, dict(tensors(file, read_config(file))))
     np.testing.assert_allclose(ours, logits_of(weights.load(folder)), rtol=1e-5, atol=1e-4)
@@ -88,10 +102,11 @@ def test_a_split_file_is_one_base(tmp_path):
     assert whole.storage == "F32 blocks of the file"
 
 
-def test_smollm2_is_the_engine(model_path):
-    path = model_path("smollm2-135m")
+@pytest.mark.parametrize("name", ["smollm2-135m", pytest.param("qwen2.5-coder-0.5b", marks=pytest.mark.slow)])
+def test_a_real_file_is_the_engine(model_path, as_the_engine, name):
+    path = model_path(name)
     base = load_base(path)
     ids = torch.tensor([base.tokenizer.encode("The capital of France is Paris, and that of Italy is")])
-    ours, theirs = logits_of(base.model, ids), engine_logits(path, ids)
-    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
+    ours, theirs = as_the_engine(base.model, ids), engine_logits(path, ids)
+    close(ours, theirs)
     assert ours.argmax() == theirs.argmax()

@@ -73,12 +73,12 @@ def test_the_count_follows_what_is_there():
         assert seen.now == 0
 
 
-def step(model, length, vocabulary_size):
+def step(model, length, vocabulary_size, recompute=True):
     """Forward and backward pass of one row; the peak of what is live besides what was there before, and the loss."""
     ids = np.random.default_rng(0).integers(0, vocabulary_size, (1, length + 1))
     documents = np.zeros((1, length), np.int64)
     batch = Batch(ids[:, :-1], ids[:, 1:], documents)
-    objective = NextToken(dtype=torch.float32, recompute=True)
+    objective = NextToken(dtype=torch.float32, recompute=recompute)
     gc.collect()
     with LiveTensors(model.parameters()) as seen:
         terms = objective(model, batch, 1 / length)
@@ -113,14 +113,14 @@ def test_no_floats_of_the_base_are_live(tmp_path, kind):
     assert loss == pytest.approx(step(with_adapters(dense), 16, config.vocab_size)[1], rel=1e-5)
 
 
-def test_nor_are_those_of_a_base_in_bf16(tmp_path):
-    config = tiny("qwen2", vocab_size=2048, hidden_size=256, intermediate_size=704, num_hidden_layers=4, head_dim=64)
+def test_nor_are_those_of_a_base_in_bf16():
+    """Also where all layers keep what they need for the backward pass."""
+    config = tiny("qwen2", vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=8, head_dim=64)
     model = Transformer.build(config, seed=1).bfloat16().requires_grad_(False)
-    all_floats = 2 * sum(p.nbytes for p in model.parameters())
+    floats_of_layers = 2 * sum(p.nbytes for p in model.model.layers.parameters())
     replace_linears(model, lambda name, linear: None if name == "lm_head" else Adapter(linear))
-    adapters = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    peak, _ = step(model, 16, config.vocab_size)
-    assert peak < activations(config, 16) + (5 << 20) + adapters < all_floats / 2
+    peak, _ = step(model, 8, config.vocab_size, recompute=False)
+    assert peak < floats_of_layers / 3
 
 
 def test_a_step_over_smollm2_keeps_none(model_path):

@@ -7,13 +7,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gangpao.data.tokens.pack import Batch
 from gangpao.engine.weights import rotate_half_order
 from gangpao.formats import blocks
 from gangpao.model.layers import Linear, replace_linears
+from gangpao.train.step.lanes import Lanes
+from gangpao.train.step.loss import NextToken
 from gangpao.tune.base import nf4
+from gangpao.tune.base.load import load_base
 from gangpao.tune.base.quantized import Blocks, QuantizedEmbedding, QuantizedLinear
+from tests.engine.tiny import write_tiny
 from tests.kernels.random_blocks import SHAPES, random_rows
 from tests.model.test_tiles import saved_bytes
+from tests.tune.base.test_memory import with_adapters
 
 G = torch.Generator().manual_seed(0)
 
@@ -82,6 +88,25 @@ def test_lanes_compute_what_one_thread_does():
     assert all(
         torch.equal(a, b) for one, two in zip(found, expected, strict=True) for a, b in zip(one, two, strict=True)
     )
+
+
+def test_a_step_in_lanes_has_the_gradients_of_a_step_in_one_thread(tmp_path):
+    base = load_base(write_tiny(tmp_path / "a.gguf"))
+    model = with_adapters(base)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ids = np.random.default_rng(0).integers(0, base.config.vocab_size, (4, 33))
+    batch = Batch(ids[:, :-1], ids[:, 1:], np.zeros((4, 32), np.int64))
+    found = []
+    for count in (1, 2, 4):
+        lanes = Lanes(count)
+        values = lanes.backward(NextToken(dtype=torch.float32), model, batch, 1 / batch.labels.size, trained)
+        lanes.close()
+        found.append([values["loss"], *(p.grad.clone() for p in trained)])
+        model.zero_grad()
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert max(float(g.abs().max()) for g in found[0][1:]) > 1e-3
 
 
 def test_adapters_find_it_as_any_other_linear_layer():
