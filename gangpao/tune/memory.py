@@ -30,7 +30,8 @@ from gangpao.model.count import parameters
 from gangpao.model.cpu import BLOCK, KEPT_BYTES
 from gangpao.model.transformer import Transformer
 from gangpao.model.weights import weight_files
-from gangpao.train.step.frozen_head import loss_bytes
+from gangpao.train.step.frozen_head import ROWS, TILE_WEIGHTS
+from gangpao.train.step.lanes import lane_count
 from gangpao.train.step.loss import rows_at_once
 from gangpao.tune.base.device import compute_dtype, describe
 from gangpao.tune.base.load import base_shape
@@ -70,7 +71,7 @@ MUON = OptimizerMemory(numbers=1)
 class Step:
     """What one pass computes. tokens: of all its rows; length: of one row; packed: whether rows hold several documents.
 
-    passes: micro-batches of a step; lanes: threads with rows (and gradients) of their own.
+    passes: micro-batches of a step; lanes: most threads with rows (and gradients) of their own.
     """
 
     tokens: int
@@ -154,7 +155,8 @@ class _Peak:
         each = STORAGE_BYTES[storage] if self.trains_base and isinstance(storage, str) else 4.0
         self.state = optimizer.bytes + optimizer.numbers * each
         self.added = 0 if self.trains_base else 4 * self.trained
-        self.gradients = int(each * self.trained) * (step.lanes if step.lanes > 1 else 1)
+        gradients = int(each * self.trained)
+        self.gradients = gradients * lane_count(step.lanes, step.tokens // step.length, gradients)
         self.largest = int(each * max(p.numel() for p in applied.trainable.values()))
         self.width = WORKING[step.dtype]
         self.layer = Layer(applied, step)
@@ -231,8 +233,9 @@ class HeadMemory:
             rows = min(step.tokens, rows_at_once(c.vocab_size))
             before = width if step.tokens > rows else 0  # the gradient of the piece before
             self.logits = rows * c.vocab_size * (8.0 + before)
-        else:  # by tiles; the gradient of the hidden states is counted elsewhere
-            self.logits = loss_bytes(step.tokens, c.hidden_size) - 4.0 * step.tokens * c.hidden_size
+        else:  # by tiles: logits and probabilities of some words, sums [R, D]
+            rows, words = min(step.tokens, ROWS), min(c.vocab_size, max(64, TILE_WEIGHTS // c.hidden_size))
+            self.logits = 4.0 * (2 * rows * words + rows * c.hidden_size)
 
 
 class Layer:
@@ -325,11 +328,12 @@ def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int 
     """
     shape, tokens = base_shape(model), config.micro_batch_size * config.seq_len
     dtype = _DTYPES[config.precision] or compute_dtype(describe(device))
-    threads = config.threads or machine.physical_cores()
+    plain = config.objective.kind in ("sft", "pretrain") and not config.method.dropout and shape.moe is None
+    lanes = config.threads or machine.physical_cores() if plain and device == "cpu" else 1
     step = Step(
         tokens * (2 if config.data_kind == "pairs" else 1), config.seq_len, dtype, config.recompute,
         packed=config.data_kind in ("answers", "texts"), passes=max(1, config.rows // (config.micro_batch_size * ranks)),
-        lanes=min(threads, config.micro_batch_size) if device == "cpu" else 1,
+        lanes=lanes,
     )  # fmt: skip
     storage: str | int = _stored(model, shape) if config.storage == "auto" else config.storage
     optimizer = MUON if config.optimizer.kind == "muon" else ADAMW
