@@ -110,7 +110,7 @@ Q4_BYTES = round((2_442_057_984 * 4.5 + 122_753 * 2304 * 6.5625) / 8)  # Q4_0 in
     [
         (MethodConfig(), BRAIN, "bf16", memory.ADAMW, 6370),
         (MethodConfig(), BRAIN, Q4_BYTES, memory.ADAMW, 2600),
-        (MethodConfig(), FLOAT, "bf16", memory.ADAMW, 6370),
+        (MethodConfig(rank=16), FLOAT, "bf16", memory.ADAMW, 6370),
         (MethodConfig(rank=16), FLOAT, Q4_BYTES, memory.ADAMW, 2600),
         # stochastic rounding, 8-bit first moment, factored second one, gradients released
         (MethodConfig(kind="full"), BRAIN, "bf16", OptimizerMemory(bytes=1 + 4 / 256, released=True), 10.5 * 1024),
