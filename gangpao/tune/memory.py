@@ -25,12 +25,14 @@ import torch
 from gangpao import machine
 from gangpao.config import merge, parse_override
 from gangpao.formats.gguf import GGUF
+from gangpao.model import tiles
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import parameters
 from gangpao.model.cpu import BLOCK, KEPT_BYTES
 from gangpao.model.transformer import Transformer
 from gangpao.model.weights import weight_files
-from gangpao.train.step.frozen_head import loss_bytes
+from gangpao.train.step.frozen_head import ROWS, TILE_WEIGHTS
+from gangpao.train.step.lanes import lane_count
 from gangpao.train.step.loss import rows_at_once
 from gangpao.tune.base.device import compute_dtype, describe
 from gangpao.tune.base.load import base_shape
@@ -46,7 +48,6 @@ from gangpao.units import table
 
 STORAGE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # of a weight
 ADAPTED_ROWS = 512  # of train.step.loss.token_losses
-SCRATCH = 2 << 20  # tiles of a stored matrix as floats, and other small things
 WORKING = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.float64: 8}
 
 
@@ -70,7 +71,7 @@ MUON = OptimizerMemory(numbers=1)
 class Step:
     """What one pass computes. tokens: of all its rows; length: of one row; packed: whether rows hold several documents.
 
-    passes: micro-batches of a step; lanes: threads with rows (and gradients) of their own.
+    passes: micro-batches of a step; lanes: most threads with rows (and gradients) of their own.
     """
 
     tokens: int
@@ -154,7 +155,8 @@ class _Peak:
         each = STORAGE_BYTES[storage] if self.trains_base and isinstance(storage, str) else 4.0
         self.state = optimizer.bytes + optimizer.numbers * each
         self.added = 0 if self.trains_base else 4 * self.trained
-        self.gradients = int(each * self.trained) * (step.lanes if step.lanes > 1 else 1)
+        gradients = int(each * self.trained)
+        self.gradients = gradients * lane_count(step.lanes, step.tokens // step.length, gradients)
         self.largest = int(each * max(p.numel() for p in applied.trainable.values()))
         self.width = WORKING[step.dtype]
         self.layer = Layer(applied, step)
@@ -175,7 +177,7 @@ class _Peak:
             Row("gradients", int(gradients), "used up one by one" if self.optimizer.released else ""),
             Row("activations", int(activations), f"{self.step.tokens:,} tokens, {kept}"),
             Row("logits", int(logits), "in pieces"),
-            Row("scratch", SCRATCH, "tiles and what is small"),
+            Row("scratch", self.head.scratch, "rows of the base as floats"),
         )
         return Plan(tuple(row for row in rows if row.bytes), moment)
 
@@ -217,7 +219,8 @@ class _Peak:
 
 
 class HeadMemory:
-    """What the loss takes. logits: pieces of them; gradient: of a trained head while it is summed up, stored: as it is kept."""
+    """What the loss takes. logits: pieces of them; gradient: of a trained head while it is summed up, stored: as it is kept;
+    scratch: buffers in which rows of the base are made floats, here and in the layers."""
 
     def __init__(self, applied: Applied, step: Step, storage: str | int) -> None:
         c, width = applied.model.config, WORKING[step.dtype]
@@ -225,14 +228,20 @@ class HeadMemory:
         each = STORAGE_BYTES[storage] if trained and isinstance(storage, str) else 0.0
         self.gradient = 4.0 * c.vocab_size * c.hidden_size if trained else 0.0
         self.stored = each * c.vocab_size * c.hidden_size
+        exact = trained or (isinstance(storage, str) and storage != "nf4" and STORAGE_BYTES[storage] == width)
+        tile = 0 if exact else tiles.TILE_WEIGHTS  # of a buffer that is there as long as the thread
         if "lm_head" in applied.modules:  # its own forward, made again: logits, log-probabilities, gradient
             self.logits = min(step.tokens, ADAPTED_ROWS) * c.vocab_size * (8.0 + width)
-        elif trained or (isinstance(storage, str) and storage != "nf4" and STORAGE_BYTES[storage] == width):
+        elif exact:
             rows = min(step.tokens, rows_at_once(c.vocab_size))
             before = width if step.tokens > rows else 0  # the gradient of the piece before
             self.logits = rows * c.vocab_size * (8.0 + before)
-        else:  # by tiles; the gradient of the hidden states is counted elsewhere
-            self.logits = loss_bytes(step.tokens, c.hidden_size) - 4.0 * step.tokens * c.hidden_size
+        else:  # by tiles: logits of some words, sums [R, D]
+            rows, words = min(step.tokens, ROWS), min(c.vocab_size, max(64, TILE_WEIGHTS // c.hidden_size))
+            pieces = 1 if words == c.vocab_size else 2  # the one before lives until the next is there
+            self.logits = 4.0 * (pieces * rows * words + rows * c.hidden_size)
+            tile = max(tile, words * c.hidden_size)
+        self.scratch = tile * (4 if width == 4 else 4 + width)
 
 
 class Layer:
@@ -325,11 +334,12 @@ def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int 
     """
     shape, tokens = base_shape(model), config.micro_batch_size * config.seq_len
     dtype = _DTYPES[config.precision] or compute_dtype(describe(device))
-    threads = config.threads or machine.physical_cores()
+    plain = config.objective.kind in ("sft", "pretrain") and not config.method.dropout and shape.moe is None
+    lanes = config.threads or machine.physical_cores() if plain and device == "cpu" else 1
     step = Step(
         tokens * (2 if config.data_kind == "pairs" else 1), config.seq_len, dtype, config.recompute,
         packed=config.data_kind in ("answers", "texts"), passes=max(1, config.rows // (config.micro_batch_size * ranks)),
-        lanes=min(threads, config.micro_batch_size) if device == "cpu" else 1,
+        lanes=lanes,
     )  # fmt: skip
     storage: str | int = _stored(model, shape) if config.storage == "auto" else config.storage
     optimizer = MUON if config.optimizer.kind == "muon" else ADAMW

@@ -23,7 +23,7 @@ from gangpao.tune.methods.lora import Switch, device_of, fill
 
 Form = Literal["dense", "low_rank", "kronecker"]
 PARTS = 4  # Kronecker products in a sum, and the size of their small squares
-STD = 0.01  # of first values
+STD = 0.01  # of the first values of a whole matrix
 
 
 class Factor(nn.Module):
@@ -44,7 +44,7 @@ class Factor(nn.Module):
         """Normal first values; zero: of all but the last factor."""
         for leaf, parameter in self.named_parameters():
             if not (zero and leaf == "last"):
-                std = 1.0 if leaf == "row" else STD  # the product of the factors is as large as a dense matrix
+                std = _std(self.form, leaf, parameter)
                 fill(parameter, lambda v, g, std=std: v.normal_(0.0, std, generator=g), seed, f"{name}.{leaf}")
 
     def matrix(self) -> Tensor:
@@ -56,6 +56,13 @@ class Factor(nn.Module):
         if self.form == "low_rank":
             return product
         return sum((torch.kron(s, p) for s, p in zip(parts["square"], product, strict=True)), torch.zeros(()))
+
+
+def _std(form: Form, leaf: str, parameter: Tensor) -> float:
+    """Of first values, so that what comes down is no larger than what went in."""
+    if form == "dense":
+        return STD
+    return {"square": PARTS**-0.5, "row": parameter.shape[-1] ** -0.5, "last": 1.0}[leaf]
 
 
 def _shapes(form: Form, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,10 @@ class DoraLinear(LoraLinear):
 
     def __init__(self, base: Linear, switch: Switch, *, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base, switch, rank=rank, scale=scale, dropout=dropout)
-        squares = torch.linalg.vector_norm(dense(base.matrix()), dim=1).square_()
+        if self.lora_B.is_meta:  # a plan counts parameters and wants no values
+            squares = torch.empty(self.out_features, device="meta")
+        else:
+            squares = torch.linalg.vector_norm(dense(base.matrix()), dim=1).square_().to(self.lora_B.device)
         self.register_buffer("squares", squares, persistent=False)
         self.magnitude = nn.Parameter(squares.sqrt())
 

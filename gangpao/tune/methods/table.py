@@ -24,8 +24,8 @@ Put = Callable[[Transformer, MethodConfig, Switch, int], dict[str, nn.Module]]
 class Method:
     """One method. put: into a model whose parameters are frozen.
 
-    export: what can be written besides a checkpoint: "peft+gguf" adapters, a "peft" folder or a merged model, only a "merged"
-    model, or "none". dropout: whether it has any. trains_base: whether the base's own weights change.
+    export: what can be written besides a checkpoint: "peft+gguf" adapters, a "peft" folder or a merged model, only a whole model
+    ("merged"), or "none". dropout: whether it has any. trains_base: whether the base's own weights change.
     """
 
     put: Put
@@ -76,9 +76,9 @@ METHODS: dict[Kind, Method] = {
         put_full, "every weight", "merged", "Much new knowledge, a new language, more data than the adapter has numbers.",
         trains_base=True,
     ),
-    "bitfit": Method(put_bitfit, "a bias on every linear", "merged", "A style from very few rows."),
+    "bitfit": Method(put_bitfit, "a bias on every linear", "none", "A style from very few rows."),
     "ia3": Method(
-        put_ia3, "a factor on keys, values and the MLP's inner values", "merged", "The fewest numbers; little can be learnt."
+        put_ia3, "a factor on keys, values and the MLP's inner values", "none", "The fewest numbers; little can be learnt."
     ),
     "adapter": Method(put_bottlenecks, _ADAPTER, "none", "To compare with the literature."),
     "parallel_adapter": Method(

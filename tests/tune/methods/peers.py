@@ -44,7 +44,7 @@ def pair(config: MethodConfig, kind="llama", theirs=None, **fields):
         for p in applied.trainable.values():
             p.add_(torch.randn(p.shape, generator=generator) * 0.05)
         for name, p in named(peer).items():
-            p.copy_(applied.trainable[name])
+            p.copy_(applied.trainable[name].view_as(p))
     assert set(named(peer)) == set(applied.trainable)
     return applied, peer
 
