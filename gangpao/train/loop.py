@@ -35,7 +35,7 @@ from gangpao import machine
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, SaveConfig
 from gangpao.train.progress import Report
-from gangpao.train.step.gradients import Update, check_release
+from gangpao.train.step.gradients import Update, check
 from gangpao.train.step.lanes import Lanes
 from gangpao.train.step.lean import Lean
 from gangpao.train.step.loss import Terms
@@ -54,7 +54,8 @@ class Source(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised. It may have summary(values of a step) -> values to report, where sums become means over something else."""
+    """What is minimised. It may have summary(values of a step) -> values to report, where sums become means over something else,
+    and separable = False, where rows depend on one another."""
 
     def measure(self, batch: Any) -> tuple[int, int]:
         """(what the loss is summed over, ids that go through the model)."""
@@ -175,7 +176,7 @@ class Training:
             )
         self.job = job
         self.passes = job.rows // per_pass
-        check_release(job, self.passes)
+        check(job, self.passes)
         self.checkpoints = job.folder / "checkpoints"
         self.step = job.begin
         self.total = job.begin + sum(stage.steps for stage in job.stages)

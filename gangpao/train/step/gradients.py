@@ -7,20 +7,47 @@ backward pass is for the norm, and `apply` repeats it with the same random numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gangpao.train.step.lanes import summed
-from gangpao.train.step.parallel import exchange_gradients, whole
+from gangpao.train.step.lanes import Lanes, summed
+from gangpao.train.step.lean import Lean
+from gangpao.train.step.optim import Average, Optimizer
+from gangpao.train.step.parallel import World, exchange_gradients, whole
 
-if TYPE_CHECKING:
-    from gangpao.train.loop import Job
+
+class Job(Protocol):
+    """What a step needs of gangpao.train.loop.Job."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def forward(self) -> nn.Module | None: ...
+    @property
+    def optimizer(self) -> Optimizer | Lean: ...
+    @property
+    def objective(self) -> Any: ...
+    @property
+    def average(self) -> Average | None: ...
+    @property
+    def world(self) -> World: ...
+    @property
+    def lanes(self) -> Lanes: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def no_sync(self) -> bool: ...
 
 
-def check_release(job: Job, passes: int) -> None:
-    """Raises ValueError where gradients cannot be released as they come."""
+def check(job: Job, passes: int) -> None:
+    """Raises ValueError where the parts of a job do not go together: lanes with an objective whose rows depend on one another,
+    released gradients with more than one backward pass a step."""
+    if job.lanes.count > 1 and not getattr(job.objective, "separable", True):
+        raise ValueError(
+            f"the rows of this objective depend on one another, so they cannot be split over {job.lanes.count} lanes: use one lane"
+        )
     if job.optimizer.release is None:
         return
     found = {"micro-batches a step": passes, "ranks": job.world.size, "lanes": job.lanes.count}
