@@ -34,10 +34,12 @@ from gangpao import machine
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, SaveConfig
 from gangpao.train.progress import Report
-from gangpao.train.step.lanes import Lanes, summed
+from gangpao.train.step.gradients import Update, check
+from gangpao.train.step.lanes import Lanes
+from gangpao.train.step.lean import Lean
 from gangpao.train.step.loss import Terms
 from gangpao.train.step.optim import Average, Optimizer
-from gangpao.train.step.parallel import World, exchange_gradients, like, local, reshard, whole
+from gangpao.train.step.parallel import World, like, local, reshard
 
 RECENT = 50  # losses that a spike is compared with
 
@@ -51,7 +53,8 @@ class Source(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised."""
+    """What is minimised. It may have summary(values of a step) -> values to report, where sums become means over something else,
+    and separable = False, where rows depend on one another."""
 
     def measure(self, batch: Any) -> tuple[int, int]:
         """(what the loss is summed over, ids that go through the model)."""
@@ -106,7 +109,7 @@ class Job:
 
     folder: Path
     model: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | Lean
     objective: Objective
     stages: Sequence[Stage]
     learning_rate: Callable[[int], float]
@@ -135,30 +138,6 @@ class Outcome:
     step: int
     signal: int | None
     begun: int = 0
-
-
-def compute_gradients(job: Job, batches: Sequence[Any], scale: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradients of all micro-batches in the parameters; values summed over them and the norm of the whole gradient."""
-    job.optimizer.zero_grad()
-    forward = job.model if job.forward is None else job.forward
-    values: dict[str, Tensor] = {}
-    for i, batch in enumerate(batches):
-        if job.no_sync:
-            exchange_gradients(job.model, i == len(batches) - 1)
-        values = summed([values, job.lanes.backward(job.objective, forward, batch, scale, job.optimizer.parameters)])
-    job.world.sum_gradients(job.optimizer.parameters)
-    gradients = [p.grad for p in job.optimizer.parameters if p.grad is not None]
-    return values, whole(torch.nn.utils.get_total_norm(gradients))
-
-
-def apply_gradients(job: Job, norm: float, lr: float) -> None:
-    """Clip, update the weights, and move their average."""
-    gradients = [p.grad for p in job.optimizer.parameters if p.grad is not None]
-    if job.clip and norm > job.clip:
-        torch._foreach_mul_(gradients, job.clip / norm)
-    job.optimizer.step(lr)
-    if job.average is not None:
-        job.average.update()
 
 
 class Signals:
@@ -204,6 +183,7 @@ class Training:
             )
         self.job = job
         self.passes = job.rows // per_pass
+        check(job, self.passes)
         self.checkpoints = job.folder / "checkpoints"
         self.step = job.begin
         self.total = job.begin + sum(stage.steps for stage in job.stages)
@@ -281,14 +261,16 @@ class Training:
         labels, tokens = sum(c for c, _ in counted), sum(t for _, t in counted)
         # One exchange for what all ranks must agree on.
         count, tokens_of_all, asked, due = world.sums([labels, tokens, bool(self.signals), late])
-        values, norm = compute_gradients(job, batches, 1.0 / max(1.0, count))
+        lr = job.learning_rate(self.step + 1)
+        update = Update(job, batches, 1.0 / max(1.0, count), lr)
+        values, norm = update.gradients()
         names = list(values)
         numbers = dict(zip(names, world.sums([float(values[name]) for name in names]), strict=True))
         numbers = job.objective.summary(numbers) if isinstance(job.objective, Summarises) else numbers
-        lr, grad_norm = job.learning_rate(self.step + 1), float(norm)
+        grad_norm = float(norm)
         wrong = self._what_is_wrong(numbers["loss"], grad_norm)
         if wrong is None:
-            apply_gradients(job, grad_norm, lr)
+            update.apply(grad_norm)
             self.bad_in_row = 0
             self.recent = [*self.recent[1 - RECENT :], numbers["loss"]]
         job.optimizer.zero_grad()

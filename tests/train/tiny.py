@@ -124,7 +124,7 @@ def end_of(folder: Path) -> dict[str, Any]:
     and the place in the data. Held-out figures alone would not do: they lie on so coarse a lattice that two models share one."""
     newest = checkpoint.Checkpoint(checkpoint.checkpoints(folder / "checkpoints")[-1])
     tensors = {
-        (kind, name): t.numpy().tobytes()
+        (kind, name): t.reshape(-1).view(torch.uint8).numpy().tobytes()  # numpy has no bf16
         for kind in ("model", "optimizer", "rng")
         for name, t in newest.tensors(kind).items()
     }

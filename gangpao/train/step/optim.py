@@ -82,6 +82,8 @@ class Muon(torch.optim.Optimizer):
 class Optimizer:
     """The optimizers of a run. `rule` gives each parameter's factor and decay; frozen parameters are left out."""
 
+    release = None  # gradients are kept until the update; see gangpao.train.step.lean
+
     def __init__(self, named: Named, rule: Callable[[str], Rule], options: OptimizerConfig) -> None:
         self.named = {name: p for name, p in named if p.requires_grad}
         self.parameters = list(self.named.values())

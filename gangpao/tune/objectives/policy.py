@@ -39,6 +39,7 @@ class Grpo:
     kl and clipped as means over tokens.
     """
 
+    separable = False
     RATIOS: ClassVar = {
         "reward": "answers",
         "advantage": "answers",

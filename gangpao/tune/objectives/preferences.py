@@ -39,6 +39,8 @@ class Pairs:
     answers; simpo, orpo: a token); nll (orpo).
     """
 
+    separable = False
+
     def __init__(self, config: ObjectiveConfig, settings: Settings, reference: Reference | None = None) -> None:
         assert config.kind in PAIRS
         assert reference is not None or not config.needs_reference
@@ -130,6 +132,7 @@ class Kto:
     micro-batch, over all ranks), no less than 0. It stays 0 for a micro-batch of one answer, whose only mismatch is itself.
     """
 
+    separable = False
     RATIOS: ClassVar = {
         **{f"{what}/chosen": "desirable" for what in ("rewards", "logps")},
         **{f"{what}/rejected": "undesirable" for what in ("rewards", "logps")},

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from gangpao.train.loop import Training
+from gangpao.train.step.lanes import Lanes
 from gangpao.train.step.loss import NextToken
 from gangpao.tune.objectives import losses
 from gangpao.tune.objectives.build import objective_of
@@ -12,6 +14,7 @@ from gangpao.tune.objectives.config import ObjectiveConfig
 from gangpao.tune.objectives.logps import Settings, answers_in, label_logps
 from gangpao.tune.objectives.preferences import mismatched
 from gangpao.tune.objectives.reference import Counted, keys_of, spans_of
+from tests.train.tiny import job
 from tests.tune.objectives.tiny import Tuned, answers, packed
 
 DOCUMENTS = answers(6)
@@ -224,6 +227,14 @@ def test_objectives_without_preferences_are_the_usual_loss():
 def test_a_reference_that_cannot_be(kind, words):
     with pytest.raises(ValueError, match=words):
         objective_of(ObjectiveConfig(kind=kind, beta=0.1), Settings())
+
+
+def test_pairs_are_not_split_over_lanes(tmp_path, tuned):
+    made = job(tmp_path, objective=objective(tuned, kind="dpo"), lanes=Lanes(2, 1))
+    with pytest.raises(ValueError, match="use one lane"):
+        Training(made)
+    made.lanes.close()
+    made.report.close()
 
 
 def test_batches_that_are_none(tuned):
