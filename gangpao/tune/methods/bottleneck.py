@@ -11,6 +11,7 @@ nonlinearity into the weights, and no file format carries them. LoRA is the bett
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -62,7 +63,7 @@ def _std(form: Form, leaf: str, parameter: Tensor) -> float:
     """Of first values, so that what comes down is no larger than what went in."""
     if form == "dense":
         return STD
-    return {"square": PARTS**-0.5, "row": parameter.shape[-1] ** -0.5, "last": 1.0}[leaf]
+    return {"square": 1 / math.sqrt(PARTS), "row": 1 / math.sqrt(parameter.shape[-1]), "last": 1.0}[leaf]
 
 
 def _shapes(form: Form, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
