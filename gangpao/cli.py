@@ -44,6 +44,10 @@ COMMANDS = {
         "gangpao.commands.tune:app",
         "Teach a model your own rows: adapters on a GGUF file or a folder, on a CPU too.",
     ),
+    "merge": (
+        "gangpao.tune.merge.command:merge",
+        "Put adapters into the weights of a model, with proof that it answers the same.",
+    ),
     "sandbox": ("gangpao.sandbox.command:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
     "model": ("gangpao.model.command:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
     "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ import typer
 from gangpao.commands.model.checkpoint import folder_of
 from gangpao.commands.model.find import find_model
 from gangpao.train.command import RunByDefault, ctrl_c_later, leave, say
+from gangpao.units import colors
 
 if TYPE_CHECKING:
     from gangpao.tune.config import TuneConfig
@@ -80,6 +82,40 @@ def tune(
         elif outcome.signal is None:
             print(summary.text(found, out))
     leave(130 if outcome.signal == signal.SIGINT else 0)
+
+
+@app.command("data", help="Show rows as the model gets them, how long they are, and what was dropped or cut and why.")
+def data_(
+    config: Config = None,
+    model: Model = None,
+    data: Data = None,
+    overrides: Set = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, max=1000, help="How many rows are shown.")] = 5,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page of it, with ten times as many rows.")
+    ] = None,
+    chinese: Annotated[bool, typer.Option("--zh", help="In Chinese.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What is learned is in colour on a terminal, in marks elsewhere. Only the base's tokenizer is read."""
+    from gangpao.tune.base.load import base_tokenizer
+    from gangpao.tune.data.prepare import prepare
+    from gangpao.tune.data.show import facts, show
+
+    wanted = _config(config, model, data, overrides or [])
+    tokenizer, architecture = base_tokenizer(_path(wanted))
+    prepared = prepare(
+        wanted.data,
+        tokenizer,
+        tokenizer.chat_template,
+        wanted.seq_len,
+        kind=wanted.data_kind,
+        architecture=architecture,
+    )
+    if as_json:
+        print(json.dumps(facts(prepared, tokenizer, rows), ensure_ascii=False))
+        return
+    print(show(prepared, tokenizer, rows=rows, language="zh" if chinese else "en", color=colors(sys.stdout), page=html))
 
 
 @app.command("plan", help="Say how much memory a run takes, and whether this machine has it; nothing is loaded.")

@@ -20,6 +20,7 @@ from gangpao.config import Frozen, from_overrides, load_toml
 from gangpao.train.config import EvaluationConfig, GuardConfig, OptimizerConfig, SaveConfig
 from gangpao.train.schedule import Kind as ScheduleKind
 from gangpao.train.schedule import Schedule, half_life_to
+from gangpao.train.step.lean import LeanConfig
 from gangpao.tune.data.config import Kind as DataKind
 from gangpao.tune.data.config import TuneData
 from gangpao.tune.methods.config import Kind as MethodKind
@@ -44,7 +45,10 @@ WARMUP = 0.03  # of all steps
 class TuneOptimizer(Frozen):
     """AdamW and its constants, as they are usual for tuning."""
 
-    kind: Literal["adamw", "muon"] = Field(default="adamw", description="muon: matrices by Muon, the rest by AdamW.")
+    kind: Literal["adamw", "muon", "lean"] = Field(
+        default="adamw",
+        description="muon: matrices by Muon, the rest by AdamW; lean: AdamW of all weights in 3 to 5 bytes each, see [lean].",
+    )
     lr: float | None = Field(default=None, gt=0, description="Peak learning rate; none: that of the method.")
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -85,6 +89,7 @@ class TuneConfig(Frozen):
     )
     micro_batch_size: int = Field(default=2, ge=1, description="Rows (or pairs, or answers) of one forward pass.")
     optimizer: TuneOptimizer = TuneOptimizer()
+    lean: LeanConfig = LeanConfig()
     schedule: TuneSchedule = TuneSchedule()
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="Of the computation; auto: bf16 where the hardware multiplies it."
@@ -112,8 +117,17 @@ class TuneConfig(Frozen):
             raise ValueError(
                 f"a step has {self.rows} rows ({of}), which is no multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.method.kind == "full" and self.storage == "nf4":
-            raise ValueError('method full changes the weights, which nf4 cannot hold: set storage = "bf16" or "fp32"')
+        lean = self.optimizer.kind == "lean"
+        if self.method.kind == "full" and self.storage not in ("auto", "fp32", *(["bf16"] if lean else [])):
+            raise ValueError(
+                f"method full changes the weights, and in {self.storage} small changes are lost: leave storage out, or take "
+                'optimizer.kind = "lean" with bf16'
+            )
+        if lean and self.lean.release and self.rows != self.micro_batch_size:
+            raise ValueError(
+                f"lean.release uses gradients as they come, so a step is one pass: set micro_batch_size to {self.rows}, the rows "
+                "of a step, or fewer batch_tokens"
+            )
         if self.objective.kind == "grpo":
             raise ValueError(
                 "objective grpo generates its own answers, which `gangpao tune` does not yet: choose another kind"
@@ -138,7 +152,16 @@ class TuneConfig(Frozen):
 
     def optimizer_config(self) -> OptimizerConfig:
         """What the optimizer is made of."""
-        return OptimizerConfig(**self.optimizer.model_dump(exclude={"lr"}), lr=self.peak)
+        kind = "muon" if self.optimizer.kind == "muon" else "adamw"
+        return OptimizerConfig(**self.optimizer.model_dump(exclude={"lr", "kind"}), kind=kind, lr=self.peak)
+
+    @property
+    def base_storage(self) -> str:
+        """How the base lies in memory. Weights that are trained are float32, or bf16 where the lean optimizer keeps what rounding
+        would lose; plain bf16 would stand still under small steps."""
+        if self.storage == "auto" and self.method.kind == "full":
+            return "bf16" if self.optimizer.kind == "lean" else "fp32"
+        return self.storage
 
     def schedule_of(self, steps: int) -> Schedule:
         """The learning rate of a run of so many steps."""

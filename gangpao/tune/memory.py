@@ -33,6 +33,7 @@ from gangpao.model.transformer import Transformer
 from gangpao.model.weights import weight_files
 from gangpao.train.step.frozen_head import ROWS, TILE_WEIGHTS
 from gangpao.train.step.lanes import lane_count
+from gangpao.train.step.lean import BLOCK as LEAN_BLOCK
 from gangpao.train.step.loss import rows_at_once
 from gangpao.tune.base.device import compute_dtype, describe
 from gangpao.tune.base.load import base_shape
@@ -341,9 +342,16 @@ def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int 
         packed=config.data_kind in ("answers", "texts"), passes=max(1, config.rows // (config.micro_batch_size * ranks)),
         lanes=lanes,
     )  # fmt: skip
-    storage: str | int = _stored(model, shape) if config.storage == "auto" else config.storage
-    optimizer = MUON if config.optimizer.kind == "muon" else ADAMW
-    return plan(shape, config.method, step, storage=storage, optimizer=optimizer)
+    storage: str | int = _stored(model, shape) if config.base_storage == "auto" else config.base_storage
+    return plan(shape, config.method, step, storage=storage, optimizer=_optimizer(config))
+
+
+def _optimizer(config: TuneConfig) -> OptimizerMemory:
+    if config.optimizer.kind != "lean":
+        return MUON if config.optimizer.kind == "muon" else ADAMW
+    moment = 1 + 4 / LEAN_BLOCK  # a byte, and a scale for a block
+    moments = moment * (2 if config.lean.second == "blocks" else 1)
+    return OptimizerMemory(moments + (config.lean.rounding == "corrected"), released=config.lean.release)
 
 
 _DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -389,6 +397,7 @@ def changes(config: TuneConfig, model: Path | None = None) -> list[str]:
     return [
         *([] if config.recompute else ["recompute=true"]),
         *([f"micro_batch_size={fewer}"] if fewer else []),
+        *(["optimizer.kind=lean"] if not adapts and config.optimizer.kind != "lean" else []),
         *(["method.kind=lora"] if not adapts else []),
         *(["storage=nf4"] if folder and adapts and not small else []),
         *([f"method.rank={config.method.rank // 4}"] if adapts and config.method.rank >= 4 else []),

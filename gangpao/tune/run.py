@@ -36,6 +36,7 @@ from gangpao.train.progress import Report
 from gangpao.train.run_file import RUN, read_run, refuse_differences, write_run
 from gangpao.train.step import parallel
 from gangpao.train.step.lanes import Lanes, lanes_for
+from gangpao.train.step.lean import Lean
 from gangpao.train.step.optim import Optimizer
 from gangpao.train.step.parallel import World
 from gangpao.tune import memory, output
@@ -147,7 +148,7 @@ def _tune(
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> Outcome:
     memory.admit(config, model, world.device)
-    base = load_base(model, storage=config.storage, dtype=_DTYPES[config.precision], device=str(world.device))
+    base = load_base(model, storage=config.base_storage, dtype=_DTYPES[config.precision], device=str(world.device))
     _same_base(base, known, out)
     prepared = _prepared(config, base, stream)
     if known is not None and known["data"]["fingerprint"] != prepared.fingerprint:
@@ -211,7 +212,7 @@ def _job(r: _Run, stream: TextIO | None, watch: Callable[[dict[str, Any]], None]
     return Job(
         folder=r.out,
         model=model,
-        optimizer=Optimizer(model.named_parameters(), rule_of(r.applied), config.optimizer_config()),
+        optimizer=_optimizer(r),
         objective=objective,
         stages=[Stage(STAGE, r.steps, r.prepared.train)],
         learning_rate=schedule.learning_rate,
@@ -234,6 +235,13 @@ def _evaluator(
     if not r.prepared.held:
         return None
     return evaluator(r.base.model, objective, lambda: r.prepared.heldout(r.config.micro_batch_size), lanes)
+
+
+def _optimizer(r: _Run) -> Optimizer | Lean:
+    named, rule, options = r.base.model.named_parameters(), rule_of(r.applied), r.config.optimizer_config()
+    if r.config.optimizer.kind == "lean":
+        return Lean(named, rule, options, r.config.lean)
+    return Optimizer(named, rule, options)
 
 
 def rule_of(applied: Applied) -> Callable[[str], Rule]:

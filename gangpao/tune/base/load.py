@@ -53,6 +53,15 @@ def base_shape(path: Path) -> ModelConfig:
         return blocks.read_config(file)
 
 
+def base_tokenizer(path: Path) -> tuple[Tokenizer, str]:
+    """The tokenizer of a base and its model type; no weights are read. Raises ValueError as base_shape does."""
+    kind = base_shape(path).model_type
+    if _is_folder(path):
+        return Tokenizer.from_dir(path), kind
+    with GGUF.open(path) as file:
+        return Tokenizer.from_gguf(file.metadata), kind
+
+
 def load_base(path: Path, *, storage: str = "auto", dtype: torch.dtype | None = None, device: str = "cpu") -> Base:
     """A base, every parameter frozen.
 
