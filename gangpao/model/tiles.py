@@ -50,6 +50,11 @@ def scratch(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> T
     return found[: rows * cols].view(rows, cols)
 
 
+def forget() -> None:
+    """Give this thread's buffers back, which are as large as the largest tile so far."""
+    _local.__dict__.pop("buffers", None)
+
+
 def spans(rows: int, cols: int, weights: int | None = None) -> Iterator[tuple[int, int]]:
     """[begin, end) of tiles of about so many weights (TILE_WEIGHTS): 64 rows at least, and all of about the same size."""
     most = max(64, (weights or TILE_WEIGHTS) // cols)

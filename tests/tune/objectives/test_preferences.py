@@ -207,12 +207,13 @@ def test_kto_of_one_answer_has_no_divergence(tuned):
 # --- what all have in common
 
 
-def test_nothing_but_labels_is_multiplied_by_the_head(tuned):
+def test_nothing_but_labels_is_multiplied_by_the_head():
     """And in pieces: the memory of logits does not grow with the batch."""
     rows = []
-    hook = tuned.model.lm_head.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
+    tuned = Tuned()
+    tuned.model.lm_head.weight.requires_grad_(True)  # a frozen one is multiplied without being called
+    tuned.model.lm_head.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
     label_logps(tuned.model, TIGHT, Settings())
-    hook.remove()
     assert sum(rows) == int((TIGHT.labels >= 0).sum())
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gangpao.model.transformer import Transformer
-from gangpao.train.loop import Stage, read_metrics
+from gangpao.train.loop import Stage
+from gangpao.train.progress import read_metrics
 from gangpao.tune.objectives.build import objective_of
 from gangpao.tune.objectives.config import ObjectiveConfig
 from gangpao.tune.objectives.logps import Settings, label_logps
