@@ -103,7 +103,7 @@ class Job:
 
     learning_rate(step) counts steps from 1. begin: steps that were done elsewhere (a branch); before: where they left the
     data. evaluate(stop) returns held-out losses by name, or None when stop() said so; "heldout" among them chooses the best
-    checkpoint. forward: the model as it is called, when that is another object (torch.compile). no_sync: see TrainConfig.
+    checkpoint; evaluate_first: also before the first step. forward: the model as it is called, when that is another object (torch.compile). no_sync: see TrainConfig.
     lanes: the threads of a step.
     """
 
@@ -122,6 +122,7 @@ class Job:
     evaluate: Callable[[Callable[[], bool]], dict[str, float] | None] | None = None
     evaluate_every: int = 1000
     evaluate_stages: bool = True
+    evaluate_first: bool = False
     average: Average | None = None
     world: World = field(default_factory=World)
     begin: int = 0
@@ -222,6 +223,8 @@ class Training:
             self.job.report.begin(self.step, self.total)
             self.saved_seconds = self.job.report.seconds
             begun, asked = self.step, False
+            if found is None and self.job.evaluate_first:
+                self._evaluate()
             while self.step < self.total and not asked:
                 asked = self._advance()
             if self.saved_step != self.step:

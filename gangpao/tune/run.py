@@ -224,6 +224,7 @@ def _job(r: _Run, stream: TextIO | None, watch: Callable[[dict[str, Any]], None]
         save=config.save,
         evaluate=_evaluator(r, objective, lanes),
         evaluate_every=config.evaluation.every_steps,
+        evaluate_first=True,
         world=world,
         lanes=lanes,
     )

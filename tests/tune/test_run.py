@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 from gangpao.deploy.gguf import export
 from gangpao.engine.generate import Engine
+from gangpao.engine.sample import SamplingParams
 from gangpao.formats.adapters import read_adapter
 from gangpao.model import weights
 from gangpao.model.transformer import Transformer
@@ -104,21 +104,23 @@ def test_threads_that_take_rows_of_their_own_and_one_thread_agree(gguf, rows, tm
 
 
 def test_the_engine_with_the_adapter_says_what_was_trained(gguf, rows, tmp_path):
-    config = config_of(gguf, rows, "steps=40", "epochs=1")
-    run_config(config, gguf, tmp_path / "run")
-    base = load_base(gguf, dtype=torch.float32)
-    ids = [5, 17, 300, 42, 7, 99]
-    plain = Engine.load(gguf, context=64, float32=True, num_threads=1)
-    tuned = Engine.load(
-        gguf, context=64, float32=True, num_threads=1, adapters={"run": tmp_path / "run" / output.ADAPTER}
-    )
-    assert plain is not tuned
-    assert base.sha256 == read_adapter(tmp_path / "run" / output.ADAPTER).base_sha256
-    assert (
-        read_adapter(tmp_path / "run" / output.GGUF_ADAPTER).parts.keys()
-        == read_adapter(tmp_path / "run" / output.ADAPTER).parts.keys()
-    )
-    assert ids
+    """The folder, llama.cpp's form and the run itself are one adapter, and its answers end as they were taught to."""
+    run = tmp_path / "run"
+    run_config(config_of(gguf, rows, "steps=60"), gguf, run)
+    assert load_base(gguf).sha256 == read_adapter(run).base_sha256
+    ways = {"run": run, "folder": run / output.ADAPTER, "gguf": run / output.GGUF_ADAPTER}
+    engine = Engine.load(gguf, context=64, float32=True, num_threads=1, adapters=ways)
+    prompt = engine.template.encode(engine.tokenizer, [{"role": "user", "content": "colour 2"}])
+    greedy = SamplingParams(temperature=0.0, max_tokens=16, repetition_penalty=1.0)
+
+    def answer(*adapters):
+        said = engine.generate(prompt, greedy, session=engine.session(dict.fromkeys(adapters)))
+        return "".join(piece.text for piece in said), said.finish_reason
+
+    assert {answer(name) for name in ways} == {answer("run")}
+    assert answer("run")[1] == "stop"
+    assert answer("run")[0] in COLOURS
+    assert answer()[0] not in COLOURS
 
 
 def test_another_base_under_the_same_name_is_refused(folder, rows, tmp_path):
