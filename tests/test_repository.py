@@ -37,6 +37,7 @@ BASE = {
     "options",
     "page",
     "openai_client",
+    "long_command",
 }
 LAB = {"model", "data", "sandbox", "train", "tune", "compress", "evaluate", "deploy"}
 _TRAIN = {"model", "data", "evaluate"}

@@ -22,7 +22,7 @@ import typer
 
 from gangpao.commands.model.checkpoint import folder_of
 from gangpao.commands.model.find import find_model
-from gangpao.train.command import RunByDefault, ctrl_c_later, leave, say
+from gangpao.long_command import RunByDefault, ctrl_c_later, leave, say
 from gangpao.units import colors
 
 if TYPE_CHECKING:

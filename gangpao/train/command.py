@@ -4,29 +4,15 @@
 with everything saved; with 130 after Ctrl-C, saved as well. What became of the run goes to stdout, progress to stderr.
 """
 
-import contextlib
 import json
 import os
 import signal
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-
-class RunByDefault(TyperGroup):
-    """`train config.toml` means `train run config.toml`; only names of subcommands are taken as such."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
+from gangpao.long_command import RunByDefault, ctrl_c_later, leave, say
 
 app = typer.Typer(cls=RunByDefault, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -68,45 +54,6 @@ def train(
         elif outcome.signal is None:
             print(summary.text(found, out))
     leave(130 if outcome.signal == signal.SIGINT else 0)
-
-
-@contextlib.contextmanager
-def ctrl_c_later() -> Iterator[None]:
-    """Let Ctrl-C wait for what is inside, which is the import of torch: half imported it crashes. A second one does not wait."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(130)
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if received:
-        say("stopped before anything began")
-        raise typer.Exit(130)
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def leave(code: int) -> None:
-    """End with this code; a rank of torchrun ends here and now: everything is on the disk, and threads that torch's backends
-    leave behind now and then abort a process while it takes itself apart, which torchrun counts as a lost rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    if code:
-        raise typer.Exit(code)
 
 
 @app.command("plot", help="Draw loss, learning rate and gradient norm of runs into one PNG and one HTML page.")

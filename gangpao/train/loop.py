@@ -103,8 +103,8 @@ class Job:
 
     learning_rate(step) counts steps from 1. begin: steps that were done elsewhere (a branch); before: where they left the
     data. evaluate(stop) returns held-out losses by name, or None when stop() said so; "heldout" among them chooses the best
-    checkpoint; evaluate_first: also before the first step. forward: the model as it is called, when that is another object (torch.compile). no_sync: see TrainConfig.
-    lanes: the threads of a step.
+    checkpoint; evaluate_first: also before the first step. forward: the model as it is called, when that is another object
+    (torch.compile). no_sync: see TrainConfig. lanes: the threads of a step.
     """
 
     folder: Path

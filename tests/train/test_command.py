@@ -12,10 +12,10 @@ import time
 
 import pytest
 import torch
+import typer
 
-from gangpao import cli
+from gangpao import cli, long_command
 from gangpao.cost import CostProfile
-from gangpao.train import command as command_module
 from gangpao.train import memory, pretrain, run_file, summary
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import SaveConfig, load_train_config
@@ -136,14 +136,14 @@ def press_ctrl_c():
 
 def test_ctrl_c_waits_for_an_import_and_only_for_that(capsys):
     reached = []
-    with pytest.raises(command_module.typer.Exit) as left, command_module.ctrl_c_later():
+    with pytest.raises(typer.Exit) as left, long_command.ctrl_c_later():
         reached.append(press_ctrl_c())
     assert reached
     assert left.value.exit_code == 130
     assert "stopped before anything began" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
-    other = threading.Thread(target=lambda: command_module.ctrl_c_later().__enter__())  # no signals there, and no error
+    other = threading.Thread(target=lambda: long_command.ctrl_c_later().__enter__())  # no signals there, and no error
     other.start()
     other.join()
 
