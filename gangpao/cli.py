@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "merge": (
         "gangpao.tune.merge.command:merge",
-        "Put adapters into the weights of a model, with proof that it answers the same.",
+        "Merge adapters onto a base; the result appears only if it answers as the adapter does.",
     ),
     "sandbox": ("gangpao.sandbox.command:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
     "model": ("gangpao.model.command:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),

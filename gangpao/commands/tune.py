@@ -45,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
 
 @app.callback()
 def root() -> None:
-    """Tune a model, look at its data, or plan its memory."""
+    """Teach a model your own rows: adapters on a GGUF file or a folder, on a CPU too."""
 
 
 @app.command("run", help="Tune what a TOML file (or -m and --data) says, or go on with the run in the folder.")
