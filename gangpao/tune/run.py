@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,8 @@ def run_config(
     config = _resolved(config, known, out)
     torch.set_num_threads(config.threads or 1)
     rank = int(os.environ.get("RANK", "0"))
-    with locked(out, BUSY) if rank == 0 else contextlib.nullcontext(), _world(config) as world:
+    alone = locked(out, BUSY) if rank == 0 else contextlib.nullcontext()
+    with _gone_if_refused(out), alone, _world(config) as world:
         try:
             return _tune(config, model, out, world, known, stream if world.rank == 0 else None, watch)
         except (MemoryError, RuntimeError) as error:
@@ -113,6 +115,18 @@ def run_config(
                 f"memory ran out while tuning. The same command goes on from what is saved in {out}, with less: "
                 f"{memory.ways_out(config)}"
             ) from error
+
+
+@contextlib.contextmanager
+def _gone_if_refused(out: Path) -> Iterator[None]:
+    """A folder that was made for a run which is then refused goes again."""
+    made = not out.exists()
+    try:
+        yield
+    except ValueError:
+        if made and out.is_dir() and {path.name for path in out.iterdir()} <= {".lock"}:
+            shutil.rmtree(out)
+        raise
 
 
 @contextlib.contextmanager

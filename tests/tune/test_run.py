@@ -179,3 +179,11 @@ def test_mistakes_name_the_key(rows):
         config_of("m.gguf", rows, "batch_tokens=100")
     with pytest.raises(ValueError, match=r"did you mean method\.rank"):
         config_of("m.gguf", rows, "rank=4")
+
+
+def test_roles_that_nobody_knows_are_named_with_their_line_and_no_folder_stays(gguf, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "usr", "content": "x"}, {"role": "bot", "content": "y"}]}\n')
+    with pytest.raises(ValueError, match=r'bad.jsonl line 1: turn 1 has the role "usr"'):
+        run_config(config_of(gguf, bad), gguf, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

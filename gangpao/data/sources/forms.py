@@ -25,7 +25,7 @@ from gangpao.data.config import Form, Source
 Turn = Mapping[str, Any]
 
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "data")
-_TEXTS = ("text", "content")
+TEXTS = ("text", "content")
 QUESTIONS, CONTEXTS, _ANSWERS = ("instruction",), ("input", "context"), ("output", "response")
 _PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("prompt", "output"), ("prompt", "answer"), ("question", "answer"),
@@ -130,7 +130,7 @@ def _form_of(row: Any, only: Form) -> Detected | None:
         names = [name for name in (*QUESTIONS, *CONTEXTS, *_ANSWERS) if name in row]
         return Detected("alpaca", "", ", ".join(names))
     if only in ("auto", "text"):
-        for key in _TEXTS:
+        for key in TEXTS:
             if isinstance(row.get(key), str):
                 return Detected("text", key, f"a text under {key!r}")
     if only in ("auto", "prompt"):

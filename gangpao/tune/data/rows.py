@@ -7,7 +7,7 @@ half characters) is checked.
 What it gives up: a file whose rows are of several kinds; write two.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from gangpao.data.config import Source
 from gangpao.data.sources import llama_factory
-from gangpao.data.sources.forms import Document, parse
+from gangpao.data.sources.forms import LISTS, TEXTS, Document, parse
 from gangpao.data.sources.preferences import Labelled, Pair, detect_preferences, parse_labelled, parse_pair, unpaired
 from gangpao.data.sources.source import explain, first_rows, matching, placed_rows, resolve
 from gangpao.tune.data.config import Kind, TuneFile
@@ -74,10 +74,21 @@ def open_file(file: TuneFile, root: Path) -> Opened:
     if file.form != "auto":
         source = source.model_copy(update={"form": file.form})
     found = resolve(source, root)
-    known: Kind = "texts" if found.source.form == "text" else "answers"
-    return Opened(
-        file.path, file.weight, known, found.source, found.files, partial(parse, source=found.source), found.note
-    )
+    source = found.source
+    if file.form == "auto" and not given and source.form == "text" and (key := _turns_under(first_rows(source, files))):
+        source = source.model_copy(
+            update={"form": "messages", "messages": key}
+        )  # so that what is wrong with turns is said
+    known: Kind = "texts" if source.form == "text" else "answers"
+    return Opened(file.path, file.weight, known, source, found.files, partial(parse, source=source), found.note)
+
+
+def _turns_under(rows: Sequence[Any]) -> str:
+    """The key of a list in rows that have no text: conversations of which not even the first turns are in a form we know."""
+    for row in rows:
+        if isinstance(row, dict) and not any(isinstance(row.get(key), str) for key in TEXTS):
+            return next((key for key in LISTS if isinstance(row.get(key), list)), "")
+    return ""
 
 
 _PARSERS: dict[str, Callable[[Any], Example | str]] = {"pairs": parse_pair, "labelled": parse_labelled}
