@@ -8,7 +8,6 @@ be said in a ModelConfig, and a tensor that nothing reads, is an error: the mode
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from gangpao.engine.config import ModelConfig as Header
 from gangpao.engine.rope import inverse_frequencies
 from gangpao.engine.weights import rotate_half_order
-from gangpao.formats.architectures import EMBEDDING, HEAD, LAYER_TENSORS, TENSORS
+from gangpao.formats.adapters.gguf import gguf_name
+from gangpao.formats.architectures import EMBEDDING, HEAD, TENSORS
 from gangpao.formats.gguf import GGUF, ModelFileError
 from gangpao.model.config import ModelConfig, RopeScaling
 from gangpao.model.layers import Linear, RMSNorm
@@ -29,14 +29,12 @@ from gangpao.tune.base.quantized import Blocks, Order, QuantizedEmbedding, Quant
 _ROPE_FACTORS = {"freqs": "rope_freqs.weight", "long": "rope_factors_long.weight", "short": "rope_factors_short.weight"}
 
 
-def gguf_name(name: str) -> str:
+def _name(name: str) -> str:
     """The name in a GGUF file of a tensor outside of experts, from Hugging Face's."""
-    if name in TENSORS:
-        return TENSORS[name]
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
-    if not found or found[2] not in LAYER_TENSORS:
+    found = gguf_name(name)
+    if found is None:
         raise ValueError(f"{name:.80} has no name in a GGUF file")
-    return f"blk.{found[1]}.{LAYER_TENSORS[found[2]]}.{found[3]}"
+    return found
 
 
 def read_config(gguf: GGUF) -> ModelConfig:
@@ -148,7 +146,7 @@ class _Source:
                 self.orders[name] = rotate_half_order(heads, config.head_dim, config.rope_dim)
 
     def _take(self, name: str, shape: tuple[int, ...]) -> str:
-        there = gguf_name(name)
+        there = _name(name)
         info = self.gguf.info(there)
         if info.shape != shape:
             raise ModelFileError(f"{self.gguf.path}: tensor {there} has shape {info.shape}, expected {shape}")
