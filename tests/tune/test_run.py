@@ -103,10 +103,13 @@ def test_threads_that_take_rows_of_their_own_and_one_thread_agree(gguf, rows, tm
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
 
 
-def test_the_engine_with_the_adapter_says_what_was_trained(gguf, rows, tmp_path):
+def test_the_engine_with_the_adapter_says_what_was_trained(gguf, tmp_path):
     """The folder, llama.cpp's form and the run itself are one adapter, and its answers end as they were taught to."""
-    run = tmp_path / "run"
-    run_config(config_of(gguf, rows, "steps=60"), gguf, run)
+    run, few = tmp_path / "run", tmp_path / "few.jsonl"
+    row = {"messages": [{"role": "user", "content": "colour 2"}, {"role": "assistant", "content": COLOURS[2]}]}
+    few.write_text((json.dumps(row) + "\n") * 32)  # one answer, so that every machine learns it by heart
+    run_config(config_of(gguf, few, 'data.duplicates="keep"', "data.heldout=0", "steps=80"), gguf, run)
+    assert losses(run)[-1] > 0.99 * losses(run)[-20]  # nothing is left to learn
     assert load_base(gguf).sha256 == read_adapter(run).base_sha256
     ways = {"run": run, "folder": run / output.ADAPTER, "gguf": run / output.GGUF_ADAPTER}
     engine = Engine.load(gguf, context=64, float32=True, num_threads=1, adapters=ways)
@@ -118,8 +121,7 @@ def test_the_engine_with_the_adapter_says_what_was_trained(gguf, rows, tmp_path)
         return "".join(piece.text for piece in said), said.finish_reason
 
     assert {answer(name) for name in ways} == {answer("run")}
-    assert answer("run")[1] == "stop"
-    assert answer("run")[0] in COLOURS
+    assert answer("run") == (COLOURS[2], "stop")
     assert answer()[0] not in COLOURS
 
 
