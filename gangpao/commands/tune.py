@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,7 @@ import typer
 
 from gangpao.commands.model.checkpoint import folder_of
 from gangpao.commands.model.find import find_model
-from gangpao.long_command import RunByDefault, ctrl_c_later, leave, say
+from gangpao.long_command import RunByDefault, ctrl_c_later
 from gangpao.units import colors
 
 if TYPE_CHECKING:
@@ -64,24 +63,13 @@ def tune(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see gangpao.train.command
     with ctrl_c_later():
         from gangpao.train import progress
-        from gangpao.train.summary import interrupted, stopped
+        from gangpao.train.summary import run_and_tell
         from gangpao.tune import run, summary
     wanted = _config(config, model, data, overrides or [])
-    try:
-        outcome = run.run_config(wanted, _path(wanted), out, resume=resume, stream=progress.stderr())
-    except KeyboardInterrupt:
-        say(interrupted(out))
-        leave(130)
-        return
-    if os.environ.get("RANK", "0") == "0":
-        found = summary.facts(out, outcome)
-        if outcome.signal is not None:
-            say(stopped(out, outcome, found["steps"]))
-        if as_json:
-            print(json.dumps(found))
-        elif outcome.signal is None:
-            print(summary.text(found, out))
-    leave(130 if outcome.signal == signal.SIGINT else 0)
+    run_and_tell(
+        lambda: run.run_config(wanted, _path(wanted), out, resume=resume, stream=progress.stderr()),
+        out, summary.facts, summary.text, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command("data", help="Show rows as the model gets them, how long they are, and what was dropped or cut and why.")

@@ -4,15 +4,13 @@
 with everything saved; with 130 after Ctrl-C, saved as well. What became of the run goes to stdout, progress to stderr.
 """
 
-import json
 import os
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gangpao.long_command import RunByDefault, ctrl_c_later, leave, say
+from gangpao.long_command import RunByDefault, ctrl_c_later
 
 app = typer.Typer(cls=RunByDefault, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -39,21 +37,10 @@ def train(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with ctrl_c_later():
         from gangpao.train import pretrain, progress, summary
-    try:
-        outcome = pretrain.run(config, out, overrides or (), resume=resume, stream=progress.stderr())
-    except KeyboardInterrupt:
-        say(summary.interrupted(out))
-        leave(130)
-        return
-    if os.environ.get("RANK", "0") == "0":
-        found = summary.facts(out, outcome)
-        if outcome.signal is not None:
-            say(summary.stopped(out, outcome, found["steps"]))
-        if as_json:
-            print(json.dumps(found))
-        elif outcome.signal is None:
-            print(summary.text(found, out))
-    leave(130 if outcome.signal == signal.SIGINT else 0)
+    summary.run_and_tell(
+        lambda: pretrain.run(config, out, overrides or (), resume=resume, stream=progress.stderr()),
+        out, summary.facts, summary.text, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command("plot", help="Draw loss, learning rate and gradient norm of runs into one PNG and one HTML page.")

@@ -51,7 +51,7 @@ from gangpao.train.config import StageConfig, TrainConfig, load_train_config
 from gangpao.train.loop import Job, Outcome, Stage, Training, load_weights
 from gangpao.train.memory import admit, is_out_of_memory, rows_are_separable, ways_out
 from gangpao.train.progress import Report
-from gangpao.train.run_file import RUN, facts_of, read_run, same_run, write_run
+from gangpao.train.run_file import RUN, check_folder, facts_of, read_run, same_run, write_run
 from gangpao.train.step import parallel
 from gangpao.train.step.lanes import Lanes, lanes_for, split_rows
 from gangpao.train.step.loss import NextToken
@@ -110,10 +110,7 @@ def run_config(
 
     watch: see Report. built: the data, when it is open already.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: a file is in the way; give the folder of the run, which may not exist yet")
-    if resume and not (out / RUN).exists():
-        raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
+    check_folder(out, resume=resume)
     if config.init_from:
         config = config.model_copy(update={"init_from": str(_folder_with_weights(Path(config.init_from)))})
     # A start that failed before its first checkpoint leaves nothing that another one would have to go on with.

@@ -49,6 +49,14 @@ FREE = {
 }
 
 
+def check_folder(out: Path, *, resume: bool) -> None:
+    """Raises ValueError where a file is in the way of a run's folder, and with `resume` where no run is in it."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: a file is in the way; give the folder of the run, which may not exist yet")
+    if resume and not (out / RUN).exists():
+        raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
+
+
 def read_run(out: Path) -> dict[str, Any] | None:
     """What an earlier call wrote, or None for a folder without a run. Raises ValueError when it is damaged."""
     path = out / RUN

@@ -6,11 +6,15 @@ What was trained, how long it took and what it cost, the last losses, where the 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gangpao import cost
+from gangpao.long_command import leave, say
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import TrainConfig
 from gangpao.train.loop import Outcome
@@ -129,3 +133,29 @@ def _number(loss: float | None) -> str:
 
 def _size(folder: Path) -> str:
     return show_bytes(sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def run_and_tell(
+    run: Callable[[], Outcome],
+    out: Path,
+    facts: Callable[[Path, Outcome], dict[str, Any]],
+    text: Callable[[dict[str, Any], Path], str],
+    *,
+    as_json: bool,
+) -> None:
+    """Run what a command asks for and say what became of it, on rank 0; then end with the command's exit code."""
+    try:
+        outcome = run()
+    except KeyboardInterrupt:
+        say(interrupted(out))
+        leave(130)
+        return
+    if os.environ.get("RANK", "0") == "0":
+        found = facts(out, outcome)
+        if outcome.signal is not None:
+            say(stopped(out, outcome, found["steps"]))
+        if as_json:
+            print(json.dumps(found))
+        elif outcome.signal is None:
+            print(text(found, out))
+    leave(130 if outcome.signal == signal.SIGINT else 0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from gangpao.config import Frozen, from_overrides, load_toml
@@ -154,6 +155,11 @@ class TuneConfig(Frozen):
         """What the optimizer is made of."""
         kind = "muon" if self.optimizer.kind == "muon" else "adamw"
         return OptimizerConfig(**self.optimizer.model_dump(exclude={"lr", "kind"}), kind=kind, lr=self.peak)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the computation; None: what the device is good at."""
+        return {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
 
     @property
     def base_storage(self) -> str:

@@ -334,7 +334,7 @@ def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int 
     Raises ValueError for a base, or a method on it, that cannot be.
     """
     shape, tokens = base_shape(model), config.micro_batch_size * config.seq_len
-    dtype = _DTYPES[config.precision] or compute_dtype(describe(device))
+    dtype = config.dtype or compute_dtype(describe(device))
     plain = config.objective.kind in ("sft", "pretrain") and not config.method.dropout and shape.moe is None
     lanes = config.threads or machine.physical_cores() if plain and device == "cpu" else 1
     step = Step(
@@ -352,9 +352,6 @@ def _optimizer(config: TuneConfig) -> OptimizerMemory:
     moment = 1 + 4 / LEAN_BLOCK  # a byte, and a scale for a block
     moments = moment * (2 if config.lean.second == "blocks" else 1)
     return OptimizerMemory(moments + (config.lean.rounding == "corrected"), released=config.lean.release)
-
-
-_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def _stored(model: Path, shape: ModelConfig) -> str | int:

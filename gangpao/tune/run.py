@@ -34,7 +34,7 @@ from gangpao.train.loop import Job, Objective, Outcome, Stage, Training
 from gangpao.train.memory import is_out_of_memory
 from gangpao.train.pretrain import BUSY, measured_peak
 from gangpao.train.progress import Report
-from gangpao.train.run_file import RUN, read_run, refuse_differences, write_run
+from gangpao.train.run_file import check_folder, read_run, refuse_differences, write_run
 from gangpao.train.step import parallel
 from gangpao.train.step.lanes import Lanes, lanes_for
 from gangpao.train.step.lean import Lean
@@ -54,7 +54,6 @@ STAGE = "tune"
 FREE = {"save", "evaluation", "threads", "cost_profile", "tensorboard", "micro_batch_size", "recompute"}
 _DATA_PATHS = ("root", "files", "heldout_files")
 _SHOW_ROWS = 50_000
-_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +94,7 @@ def run_config(
     resume: insist on the latter. watch: see Report. Raises ValueError for a wrong configuration, data without a row that can be
     learned, too little memory, or a folder that holds another run.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: a file is in the way; give the folder of the run, which may not exist yet")
-    if resume and not (out / RUN).exists():
-        raise ValueError(f"{out}: --resume, and there is no run here; leave it out to begin one")
+    check_folder(out, resume=resume)
     output.check(config, model)
     known = read_run(out) if checkpoint.checkpoints(out / "checkpoints") else None
     config = _resolved(config, known, out)
@@ -162,7 +158,7 @@ def _tune(
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> Outcome:
     memory.admit(config, model, world.device)
-    base = load_base(model, storage=config.base_storage, dtype=_DTYPES[config.precision], device=str(world.device))
+    base = load_base(model, storage=config.base_storage, dtype=config.dtype, device=str(world.device))
     _same_base(base, known, out)
     prepared = _prepared(config, base, stream)
     if known is not None and known["data"]["fingerprint"] != prepared.fingerprint:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.weights import rotate_half_order
 from gangpao.formats.adapters import Adapter, Form, read_adapter
-from gangpao.formats.architectures import LAYER_TENSORS
+from gangpao.formats.adapters.adapter import EMBEDDING, HEAD
+from gangpao.formats.adapters.gguf import gguf_name
 from gangpao.formats.blocks import dequantize
 from gangpao.formats.gguf import GGUF
 
 Floats = npt.NDArray[np.float32]
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 # Hugging Face's names of the matrices of a layer, as the engine has them side by side.
 MODULES = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -72,12 +72,10 @@ def weight_reader(gguf: GGUF, config: ModelConfig) -> Callable[[str], Floats]:
     """A function: Hugging Face's name of a module -> its weight in the file, float32 [out, in], rows in Hugging Face's order."""
 
     def weight_of(module: str) -> Floats:
-        if module in (HEAD, EMBEDDING):
-            tied = module == EMBEDDING or "output.weight" not in gguf.tensors
-            tensor = "token_embd.weight" if tied else "output.weight"
-        else:
-            _, _, layer, name = module.split(".", 3)
-            tensor = f"blk.{int(layer)}.{LAYER_TENSORS[name]}.weight"
+        tied = module == HEAD and "output.weight" not in gguf.tensors
+        tensor = gguf_name(f"{EMBEDDING if tied else module}.weight")
+        if tensor is None:
+            raise ValueError(f"{module:.100} has no place in a GGUF file; {MERGE}")
         weight = dequantize(gguf.raw(tensor), gguf.tensors[tensor].type)
         form = config.row.gguf
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(module.split(".")[-1])

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gangpao import kernels
-from gangpao.engine.adapters.base import HEAD, MODULES, check
+from gangpao.engine.adapters.base import MODULES, check
 from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.weights import Weights
 from gangpao.formats.adapters import Adapter, Part
+from gangpao.formats.adapters.adapter import HEAD
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.int8]

@@ -6,7 +6,6 @@ of its files or in a smaller one. Either way nothing of the base is trained, and
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from gangpao.evaluate.results import sha256_of
 from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
@@ -99,16 +99,6 @@ def _is_folder(path: Path) -> bool:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such folder or file; give a Hugging Face folder or a .gguf file")
     return False
-
-
-def sha256_of(files: Sequence[Path]) -> str:
-    """Of the bytes of all files, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def _types(file: GGUF) -> str:

@@ -14,11 +14,12 @@ from functools import cache
 from pathlib import Path
 
 from gangpao import atomic
+from gangpao.evaluate.results import sha256_of
 from gangpao.formats.adapters import Adapter, read_adapter
 from gangpao.formats.gguf import GGUF
 from gangpao.model.config import ModelConfig
 from gangpao.text.tokenizer import Tokenizer
-from gangpao.tune.base.load import base_shape, sha256_of
+from gangpao.tune.base.load import base_shape
 from gangpao.tune.merge import check, folder, gguf
 from gangpao.tune.merge.adapted import Adapted
 from gangpao.tune.merge.check import MAX_DIFFERENCE, Comparison
