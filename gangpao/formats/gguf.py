@@ -7,8 +7,8 @@ from a budget of twice the file and some change: no file makes its reader larger
 little-endian. A model that was split into NAME-00001-of-0000N.gguf and so on is one model here: opening any part opens
 all, and the first one's metadata count.
 
-What it gives up: big-endian files, and tensor types with codebooks. Each is refused by name. A file that
-somebody shortens while it is open ends the process (SIGBUS), as with every memory map.
+What it gives up: big-endian files, and tensor types without a row in blocks.py. Each is refused by name. A file that somebody
+shortens while it is open ends the process (SIGBUS), as with every memory map.
 """
 
 from __future__ import annotations

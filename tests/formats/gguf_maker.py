@@ -114,26 +114,45 @@ def vocabulary(size: int) -> dict[str, Any]:
 class _Weights:
     """Random tensors of one type, or of several in turn where `kind` is a list."""
 
-    def __init__(self, seed: int, kind: str | list[str]) -> None:
+    def __init__(self, seed: int, kind: str | list[str], largest: float) -> None:
         self.rng = np.random.default_rng(seed)
         self.kinds = [kind] if isinstance(kind, str) else kind
         self.out: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
         self.turn = 0
+        self.largest = largest
 
     def matrix(self, name: str, rows: int, cols: int, gain: float = 1.0) -> None:
         kind = self.kinds[self.turn % len(self.kinds)]
         self.turn += 1
         if kind in SHAPES and cols % SHAPES[kind][0] == 0:
-            self.out[name] = (kind, (rows, cols), random_rows(self.rng, kind, rows, cols).tobytes())
+            self.out[name] = (kind, (rows, cols), random_rows(self.rng, kind, rows, cols, self.largest).tobytes())
             return
         if kind in SHAPES:
             kind = "F16"
         values = self.rng.normal(0, gain / math.sqrt(cols), (rows, cols))
         self.out[name] = (kind, (rows, cols), tensor_bytes(kind, values))
 
+    def stack(self, name: str, count: int, rows: int, cols: int, gain: float = 1.0) -> None:
+        """Matrices of one shape as one tensor, as experts are."""
+        self.matrix(name, count * rows, cols, gain)
+        kind, _, raw = self.out[name]
+        self.out[name] = (kind, (count, rows, cols), raw)
+
     def vector(self, name: str, length: int, around: float, spread: float) -> None:
         values = self.rng.normal(around, spread, length)
         self.out[name] = ("F32", (length,), tensor_bytes("F32", values))
+
+    def mlp(self, i: int, hidden: int, inner: int, experts: tuple[int, int] | None) -> None:
+        """The MLP of layer i, or its experts and their router."""
+        shapes = (("gate", inner, hidden, 1.5), ("up", inner, hidden, 1.5), ("down", hidden, inner, 1.0))
+        if experts:
+            router = self.rng.normal(0, 1.5 / math.sqrt(hidden), (experts[0], hidden))
+            self.out[f"blk.{i}.ffn_gate_inp.weight"] = ("F32", router.shape, tensor_bytes("F32", router))
+        for name, rows, cols, gain in shapes:
+            if experts:
+                self.stack(f"blk.{i}.ffn_{name}_exps.weight", experts[0], rows, cols, gain)
+            else:
+                self.matrix(f"blk.{i}.ffn_{name}.weight", rows, cols, gain)
 
 
 def random_model(
@@ -150,10 +169,13 @@ def random_model(
     vocab_size: int = 320,
     tied: bool = True,
     kind: str | list[str] = "F32",
+    largest: float = 0.02,
+    experts: tuple[int, int] | None = None,
     extra: dict[str, Any] | None = None,
     extra_tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A complete model with random weights; `extra` adds or replaces metadata, extra_tensors are F32."""
+    """A complete model with random weights; `extra` adds metadata, extra_tensors are F32. largest: scale of a block. experts: all,
+    and how many a token meets."""
     metadata: dict[str, Any] = {
         "general.architecture": arch,
         "general.name": f"random {arch}",
@@ -170,8 +192,9 @@ def random_model(
         f"{arch}.rope.freq_base": 10000.0,
         f"{arch}.vocab_size": vocab_size,
     }
-    metadata |= vocabulary(vocab_size) | (extra or {})
-    w = _Weights(seed, kind)
+    counts = zip((f"{arch}.expert_count", f"{arch}.expert_used_count"), experts or (), strict=False)
+    metadata |= dict(counts) | vocabulary(vocab_size) | (extra or {})
+    w = _Weights(seed, kind, largest)
     w.matrix("token_embd.weight", vocab_size, hidden_size, gain=2.0)
     q, kv = num_heads * head_dim, num_kv_heads * head_dim
     for i in range(num_layers):
@@ -185,9 +208,7 @@ def random_model(
             w.vector(f"blk.{i}.attn_k_norm.weight", head_dim, 1.5, 0.3)
         w.matrix(f"blk.{i}.attn_output.weight", hidden_size, q)
         w.vector(f"blk.{i}.ffn_norm.weight", hidden_size, 1.0, 0.2)
-        w.matrix(f"blk.{i}.ffn_gate.weight", intermediate_size, hidden_size, gain=1.5)
-        w.matrix(f"blk.{i}.ffn_up.weight", intermediate_size, hidden_size, gain=1.5)
-        w.matrix(f"blk.{i}.ffn_down.weight", hidden_size, intermediate_size)
+        w.mlp(i, hidden_size, intermediate_size, experts)
     w.vector("output_norm.weight", hidden_size, 1.0, 0.2)
     if not tied:
         w.matrix("output.weight", vocab_size, hidden_size, gain=3.0)

@@ -11,10 +11,17 @@ from gangpao.engine.generate import Engine
 from gangpao.formats import architectures
 from gangpao.formats.architectures import (
     ARCHITECTURES,
+    DELTA_KEYS,
+    DELTA_TENSORS,
+    DRAFT_LAYERS,
     EXPERT_TENSORS,
     HEAD,
+    INNER_SIZE,
+    INTERVAL,
     KEYS,
+    LATENT_KEYS,
     LAYER_TENSORS,
+    SECTIONS,
     TENSORS,
     Architecture,
     GGUFForm,
@@ -36,15 +43,23 @@ def test_names_are_those_of_the_gguf_package() -> None:
         names = gguf.get_tensor_name_map(known[name], 2)
         for ours, theirs in TENSORS.items():
             assert f"{names.get_name(ours.removesuffix('.weight'))}.weight" == theirs, ours
-        for ours, theirs in LAYER_TENSORS.items():
+        assert row.gguf is not None
+        latents = {ours for ours in LAYER_TENSORS if "_a_" in ours or "_b_" in ours}
+        for ours, theirs in row.gguf.layer_tensors().items():
             found = names.get_name(f"model.layers.1.{ours}")
-            optional = {"mlp.gate"} if row.gguf and not row.gguf.experts else set()
+            optional = set() if row.gguf.experts else {"mlp.gate"}
             optional |= set() if row.parts.qk_norm else {"self_attn.q_norm", "self_attn.k_norm"}
+            optional |= {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"} if row.parts.latent else latents
             assert found == f"blk.1.{theirs}" or (found is None and ours in optional), (name, ours)
         assert names.get_name(HEAD.removesuffix(".weight")) == "output"
-    llm = gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope
+        for ours, theirs in DELTA_TENSORS.items() if row.parts.delta else ():
+            renamed = ours.replace("dt_bias", "dt_proj.bias")  # as the converter does first
+            found = names.get_name(f"model.layers.1.{renamed}", try_suffixes=(".weight", ".bias"))
+            assert found in (f"blk.1.{theirs}", f"blk.1.{theirs.removesuffix('.bias')}"), ours
+    llm = gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM
     keys = {v for group in llm for v in vars(group).values() if isinstance(v, str)}
-    assert {f"{{arch}}.{key}" for key in KEYS.values()} <= keys
+    ours = [*KEYS.values(), *DELTA_KEYS.values(), *LATENT_KEYS.values(), INNER_SIZE, INTERVAL, SECTIONS, DRAFT_LAYERS]
+    assert {f"{{arch}}.{key}" for key in ours} <= keys
     assert {f"blk.1.{name}" for name in EXPERT_TENSORS.values()} == {
         gguf.TENSOR_NAMES[t].format(bid=1)
         for t in (gguf.MODEL_TENSOR.FFN_GATE_EXP, gguf.MODEL_TENSOR.FFN_UP_EXP, gguf.MODEL_TENSOR.FFN_DOWN_EXP)

@@ -43,7 +43,7 @@ def test_sizes_are_those_of_ggml():
 
 
 def test_bad_rows_are_refused():
-    with pytest.raises(ValueError, match="IQ4_XS"):
-        blocks.dequantize(np.zeros((1, 18), dtype=np.uint8), "IQ4_XS")
+    with pytest.raises(ValueError, match="IQ3_XXS"):
+        blocks.dequantize(np.zeros((1, 98), dtype=np.uint8), "IQ3_XXS")
     with pytest.raises(ValueError, match="18"):
         blocks.dequantize(np.zeros((1, 17), dtype=np.uint8), "Q4_0")
