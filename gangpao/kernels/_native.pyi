@@ -18,6 +18,8 @@ class Array:
     @property
     def cols(self) -> int: ...
     def numpy(self) -> npt.NDArray[np.float32]: ...
+    def part(self, row: int, rows: int, col: int, cols: int) -> Array:
+        """Rows and columns of it, in the same memory."""
 
 class Arena:
     """Memory that packed matrices share."""
@@ -25,6 +27,11 @@ class Arena:
     def __init__(self) -> None: ...
     @property
     def nbytes(self) -> int: ...
+    def fill(self, file: int, nbytes: int) -> None:
+        """Hand out from now on what another arena wrote into an open file of so many bytes; `pack` then packs nothing."""
+
+    def pieces(self) -> list[npt.NDArray[np.uint8]]:
+        """Everything that it handed out, in order, as read-only bytes."""
 
 class Matrix:
     """One packed matrix [rows, cols]."""
@@ -90,16 +97,20 @@ class Activation:
 PAGE: int
 
 class Cache:
-    """Pages of PAGE positions, with the keys and values of all layers."""
+    """Pages of PAGE positions, with the keys and values of all layers, whose numbers have 16 (f16), 8 or 4 bits."""
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, num_pages: int, int8: bool) -> None: ...
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, num_pages: int, key_bits: int, value_bits: int
+    ) -> None: ...
     @property
     def num_pages(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
     def copy_page(self, source: int, target: int) -> None: ...
+    def page(self, page: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a page, in place."""
     @staticmethod
-    def page_bytes(layers: int, kv_heads: int, head_dim: int, int8: bool) -> int: ...
+    def page_bytes(layers: int, kv_heads: int, head_dim: int, key_bits: int, value_bits: int) -> int: ...
 
 class Rows:
     """The tokens of one step: `add` puts n of a sequence with these pages, at positions start, start + 1, ..."""
@@ -120,7 +131,10 @@ def attention_spec(
     eps: float,
     q_norm: npt.NDArray[np.float32] | None = None,
     k_norm: npt.NDArray[np.float32] | None = None,
-) -> AttentionSpec: ...
+    window: int = 0,
+) -> AttentionSpec:
+    """window: positions that a token sees, itself among them; 0: all."""
+
 def pack(
     raw: npt.NDArray[np.uint8], type: str, rows: int, cols: int, order: npt.NDArray[np.int32] | None, arena: Arena
 ) -> Matrix: ...
@@ -140,9 +154,18 @@ def dequantize(
     parallel: with the threads of `set_num_threads`, unless another call uses them. May be called from several threads.
     """
 
+def quantize_rows(
+    values: npt.NDArray[np.float32], type: str, importance: npt.NDArray[np.float32] | None = None, parallel: bool = True
+) -> npt.NDArray[np.uint8]:
+    """Rows [R, C] as blocks of a GGUF type, uint8 [R, row bytes]: the bytes of formats.blocks.quantize.
+
+    importance: mean squared activation of every column [C]. parallel: with the threads of `set_num_threads`, unless another call
+    uses them. Raises ValueError for values that the type cannot hold ("row 3: ...").
+    """
+
 def packed_bytes(type: str, rows: int, cols: int) -> int: ...
-def weight_types() -> list[tuple[str, int, int, int, str, int]]:
-    """Name, weights and bytes of a block, bits of a stored value, style of the header and zero point of all that `pack` takes."""
+def weight_types() -> list[tuple[str, int, int, str, str, int]]:
+    """Name, weights and bytes of a block, what a stored value is, style of the header and zero point of all that `pack` takes."""
 
 def linear(
     w: Linear,
@@ -156,6 +179,14 @@ def linear(
 def rmsnorm(x: Array, n: int, weight: Array, eps: float, out: Activation) -> None: ...
 def quantize(x: Array, n: int, out: Activation) -> None: ...
 def swiglu(gate_up: Array, n: int, out: Activation) -> None: ...
+def layernorm(x: Array, n: int, weight: Array, bias: Array, eps: float, out: Activation) -> None: ...
+def gelu(x: Array, n: int, kind: str, out: Activation) -> None:
+    """kind: gelu (by erf), gelu_tanh or quick_gelu."""
+
+def attend_all(q: Array, k: Array, v: Array, heads: int, scale: float, window: int, out: Array) -> None:
+    """Every row of q over all rows of k and v, heads side by side in columns; window: over those of its own group of so many rows
+    only, 0: over all."""
+
 def exp_totals(
     x: Array, n: int, coarse: npt.NDArray[np.float64], fine: npt.NDArray[np.float64]
 ) -> list[tuple[float, int]]: ...
@@ -165,9 +196,79 @@ def rope_append(
 def attend(
     qkv: Array, rows: Rows, spec: AttentionSpec, cache: Cache, layer: int, result: Array, out: Activation
 ) -> None: ...
+
+class DeltaSpec: ...
+
+def delta_spec(
+    k_heads: int,
+    v_heads: int,
+    k_dim: int,
+    v_dim: int,
+    filter: npt.NDArray[np.float32],
+    a: npt.NDArray[np.float32],
+    dt: npt.NDArray[np.float32],
+    norm: npt.NDArray[np.float32],
+    eps: float,
+) -> DeltaSpec:
+    """One layer of Gated DeltaNet. filter [taps, channels], the newest token last; a and dt [v_heads], norm [v_dim]."""
+
+class States:
+    """Recurrent states of texts in slots, each with all layers. Memory is zero until it is written."""
+
+    def __init__(
+        self, layers: int, k_heads: int, v_heads: int, k_dim: int, v_dim: int, taps: int, num_slots: int
+    ) -> None: ...
+    @property
+    def num_slots(self) -> int: ...
+    def slot(self, slot: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a slot, in place."""
+    @property
+    def nbytes(self) -> int: ...
+    @staticmethod
+    def slot_bytes(layers: int, k_heads: int, v_heads: int, k_dim: int, v_dim: int, taps: int) -> int: ...
+
+class StateRows:
+    """The tokens of one step, text after text."""
+
+    def __init__(self) -> None: ...
+    def clear(self) -> None: ...
+    def add(
+        self,
+        begin: int,
+        n: int,
+        source: int,
+        commits: Sequence[tuple[int, int]],
+        log: Array | None = None,
+        log_rows: int = 0,
+        logged: int = 0,
+    ) -> None:
+        """n tokens in rows from `begin` on, behind the state in slot `source` (-1: none) and behind `logged` rows of the log,
+        layer i's from i * log_rows on. commits: (tokens, slot), the state behind so many of logged and new is kept there; the last
+        is the text's own, and tokens behind it change no state."""
+
+    def __len__(self) -> int: ...
+
+def delta_net(
+    x: Array, rows: StateRows, spec: DeltaSpec, states: States, layer: int, result: Array, out: Activation
+) -> None: ...
+def geglu(gate_up: Array, n: int, out: Activation) -> None:
+    """gelu(gate) * up; gate_up is overwritten."""
+
+def add_normed(x: Array, n: int, weight: Array, eps: float, out: Array) -> None:
+    """out += rmsnorm(x) * weight; x is overwritten."""
+
+def sigmoid_gate(x: Array, gates: Array, column: int, n: int, out: Activation) -> None: ...
 def set_num_threads(n: int) -> None: ...
 def num_threads() -> int: ...
 def isa_name() -> str: ...
 def set_isa(name: str) -> None: ...
 def available_isas() -> list[str]: ...
 def read_bandwidth(seconds: float = 0.3) -> float: ...
+def multiply_add_peak(seconds: float = 0.3) -> float:
+    """Multiply-adds of 4-bit weights, 1e9 a second, of all threads with everything in registers and the nearest cache."""
+
+def count_time(on: bool) -> None:
+    """Count the time that is spent in kernels from now on, or no more; the counters begin at 0."""
+
+def counted_time() -> tuple[int, int]:
+    """Nanoseconds in kernels and the number of their calls since counting began."""

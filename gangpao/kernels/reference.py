@@ -6,6 +6,7 @@ to rounding (numpy has no fused multiply-add; `_fma` goes through float64). Shap
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,10 @@ SUPER = 8
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a GGUF type is packed: bits of a stored value, style of the header, and the zero point taken off the value."""
+    """How a GGUF type is packed: what its stored bits are (Values of src/panel.h), the style of the header, and the zero point that
+    is taken off the value."""
 
-    bits: int
+    values: str
     style: str
     zero: int = 0
 
@@ -34,8 +36,10 @@ class Format:
 # From the extension, which packs in them; that they are right shows where panels are taken apart and compared with what the
 # bytes of the file mean (tests/kernels).
 FORMATS = {
-    name: Format(bits, style, zero) for name, _, _, bits, style, zero in _native.weight_types() if style != "FLOAT"
+    name: Format(values, style, zero) for name, _, _, values, style, zero in _native.weight_types() if style != "FLOAT"
 }
+# The table of IQ4_NL and IQ4_XS, with its zero point in it.
+CODES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]) + 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,14 @@ class Panels:
 
 def header_bytes(style: str, blocks: int) -> int:
     """Bytes of a superblock header, padded to whole vectors of 64 bytes."""
-    size = {"F16": 32 * blocks, "F16_MIN": 64 * blocks}.get(style, 64 + 32 * blocks)
+    sizes = {"F16": 32, "F16_MIN": 64, "K": 24, "K16": 32, "K16_MIN": 32, "K32": 16, "K256": 0}
+    size = sizes[style] * blocks + 64 * (style in ("K", "K16_MIN"))
     return (size + 63) // 64 * 64
+
+
+def panel_head_bytes(style: str, blocks: int) -> int:
+    """Bytes at the beginning of a panel: d of all superblocks, of styles that have no dmin beside it."""
+    return (blocks // SUPER * 32 + 63) // 64 * 64 if style in ("K16", "K32", "K256") else 0
 
 
 def unpack_panels(packed: bytes, kind: str, rows: int, cols: int) -> Panels:
@@ -75,15 +85,20 @@ def unpack_panels(packed: bytes, kind: str, rows: int, cols: int) -> Panels:
     data = np.frombuffer(packed, dtype=np.uint8).reshape(panels, -1)
     values = np.zeros((panels, PANEL_ROWS, cols), dtype=np.int64)
     headers = []
-    at, blocks = 0, cols // BLOCK
+    blocks = cols // BLOCK
+    at = head = panel_head_bytes(f.style, blocks)
     for first in range(0, blocks, SUPER):
         n = min(SUPER, blocks - first)
         size = header_bytes(f.style, n)
-        headers.append(_header(data[:, at : at + size], f.style, n))
+        header = data[:, at : at + size]
+        if head:  # as if d stood before it, as it does in the other K styles
+            header = np.concatenate([data[:, first // SUPER * 32 :][:, :64], header], axis=1)
+        headers.append(_header(header, f.style, n))
         at += size
         for b in range(first, first + n):
-            values[:, :, b * BLOCK : (b + 1) * BLOCK] = _values(data[:, at : at + 64 * f.bits], f.bits) - f.zero
-            at += 64 * f.bits
+            size = 64 * (4 if f.values == "IQ4" else int(f.values[1:]))
+            values[:, :, b * BLOCK : (b + 1) * BLOCK] = _values(data[:, at : at + size], f.values) - f.zero
+            at += size
     if at != data.shape[1]:
         raise ValueError(f"{kind} [{rows}, {cols}]: {data.shape[1]} bytes a panel, the format says {at}")
     parts = [values, *(np.concatenate(x, axis=-1) for x in zip(*headers, strict=True))]
@@ -97,9 +112,9 @@ def _header(h: Bytes, style: str, blocks: int) -> tuple[Ints, Ints, Floats, Floa
         columns = [np.ascontiguousarray(h[:, i : i + 32]).view(np.float16).astype(np.float32) for i in offsets]
         return np.stack(columns, axis=-1)
 
-    def integers(offsets: range, repeat: int) -> Ints:
-        columns = [h[:, i : i + 16].astype(np.int64) for i in offsets]
-        return np.repeat(np.stack(columns, axis=-1), repeat, axis=-1)
+    def pairs(offsets: range, repeat: int) -> Ints:
+        columns = [h[:, i : i + 32].reshape(-1, PANEL_ROWS, 2).astype(np.int64) for i in offsets]
+        return np.repeat(np.concatenate(columns, axis=-1), repeat, axis=-1)
 
     if style in ("F16", "F16_MIN"):
         step = 32 if style == "F16" else 64
@@ -107,33 +122,47 @@ def _header(h: Bytes, style: str, blocks: int) -> tuple[Ints, Ints, Floats, Floa
         dmin = -f16(*(step * b + 32 for b in range(blocks))) if style == "F16_MIN" else np.zeros_like(d)
         ones = np.ones((len(h), PANEL_ROWS, 2 * blocks), dtype=np.int64)
         return ones, ones, d, dmin
+    d, none = f16(0), np.zeros((len(h), PANEL_ROWS, 2 * blocks), dtype=np.int64)
     if style == "K":
-        end = 64 + 32 * blocks
-        return integers(range(64, end, 32), 2), integers(range(80, end, 32), 2), f16(0), f16(32)
-    scale = integers(range(64, 64 + 32 * blocks, 16), 1)
-    if style == "K16":
-        signed = scale.astype(np.uint8).view(np.int8).astype(np.int64)
-        return signed, np.zeros_like(scale), f16(0), np.zeros_like(f16(0))
-    return scale & 15, scale >> 4, f16(0), f16(32)
+        both, upper = pairs(range(64, 192, 32), 1), pairs(range(192, 256, 32), 1)
+        nibbles = [upper[..., i : i + 2] >> 4 * half & 15 for i in (0, 2) for half in (0, 1)]
+        minimum = both >> 6 | np.concatenate(nibbles, axis=-1) << 2
+        return np.repeat(both & 63, 2, axis=-1), np.repeat(minimum, 2, axis=-1), d, f16(32)
+    if style == "K256":
+        return none + 1, none, d, np.zeros_like(d)
+    if style == "K16_MIN":
+        both = pairs(range(64, 320, 32), 1)
+        return both & 15, both >> 4, d, f16(32)
+    scale = pairs(range(64, 192, 32), 2) if style == "K32" else pairs(range(64, 320, 32), 1)
+    return scale.astype(np.uint8).view(np.int8).astype(np.int64), none, d, np.zeros_like(d)
 
 
-def _values(q: Bytes, bits: int) -> Ints:
-    """Stored values of one block, [panels, 16 rows, 32 columns]; 8 bits are signed, the others unsigned."""
+# Where the 2-bit number of a group lies in its byte.
+_TWO_BITS = (0, 0, 4, 4, 2, 2, 6, 6)
+
+
+def _values(q: Bytes, kind: str) -> Ints:
+    """Values of one block with their zero points, [panels, 16 rows, 32 columns]; S8 is signed, the others are not."""
     vectors = q.reshape(len(q), -1, PANEL_ROWS, 4).astype(np.int64)
+    if kind == "U3":
+        fourth = vectors[:, 0] >> 6 | vectors[:, 1] >> 6 << 2 | vectors[:, 2] >> 6 << 4
+        vectors = np.concatenate([vectors, fourth[:, None]], axis=1)
     groups = []
     for g in range(8):
-        if bits == 8:
+        if kind == "S8":
             value = vectors[:, g].astype(np.uint8).view(np.int8).astype(np.int64)
-        elif bits in (2, 3):
-            value = vectors[:, g & 1] >> 2 * (g >> 1) & 3
-            if bits == 3:
-                value = value | (vectors[:, 2] >> g & 1) << 2
+        elif kind == "U2":
+            value = vectors[:, g & 1] >> _TWO_BITS[g] & 3
+        elif kind == "U3":
+            value = vectors[:, g & 3] >> 3 * (g >> 2) & 7
         else:
             value = vectors[:, g & 3] >> 4 * (g >> 2) & 15
-            if bits == 5:
+            if kind == "IQ4":
+                value = CODES[value]
+            if kind == "U5":
                 value = value | (vectors[:, 4] >> g & 1) << 4
-            if bits == 6:
-                value = value | (vectors[:, 4 + (g & 1)] >> 2 * (g >> 1) & 3) << 4
+            if kind == "U6":
+                value = value | (vectors[:, 4 + (g & 1)] >> _TWO_BITS[g] & 3) << 4
         groups.append(value)
     return np.concatenate(groups, axis=-1)
 
@@ -209,6 +238,41 @@ def rmsnorm(x: Floats, weight: Floats, eps: float) -> Floats:
     return out
 
 
+def layernorm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    wide = x.astype(np.float64)
+    centered = wide - wide.mean(axis=-1, keepdims=True)
+    out: Floats = (centered / np.sqrt(np.mean(centered**2, axis=-1, keepdims=True) + eps) * weight + bias).astype(
+        np.float32
+    )
+    return out
+
+
+def gelu(x: Floats, kind: str) -> Floats:
+    """x times the share of a normal distribution below it: by erf, by its tanh form, or x sigmoid(1.702 x)."""
+    wide = x.astype(np.float64)
+    if kind == "quick_gelu":
+        out = wide / (1 + np.exp(np.minimum(-1.702 * wide, 700)))
+    elif kind == "gelu_tanh":
+        out = wide / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    else:
+        out = wide / 2 * np.vectorize(lambda z: math.erfc(-z / math.sqrt(2)))(wide)
+    narrow: Floats = out.astype(np.float32)
+    return narrow
+
+
+def attend_all(q: Floats, k: Floats, v: Floats, scale: float, window: int = 0) -> Floats:
+    """q [T, N, H] over all k and v [S, N, H], or in groups of `window` rows over those of the same group. Returns [T, N, H]."""
+    scores = np.einsum("tnh,snh->nts", q.astype(np.float64), k.astype(np.float64)) * scale
+    if window:
+        others = np.arange(len(q))[:, None] // window != np.arange(len(k))[None] // window
+        scores = np.where(others[None], -np.inf, scores)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: Floats = np.einsum("nts,snh->tnh", weights, v.astype(np.float64)).astype(np.float32)
+    return out
+
+
 def swiglu(gate_up: Floats) -> Floats:
     """[T, 2F] to [T, F]: silu(gate) * up."""
     gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
@@ -224,16 +288,65 @@ def rope(x: Floats, cos: Floats, sin: Floats) -> Floats:
     return np.concatenate([a * c - b * s, b * c + a * s, rest], axis=-1)
 
 
-def attend(q: Floats, k: Floats, v: Floats, start: int, scale: float) -> Floats:
-    """Causal attention: q [T, N, H] at positions start ..., k and v [S, K, H] from position 0. Returns [T, N, H]."""
+def attend(q: Floats, k: Floats, v: Floats, start: int, scale: float, window: int = 0) -> Floats:
+    """Causal attention: q [T, N, H] at positions start ..., k and v [S, K, H] from position 0. Returns [T, N, H].
+
+    window: positions that each sees, itself among them; 0: all.
+    """
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(x.astype(np.float64), group, axis=1) for x in (k, v))
     scores = np.einsum("tnh,snh->nts", q.astype(np.float64), keys) * scale
-    hidden = np.arange(k.shape[0])[None, :] > start + np.arange(q.shape[0])[:, None]
+    far = start + np.arange(q.shape[0])[:, None] - np.arange(k.shape[0])[None, :]
+    hidden = (far < 0) | (far >= (window or len(k)))
     scores = np.where(hidden[None], -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     out: Floats = np.einsum("nts,snh->tnh", weights, values).astype(np.float32)
+    return out
+
+
+def gated_delta(
+    x: Floats, heads: tuple[int, int, int, int], filters: Floats, a: Floats, dt: Floats, norm: Floats, eps: float
+) -> Floats:
+    """Gated DeltaNet of one text from its beginning: rows [T, q | k | v | z | beta | alpha] to [T, V * H].
+
+    heads: of keys K and values V, and their widths. filters [taps, channels], a and dt [V] (a below 0), norm [H]. Value head h
+    looks at key head h % K. S = decay * S; S += k (beta (v - k S)); the output is q S, normed, times silu(z).
+    """
+    keys, values, k_dim, v_dim = heads
+    channels, taps = 2 * keys * k_dim + values * v_dim, len(filters)
+    rows = x.astype(np.float64)
+    inputs = np.concatenate([np.zeros((taps - 1, channels)), rows[:, :channels]])
+    mixed = sum(inputs[j : j + len(x)] * filters[j] for j in range(taps))
+    mixed = mixed / (1 + np.exp(-mixed))
+    q, k, v = np.split(mixed, [keys * k_dim, 2 * keys * k_dim], axis=1)
+    q, k = (y.reshape(len(x), keys, k_dim) for y in (q, k))
+    q, k = (y / np.sqrt(np.square(y).sum(-1, keepdims=True) + 1e-6) for y in (q, k))
+    z, b, alpha = np.split(rows[:, channels:], [values * v_dim, values * v_dim + values], axis=1)
+    decay, beta = np.exp(a * np.log1p(np.exp(alpha + dt))), 1 / (1 + np.exp(-b))
+    state, out = np.zeros((values, k_dim, v_dim)), np.empty((len(x), values, v_dim))
+    of = np.arange(values) % keys
+    for t in range(len(x)):
+        state *= decay[t, :, None, None]
+        wrong = v[t].reshape(values, v_dim) - np.einsum("vk,vkh->vh", k[t, of], state)
+        state += np.einsum("vk,vh->vkh", k[t, of], wrong * beta[t, :, None])
+        out[t] = np.einsum("vk,vkh->vh", q[t, of] / np.sqrt(k_dim), state)
+    out = out / np.sqrt(np.square(out).mean(-1, keepdims=True) + eps) * norm
+    gate = z.reshape(out.shape)
+    result: Floats = (out * gate / (1 + np.exp(-gate))).reshape(len(x), -1).astype(np.float32)
+    return result
+
+
+def geglu(gate_up: Floats) -> Floats:
+    """[T, 2F] to [T, F]: gelu(gate) * up, by the tangent."""
+    gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
+    out: Floats = (0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up).astype(np.float32)
+    return out
+
+
+def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
+    """x * sigmoid(gate)."""
+    out: Floats = (x / (1 + np.exp(-gate.astype(np.float64)))).astype(np.float32)
     return out
 
 
@@ -243,4 +356,27 @@ def through_int8(x: Floats) -> Floats:
     scale = (np.abs(parts).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
     out: Floats = (np.clip(np.rint(parts * inverse), -127, 127) * scale).reshape(x.shape)
+    return out
+
+
+def spread(x: Floats) -> Floats:
+    """The Hadamard transform of [..., H], unscaled, in blocks of the largest power of two that divides H."""
+    block = x.shape[-1] & -x.shape[-1]
+    out = x.reshape(-1, block).astype(np.float32)
+    half = 1
+    while half < block:
+        pairs = out.reshape(len(out), -1, 2, half)
+        out = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(out.shape)
+        half *= 2
+    return out.reshape(x.shape)
+
+
+def through_int4(x: Floats) -> Floats:
+    """What the 4-bit cache keeps of [..., H]: 32 values share an f16 scale, of which the furthest from 0 is -8."""
+    parts = x.reshape(*x.shape[:-1], -1, 32)
+    most, least = parts.max(axis=-1, keepdims=True), parts.min(axis=-1, keepdims=True)
+    furthest = np.where(-least > most, least, most)
+    scale = (furthest / np.float32(-8)).astype(np.float16).astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    out: Floats = (np.clip(np.rint(parts * inverse), -8, 7) * scale).reshape(x.shape)
     return out

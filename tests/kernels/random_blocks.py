@@ -14,17 +14,19 @@ SHAPES = {
     "Q4_K": (256, 144, [0, 2]),
     "Q5_K": (256, 176, [0, 2]),
     "Q6_K": (256, 210, [208]),
+    "IQ4_NL": (32, 18, [0]),
+    "IQ4_XS": (256, 136, [0]),
     "TQ1_0": (256, 54, [52]),
     "TQ2_0": (256, 66, [64]),
 }
 
 
-def random_rows(rng: np.random.Generator, kind: str, rows: int, cols: int) -> np.ndarray:
-    """uint8 [rows, row_bytes]; any bit pattern is a valid block except TQ2_0's value 3, which is left out."""
+def random_rows(rng: np.random.Generator, kind: str, rows: int, cols: int, largest: float = 0.02) -> np.ndarray:
+    """uint8 [rows, row_bytes], its f16 numbers up to `largest`; any bits are a valid block but TQ2_0's 3, which is left out."""
     weights, size, floats = SHAPES[kind]
     raw = rng.integers(0, 256, (rows, cols // weights, size), dtype=np.uint8)
     for at in floats:
-        numbers = rng.uniform(-0.02, 0.02, (rows, cols // weights)).astype(np.float16)
+        numbers = rng.uniform(-largest, largest, (rows, cols // weights)).astype(np.float16)
         raw[..., at : at + 2] = numbers[..., None].view(np.uint8)
     if kind == "TQ2_0":
         q = rng.integers(0, 3, (rows, cols // weights, 64, 4))

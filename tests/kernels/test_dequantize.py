@@ -9,15 +9,7 @@ from gangpao import kernels
 from gangpao.formats import blocks
 from tests.kernels.random_blocks import SHAPES, random_rows
 
-TYPES = tuple(blocks.BY_NAME)
-
-
-@pytest.fixture(autouse=True)
-def _restore():
-    isa, threads = kernels.isa_name(), kernels.num_threads()
-    yield
-    kernels.set_isa(isa)
-    kernels.set_num_threads(threads)
+TYPES = tuple(row[0] for row in kernels.weight_types())
 
 
 def rows_of(kind: str, rows: int, cols: int) -> np.ndarray:
@@ -75,7 +67,7 @@ def test_what_does_not_fit_is_refused():
     raw = rows_of("Q4_0", 4, 64)
     bad_order = np.array([0, 4], np.int32)
     for kind, cols, begin, end, order, what in (
-        ("IQ4_XS", 64, 0, 4, None, "IQ4_XS"), ("Q4_0", 33, 0, 4, None, "whole blocks"), ("Q4_0", 32, 0, 4, None, "bytes"),
+        ("IQ3_XXS", 64, 0, 4, None, "IQ3_XXS"), ("Q4_0", 33, 0, 4, None, "whole blocks"), ("Q4_0", 32, 0, 4, None, "bytes"),
         ("Q4_0", 64, 0, 5, None, "no such rows"), ("Q4_0", 64, 0, 2, bad_order, "out of range"),
         ("Q4_0", 64, 0, 3, bad_order, "no such rows"),
     ):  # fmt: skip

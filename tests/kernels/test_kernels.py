@@ -13,14 +13,6 @@ from tests.kernels.random_blocks import SHAPES, random_rows
 FLOAT_TYPES = {"F32": np.float32, "F16": np.float16}
 
 
-@pytest.fixture(autouse=True)
-def _restore():
-    isa, threads = kernels.isa_name(), kernels.num_threads()
-    yield
-    kernels.set_isa(isa)
-    kernels.set_num_threads(threads)
-
-
 def packed(kind, raw, rows, cols, order=None):
     return kernels.pack(raw.reshape(-1), kind, rows, cols, order, kernels.Arena())
 
@@ -61,7 +53,7 @@ def test_packing_follows_the_row_order():
 def test_packing_refuses_wrong_sizes():
     raw = np.zeros((4, 18), dtype=np.uint8)
     arena = kernels.Arena()
-    for kind, rows, cols in [("Q4_0", 4, 33), ("Q4_0", 5, 32), ("IQ4_XS", 4, 32), ("Q4_0", 0, 32)]:
+    for kind, rows, cols in [("Q4_0", 4, 33), ("Q4_0", 5, 32), ("IQ3_S", 4, 32), ("Q4_0", 0, 32)]:
         with pytest.raises(ValueError, match="pack"):
             kernels.pack(raw.reshape(-1), kind, rows, cols, None, arena)
     with pytest.raises(ValueError, match="order"):
@@ -102,6 +94,20 @@ def test_linear_is_bit_equal_everywhere(kind):
             assert np.array_equal(got, expected), (isa, threads)
         for n in (1, 2, 3, 4, 7, 8, 9, 16, 17, 33):
             assert np.array_equal(run_linear(layer, x[:n]), expected[:n]), (isa, n)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_one_token_meets_several_panels_at_once(kind):
+    """Whole groups of panels, a pair, and a single one: the bits are those of portable kernels and of the same token in company."""
+    rng = np.random.default_rng(14)
+    cols, rows = widths(kind)[-1], 7 * 16 - 3
+    layer = kernels.Linear([packed(kind, random_rows(rng, kind, rows, cols), rows, cols)])
+    x = rng.normal(size=(2, cols)).astype(np.float32)
+    kernels.set_isa("portable")
+    expected = run_linear(layer, x)
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        assert np.array_equal(run_linear(layer, x[:1]), expected[:1]), isa
 
 
 def test_extreme_values_do_not_overflow():
@@ -230,13 +236,20 @@ def run_attention(spec, cache, qkv, cos, sin, segments, heads, head_dim):
     return out.floats().copy()
 
 
-@pytest.mark.parametrize("int8", [False, True])
+KEPT = {16: lambda x: x.astype(np.float16).astype(np.float32), 8: reference.through_int8, 4: reference.through_int4}
+
+
+@pytest.mark.parametrize("bits", [(16, 16), (8, 8), (4, 4), (8, 4)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "rope_dim", "norms"),
     [(6, 1, 64, 64, False), (4, 4, 32, 32, False), (9, 3, 48, 32, True), (16, 2, 16, 16, True)],
 )
-def test_attention(heads, kv_heads, head_dim, rope_dim, norms, int8):
+def test_attention(heads, kv_heads, head_dim, rope_dim, norms, bits):
     """Against the reference, in one piece = in pieces, any instruction set and thread count the same bits."""
+    if 4 in bits and head_dim % 32:
+        with pytest.raises(ValueError, match="multiple of 32"):
+            kernels.Cache(2, kv_heads, head_dim, 5, *bits)
+        return
     rng = np.random.default_rng(8)
     spec, scale, eps, q_norm, k_norm = attention_case(rng, heads, kv_heads, head_dim, rope_dim, norms)
     total = 150
@@ -247,14 +260,16 @@ def test_attention(heads, kv_heads, head_dim, rope_dim, norms, int8):
     if norms:
         q, k = reference.rmsnorm(q, q_norm, eps), reference.rmsnorm(k, k_norm, eps)
     q, k = reference.rope(q, cos, sin), reference.rope(k, cos, sin)
-    k, v = (reference.through_int8(x) if int8 else x.astype(np.float16).astype(np.float32) for x in (k, v))
+    if bits[0] == 4:
+        q, k = reference.spread(q) / (head_dim & -head_dim), reference.spread(k)
+    k, v = (KEPT[n](x) for n, x in zip(bits, (k, v), strict=True))
     expected = reference.attend(q, k, v, 0, scale).reshape(total, -1)
     first = None
     for isa in kernels.available_isas():
         kernels.set_isa(isa)
         for threads, cuts in [(1, [total]), (2, [1, 63, 1, 66, 19]), (3, [100, 50])]:
             kernels.set_num_threads(threads)
-            cache = kernels.Cache(2, kv_heads, head_dim, 5, int8)
+            cache = kernels.Cache(2, kv_heads, head_dim, 5, *bits)
             pieces, at = [], 0
             for cut in cuts:
                 part = slice(at, at + cut)
@@ -262,14 +277,42 @@ def test_attention(heads, kv_heads, head_dim, rope_dim, norms, int8):
                 pieces.append(run_attention(spec, cache, qkv[part], cos[part], sin[part], where, heads, head_dim))
                 at += cut
             got = np.concatenate(pieces)
-            np.testing.assert_allclose(got, expected, rtol=2e-2 if int8 else 2e-3, atol=2e-2 if int8 else 2e-3)
+            np.testing.assert_allclose(
+                got, expected, rtol=2e-3 if bits[0] == 16 else 2e-2, atol=2e-3 if bits[0] == 16 else 2e-2
+            )
             first = got if first is None else first
             assert np.array_equal(got, first), (isa, threads)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("window", [1, 5, 64, 100])
+def test_attention_in_a_window(window):
+    """What is further away changes nothing, whatever else a page holds."""
+    rng, heads, kv_heads, head_dim, total = np.random.default_rng(13), 4, 2, 32, 200
+    spec = kernels.attention_spec(heads, kv_heads, head_dim, 0, 0.2, 1e-5, None, None, window)
+    qkv = rng.normal(size=(total, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
+    one = np.ones((total, 8), np.float32)
+    q, k, v = np.split(qkv.reshape(total, -1, head_dim), [heads, heads + kv_heads], axis=1)
+    k, v = (x.astype(np.float16).astype(np.float32) for x in (k, v))
+    expected = reference.attend(q, k, v, 0, 0.2, window).reshape(total, -1)
+    first = None
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        for cuts in ([total], [1, 63, 1, 66, 69]):
+            cache, pieces, at = kernels.Cache(2, kv_heads, head_dim, 5, 16, 16), [], 0
+            for cut in cuts:
+                part = slice(at, at + cut)
+                where = [([3, 0, 4, 1], at, cut)]
+                pieces.append(run_attention(spec, cache, qkv[part], one[part], one[part], where, heads, head_dim))
+                at += cut
+            got = np.concatenate(pieces)
+            np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
+            first = got if first is None else first
+            assert np.array_equal(got, first), isa
+
+
+@pytest.mark.parametrize("bits", [(16, 16), (8, 8), (4, 4), (8, 4)])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (4, 4), (14, 2)])
-def test_attention_of_many_sequences_is_that_of_each(heads, kv_heads, int8):
+def test_attention_of_many_sequences_is_that_of_each(heads, kv_heads, bits):
     """Sequences in one step, three of which look at the same first page, against each alone in a cache of its own."""
     rng, head_dim = np.random.default_rng(11), 32
     spec, *_ = attention_case(rng, heads, kv_heads, head_dim, head_dim, False)
@@ -283,13 +326,13 @@ def test_attention_of_many_sequences_is_that_of_each(heads, kv_heads, int8):
     first, own = rows(64), [rows(n) for n in (1, 40, 7, 90)]
     begins = [64, 64, 64, 0]
     tables = [[2, 5], [2, 0], [2, 1], [7, 3]]
-    shared = kernels.Cache(2, kv_heads, head_dim, 8, int8)
+    shared = kernels.Cache(2, kv_heads, head_dim, 8, *bits)
     run_attention(spec, shared, *first, [([2], 0, 64)], heads, head_dim)
     segments = [(pages, begin, len(x[0])) for pages, begin, x in zip(tables, begins, own, strict=True)]
     together = [np.concatenate(x) for x in zip(*own, strict=True)]
     got = run_attention(spec, shared, *together, segments, heads, head_dim)
     for (_, begin, n), x in zip(segments, own, strict=True):
-        alone = kernels.Cache(2, kv_heads, head_dim, 2, int8)
+        alone = kernels.Cache(2, kv_heads, head_dim, 2, *bits)
         if begin:
             run_attention(spec, alone, *first, [([0], 0, 64)], heads, head_dim)
         expected = run_attention(spec, alone, *x, [([0, 1], begin, n)], heads, head_dim)
@@ -300,7 +343,7 @@ def test_attention_of_many_sequences_is_that_of_each(heads, kv_heads, int8):
 def test_a_copied_page_is_the_same():
     rng, heads, head_dim = np.random.default_rng(12), 2, 16
     spec, *_ = attention_case(rng, heads, 1, head_dim, 16, False)
-    cache = kernels.Cache(2, 1, head_dim, 3, True)
+    cache = kernels.Cache(2, 1, head_dim, 3, 8, 8)
     one = np.ones((30, 8), np.float32)
     qkv = rng.normal(size=(30, (heads + 2) * head_dim)).astype(np.float32)
     run_attention(spec, cache, qkv, one, one, [([1], 0, 30)], heads, head_dim)
@@ -313,7 +356,7 @@ def test_a_copied_page_is_the_same():
 
 def test_kernels_refuse_wrong_shapes():
     spec = kernels.attention_spec(2, 1, 16, 16, 0.25, 1e-5)
-    qkv, angles, cache = kernels.Array(4, 64), kernels.Array(4, 8), kernels.Cache(1, 1, 16, 1, False)
+    qkv, angles, cache = kernels.Array(4, 64), kernels.Array(4, 8), kernels.Cache(1, 1, 16, 1, 16, 16)
     rows = kernels.Rows()
     with pytest.raises(ValueError, match="no page"):
         rows.add([0], 61, 4)
@@ -350,8 +393,9 @@ def test_many_threads_finish():
 def test_one_row_a_type_here_and_one_in_the_extension():
     """A linear weight type is a row of formats/blocks.py and one of src/pack.cpp; nothing else has its numbers."""
     packed = {name: (block, size) for name, block, size, *_ in kernels.weight_types()}
-    assert packed == {t.name: (t.block_size, t.type_size) for t in blocks.TYPES}
-    assert reference.FORMATS.keys() == SHAPES.keys() == {t.name for t in blocks.TYPES if t.block_size > 1}
+    ours = blocks.TYPES
+    assert packed == {t.name: (t.block_size, t.type_size) for t in ours}
+    assert reference.FORMATS.keys() == SHAPES.keys() == {t.name for t in ours if t.block_size > 1}
     assert {kind: shape[:2] for kind, shape in SHAPES.items()} == {kind: packed[kind] for kind in SHAPES}
 
 
@@ -366,7 +410,32 @@ def test_packed_bytes_are_known_before_packing(kind):
 
 
 def test_packed_bytes_of_what_cannot_be_packed():
-    with pytest.raises(ValueError, match="IQ4_NL cannot be packed"):
-        kernels.packed_bytes("IQ4_NL", 16, 256)
+    with pytest.raises(ValueError, match="IQ3_S cannot be packed"):
+        kernels.packed_bytes("IQ3_S", 16, 256)
     with pytest.raises(ValueError, match="not whole blocks"):
         kernels.packed_bytes("Q4_K", 16, 128)
+
+
+# Types whose packed form has no bit more than the file's: everything that a decode step reads of them is information.
+AS_IN_THE_FILE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "TQ2_0")
+
+
+@pytest.mark.parametrize("kind", AS_IN_THE_FILE)
+def test_packed_weights_are_no_larger_than_the_file(kind):
+    weights, size, _ = SHAPES[kind]
+    assert kernels.packed_bytes(kind, 64, 2048) == 64 * 2048 // weights * size
+
+
+def test_six_bit_scales_and_minima_keep_all_their_values():
+    """Every scale and every minimum of Q4_K in every block of a superblock."""
+    for block in range(8):
+        scale, minimum = np.zeros((64, 8), np.uint8), np.zeros((64, 8), np.uint8)
+        scale[:, block], minimum[:, block] = np.arange(64), 63 - np.arange(64)
+        raw = np.zeros((64, 144), np.uint8)
+        raw[:, :4] = np.array([1, 1], np.float16).view(np.uint8)
+        raw[:, 4:8] = scale[:, :4] | scale[:, 4:] >> 4 << 6
+        raw[:, 8:12] = minimum[:, :4] | minimum[:, 4:] >> 4 << 6
+        raw[:, 12:16] = scale[:, 4:] & 15 | (minimum[:, 4:] & 15) << 4
+        panels = reference.unpack_panels(packed("Q4_K", raw, 64, 256).bytes(), "Q4_K", 64, 256)
+        assert np.array_equal(panels.scale[:, ::2], scale)
+        assert np.array_equal(panels.minimum[:, ::2], minimum)

@@ -11,14 +11,6 @@ COLS = 96
 ROWS = (80, 21, 16)
 
 
-@pytest.fixture(autouse=True)
-def _restore():
-    isa, threads = kernels.isa_name(), kernels.num_threads()
-    yield
-    kernels.set_isa(isa)
-    kernels.set_num_threads(threads)
-
-
 def make_layer(rng, rows=ROWS, cols=COLS):
     arena = kernels.Arena()
     return kernels.Linear(

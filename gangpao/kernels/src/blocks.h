@@ -115,7 +115,7 @@ static inline void read_q2_k(const uint8_t* p, Row256& r, int) {
 }
 static inline void read_tq2_0(const uint8_t* p, Row256& r, int) {
   two_bits(p, r.q);
-  for (auto& d : r.d) d = u16(p + 64);
+  r.d[0] = u16(p + 64);
 }
 // Five base-3 digits a byte: digit n is the top of (byte * 3^n mod 256) * 3 / 256.
 static inline uint8_t trit(uint8_t byte, int n) {
@@ -129,7 +129,22 @@ static inline void read_tq1_0(const uint8_t* p, Row256& r, int) {
   }
   for (int n = 0; n < 4; ++n)
     for (int i = 0; i < 4; ++i) r.q[240 + 4 * n + i] = trit(p[48 + i], n);
-  for (auto& d : r.d) d = u16(p + 52);
+  r.d[0] = u16(p + 52);
+}
+
+// IQ4: four bits are a place in kCodes.
+static inline void read_iq4_nl(const uint8_t* p, Row256& r, int b) {
+  r.d[b] = u16(p);
+  nibbles32(p + 2, r.q + 32 * b);
+}
+static inline void read_iq4_xs(const uint8_t* p, Row256& r, int) {
+  r.d[0] = u16(p);
+  uint16_t high = u16(p + 2);
+  for (int b = 0; b < 8; ++b) {
+    int low = (p[4 + b / 2] >> (4 * (b & 1))) & 15;
+    r.scale[b] = uint8_t((low | ((high >> (2 * b)) & 3) << 4) - 32);
+    nibbles32(p + 8 + 16 * b, r.q + 32 * b);
+  }
 }
 
 struct Reader {
@@ -138,19 +153,21 @@ struct Reader {
 };
 
 constexpr Reader kReaders[] = {
-    {{"Q4_0", 32, 18, {4, Style::F16, 8}, {}}, read_q4_0},
-    {{"Q4_1", 32, 20, {4, Style::F16_MIN, 0}, {}}, read_q4_1},
-    {{"Q5_0", 32, 22, {5, Style::F16, 16}, {}}, read_q5_0},
-    {{"Q5_1", 32, 24, {5, Style::F16_MIN, 0}, {}}, read_q5_1},
-    {{"Q8_0", 32, 34, {8, Style::F16, 0}, {}}, read_q8_0},
-    {{"Q2_K", 256, 84, {2, Style::K16_MIN, 0}, {}}, read_q2_k},
-    {{"Q3_K", 256, 110, {3, Style::K16, 4}, {}}, read_q3_k},
-    {{"Q4_K", 256, 144, {4, Style::K, 0}, {}}, read_q4_k},
-    {{"Q5_K", 256, 176, {5, Style::K, 0}, {}}, read_q5_k},
-    {{"Q6_K", 256, 210, {6, Style::K16, 32}, {}}, read_q6_k},
-    {{"TQ1_0", 256, 54, {2, Style::F16, 1}, {}}, read_tq1_0},
-    {{"TQ2_0", 256, 66, {2, Style::F16, 1}, {}}, read_tq2_0},
-    {{"F32", 1, 4, {32, Style::FLOAT, 0}, FloatType::F32}, nullptr},
-    {{"F16", 1, 2, {16, Style::FLOAT, 0}, FloatType::F16}, nullptr},
-    {{"BF16", 1, 2, {16, Style::FLOAT, 0}, FloatType::BF16}, nullptr},
+    {{"Q4_0", 32, 18, {Values::U4, Style::F16, 8}, {}}, read_q4_0},
+    {{"Q4_1", 32, 20, {Values::U4, Style::F16_MIN, 0}, {}}, read_q4_1},
+    {{"Q5_0", 32, 22, {Values::U5, Style::F16, 16}, {}}, read_q5_0},
+    {{"Q5_1", 32, 24, {Values::U5, Style::F16_MIN, 0}, {}}, read_q5_1},
+    {{"Q8_0", 32, 34, {Values::S8, Style::F16, 0}, {}}, read_q8_0},
+    {{"Q2_K", 256, 84, {Values::U2, Style::K16_MIN, 0}, {}}, read_q2_k},
+    {{"Q3_K", 256, 110, {Values::U3, Style::K16, 4}, {}}, read_q3_k},
+    {{"Q4_K", 256, 144, {Values::U4, Style::K, 0}, {}}, read_q4_k},
+    {{"Q5_K", 256, 176, {Values::U5, Style::K, 0}, {}}, read_q5_k},
+    {{"Q6_K", 256, 210, {Values::U6, Style::K16, 32}, {}}, read_q6_k},
+    {{"TQ1_0", 256, 54, {Values::U2, Style::K256, 1}, {}}, read_tq1_0},
+    {{"TQ2_0", 256, 66, {Values::U2, Style::K256, 1}, {}}, read_tq2_0},
+    {{"IQ4_NL", 32, 18, {Values::IQ4, Style::F16, kCodesZero}, {}}, read_iq4_nl},
+    {{"IQ4_XS", 256, 136, {Values::IQ4, Style::K32, kCodesZero}, {}}, read_iq4_xs},
+    {{"F32", 1, 4, {Values::FLOAT, Style::FLOAT, 0}, FloatType::F32}, nullptr},
+    {{"F16", 1, 2, {Values::FLOAT, Style::FLOAT, 0}, FloatType::F16}, nullptr},
+    {{"BF16", 1, 2, {Values::FLOAT, Style::FLOAT, 0}, FloatType::BF16}, nullptr},
 };

@@ -10,13 +10,21 @@ static inline void shifted(const uint8_t* q, float d, float m, float* out) {
   for (int i = 0; i < N; ++i) out[i] = d * float(int(q[i])) + m;
 }
 
+// Four bits are a place in kCodes.
+static inline void coded(const uint8_t* q, float d, float* out) {
+  uint8_t v[kBlock];
+  for (int i = 0; i < kBlock; ++i) v[i] = kCodes[q[i]];
+  scaled<kBlock, uint8_t>(v, d, kCodesZero, out);
+}
+
 static void row_to_floats(const Row256& r, const Format& f, int blocks, float* out) {
   float d = half_to_float(r.d[0]), m = f.style == Style::K || f.style == Style::K16_MIN ? half_to_float(r.m[0]) : 0.0f;
   for (int b = 0; b < blocks; ++b, out += kBlock) {
     const uint8_t* q = r.q + kBlock * b;
     switch (f.style) {
       case Style::F16:
-        if (f.bits == 8) scaled<kBlock, int8_t>(q, half_to_float(r.d[b]), 0, out);
+        if (f.values == Values::S8) scaled<kBlock, int8_t>(q, half_to_float(r.d[b]), 0, out);
+        else if (f.values == Values::IQ4) coded(q, half_to_float(r.d[b]), out);
         else scaled<kBlock, uint8_t>(q, half_to_float(r.d[b]), f.zero, out);
         break;
       case Style::F16_MIN: shifted<kBlock>(q, half_to_float(r.d[b]), half_to_float(r.m[b]), out); break;
@@ -31,6 +39,8 @@ static void row_to_floats(const Row256& r, const Format& f, int blocks, float* o
           shifted<kBlock / 2>(q + 16 * h, d * float(s & 15), -(m * float(s >> 4)), out + 16 * h);
         }
         break;
+      case Style::K32: coded(q, d * float(int8_t(r.scale[b])), out); break;
+      case Style::K256: scaled<kBlock, uint8_t>(q, d, f.zero, out); break;
       case Style::FLOAT: break;
     }
   }

@@ -1,17 +1,23 @@
 // What every instruction set offers: a table of kernels that work on a part of a job. Threads and Python are module.cpp's.
 #pragma once
 #include "pack.h"
+#include "quantize_rows.h"
 
 namespace gangpao {
 
 constexpr int kPage = 64;  // positions of a page of the cache; attention goes through them page by page
+constexpr int kRowsAtOnce = 64;  // (token, head) rows of a piece of attention
+
+// How keys or values of a cache are kept: numbers of 8 bits share an f16 scale in groups of 16 dims, of 4 bits in groups of 32.
+enum class Kept : int { F16, INT8, INT4 };
+constexpr int kInt8Group = 16, kInt4Group = 32;
 
 // One layer and KV head of one page of the cache.
 struct HeadCache {
-  void *k, *v;                  // f16 or int8
-  uint16_t *k_scale, *v_scale;  // int8 only
+  void *k, *v;
+  uint16_t *k_scale, *v_scale;  // not of f16
   int head_dim;
-  bool int8;
+  Kept keys, values;
 };
 
 // One layer and KV head of the whole cache: of page 0, and how far it is from there to the next page's.
@@ -22,21 +28,32 @@ struct HeadPages {
     size_t far = stride * size_t(page);
     auto move = [far](void* p) { return static_cast<uint8_t*>(p) + far; };
     return {move(first.k), move(first.v), reinterpret_cast<uint16_t*>(move(first.k_scale)),
-            reinterpret_cast<uint16_t*>(move(first.v_scale)), first.head_dim, first.int8};
+            reinterpret_cast<uint16_t*>(move(first.v_scale)), first.head_dim, first.keys, first.values};
   }
 };
 
-// A token that attention is computed for: which position it is, and the pages of its sequence.
+// A token that attention is computed for: which position it is, the pages of its sequence, and the first position that it sees.
 struct Place {
   int position;
   const int32_t* pages;
+  int first = 0;
 };
 
 struct AttentionShape {
   int num_heads, num_kv_heads, head_dim, rope_dim;
   const float *q_norm, *k_norm;  // [head_dim] or null
   float eps, scale;
+  int window = 0;  // positions that a token sees, itself among them; 0: all
 };
+
+// One head of what rows attend to without a cache: k [tile][dim][16 positions] and v [position][padded], zeros behind position n up
+// to a multiple of kPage; padded is dim up to a multiple of 16.
+struct HeadTiles {
+  const float *k, *v;
+  int n, dim, padded;
+};
+
+enum class Gelu : int { ERF, TANH, QUICK };
 
 constexpr int kRankGroup = 4;  // ranks of A that lie side by side
 
@@ -63,21 +80,30 @@ struct Kernels {
   void (*quantize_blocks)(const float* x, int cols, const Quants&, int token);
   void (*quantize_supers)(const float* x, int cols, const Quants&, int token);
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
+  void (*layernorm)(const float* x, const float* weight, const float* bias, int n, float eps, float* out);
+  void (*gelu)(const float* x, int n, Gelu kind, float* out);
+  // Rows (at most kRowsAtOnce) of one head over all positions; scratch: 2 * kRowsAtOnce * padded floats.
+  void (*attend_all)(const HeadTiles&, const float* q, int q_stride, float scale, int rows, float* out, int out_stride, float* scratch);
   int64_t (*exp_total)(const float* x, int n, float peak, const double* coarse, const double* fine);
   void (*rope_append)(float* row, const AttentionShape&, const float* cos, const float* sin, const Place&, const HeadPages*);
-  // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each.
-  void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*);
+  // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each. scratch: 2 * kPage * head_dim floats.
+  void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*,
+                 float* scratch);
   // h [rows, h_stride]: one group of ranks of A x; out += B h for panels [begin, end) of one part.
   void (*low_rank_down)(const LowRankMatrices&, int group, const float* x, int x_stride, int rows, float scale, float* h, int h_stride);
   void (*low_rank_up)(bool bytes, const LowRankPart&, int begin, int end, const float* h, int h_stride, int rows, float* out,
                       int out_stride);
   // A row of GGUF blocks as floats; source: source_index of its type.
   void (*dequantize)(int source, const uint8_t* row, int cols, float* out);
+  // Blocks [begin, end) of rows of `cols` weights, in a type that is `Written`; columns: what each weighs, or null.
+  void (*write_blocks)(int type, const float* values, const float* columns, size_t cols, size_t begin, size_t end, uint8_t* out);
 };
 
 extern const Kernels portable_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels, amx_kernels;
+#elif defined(__aarch64__)
+extern const Kernels neon_kernels, dotprod_kernels, i8mm_kernels;
 #endif
 
 }  // namespace gangpao

@@ -10,24 +10,28 @@
 #include "linear_any.h"
 #include "ops.h"
 #include "attention.h"
+#include "vision.h"
 #include "low_rank.h"
 #include "blocks.h"
 #include "dequantize.h"
+#include "quantize_search.h"
+#include "quantize_blocks.h"
+#include "quantize_write.h"
 
 static void attend_tokens(const HeadPages& c, const float* q, int q_stride, float* out, int out_stride, int group, int tokens,
-                          const Place* places) {
+                          const Place* places, float* scratch) {
   Row rows[kRows];
   int n = 0, head_dim = c.first.head_dim;
   for (int t = 0; t < tokens; ++t)
     for (int g = 0; g < group; ++g) {
       rows[n++] = {q + size_t(t) * q_stride + size_t(g) * head_dim, out + size_t(t) * out_stride + size_t(g) * head_dim,
-                   places[t].position + 1, places[t].pages};
-      if (n == kRows) attend_group(c, rows, n), n = 0;
+                   places[t].position + 1, places[t].pages, places[t].first};
+      if (n == kRows) attend_group(c, rows, n, scratch), n = 0;
     }
-  attend_group(c, rows, n);
+  attend_group(c, rows, n, scratch);
 }
 
 constexpr Kernels make_table(const char* name) {
   return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row,
-          exp_total_row, rope_append_token, attend_tokens, low_rank_down, low_rank_up, dequantize_row};
+          layernorm_row, gelu_row, attend_all_rows, exp_total_row, rope_append_token, attend_tokens, low_rank_down, low_rank_up, dequantize_row, write_blocks};
 }

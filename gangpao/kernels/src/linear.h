@@ -34,12 +34,12 @@ static inline void finish(const Packed& w, const Out& out, int panel, int token,
 }
 
 // Groups G0 .. G1 of a block against T tokens.
-template <int BITS, int T, int G0, int G1, int FIRST = G0>
-static inline void dot_groups(const uint8_t* q, const int8_t* const* x, int offset, Dot<BITS>* dot) {
+template <Values V, int T, int G0, int G1, int FIRST = G0>
+static inline void dot_groups(const uint8_t* q, const int8_t* const* x, int offset, Dot<V>* dot) {
   if constexpr (G0 < G1) {
-    B w = group_bytes<BITS, G0>(q);
+    B w = group_bytes<V, G0>(q);
     for (int t = 0; t < T; ++t) dot[t].template group<G0 - FIRST>(w, x[t] + offset + 4 * G0);
-    dot_groups<BITS, T, G0 + 1, G1, FIRST>(q, x, offset, dot);
+    dot_groups<V, T, G0 + 1, G1, FIRST>(q, x, offset, dot);
   }
 }
 
@@ -51,38 +51,47 @@ static inline void prefetch_weights(const uint8_t* p, Ahead ahead) {
     for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(p + ahead.l1 + i);
 }
 
-template <int BITS, Style S, int T>
+// P panels with T tokens, block after block of all panels: memory is read fastest from several places at a time.
+template <Values V, Style S, int T, int P>
 static void panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int panel, int token) {
-  const uint8_t* p = w.data + size_t(panel) * w.panel_stride;
+  const uint8_t* q = w.data + size_t(panel) * w.panel_stride;
   const int8_t* x[T];
-  F acc[T];
-  for (int t = 0; t < T; ++t) x[t] = a.blocks.q + size_t(token + t) * a.blocks.q_stride, acc[t] = fzero();
+  F acc[P][T];
+  for (int t = 0; t < T; ++t) {
+    x[t] = a.blocks.q + size_t(token + t) * a.blocks.q_stride;
+    for (int p = 0; p < P; ++p) acc[p][t] = fzero();
+  }
   int blocks = w.cols / kBlock;
   for (int b0 = 0; b0 < blocks; b0 += kSuper) {
     int n = blocks - b0 < kSuper ? blocks - b0 : kSuper;
-    Header<S> header{p};
-    prefetch_weights<header_bytes(S, kSuper)>(p, ahead);
-    p += header_bytes(S, n);
-    for (int b = 0; b < n; ++b, p += block_bytes(BITS)) {
-      prefetch_weights<block_bytes(BITS)>(p, ahead);
+    const uint8_t* headers = q;
+    for (int p = 0; p < P; ++p) prefetch_weights<header_bytes(S, kSuper)>(q + p * w.panel_stride, ahead);
+    q += header_bytes(S, n);
+    for (int b = 0; b < n; ++b, q += block_bytes(V)) {
       size_t at = size_t(b0 + b) * a.blocks.token_stride + token;
-      Dot<BITS> dot[T];
-      for (int t = 0; t < T; ++t) dot[t].start(a.blocks.isum[at + t], w.format.zero);
-      dot_groups<BITS, T, 0, 8>(p, x, (b0 + b) * kBlock, dot);
-      F scale = header.scale(b);
-      for (int t = 0; t < T; ++t) {
-        acc[t] = fma(tofloat(dot[t].total()), mul(scale, fset(a.blocks.scale[at + t])), acc[t]);
-        if constexpr (has_min(S)) acc[t] = fnma(header.min(b), fset(a.blocks.sum[at + t]), acc[t]);
+      for (int p = 0; p < P; ++p) {
+        Header<S> header{headers + p * w.panel_stride};
+        const uint8_t* block = q + p * w.panel_stride;
+        prefetch_weights<block_bytes(V)>(block, ahead);
+        Dot<V> dot[T];
+        for (int t = 0; t < T; ++t) dot[t].start(a.blocks.isum[at + t], w.format.zero);
+        dot_groups<V, T, 0, 8>(block, x, (b0 + b) * kBlock, dot);
+        F scale = header.scale(b);
+        for (int t = 0; t < T; ++t) {
+          acc[p][t] = fma(tofloat(dot[t].total()), mul(scale, fset(a.blocks.scale[at + t])), acc[p][t]);
+          if constexpr (has_min(S)) acc[p][t] = fnma(header.min(b), fset(a.blocks.sum[at + t]), acc[p][t]);
+        }
       }
     }
   }
-  for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel, token + t, acc[t]);
+  for (int p = 0; p < P; ++p)
+    for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel + p, token + t, acc[p][t]);
 }
 
 // --- many tokens -------------------------------------------------------------------------------------------------
 
-// A panel unpacked. F16 styles: bytes [block][8 groups][64], scale and min [block][16]. K styles: bytes as well, integer scales
-// [block][part][16], pairs of minima [superblock][8][16] and d, dmin [superblock][2][16]; on AMX [superblock][2 planes] of bytes.
+// A panel unpacked. F16 styles: bytes [block][8 groups][64], scale and min [block][16]. K styles: bytes as well, pairs of integer
+// scales and of minima [superblock][8][16] and d, dmin [superblock][2][16]; on AMX [superblock][2 planes] of bytes.
 struct Scratch {
   uint8_t* bytes;
   float *scale, *min, *d;
@@ -91,22 +100,22 @@ struct Scratch {
     min = scale + cols;
     d = min + cols / 2;
   }
-  int32_t* int_scale() const { return reinterpret_cast<int32_t*>(scale); }
-  int32_t* pairs() const { return reinterpret_cast<int32_t*>(min); }
+  int32_t* scales() const { return reinterpret_cast<int32_t*>(scale); }
+  int32_t* minima() const { return reinterpret_cast<int32_t*>(min); }
   static size_t size(int cols) { return size_t(cols) * (kPanelRows * 2 + 8); }  // a multiple of 64
 };
 
-template <int BITS, int G>
+template <Values V, int G>
 static inline void unpack_groups(const uint8_t* q, uint8_t* to, int minus) {
   if constexpr (G < 8) {
-    B v = group_bytes<BITS, G>(q);
-    bstore(to + 64 * G, minus ? bsub(v, uint8_t(minus)) : v);
-    unpack_groups<BITS, G + 1>(q, to, minus);
+    B w = group_bytes<V, G>(q);
+    bstore(to + 64 * G, minus ? bsub(w, uint8_t(minus)) : w);
+    unpack_groups<V, G + 1>(q, to, minus);
   }
 }
 
 // `minus` is taken off every byte (AMX multiplies signed bytes and so needs no zero point).
-template <int BITS, Style S>
+template <Values V, Style S>
 static void unpack_panel(const Packed& w, int panel, const Scratch& to, int minus) {
   const uint8_t* p = w.data + size_t(panel) * w.panel_stride;
   int blocks = w.cols / kBlock;
@@ -114,34 +123,34 @@ static void unpack_panel(const Packed& w, int panel, const Scratch& to, int minu
     int n = blocks - b0 < kSuper ? blocks - b0 : kSuper;
     Header<S> header{p};
     p += header_bytes(S, n);
-    for (int b = 0; b < n; ++b, p += block_bytes(BITS)) {
-      unpack_groups<BITS, 0>(p, to.bytes + size_t(b0 + b) * 512, minus);
+    for (int b = 0; b < n; ++b, p += block_bytes(V)) {
+      unpack_groups<V, 0>(p, to.bytes + size_t(b0 + b) * 512, minus);
       fstore(to.scale + size_t(b0 + b) * 16, header.scale(b));
       if constexpr (has_min(S)) fstore(to.min + size_t(b0 + b) * 16, header.min(b));
     }
   }
 }
 
-template <int BITS, int T, int G0, int G1, int FIRST = G0>
-static inline void dot_unpacked(const uint8_t* q, const int8_t* x, int stride, Dot<BITS>* dot) {
+template <Values V, int T, int G0, int G1, int FIRST = G0>
+static inline void dot_unpacked(const uint8_t* q, const int8_t* x, int stride, Dot<V>* dot) {
   if constexpr (G0 < G1) {
     B w = bload(q + 64 * G0);
     for (int t = 0; t < T; ++t) dot[t].template group<G0 - FIRST>(w, x + size_t(t) * stride + 4 * G0);
-    dot_unpacked<BITS, T, G0 + 1, G1, FIRST>(q, x, stride, dot);
+    dot_unpacked<V, T, G0 + 1, G1, FIRST>(q, x, stride, dot);
   }
 }
 
 // T tokens against an unpacked panel. Rows of tokens past a.n exist (buffers are padded) and are not stored.
-template <int BITS, Style S, int T>
+template <Values V, Style S, int T>
 static void tile_many(const Packed& w, const Scratch& u, const Acts& a, const Out& out, int panel, int token) {
   F acc[T];
   for (int t = 0; t < T; ++t) acc[t] = fzero();
   const int8_t* x = a.blocks.q + size_t(token) * a.blocks.q_stride;
   for (int b = 0; b < w.cols / kBlock; ++b, x += kBlock) {
     size_t at = size_t(b) * a.blocks.token_stride + token;
-    Dot<BITS> dot[T];
+    Dot<V> dot[T];
     for (int t = 0; t < T; ++t) dot[t].start(a.blocks.isum[at + t], w.format.zero);
-    dot_unpacked<BITS, T, 0, 8>(u.bytes + size_t(b) * 512, x, a.blocks.q_stride, dot);
+    dot_unpacked<V, T, 0, 8>(u.bytes + size_t(b) * 512, x, a.blocks.q_stride, dot);
     F scale = fload(u.scale + size_t(b) * 16);
     for (int t = 0; t < T; ++t) {
       acc[t] = fma(tofloat(dot[t].total()), mul(scale, fset(a.blocks.scale[at + t])), acc[t]);

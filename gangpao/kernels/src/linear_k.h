@@ -2,122 +2,212 @@
 //   out += d * xs * (sum of scale * dot) - dmin * xs * (sum of minimum * sum of activations),
 // and floats come once for a superblock. Activations have one scale for 256 columns here, as in llama.cpp.
 
+// Where the groups of a block's weights are, and how far it is to the next block: in the panel, in the panel with the upper groups
+// lifted (unpack.h), or unpacked.
+template <Values V>
+struct InPanel {
+  static constexpr int step = block_bytes(V), lift = 0;
+  template <int G> static B get(const uint8_t* q) { return group_bytes<V, G>(q); }
+};
+template <Values V>
+struct InPanelLifted {
+  static constexpr int step = block_bytes(V), lift = lift_of(V);
+  template <int G> static B get(const uint8_t* q) { return lifted_bytes<V, G>(q); }
+};
+template <Values V>
+struct Unpacked {
+  static constexpr int step = kBlock * kPanelRows, lift = 0;
+  template <int G> static B get(const uint8_t* q) { return bload(q + 64 * G); }
+};
+
+// A header that was read before: pairs of scales and minima [superblock][8][16], d and dmin [superblock][2][16].
 template <Style S>
-static inline I minima(const int32_t* pairs, const int16_t* sums) {
-  I m = izero();
-  for (int i = 0; i < KHeader<S>::pairs; ++i) {
+struct KeptHeader {
+  const int32_t *pairs_of_scales, *pairs_of_minima;
+  const float* floats;
+  KeptHeader(const Scratch& u, int s)
+      : pairs_of_scales(u.scales() + size_t(s) * 128), pairs_of_minima(u.minima() + size_t(s) * 128), floats(u.d + size_t(s) * 32) {}
+  I scales(int i) const { return iload(pairs_of_scales + 16 * i); }
+  I minima(int i) const { return iload(pairs_of_minima + 16 * i); }
+  F d() const { return fload(floats); }
+  F dmin() const { return fload(floats + 16); }
+};
+
+// T tokens' quantized activations from one superblock on.
+struct Tokens {
+  const int8_t* q;
+  int stride;
+  const float* scale;
+  const int16_t* sums;
+  template <Style S> int32_t sum_pair(int t, int i) const {
     int32_t x;
-    std::memcpy(&x, sums + (S == Style::K ? 16 : 0) + 2 * i, 4);
-    m = add_pairs(m, iload(pairs + 16 * i), x);
+    std::memcpy(&x, sums + t * kSums + (halves(S) ? 0 : kSumsOfBlocks) + 2 * i, 4);
+    return x;
   }
-  return m;
+};
+
+static inline Tokens tokens_at(const Quants& x, int s, int token) {
+  size_t at = size_t(s) * x.token_stride + token;
+  return {x.q + size_t(token) * x.q_stride + size_t(s) * kSuperColumns, x.q_stride, x.scale + at, x.sums + at * kSums};
 }
 
-// The float step of one superblock and token.
-template <Style S>
-static inline F super_step(F acc, I total, F d, F dmin, const int32_t* pairs, const Quants& x, size_t at) {
-  F xs = fset(x.scale[at]);
-  acc = fma(tofloat(total), mul(d, xs), acc);
-  if constexpr (has_min(S)) acc = fnma(tofloat(minima<S>(pairs, x.sums + at * kSums)), mul(dmin, xs), acc);
+template <class FROM, Values V, int T>
+struct Sums {
+  Sum<V, 0> low[T];
+  Sum<V, FROM::lift> high[T];  // of the lifted groups 4..7
+  void start() {
+    for (int t = 0; t < T; ++t) low[t].start(), high[t].start();
+  }
+  I total(int t) const {
+    if constexpr (FROM::lift > 0) return iadd(low[t].total, ishift(high[t].total, FROM::lift));
+    else return low[t].total;
+  }
+};
+
+// Groups G .. END of a block; the first is group K of the N that have this scale.
+template <class FROM, Values V, int T, int G, int END, int K, int N, class Scale>
+static inline void add_groups(const uint8_t* q, const Tokens& x, int column, Scale scale, Sums<FROM, V, T>& sums) {
+  if constexpr (G < END) {
+    B w = FROM::template get<G>(q);
+    for (int t = 0; t < T; ++t) {
+      const int8_t* four = x.q + size_t(t) * x.stride + column + 4 * G;
+      if constexpr (FROM::lift > 0 && G >= 4) sums.high[t].template group<K, N>(w, four, scale);
+      else sums.low[t].template group<K, N>(w, four, scale);
+    }
+    add_groups<FROM, V, T, G + 1, END, K + 1, N>(q, x, column, scale, sums);
+  }
+}
+
+// What pair i of a superblock's scales belongs to: two blocks, or the halves of one.
+template <class FROM, Values V, Style S, int T, class Header, class Ask>
+static inline void add_pair(const Header& h, int i, const uint8_t* q, const Tokens& x, Ask ask, Sums<FROM, V, T>& sums) {
+  if constexpr (halves(S)) {
+    I scales = h.scales(i);
+    ask(q);
+    add_groups<FROM, V, T, 0, 4, 0, 4>(q, x, i * kBlock, firsts(scales), sums);
+    add_groups<FROM, V, T, 4, 8, 0, 4>(q, x, i * kBlock, seconds(scales), sums);
+    return;
+  }
+  const uint8_t* next = q + FROM::step;
+  int column = 2 * i * kBlock;
+  ask(q);
+  if constexpr (S == Style::K256) {
+    constexpr int n = FROM::lift > 0 ? 8 : 16, upper = n - 8;  // lifted groups have sums of their own
+    add_groups<FROM, V, T, 0, 4, 0, n>(q, x, column, One(), sums);
+    add_groups<FROM, V, T, 4, 8, upper / 2, n>(q, x, column, One(), sums);
+    ask(next);
+    add_groups<FROM, V, T, 0, 4, upper ? 8 : 4, n>(next, x, column + kBlock, One(), sums);
+    add_groups<FROM, V, T, 4, 8, upper ? 12 : 4, n>(next, x, column + kBlock, One(), sums);
+  } else {
+    I scales = h.scales(i);
+    add_groups<FROM, V, T, 0, 8, 0, 8>(q, x, column, firsts(scales), sums);
+    ask(next);
+    add_groups<FROM, V, T, 0, 8, 0, 8>(next, x, column + kBlock, seconds(scales), sums);
+  }
+}
+
+// The float step of one superblock and token. below: minima, or scales where a zero point stands for them, times sums of activations.
+template <Style S, class Header>
+static inline F super_step(F acc, I total, I below, const Header& h, float scale) {
+  F xs = fset(scale);
+  acc = fma(tofloat(total), mul(h.d(), xs), acc);
+  if constexpr (has_min(S)) acc = fnma(tofloat(below), mul(h.dmin(), xs), acc);
   return acc;
 }
 
-template <Style S>
-static inline void store_pairs(const KHeader<S>& h, int32_t* pairs) {
-  for (int i = 0; i < KHeader<S>::pairs; ++i) istore(pairs + 16 * i, h.min_pair(i));
-}
-
-template <Style S, int T, class BITDOT>
-static inline void start_dots(BITDOT* dot, const Quants& x, size_t at, int half, int zero) {
-  for (int t = 0; t < T; ++t) dot[t].start(S == Style::K16 ? x.sums[(at + t) * kSums + half] : 0, S == Style::K16 ? zero : 0);
-}
-
-template <int BITS, Style S, int T>
-static void k_panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int panel, int token) {
-  constexpr int parts = KHeader<S>::parts;
-  const Quants& in = a.supers;
-  const uint8_t* p = w.data + size_t(panel) * w.panel_stride;
-  const int8_t* x[T];
-  F acc[T];
-  for (int t = 0; t < T; ++t) x[t] = in.q + size_t(token + t) * in.q_stride, acc[t] = fzero();
-  for (int s = 0; s < w.cols / kSuperColumns; ++s) {
-    size_t at = size_t(s) * in.token_stride + token;
-    KHeader<S> h{p};
-    prefetch_weights<header_bytes(S, kSuper)>(p, ahead);
-    p += header_bytes(S, kSuper);
-    I total[T];
-    for (int t = 0; t < T; ++t) total[t] = izero();
-    for (int b = 0; b < kSuper; ++b, p += block_bytes(BITS)) {
-      prefetch_weights<block_bytes(BITS)>(p, ahead);
-      for (int part = 0; part < parts; ++part) {
-        Dot<BITS> dot[T];
-        start_dots<S, T>(dot, in, at, 2 * b + part, w.format.zero);
-        int offset = s * kSuperColumns + b * kBlock;
-        if constexpr (parts == 1) dot_groups<BITS, T, 0, 8>(p, x, offset, dot);
-        else if (part == 0) dot_groups<BITS, T, 0, 4>(p, x, offset, dot);
-        else dot_groups<BITS, T, 4, 8>(p, x, offset, dot);
-        I scale = h.scale(b, part);
-        for (int t = 0; t < T; ++t) total[t] = iadd(total[t], imul(dot[t].total(), scale));
-      }
-    }
-    alignas(64) int32_t pairs[8 * 16];
-    store_pairs<S>(h, pairs);
-    for (int t = 0; t < T; ++t) acc[t] = super_step<S>(acc[t], total[t], h.d(), h.dmin(), pairs, in, at + t);
+// acc[p][t] += one superblock of P panels times T tokens, block after block of all panels: memory is read fastest from several places
+// at a time. ask(q) may ask for memory behind block q.
+template <class FROM, Values V, Style S, int T, int P, class Header, class Ask>
+static inline void add_superblock(const Header* h, const uint8_t* const* first, int zero, const Tokens& x, Ask ask, F (*acc)[T]) {
+  constexpr bool zeros = needs_zero(V) && (S == Style::K16 || S == Style::K32);
+  constexpr int pairs = halves(S) ? kSuper : kSuper / 2;
+  Sums<FROM, V, T> sums[P];
+  I below[P][T];
+  for (int p = 0; p < P; ++p) {
+    sums[p].start();
+    for (int t = 0; t < T; ++t) below[p][t] = izero();
   }
-  for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel, token + t, acc[t]);
+  auto add_below = [&](int p, int i, I low) {
+    for (int t = 0; t < T; ++t) below[p][t] = add_pairs(below[p][t], low, x.template sum_pair<S>(t, i));
+  };
+  for (int i = 0; i < pairs; ++i)
+    for (int p = 0; p < P; ++p) {
+      add_pair<FROM, V, S, T>(h[p], i, first[p] + i * (kSuper / pairs * FROM::step), x, ask, sums[p]);
+      if constexpr (zeros) add_below(p, i, h[p].scales(i));
+      if constexpr (S == Style::K16_MIN) add_below(p, i, h[p].minima(i));
+    }
+  for (int p = 0; p < P; ++p) {
+    if constexpr (S == Style::K) {  // unrolled, because odd pairs have their upper bits elsewhere than even ones
+#pragma GCC unroll 4
+      for (int i = 0; i < pairs; ++i) add_below(p, i, h[p].minima(i));
+    }
+    for (int t = 0; t < T; ++t) {
+      I total = sums[p].total(t);
+      if constexpr (zeros) total = iadd(total, imul(below[p][t], iset(-zero)));
+      if constexpr (S == Style::K256) total = iadd(total, iset(-zero * x.sums[t * kSums + kSumOfAll]));
+      acc[p][t] = super_step<S>(acc[p][t], total, below[p][t], h[p], x.scale[t]);
+    }
+  }
+}
+
+// One token is all about the number of instructions, so weights stay lifted; with more of them, unpacking is shared.
+template <Values V, Style S, int T, int P>
+static void k_panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int panel, int token) {
+  using From = std::conditional_t<T == 1, InPanelLifted<V>, InPanel<V>>;
+  constexpr int step = header_bytes(S, kSuper) + kSuper * block_bytes(V);
+  const uint8_t* begin = w.data + size_t(panel) * w.panel_stride;
+  const int head = panel_head_bytes(S, w.cols / kBlock);
+  F acc[P][T];
+  for (int p = 0; p < P; ++p)
+    for (int t = 0; t < T; ++t) acc[p][t] = fzero();
+  auto ask = [ahead](const uint8_t* q) { prefetch_weights<block_bytes(V)>(q, ahead); };
+  for (int s = 0; s < w.cols / kSuperColumns; ++s) {
+    KHeader<S> h[P];
+    const uint8_t* q[P];
+    for (int p = 0; p < P; ++p) {
+      const uint8_t* one = begin + size_t(p) * w.panel_stride;
+      q[p] = one + head + size_t(s) * step + header_bytes(S, kSuper);
+      h[p] = KHeader<S>(one, s, q[p] - header_bytes(S, kSuper));
+      prefetch_weights<header_bytes(S, kSuper)>(q[p] - header_bytes(S, kSuper), ahead);
+    }
+    add_superblock<From, V, S, T, P>(h, q, w.format.zero, tokens_at(a.supers, s, token), ask, acc);
+  }
+  for (int p = 0; p < P; ++p)
+    for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel + p, token + t, acc[p][t]);
 }
 
 // What one superblock's header says, for all tokens.
 template <Style S>
 static inline void unpack_header(const KHeader<S>& h, const Scratch& to, int s) {
-  store_pairs<S>(h, to.pairs() + size_t(s) * 128);
+  for (int i = 0; i < KHeader<S>::pairs; ++i) {
+    istore(to.scales() + size_t(s) * 128 + 16 * i, h.scales(i));
+    if constexpr (has_min(S)) istore(to.minima() + size_t(s) * 128 + 16 * i, h.minima(i));
+  }
   fstore(to.d + size_t(s) * 32, h.d());
-  fstore(to.d + size_t(s) * 32 + 16, h.dmin());
+  if constexpr (has_min(S)) fstore(to.d + size_t(s) * 32 + 16, h.dmin());
 }
 
-template <int BITS, Style S>
+template <Values V, Style S>
 static void k_unpack_panel(const Packed& w, int panel, const Scratch& to) {
-  constexpr int parts = KHeader<S>::parts;
-  const uint8_t* p = w.data + size_t(panel) * w.panel_stride;
+  const uint8_t* begin = w.data + size_t(panel) * w.panel_stride;
+  const uint8_t* p = begin + panel_head_bytes(S, w.cols / kBlock);
+  uint8_t* bytes = to.bytes;
   for (int s = 0; s < w.cols / kSuperColumns; ++s) {
-    KHeader<S> h{p};
+    KHeader<S> h(begin, s, p);
     p += header_bytes(S, kSuper);
     unpack_header<S>(h, to, s);
-    for (int b = 0; b < kSuper; ++b, p += block_bytes(BITS)) {
-      size_t block = size_t(s) * kSuper + b;
-      unpack_groups<BITS, 0>(p, to.bytes + block * 512, 0);
-      for (int part = 0; part < parts; ++part) istore(to.int_scale() + block * 32 + 16 * part, h.scale(b, part));
-    }
+    for (int b = 0; b < kSuper; ++b, p += block_bytes(V), bytes += Unpacked<V>::step) unpack_groups<V, 0>(p, bytes, 0);
   }
 }
 
-template <int BITS, Style S, int T>
+template <Values V, Style S, int T>
 static void k_tile_many(const Packed& w, const Scratch& u, const Acts& a, const Out& out, int panel, int token) {
-  constexpr int parts = KHeader<S>::parts;
-  const Quants& in = a.supers;
-  F acc[T];
-  for (int t = 0; t < T; ++t) acc[t] = fzero();
-  const int8_t* x = in.q + size_t(token) * in.q_stride;
-  for (int s = 0; s < w.cols / kSuperColumns; ++s) {
-    size_t at = size_t(s) * in.token_stride + token;
-    I total[T];
-    for (int t = 0; t < T; ++t) total[t] = izero();
-    for (int b = 0; b < kSuper; ++b, x += kBlock) {
-      size_t block = size_t(s) * kSuper + b;
-      for (int part = 0; part < parts; ++part) {
-        Dot<BITS> dot[T];
-        start_dots<S, T>(dot, in, at, 2 * b + part, w.format.zero);
-        const uint8_t* q = u.bytes + block * 512;
-        if constexpr (parts == 1) dot_unpacked<BITS, T, 0, 8>(q, x, in.q_stride, dot);
-        else if (part == 0) dot_unpacked<BITS, T, 0, 4>(q, x, in.q_stride, dot);
-        else dot_unpacked<BITS, T, 4, 8>(q, x, in.q_stride, dot);
-        I scale = iload(u.int_scale() + block * 32 + 16 * part);
-        for (int t = 0; t < T; ++t) total[t] = iadd(total[t], imul(dot[t].total(), scale));
-      }
-    }
-    const float* d = u.d + size_t(s) * 32;
-    for (int t = 0; t < T; ++t)
-      acc[t] = super_step<S>(acc[t], total[t], fload(d), fload(d + 16), u.pairs() + size_t(s) * 128, in, at + t);
+  F acc[1][T];
+  for (int t = 0; t < T; ++t) acc[0][t] = fzero();
+  const uint8_t* q = u.bytes;
+  for (int s = 0; s < w.cols / kSuperColumns; ++s, q += kSuper * Unpacked<V>::step) {
+    KeptHeader<S> h(u, s);
+    add_superblock<Unpacked<V>, V, S, T, 1>(&h, &q, w.format.zero, tokens_at(a.supers, s, token), [](const uint8_t*) {}, acc);
   }
-  for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel, token + t, acc[t]);
+  for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel, token + t, acc[0][t]);
 }

@@ -1,22 +1,6 @@
 // The small float kernels around the matrix products: norm, quantization of activations, RoPE with cache append, SwiGLU.
 
-// e^x for 16 lanes: 2^n by the exponent field, the rest (|r| <= ln2/2) by a polynomial of degree 6; below 1e-7 relative.
-static inline F exp16(F x) {
-  x = fmin(fmax(x, fset(-87.0f)), fset(88.0f));
-  I n = toint(mul(x, fset(1.44269504f)));
-  F fn = tofloat(n);
-  F r = fnma(fn, fset(0.693359375f), x);
-  r = fnma(fn, fset(-2.12194440e-4f), r);
-  F p = fset(1.0f / 720);
-  p = fma(p, r, fset(1.0f / 120));
-  p = fma(p, r, fset(1.0f / 24));
-  p = fma(p, r, fset(1.0f / 6));
-  p = fma(p, r, fset(0.5f));
-  p = fma(p, r, fset(1.0f));
-  p = fma(p, r, fset(1.0f));
-  return mul(p, pow2(n));
-}
-
+#include "exp16.h"
 
 static inline float inverse_of(float top) { return top > 0 ? 127.0f / top : 0.0f; }
 
@@ -54,7 +38,9 @@ static void quantize_supers(const float* x, int cols, const Quants& o, int token
       s8store(q + 16 * h, a);
       sums[h] = int16_t(isum(a));
     }
-    for (int b = 0; b < 8; ++b) sums[16 + b] = int16_t(sums[2 * b] + sums[2 * b + 1]);
+    int all = 0;
+    for (int b = 0; b < 8; ++b) all += sums[kSumsOfBlocks + b] = int16_t(sums[2 * b] + sums[2 * b + 1]);
+    sums[kSumOfAll] = int16_t(all);
   }
 }
 
@@ -140,27 +126,79 @@ static inline void quantize16(F x, int8_t* q, uint16_t* scale) {
   s8store(q, toint(fmin(fmax(mul(x, fset(s > 0 ? 1.0f / s : 0.0f)), fset(-127.0f)), fset(127.0f))));
 }
 
+// 32 floats to 4-bit numbers with an f16 scale, which makes the value furthest from 0 a -8.
+static inline void quantize32(F low, F high, int32_t* q, uint16_t* scale) {
+  float most = fhmax(fmax(low, high)), least = -fhmax(fmax(sub(fzero(), low), sub(fzero(), high)));
+  *scale = float_to_half((-least > most ? least : most) / -8.0f);
+  float s = half_to_float(*scale);
+  F inverse = fset(s == 0 ? 0.0f : 1.0f / s);
+  istore(q, toint(fmin(fmax(mul(low, inverse), fset(-8.0f)), fset(7.0f))));
+  istore(q + 16, toint(fmin(fmax(mul(high, inverse), fset(-8.0f)), fset(7.0f))));
+}
+
+// Two 4-bit numbers in a byte, as `nibbles` (attention.h) reads them.
+static inline int8_t nibble_pair(int32_t low, int32_t high) { return int8_t(high * 16 + low + 8); }
+
 // A page of the cache, of one layer and KV head: K in tiles of 16 positions [tile][dim][16], V in rows [position][dim].
-// int8 keeps one f16 scale for 16 dims: K scales [tile][dim / 16][16], V scales [position][dim / 16].
-static void append_head(const HeadCache& c, int position, const float* k, const float* v) {
+// int8 keeps one f16 scale for 16 dims: K scales [tile][dim / 16][16], V scales [position][dim / 16]. 4 bits keep one for 32, in the
+// same places; a byte has dims d and d + 1 of a key, d and d + 16 of a value.
+static void append_key(const HeadCache& c, int position, const float* k) {
   size_t tile = size_t(position / 16) * c.head_dim * 16 + position % 16;
-  for (int d = 0; d < c.head_dim; d += 16) {
-    F kv = fload(k + d), vv = fload(v + d);
-    if (!c.int8) {
+  if (c.keys == Kept::F16)
+    for (int d = 0; d < c.head_dim; d += 16) {
       uint16_t h[16];
-      hstore(h, kv);
+      hstore(h, fload(k + d));
       uint16_t* to = static_cast<uint16_t*>(c.k) + tile + size_t(d) * 16;
       for (int i = 0; i < 16; ++i) to[size_t(i) * 16] = h[i];
-      hstore(static_cast<uint16_t*>(c.v) + size_t(position) * c.head_dim + d, vv);
-    } else {
+    }
+  if (c.keys == Kept::INT8)
+    for (int d = 0; d < c.head_dim; d += kInt8Group) {
       int8_t b[16];
-      quantize16(kv, b, c.k_scale + (size_t(position / 16) * (c.head_dim / 16) + d / 16) * 16 + position % 16);
+      quantize16(fload(k + d), b, c.k_scale + (size_t(position / 16) * (c.head_dim / 16) + d / 16) * 16 + position % 16);
       int8_t* to = static_cast<int8_t*>(c.k) + tile + size_t(d) * 16;
       for (int i = 0; i < 16; ++i) to[size_t(i) * 16] = b[i];
-      quantize16(vv, static_cast<int8_t*>(c.v) + size_t(position) * c.head_dim + d,
-                 c.v_scale + size_t(position) * (c.head_dim / 16) + d / 16);
     }
-  }
+  if (c.keys == Kept::INT4)
+    for (int d = 0; d < c.head_dim; d += kInt4Group) {
+      int32_t q[32];
+      size_t at = (size_t(position / 16) * (c.head_dim / kInt4Group) + d / kInt4Group) * 16 + position % 16;
+      quantize32(fload(k + d), fload(k + d + 16), q, c.k_scale + at);
+      int8_t* to = static_cast<int8_t*>(c.k) + (size_t(position / 16) * c.head_dim + d) * 8 + position % 16;
+      for (int i = 0; i < 16; ++i) to[size_t(i) * 16] = nibble_pair(q[2 * i], q[2 * i + 1]);
+    }
+}
+
+static void append_value(const HeadCache& c, int position, const float* v) {
+  size_t row = size_t(position) * c.head_dim;
+  if (c.values == Kept::F16)
+    for (int d = 0; d < c.head_dim; d += 16) hstore(static_cast<uint16_t*>(c.v) + row + d, fload(v + d));
+  if (c.values == Kept::INT8)
+    for (int d = 0; d < c.head_dim; d += kInt8Group)
+      quantize16(fload(v + d), static_cast<int8_t*>(c.v) + row + d, c.v_scale + (row + d) / kInt8Group);
+  if (c.values == Kept::INT4)
+    for (int d = 0; d < c.head_dim; d += kInt4Group) {
+      int32_t q[32];
+      quantize32(fload(v + d), fload(v + d + 16), q, c.v_scale + (row + d) / kInt4Group);
+      int8_t* to = static_cast<int8_t*>(c.v) + (row + d) / 2;
+      for (int i = 0; i < 16; ++i) to[i] = nibble_pair(q[i], q[i + 16]);
+    }
+}
+
+// The largest power of two that divides a head's width.
+static inline int spread_block(int head_dim) { return head_dim & -head_dim; }
+
+// The Hadamard transform of each block, unscaled: sums of all values with all patterns of signs. A few large dims of a key, which
+// 4 bits cannot hold beside small ones, become a part of every dim; products of a query and a key that both went through it are those
+// of before, times the block's size.
+static void spread(float* x, int head_dim) {
+  int block = spread_block(head_dim);
+  for (float* end = x + head_dim; x < end; x += block)
+    for (int half = 1; half < block; half *= 2)
+      for (int i = 0; i < block; i += 2 * half)
+        for (int j = i; j < i + half; ++j) {
+          float a = x[j], b = x[j + half];
+          x[j] = a + b, x[j + half] = a - b;
+        }
 }
 
 // One token: optional qk-norm, RoPE on q and k, q scaled for attention, k and v into the cache at its place.
@@ -168,15 +206,21 @@ static void rope_append_token(float* row, const AttentionShape& s, const float* 
                               const HeadPages* caches) {
   float* k = row + size_t(s.num_heads) * s.head_dim;
   float* v = k + size_t(s.num_kv_heads) * s.head_dim;
+  bool spreads = caches[0].first.keys == Kept::INT4;
+  float scale = spreads ? s.scale / float(spread_block(s.head_dim)) : s.scale;
   for (int h = 0; h < s.num_heads; ++h) {
     float* q = row + size_t(h) * s.head_dim;
     if (s.q_norm) rmsnorm_row(q, s.q_norm, s.head_dim, s.eps, q);
     rope_head(q, cos, sin, s.rope_dim / 2);
-    for (int d = 0; d < s.head_dim; d += 16) fstore(q + d, mul(fload(q + d), fset(s.scale)));
+    if (spreads) spread(q, s.head_dim);
+    for (int d = 0; d < s.head_dim; d += 16) fstore(q + d, mul(fload(q + d), fset(scale)));
   }
   for (int h = 0; h < s.num_kv_heads; ++h, k += s.head_dim, v += s.head_dim) {
     if (s.k_norm) rmsnorm_row(k, s.k_norm, s.head_dim, s.eps, k);
     rope_head(k, cos, sin, s.rope_dim / 2);
-    append_head(caches[h].at(place.pages[place.position / kPage]), place.position % kPage, k, v);
+    if (spreads) spread(k, s.head_dim);
+    HeadCache page = caches[h].at(place.pages[place.position / kPage]);
+    append_key(page, place.position % kPage, k);
+    append_value(page, place.position % kPage, v);
   }
 }

@@ -16,41 +16,52 @@ constexpr bool all_have_kernels() {
     if (!has_kernel(r.type.format, r.type.float_type)) return false;
   return true;
 }
-static_assert(all_have_kernels(), "a reader of bits and style that linear_any.h has no kernel for");
-static_assert(!has_kernel({3, Style::F16, 4}, {}) && !has_kernel({6, Style::K, 0}, {}), "no kernel answers for another form");
+static_assert(all_have_kernels(), "a reader of values and style that linear_any.h has no kernel for");
+static_assert(!has_kernel({Values::U3, Style::F16, 4}, {}) && !has_kernel({Values::U6, Style::K, 0}, {}), "no kernel answers for another form");
 
 void put16(uint8_t* p, uint16_t x) { std::memcpy(p, &x, 2); }
 void put32(uint8_t* p, uint32_t x) { std::memcpy(p, &x, 4); }
 
-// Row `r` of a block: 32 bytes into the vectors of `bits`-bit weights (panel.h).
-void write_block(const uint8_t* q, int bits, int r, uint8_t* to) {
+// Bits of group g in the vectors of 2-bit weights.
+constexpr int kTwoBits[8] = {0, 0, 4, 4, 2, 2, 6, 6};
+
+// Row `r` of a block: 32 bytes into the vectors of its weights (panel.h).
+void write_block(const uint8_t* q, Values values, int r, uint8_t* to) {
   auto group = [q](int g) { return u32(q + 4 * g); };
+  int bits = bits_of(values);
   to += 4 * r;
   if (bits == 8) {
     for (int g = 0; g < 8; ++g) put32(to + 64 * g, group(g));
+    return;
+  }
+  if (bits == 3) {
+    for (int v = 0; v < 3; ++v) {
+      uint32_t fourth = group(3) | group(7) << 3;
+      put32(to + 64 * v, group(v) | group(4 + v) << 3 | (fourth >> (2 * v) & 0x03030303) << 6);
+    }
     return;
   }
   if (bits >= 4) {
     for (int j = 0; j < 4; ++j) put32(to + 64 * j, (group(j) & 0x0f0f0f0f) | (group(j + 4) & 0x0f0f0f0f) << 4);
     to += 256;
   }
-  if (bits == 2 || bits == 3 || bits == 6) {
+  if (bits == 2 || bits == 6) {
     int from = bits == 6 ? 4 : 0;
     for (int j = 0; j < 2; ++j) {
       uint32_t x = 0;
-      for (int s = 0; s < 4; ++s) x |= (group(2 * s + j) >> from & 0x03030303) << (2 * s);
+      for (int g = j; g < 8; g += 2) x |= (group(g) >> from & 0x03030303) << kTwoBits[g];
       put32(to + 64 * j, x);
     }
-    to += 128;
   }
-  if (bits == 3 || bits == 5) {
+  if (bits == 5) {
     uint32_t x = 0;
-    for (int g = 0; g < 8; ++g) x |= (group(g) >> (bits - 1) & 0x01010101) << g;
+    for (int g = 0; g < 8; ++g) x |= (group(g) >> 4 & 0x01010101) << g;
     put32(to, x);
   }
 }
 
-void write_header(const Row256& row, Style style, int blocks, int r, uint8_t* h) {
+// d: where the 16 d of this superblock are, of K styles.
+void write_header(const Row256& row, Style style, int blocks, int r, uint8_t* d, uint8_t* h) {
   if (style == Style::F16 || style == Style::F16_MIN) {
     int step = style == Style::F16 ? 32 : 64;
     for (int b = 0; b < blocks; ++b) {
@@ -59,12 +70,13 @@ void write_header(const Row256& row, Style style, int blocks, int r, uint8_t* h)
     }
     return;
   }
-  put16(h + 2 * r, row.d[0]);
-  if (style != Style::K16) put16(h + 32 + 2 * r, row.m[0]);
-  for (int b = 0; b < blocks; ++b) {
-    uint8_t* s = h + 64 + 32 * b + r;
-    if (style == Style::K) s[0] = row.scale[b], s[16] = row.min[b];
-    else s[0] = row.scale[2 * b], s[16] = row.scale[2 * b + 1];
+  put16(d + 2 * r, row.d[0]);
+  if (!d_first(style)) put16(d + 32 + 2 * r, row.m[0]), h += 64;
+  int pairs = style == Style::K256 ? 0 : style == Style::K || style == Style::K32 ? blocks / 2 : blocks;
+  for (int i = 0; i < pairs; ++i) std::memcpy(h + 32 * i + 2 * r, row.scale + 2 * i, 2);
+  for (int b = 0; b < kSuper && style == Style::K; ++b) {  // scales have 6 bits, and so have minima, in two parts
+    h[32 * (b / 2) + 2 * r + b % 2] |= uint8_t(row.min[b] << 6);
+    h[128 + 32 * (b / 4) + 2 * r + b % 2] |= uint8_t(row.min[b] >> 2 << (b % 4 < 2 ? 0 : 4));
   }
 }
 
@@ -73,9 +85,11 @@ void pack_panel(const Reader& reader, const uint8_t* raw, size_t row_bytes, cons
   const SourceType& type = reader.type;
   int blocks = w.cols / kBlock;
   std::memset(to, 0, w.panel_stride);
+  uint8_t* d = to;
+  to += panel_head_bytes(type.format.style, blocks);
   for (int b0 = 0; b0 < blocks; b0 += kSuper) {
     int n = std::min(blocks - b0, kSuper);
-    int header = header_bytes(type.format.style, n), step = block_bytes(type.format.bits);
+    int header = header_bytes(type.format.style, n), step = block_bytes(type.format.values);
     for (int r = 0; r < kPanelRows && panel * kPanelRows + r < w.rows; ++r) {
       int row = panel * kPanelRows + r;
       const uint8_t* p = raw + size_t(order ? order[row] : row) * row_bytes;
@@ -83,8 +97,8 @@ void pack_panel(const Reader& reader, const uint8_t* raw, size_t row_bytes, cons
       if (type.block == 256) reader.read(p + size_t(b0 / kSuper) * type.bytes, data, 0);
       else
         for (int b = 0; b < n; ++b) reader.read(p + size_t(b0 + b) * type.bytes, data, b);
-      write_header(data, type.format.style, n, r, to);
-      for (int b = 0; b < n; ++b) write_block(data.q + 32 * b, type.format.bits, r, to + header + b * step);
+      write_header(data, type.format.style, n, r, d_first(type.format.style) ? d + b0 / kSuper * 32 : to, to);
+      for (int b = 0; b < n; ++b) write_block(data.q + 32 * b, type.format.values, r, to + header + b * step);
     }
     to += header + n * step;
   }

@@ -10,6 +10,9 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "arm_features.h"
+#include "each_row.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
@@ -54,6 +57,11 @@ const Kernels* find_kernels(const std::string& name) {
   if (name == "avx2" && avx2) return &avx2_kernels;
   if (name == "avx512" && avx512) return &avx512_kernels;
   if (name == "amx" && avx512 && amx_allowed()) return &amx_kernels;
+#elif defined(__aarch64__)
+  static const ArmFeatures has = arm_features();
+  if (name == "neon") return &neon_kernels;
+  if (name == "dotprod" && has.dotprod) return &dotprod_kernels;
+  if (name == "i8mm" && has.dotprod && has.i8mm) return &i8mm_kernels;
 #endif
   return nullptr;
 }
@@ -70,9 +78,7 @@ bool is_amd() {
 #endif
 }
 
-const char* const kIsaNames[] = {"amx", "avx512", "avx2", "portable"};
-
-constexpr int kRowsAtOnce = 64;  // (token, head) rows of a piece of attention
+const char* const kIsaNames[] = {"amx", "avx512", "avx2", "i8mm", "dotprod", "neon", "portable"};  // the best first
 
 constexpr int kPanels = 2;  // smallest piece of a linear layer: AMX takes panels in pairs
 
@@ -148,30 +154,55 @@ bool Activation::offers(const Linear& w) const {
   return floats >= w.needs_float && blocks >= w.needs_blocks && supers >= w.needs_supers;
 }
 
-Cache::Cache(int l, int k, int d, int n, bool i8) : layers(l), kv_heads(k), head_dim(d), num_pages(n), int8(i8) {
-  require(l > 0 && k > 0 && d > 0 && n > 0, "Cache: sizes must be positive");
-  require(d % 16 == 0, "Cache: head_dim must be a multiple of 16");
-  values_ = size_t(kPage) * d * (i8 ? 1 : 2);
-  scales_ = i8 ? size_t(kPage) * (d / 16) * 2 : 0;
-  head_bytes_ = 2 * (values_ + scales_);
-  pages = std::make_shared<Pages>(page_bytes(l, k, d, i8) * n, false);
+namespace {
+
+Kept kept_of(int bits) {
+  require(bits == 16 || bits == 8 || bits == 4, "Cache: keys and values have 16, 8 or 4 bits");
+  return bits == 16 ? Kept::F16 : bits == 8 ? Kept::INT8 : Kept::INT4;
 }
 
-size_t Cache::page_bytes(int l, int k, int d, bool i8) {
-  return size_t(2) * kPage * l * k * (i8 ? size_t(d) + d / 16 * 2 : size_t(d) * 2);
+// Bytes of the numbers, and of the scales, of one head's keys or values in a page.
+size_t number_bytes(int head_dim, int bits) { return size_t(kPage) * head_dim * bits / 8; }
+size_t scale_bytes(int head_dim, int bits) {
+  return bits == 16 ? 0 : size_t(kPage) * (head_dim / (bits == 8 ? kInt8Group : kInt4Group)) * sizeof(uint16_t);
+}
+
+}  // namespace
+
+Cache::Cache(int l, int k, int d, int n, int key_bits, int value_bits)
+    : layers(l), kv_heads(k), head_dim(d), num_pages(n), keys(kept_of(key_bits)), values(kept_of(value_bits)) {
+  require(l > 0 && k > 0 && d > 0 && n > 0, "Cache: sizes must be positive");
+  require(d % 16 == 0, "Cache: head_dim must be a multiple of 16");
+  require(d % kInt4Group == 0 || (key_bits != 4 && value_bits != 4), "Cache: with 4 bits head_dim must be a multiple of 32");
+  key_bytes_ = number_bytes(d, key_bits), value_bytes_ = number_bytes(d, value_bits);
+  key_scales_ = scale_bytes(d, key_bits);
+  head_bytes_ = key_bytes_ + value_bytes_ + key_scales_ + scale_bytes(d, value_bits);
+  page_bytes_ = page_bytes(l, k, d, key_bits, value_bits);
+  pages = std::make_shared<Pages>(page_bytes_ * n, false);
+}
+
+size_t Cache::page_bytes(int l, int k, int d, int key_bits, int value_bits) {
+  size_t head = 0;
+  for (int bits : {key_bits, value_bits}) head += number_bytes(d, bits) + scale_bytes(d, bits);
+  return head * l * k;
 }
 
 HeadPages Cache::head(int layer, int h) const {
   uint8_t* p = pages->data() + (size_t(layer) * kv_heads + h) * head_bytes_;
-  HeadCache first{p, p + values_, reinterpret_cast<uint16_t*>(p + 2 * values_),
-                  reinterpret_cast<uint16_t*>(p + 2 * values_ + scales_), head_dim, int8};
-  return {first, head_bytes_ * layers * kv_heads};
+  uint8_t* scales = p + key_bytes_ + value_bytes_;
+  HeadCache first{p, p + key_bytes_, reinterpret_cast<uint16_t*>(scales), reinterpret_cast<uint16_t*>(scales + key_scales_),
+                  head_dim, keys, values};
+  return {first, page_bytes_};
+}
+
+uint8_t* Cache::page(int i) const {
+  require(i >= 0 && i < num_pages, "Cache: no such page");
+  return pages->data() + page_bytes_ * size_t(i);
 }
 
 void Cache::copy_page(int from, int to) {
-  require(from >= 0 && from < num_pages && to >= 0 && to < num_pages && from != to, "copy_page: no such page");
-  size_t bytes = page_bytes(layers, kv_heads, head_dim, int8);
-  std::memcpy(pages->data() + bytes * to, pages->data() + bytes * from, bytes);
+  require(from != to, "copy_page: no such page");
+  std::memcpy(page(to), page(from), page_bytes_);
 }
 
 void Rows::clear() { pages_.clear(), tables_.clear(), owner_.clear(), position_.clear(); }
@@ -213,10 +244,16 @@ void Runtime::set_threads(int n) {
 // Measured with a matrix in memory and one token, GB/s of one core. Sapphire Rapids: both together read 1.1 x as fast as
 // either alone. Zen 4: the hardware needs no help where a vector is 64 bytes wide (4-bit weights: 29 alone, 26 with 3072 + 768)
 // or weights have 8 bits (30 against 21); at 32 bytes the loop is long, and it gives 32 instead of 25 (6-bit: 30 instead of 19).
-Ahead Runtime::ahead(int bits) const {
-  if (!is_amd()) return {3072, 768};
+// Zen 3, one core, thread time: a reader of 64 bytes at a time gets 16 GB/s from one place and 20 from four; one token with 4 panels
+// at once gets 16 instead of 14 (Q4_K), 18 instead of 15 (Q4_0, Q8_0).
+// ARM: not measured. Hardware prefetchers follow one stream of weights, and each request would be one more instruction.
+Ahead Runtime::ahead([[maybe_unused]] int bits) const {
+#if defined(__aarch64__)
+  return {};
+#endif
+  if (!is_amd()) return {3072, 768, false};
   bool narrow = std::strcmp(kernels->name, "avx2") == 0;
-  return narrow && bits < 8 ? Ahead{7168, 0} : Ahead{};
+  return {narrow && bits < 8 ? 7168 : 0, 0, narrow};
 }
 
 void Runtime::set_isa(const std::string& name) {
@@ -260,7 +297,7 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
     for (const auto& m : w.parts) {
       int n = m->w.num_panels(), b = std::max(begin - first, 0), e = std::min(end - first, n);
       Out o{out.data + column, out.stride, add, scale};
-      if (b < e) rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits), b, e, scratch);
+      if (b < e) rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits()), b, e, scratch);
       first += n, column += m->w.rows;
     }
     if (end > first) more->down(std::max(begin - first, 0), end - first);
@@ -269,29 +306,6 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
   if (!more) return;
   auto up = [&](int begin, int end, int) { more->up(begin, end, out); };
   rt.pool->run(more->up_items(), more->up_is_short() ? more->up_items() : 1, up);
-}
-
-// Runs f(token) for n tokens; a few tokens are not worth waking anybody.
-template <class F>
-static void each_token(int n, F f) {
-  Pool& pool = *Runtime::get().pool;
-  auto job = [&](int begin, int end, int) {
-    for (int t = begin; t < end; ++t) f(t);
-  };
-  pool.run(n, n < 4 ? n : 1, job);
-}
-
-// Every token's row by make(token, row), in the forms that `out` keeps.
-template <class F>
-static void fill_rows(int n, Activation& out, F make) {
-  out.begin(n);
-  each_token(n, [&](int t) {
-    static thread_local std::vector<float> row;
-    row.resize(size_t(out.acts.f_stride));
-    float* y = out.floats ? const_cast<float*>(out.acts.f) + size_t(t) * out.acts.f_stride : row.data();
-    make(t, y);
-    out.fill(y, t);
-  });
 }
 
 void rmsnorm(const Array& x, int n, const Array& weight, float eps, Activation& out) {
@@ -336,7 +350,7 @@ void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const 
                  int layer) {
   const AttentionShape& s = spec.shape;
   int n = rows.size();
-  require(qkv.cols == (s.num_heads + 2 * s.num_kv_heads) * s.head_dim && n <= qkv.rows, "rope_append: qkv has another shape");
+  require(qkv.cols >= (s.num_heads + 2 * s.num_kv_heads) * s.head_dim && n <= qkv.rows, "rope_append: qkv has another shape");
   require(cos.rows >= n && sin.rows >= n && 2 * cos.cols >= s.rope_dim && 2 * sin.cols >= s.rope_dim, "rope_append: angles");
   require(layer >= 0 && layer < cache.layers, "rope_append: outside the cache");
   require(cache.kv_heads == s.num_kv_heads && cache.head_dim == s.head_dim, "rope_append: cache of another shape");
@@ -356,22 +370,27 @@ void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const
   require(cache.kv_heads == s.num_kv_heads && cache.head_dim == s.head_dim, "attend: cache of another shape");
   Runtime& rt = Runtime::get();
   std::vector<Place> places = rows.places(cache.num_pages);
+  for (Place& place : places) place.first = s.window ? std::max(0, place.position - s.window + 1) : 0;
   int group = s.num_heads / s.num_kv_heads;
-  // A piece of work is a KV head and a few tokens, so that its rows share what they load. Where that makes fewer pieces
-  // than threads, it is cut by query heads as well.
-  int tokens = std::max(1, std::min(16, kRowsAtOnce / group)), spans = (n + tokens - 1) / tokens;
-  int cut = spans * s.num_kv_heads < rt.pool->threads() ? group : 1;
-  while (group % cut || (cut > 1 && spans * s.num_kv_heads * cut > 2 * rt.pool->threads())) --cut;
+  // A piece of work is a KV head and a few tokens, so that its rows share what they load: as many as go through at once, or fewer
+  // where that makes too few pieces for the threads. Where it still does, it is cut by query heads as well.
+  int tokens = std::max(1, kRowsAtOnce / group), threads = rt.pool->threads();
+  auto pieces = [&] { return (n + tokens - 1) / tokens * s.num_kv_heads; };
+  while (tokens > 1 && pieces() < 4 * threads) tokens = (tokens + 1) / 2;
+  int cut = pieces() < threads ? group : 1;
+  while (group % cut || (cut > 1 && pieces() * cut > 2 * threads)) --cut;
   int heads = group / cut;
-  auto job = [&](int begin, int end, int) {
+  auto job = [&](int begin, int end, int thread) {
+    auto* scratch = reinterpret_cast<float*>(rt.scratch(thread, size_t(2) * kPage * s.head_dim * sizeof(float)));
     for (int i = begin; i < end; ++i) {
       int part = i % (s.num_kv_heads * cut), t = i / (s.num_kv_heads * cut) * tokens;
       int h = part / cut, q = h * group + part % cut * heads;
       rt.kernels->attend(cache.head(layer, h), qkv.row(t) + size_t(q) * s.head_dim, qkv.stride,
-                         result.row(t) + size_t(q) * s.head_dim, result.stride, heads, std::min(tokens, n - t), &places[size_t(t)]);
+                         result.row(t) + size_t(q) * s.head_dim, result.stride, heads, std::min(tokens, n - t), &places[size_t(t)],
+                         scratch);
     }
   };
-  rt.pool->run(spans * s.num_kv_heads * cut, 1, job);
+  rt.pool->run(pieces() * cut, 1, job);
   quantize(result, n, out);
 }
 
@@ -401,6 +420,7 @@ std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::st
   Arena::Piece piece = arena.take(m->nbytes);
   m->pages = piece.pages;
   m->w.data = piece.data;
+  if (arena.filled()) return m;  // packed before, from these rows
   auto job = [&](int begin, int end, int) { pack_panels(*source, raw, order, m->w, piece.data, begin, end); };
   Runtime::get().pool->run(m->w.num_panels(), 4, job);
   return m;
@@ -425,26 +445,37 @@ void dequantize(const uint8_t* raw, size_t raw_bytes, const std::string& type, i
   if (!parallel || !Runtime::get().pool->try_run(end - begin, kChunk, job)) job(0, end - begin, 0);
 }
 
+// Reads a piece of memory from several places in turn, a line of each: the hardware reads ahead in each of them.
+template <int PLACES>
+static uint64_t read_piece(const uint64_t* p, size_t words) {
+  uint64_t s[8] = {};
+  size_t run = words / PLACES;
+  for (size_t i = 0; i < run; i += 8)
+    for (int place = 0; place < PLACES; ++place)
+      for (int j = 0; j < 8; ++j) s[j] ^= p[size_t(place) * run + i + j];
+  return s[0] ^ s[1] ^ s[2] ^ s[3] ^ s[4] ^ s[5] ^ s[6] ^ s[7];
+}
+
 double read_bandwidth(double seconds) {
-  constexpr size_t kBytes = size_t(512) << 20, kPiece = size_t(1) << 20;
+  constexpr size_t kBytes = size_t(512) << 20, kPiece = size_t(256) << 10;
   Pages memory(kBytes, true);
   std::memset(memory.data(), 1, kBytes);
   std::atomic<uint64_t> sink{0};
-  auto job = [&](int begin, int end, int) {
-    uint64_t s[8] = {};
-    const uint64_t* p = reinterpret_cast<const uint64_t*>(memory.data() + size_t(begin) * kPiece);
-    for (size_t i = 0, n = size_t(end - begin) * kPiece / 8; i < n; i += 8)
-      for (int j = 0; j < 8; ++j) s[j] ^= p[i + j];
-    for (uint64_t x : s) sink += x;
-  };
+  // Which of these is the fastest is the processor's affair.
+  uint64_t (*const readers[])(const uint64_t*, size_t) = {read_piece<1>, read_piece<2>, read_piece<4>, read_piece<8>};
   double best = 0, spent = 0;
-  for (int round = 0; round < 3 || spent < seconds; ++round) {
-    auto from = std::chrono::steady_clock::now();
-    Runtime::get().pool->run(int(kBytes / kPiece), 4, job);
-    double t = std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count();
-    spent += t;
-    best = std::max(best, kBytes / t);
-  }
+  for (int round = 0; round < 3 || spent < seconds; ++round)
+    for (auto* read : readers) {
+      auto job = [&](int begin, int end, int) {
+        for (int i = begin; i < end; ++i)
+          sink ^= read(reinterpret_cast<const uint64_t*>(memory.data() + size_t(i) * kPiece), kPiece / 8);
+      };
+      auto from = std::chrono::steady_clock::now();
+      Runtime::get().pool->run(int(kBytes / kPiece), 16, job);
+      double t = std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count();
+      spent += t;
+      best = std::max(best, kBytes / t);
+    }
   return best / 1e9;
 }
 

@@ -23,6 +23,7 @@ class Array {
   SharedPages pages;
   float* data;
   float* row(int i) const { return data + size_t(i) * stride; }
+  Array part(int first_row, int n, int first_col, int width) const;  // the same memory
 };
 
 // One packed matrix; owns its share of an arena and its bias.
@@ -61,16 +62,19 @@ class Activation {
 // Keys and values in pages of 64 positions, each with all layers. Which page is whose is not its business.
 class Cache {
  public:
-  Cache(int layers, int kv_heads, int head_dim, int num_pages, bool int8);
+  // key_bits, value_bits: 16 (f16), 8 or 4, of a number of a key and of a value.
+  Cache(int layers, int kv_heads, int head_dim, int num_pages, int key_bits, int value_bits);
   int layers, kv_heads, head_dim, num_pages;
-  bool int8;
+  Kept keys, values;
   SharedPages pages;
   HeadPages head(int layer, int h) const;
   void copy_page(int from, int to);
-  static size_t page_bytes(int layers, int kv_heads, int head_dim, bool int8);
+  uint8_t* page(int i) const;
+  size_t bytes_of_page() const { return page_bytes_; }
+  static size_t page_bytes(int layers, int kv_heads, int head_dim, int key_bits, int value_bits);
 
  private:
-  size_t head_bytes_, values_, scales_;
+  size_t page_bytes_, head_bytes_, key_bytes_, value_bytes_, key_scales_;
 };
 
 // The tokens of one step: for each its position and the pages of its sequence.
@@ -119,6 +123,10 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
 void rmsnorm(const Array& x, int n, const Array& weight, float eps, Activation& out);
 void quantize(const Array& x, int n, Activation& out);
 void swiglu(const Array& gate_up, int n, Activation& out);
+void layernorm(const Array& x, int n, const Array& weight, const Array& bias, float eps, Activation& out);
+void gelu(const Array& x, int n, Gelu kind, Activation& out);
+// Every row of q over all rows of k and v, or in groups of `window` rows over those of the same group; heads side by side in columns.
+void attend_all(const Array& q, const Array& k, const Array& v, int heads, float scale, int window, Array& out);
 // Of each of the first n rows: its largest value, NaN if any is none, and the sum of e^(x - peak) in units of 2^-44.
 std::vector<std::tuple<float, int64_t>> exp_totals(const Array& x, int n, const double* coarse, const double* fine);
 void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer);

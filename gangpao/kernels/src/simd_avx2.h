@@ -11,6 +11,7 @@ struct B { __m256i l, h; };
 
 constexpr int kTokenTile = 4;
 constexpr int kQueryTile = 4;
+constexpr int kPlaces = 4;     // places in memory that one token's weights are read from at once
 
 #define BOTH(T, op) T{op(a.l, b.l), op(a.h, b.h)}
 
@@ -29,14 +30,10 @@ static inline void hstore(uint16_t* p, F a) {
 }
 static inline __m256 bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 static inline F bf16load(const uint16_t* p) { return {bf16(load128(p)), bf16(load128(p + 8))}; }
-static inline I widen_s8(__m128i x) { return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))}; }
-static inline I s8int(const int8_t* p) { return widen_s8(load128(p)); }
-static inline I u8int(const uint8_t* p, uint8_t mask = 255) {
-  __m128i x = _mm_and_si128(load128(p), _mm_set1_epi8(char(mask)));
-  return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
+static inline F s8load(const int8_t* p) {
+  __m128i x = load128(p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
 }
-static inline I high_nibble(const uint8_t* p) { return widen_s8(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15))); }
-static inline F s8load(const int8_t* p) { I x = s8int(p); return {_mm256_cvtepi32_ps(x.l), _mm256_cvtepi32_ps(x.h)}; }
 static inline F add(F a, F b) { return BOTH(F, _mm256_add_ps); }
 static inline F sub(F a, F b) { return BOTH(F, _mm256_sub_ps); }
 static inline F mul(F a, F b) { return BOTH(F, _mm256_mul_ps); }
@@ -56,14 +53,38 @@ static inline F pow2(I n) {
 static inline I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 static inline I iadd(I a, I b) { return BOTH(I, _mm256_add_epi32); }
 static inline I imul(I a, I b) { return BOTH(I, _mm256_mullo_epi32); }
-static inline I int16_pair(I a, I b) {
-  return {_mm256_or_si256(a.l, _mm256_slli_epi32(b.l, 16)), _mm256_or_si256(a.h, _mm256_slli_epi32(b.h, 16))};
+static inline I ishift(I a, int n) { return {_mm256_srai_epi32(a.l, n), _mm256_srai_epi32(a.h, n)}; }
+static inline I iset(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline I unsigned_pairs(const uint8_t* p) { return {_mm256_cvtepu8_epi16(load128(p)), _mm256_cvtepu8_epi16(load128(p + 16))}; }
+static inline I signed_pairs(const int8_t* p) { return {_mm256_cvtepi8_epi16(load128(p)), _mm256_cvtepi8_epi16(load128(p + 16))}; }
+static inline I low_nibbles(I a) { I b = iset(0x000f000f); return BOTH(I, _mm256_and_si256); }
+static inline I high_nibbles(I a) { return {_mm256_srli_epi16(a.l, 4), _mm256_srli_epi16(a.h, 4)}; }
+// Sum wants the scale in both int16 of a lane.
+static inline I shuffled(I a, int low, int high) {
+  __m256i m = _mm256_add_epi8(_mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12),
+                              _mm256_set1_epi16(short(low | high << 8)));
+  return {_mm256_shuffle_epi8(a.l, m), _mm256_shuffle_epi8(a.h, m)};
 }
+static inline I firsts(I pairs) { return shuffled(pairs, 0, 1); }
+static inline I seconds(I pairs) { return shuffled(pairs, 2, 3); }
+struct One {};
 static inline I add_pairs(I sum, I w, int32_t x) {
   __m256i v = _mm256_set1_epi32(x);
   return {_mm256_add_epi32(sum.l, _mm256_madd_epi16(w.l, v)), _mm256_add_epi32(sum.h, _mm256_madd_epi16(w.h, v))};
 }
 static inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// Pairs whose bytes are a scale of 6 bits with the lowest 2 of a minimum above it; the other 4 are in a nibble of `high`.
+static inline I widened(__m256i bytes) {  // [row][2], rows 0..3, 8..11 in the lower half, 4..7, 12..15 in the upper one
+  __m256i zero = _mm256_setzero_si256();
+  return {_mm256_unpacklo_epi8(bytes, zero), _mm256_unpackhi_epi8(bytes, zero)};
+}
+static inline __m256i parted(const uint8_t* p) { return _mm256_permute4x64_epi64(load256(p), 0xd8); }
+static inline I six_bit_scales(const uint8_t* p) { return widened(_mm256_and_si256(parted(p), _mm256_set1_epi8(63))); }
+static inline I six_bit_minima(const uint8_t* low, const uint8_t* high, bool upper) {
+  __m256i l = _mm256_and_si256(_mm256_srli_epi16(parted(low), 6), _mm256_set1_epi8(3)), h = parted(high);
+  h = upper ? _mm256_srli_epi16(h, 2) : _mm256_slli_epi16(h, 2);
+  return widened(_mm256_or_si256(l, _mm256_and_si256(h, _mm256_set1_epi8(60))));
+}
 static inline I iload(const int32_t* p) { return {load256(p), load256(p + 8)}; }
 static inline void istore(int32_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.l);
@@ -114,35 +135,63 @@ static inline B bsub(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_sub_
 template <int N> static inline B shr(B a) { return {_mm256_srli_epi16(a.l, N), _mm256_srli_epi16(a.h, N)}; }
 template <int N> static inline B shl(B a) { return {_mm256_slli_epi16(a.l, N), _mm256_slli_epi16(a.h, N)}; }
 
-// How many groups fit into int16 sums. 2 and 3 bits come in half blocks of 4 groups, so they stop there.
-constexpr int chain(int bits) { return bits == 4 ? 8 : bits <= 3 || bits == 5 ? 4 : bits == 6 ? 2 : 1; }
+// Signed weights are multiplied as |w| and the activation with w's sign, so the table of places is that of signed bytes.
+static inline B coded(B places) {
+  __m128i codes = _mm_xor_si128(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodes)), _mm_set1_epi8(char(0x80)));
+  __m256i table = _mm256_broadcastsi128_si256(codes);
+  return {_mm256_shuffle_epi8(table, places.l), _mm256_shuffle_epi8(table, places.h)};
+}
+constexpr bool is_signed(Values v) { return v == Values::S8 || v == Values::IQ4; }
+constexpr bool needs_zero(Values v) { return !is_signed(v); }
 
-template <int BITS>
+// How many groups of products fit into int16 sums, of weights with `lift` zeros below.
+constexpr int chain(Values v, int lift = 0) {
+  if (is_signed(v)) return 1;
+  return 32767 / (((1 << bits_of(v)) - 1) * (1 << lift) * 2 * 127);
+}
+
+// Products of 2 columns in int16, 16 rows.
+template <Values V>
+static inline I products(B w, const int8_t* x) {
+  int32_t x4;
+  std::memcpy(&x4, x, 4);
+  __m256i v = _mm256_set1_epi32(x4);
+  if constexpr (is_signed(V))
+    return {_mm256_maddubs_epi16(_mm256_abs_epi8(w.l), _mm256_sign_epi8(v, w.l)),
+            _mm256_maddubs_epi16(_mm256_abs_epi8(w.h), _mm256_sign_epi8(v, w.h))};
+  else
+    return {_mm256_maddubs_epi16(w.l, v), _mm256_maddubs_epi16(w.h, v)};
+}
+static inline I add16(I a, I b) { return BOTH(I, _mm256_add_epi16); }
+// sum + the int16 pairs of s, each times the int16 of its lane in `by`
+static inline I add_products(I sum, I s, I by) {
+  return {_mm256_add_epi32(sum.l, _mm256_madd_epi16(s.l, by.l)), _mm256_add_epi32(sum.h, _mm256_madd_epi16(s.h, by.h))};
+}
+static inline I int16_scale(I scale) { return scale; }
+static inline I int16_scale(One) { return iset(0x00010001); }
+
+template <Values V>
 struct Dot {
   I a, s;
-  void start(int32_t isum, int zero) {
-    __m256i z = _mm256_set1_epi32(BITS == 8 ? 0 : -zero * isum);
-    a = {z, z};
-  }
+  void start(int32_t isum, int zero) { a = iset(needs_zero(V) ? -zero * isum : 0); }
   template <int K> void group(B w, const int8_t* x) {
-    int32_t x4;
-    std::memcpy(&x4, x, 4);
-    __m256i v = _mm256_set1_epi32(x4);
-    constexpr int n = chain(BITS);
-    I p;
-    if constexpr (BITS == 8)
-      p = {_mm256_maddubs_epi16(_mm256_abs_epi8(w.l), _mm256_sign_epi8(v, w.l)),
-           _mm256_maddubs_epi16(_mm256_abs_epi8(w.h), _mm256_sign_epi8(v, w.h))};
-    else
-      p = {_mm256_maddubs_epi16(w.l, v), _mm256_maddubs_epi16(w.h, v)};
-    if constexpr (K % n == 0) s = p;
-    else s = {_mm256_add_epi16(s.l, p.l), _mm256_add_epi16(s.h, p.h)};
-    if constexpr (K % n == n - 1) widen();
-  }
-  void widen() {
-    __m256i one = _mm256_set1_epi16(1);
-    a = {_mm256_add_epi32(a.l, _mm256_madd_epi16(s.l, one)), _mm256_add_epi32(a.h, _mm256_madd_epi16(s.h, one))};
+    constexpr int n = chain(V) < 4 ? chain(V) : chain(V) < 8 ? 4 : V == Values::U4 ? 8 : 4;  // half blocks end after 4 groups
+    I p = products<V>(w, x);
+    s = K % n == 0 ? p : add16(s, p);
+    if constexpr (K % n == n - 1) a = add_products(a, s, int16_scale(One()));
   }
   I total() const { return a; }
+};
+
+template <Values V, int LIFT>
+struct Sum {
+  I total, s;
+  void start() { total = izero(); }
+  template <int K, int N, class Scale> void group(B w, const int8_t* x, Scale scale) {
+    constexpr int n = chain(V, LIFT);
+    I p = products<V>(w, x);
+    s = K % n == 0 ? p : add16(s, p);
+    if constexpr (K % n == n - 1 || K == N - 1) total = add_products(total, s, int16_scale(scale));
+  }
 };
 #undef BOTH

@@ -10,6 +10,7 @@ struct B { __m512i v; };
 
 constexpr int kTokenTile = 8;
 constexpr int kQueryTile = 8;
+constexpr int kPlaces = 1;     // places in memory that one token's weights are read from at once
 
 static inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 static inline uint16_t float_to_half(float f) { return uint16_t(_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT)); }
@@ -44,14 +45,22 @@ static inline I izero() { return _mm512_setzero_si512(); }
 static inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 static inline I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 static inline void istore(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
-static inline I u8int(const uint8_t* p, uint8_t mask = 255) {
-  return _mm512_cvtepu8_epi32(_mm_and_si128(load128(p), _mm_set1_epi8(char(mask))));
+static inline I ishift(I a, int n) { return _mm512_srai_epi32(a, unsigned(n)); }
+static inline I iset(int32_t x) { return _mm512_set1_epi32(x); }
+static inline I unsigned_pairs(const uint8_t* p) { return _mm512_cvtepu8_epi16(load256(p)); }
+static inline I signed_pairs(const int8_t* p) { return _mm512_cvtepi8_epi16(load256(p)); }
+// Pairs whose bytes are a scale of 6 bits with the lowest 2 of a minimum above it; the other 4 are in a nibble of `high`.
+static inline I six_bit_scales(const uint8_t* p) { return _mm512_and_si512(unsigned_pairs(p), _mm512_set1_epi16(63)); }
+static inline I six_bit_minima(const uint8_t* low, const uint8_t* high, bool upper) {
+  I h = unsigned_pairs(high);
+  h = upper ? _mm512_srli_epi16(h, 2) : _mm512_slli_epi16(h, 2);
+  return _mm512_or_si512(_mm512_srli_epi16(unsigned_pairs(low), 6), _mm512_and_si512(h, _mm512_set1_epi16(60)));
 }
-static inline I s8int(const int8_t* p) { return _mm512_cvtepi8_epi32(load128(p)); }
-static inline I high_nibble(const uint8_t* p) {
-  return _mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15)));
-}
-static inline I int16_pair(I a, I b) { return _mm512_or_si512(a, _mm512_slli_epi32(b, 16)); }
+static inline I low_nibbles(I pairs) { return _mm512_and_si512(pairs, _mm512_set1_epi16(15)); }
+static inline I high_nibbles(I pairs) { return _mm512_srli_epi16(pairs, 4); }
+static inline I firsts(I pairs) { return _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16); }
+static inline I seconds(I pairs) { return _mm512_srai_epi32(pairs, 16); }
+struct One {};
 static inline I add_pairs(I sum, I w, int32_t x) { return _mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(x)); }
 static inline I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
 static inline void s8store(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
@@ -79,16 +88,37 @@ static inline B bsub(B a, uint8_t m) { return {_mm512_sub_epi8(a.v, _mm512_set1_
 template <int N> static inline B shr(B a) { return {_mm512_srli_epi16(a.v, N)}; }
 template <int N> static inline B shl(B a) { return {_mm512_slli_epi16(a.v, N)}; }
 
-template <int BITS>
+// vpdpbusd wants unsigned weights, which the table has.
+static inline B coded(B places) {
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodes))), places.v)};
+}
+constexpr bool needs_zero(Values v) { return v != Values::S8; }
+
+template <Values V>
 struct Dot {
   I a;
   // vpdpbusd wants unsigned weights: signed bytes become w + 128, and 128 is taken off like any other zero point.
-  void start(int32_t isum, int zero) { a = _mm512_set1_epi32((BITS == 8 ? -128 : -zero) * isum); }
+  void start(int32_t isum, int zero) { a = _mm512_set1_epi32((V == Values::S8 ? -128 : -zero) * isum); }
   template <int K> void group(B w, const int8_t* x) {
     int32_t x4;
     std::memcpy(&x4, x, 4);
-    if constexpr (BITS == 8) w = bxor(w, 0x80);
+    if constexpr (V == Values::S8) w = bxor(w, 0x80);
     a = _mm512_dpbusd_epi32(a, w.v, _mm512_set1_epi32(x4));
   }
   I total() const { return a; }
+};
+
+template <Values V, int LIFT>
+struct Sum {
+  I total, part;
+  void start() { total = izero(); }
+  template <int K, int N, class Scale> void group(B w, const int8_t* x, Scale scale) {
+    static_assert(V != Values::S8, "no K style has signed bytes");
+    int32_t x4;
+    std::memcpy(&x4, x, 4);
+    part = _mm512_dpbusd_epi32(K == 0 ? izero() : part, w.v, _mm512_set1_epi32(x4));
+    if constexpr (K == N - 1) add_scaled(scale);
+  }
+  void add_scaled(I scale) { total = iadd(total, imul(part, scale)); }
+  void add_scaled(One) { total = iadd(total, part); }
 };

@@ -11,6 +11,7 @@ struct B { uint8_t v[64]; };
 
 constexpr int kTokenTile = 4;   // tokens at once in the matrix product
 constexpr int kQueryTile = 4;   // query rows at once in attention
+constexpr int kPlaces = 1;     // places in memory that one token's weights are read from at once
 
 #define LANES for (int i = 0; i < 16; ++i)
 
@@ -77,15 +78,30 @@ static inline I izero() { return I{}; }
 static inline I iadd(I a, I b) { LANES a.v[i] += b.v[i]; return a; }
 static inline I imul(I a, I b) { LANES a.v[i] *= b.v[i]; return a; }
 static inline void istore(int32_t* p, I a) { std::memcpy(p, a.v, 64); }
-static inline I u8int(const uint8_t* p, uint8_t mask = 255) { I r; LANES r.v[i] = p[i] & mask; return r; }
-static inline I s8int(const int8_t* p) { I r; LANES r.v[i] = p[i]; return r; }
-static inline I high_nibble(const uint8_t* p) { I r; LANES r.v[i] = p[i] >> 4; return r; }
-// Two values in 0..32767 as the two int16 of a lane, and their products with the two int16 of x.
-static inline I int16_pair(I a, I b) { LANES a.v[i] |= b.v[i] << 16; return a; }
+static inline I ishift(I a, int n) { LANES a.v[i] >>= n; return a; }
+static inline I iset(int32_t x) { I r; LANES r.v[i] = x; return r; }
+// Bytes [row][2] as the two int16 of each row's lane, and the products of such pairs with the two int16 of x.
+static inline int32_t int16_pair(int a, int b) { return int32_t(uint32_t(a & 0xffff) | uint32_t(b) << 16); }
+static inline I unsigned_pairs(const uint8_t* p) { I r; LANES r.v[i] = int16_pair(p[2 * i], p[2 * i + 1]); return r; }
+static inline I signed_pairs(const int8_t* p) { I r; LANES r.v[i] = int16_pair(p[2 * i], p[2 * i + 1]); return r; }
+// Pairs whose bytes are a scale of 6 bits with the lowest 2 of a minimum above it; the other 4 are in a nibble of `high`.
+static inline I six_bit_scales(const uint8_t* p) { I r; LANES r.v[i] = int16_pair(p[2 * i] & 63, p[2 * i + 1] & 63); return r; }
+static inline I six_bit_minima(const uint8_t* low, const uint8_t* high, bool upper) {
+  auto minimum = [=](int at) { return low[at] >> 6 | (high[at] >> (upper ? 4 : 0) & 15) << 2; };
+  I r;
+  LANES r.v[i] = int16_pair(minimum(2 * i), minimum(2 * i + 1));
+  return r;
+}
+static inline I low_nibbles(I pairs) { LANES pairs.v[i] &= 0x000f000f; return pairs; }
+static inline I high_nibbles(I pairs) { LANES pairs.v[i] = pairs.v[i] >> 4 & 0x000f000f; return pairs; }
 static inline I add_pairs(I sum, I w, int32_t x) {
-  LANES sum.v[i] += (w.v[i] & 0xffff) * int16_t(x & 0xffff) + (w.v[i] >> 16) * (x >> 16);
+  LANES sum.v[i] += int16_t(w.v[i] & 0xffff) * int16_t(x & 0xffff) + (w.v[i] >> 16) * (x >> 16);
   return sum;
 }
+// The first and the second of each pair, as Sum multiplies with them.
+static inline I firsts(I pairs) { LANES pairs.v[i] = int16_t(pairs.v[i] & 0xffff); return pairs; }
+static inline I seconds(I pairs) { LANES pairs.v[i] >>= 16; return pairs; }
+struct One {};  // the scale of styles that have none
 static inline I iload(const int32_t* p) { I r; std::memcpy(r.v, p, 64); return r; }
 // Stores 16 values in -127..127 as bytes.
 static inline void s8store(int8_t* p, I a) { LANES p[i] = int8_t(a.v[i]); }
@@ -113,18 +129,40 @@ static inline B bsub(B a, uint8_t m) { for (auto& x : a.v) x = uint8_t(x - m); r
 template <int N> static inline B shr(B a) { for (auto& x : a.v) x = uint8_t(x >> N); return a; }
 template <int N> static inline B shl(B a) { for (auto& x : a.v) x = uint8_t(x << N); return a; }
 
+static inline B coded(B places) { for (auto& x : places.v) x = kCodes[x]; return places; }
+// Whether products of such weights want their zero point taken off afterwards.
+constexpr bool needs_zero(Values v) { return v != Values::S8; }
+
 // Sum over groups of weight bytes (16 rows x 4 columns) times 4 activations; `zero` times the activations' sum is taken off.
-template <int BITS>
+template <Values V>
 struct Dot {
   I a;
   void start(int32_t isum, int zero) { int32_t z = -zero * isum; LANES a.v[i] = z; }
   template <int K> void group(B w, const int8_t* x) {
     for (int i = 0; i < 16; ++i)
       for (int c = 0; c < 4; ++c) {
-        int q = BITS == 8 ? int(int8_t(w.v[i * 4 + c])) : int(w.v[i * 4 + c]);
+        int q = V == Values::S8 ? int(int8_t(w.v[i * 4 + c])) : int(w.v[i * 4 + c]);
         a.v[i] += q * x[c];
       }
   }
   I total() const { return a; }
+};
+
+// The same sum over a superblock, in parts with an integer scale each: group K of the N groups of a part. `LIFT` bits of the weights
+// are zero (lifted_bytes of unpack.h), which the total keeps.
+template <Values V, int LIFT>
+struct Sum {
+  I total, part;
+  void start() { total = izero(); }
+  template <int K, int N, class Scale> void group(B w, const int8_t* x, Scale scale) {
+    Dot<V> dot;
+    if constexpr (K == 0) part = izero();
+    dot.a = part;
+    dot.template group<K>(w, x);
+    part = dot.a;
+    if constexpr (K == N - 1) add_scaled(scale);
+  }
+  void add_scaled(I scale) { total = iadd(total, imul(part, scale)); }
+  void add_scaled(One) { total = iadd(total, part); }
 };
 #undef LANES

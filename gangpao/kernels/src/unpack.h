@@ -1,39 +1,60 @@
 // How the bytes of a block (panel.h) become groups of weight bytes, and its header scales.
 
-// Group G (0..7) of a block of BITS-bit weights: 16 rows x 4 columns as bytes.
-template <int BITS, int G>
+constexpr int two_bit_place(int g) { return (g & 2 ? 4 : 0) + (g & 4 ? 2 : 0); }  // of group g in its vector of 2-bit weights
+
+// The vector of a 3-bit block whose bits 0..2 are group V and bits 3..5 group 4 + V; the fourth is put together from the others.
+template <int V>
+static inline B threes(const uint8_t* q) {
+  if constexpr (V < 3) {
+    return bload(q + 64 * V);
+  } else {
+    B low = band(shr<6>(bload(q)), 0x03), middle = band(shr<4>(bload(q + 64)), 0x0c), high = band(shr<2>(bload(q + 128)), 0x30);
+    return bor(bor(low, middle), high);
+  }
+}
+
+// Group G (0..7) of a block: 16 rows x 4 columns as bytes.
+template <Values V, int G>
 static inline B group_bytes(const uint8_t* q) {
-  if constexpr (BITS == 8) {
+  if constexpr (V == Values::S8) {
     return bload(q + 64 * G);
-  } else if constexpr (BITS == 2) {
-    return band(shr<2 * (G >> 1)>(bload(q + 64 * (G & 1))), 3);
-  } else if constexpr (BITS == 3) {
-    B high = bload(q + 128);
-    if constexpr (G < 2) high = shl<2 - G>(high);
-    else high = shr<G - 2>(high);
-    return bor(group_bytes<2, G>(q), band(high, 4));
-  } else if constexpr (BITS == 4) {
-    B v = bload(q + 64 * (G & 3));
-    if constexpr (G >= 4) v = shr<4>(v);
-    return band(v, 15);
-  } else if constexpr (BITS == 5) {
+  } else if constexpr (V == Values::U2) {
+    return band(shr<two_bit_place(G)>(bload(q + 64 * (G & 1))), 3);
+  } else if constexpr (V == Values::U3) {
+    return band(shr<G & 4 ? 3 : 0>(threes<G & 3>(q)), 7);
+  } else if constexpr (V == Values::U4) {
+    return band(shr<G & 4>(bload(q + 64 * (G & 3))), 15);
+  } else if constexpr (V == Values::IQ4) {
+    return coded(group_bytes<Values::U4, G>(q));
+  } else if constexpr (V == Values::U5) {
     B high = bload(q + 256);
     if constexpr (G < 4) high = shl<4 - G>(high);
     else high = shr<G - 4>(high);
-    return bor(group_bytes<4, G>(q), band(high, 16));
+    return bor(group_bytes<Values::U4, G>(q), band(high, 16));
   } else {
-    static_assert(BITS == 6);
+    static_assert(V == Values::U6);
     B high = bload(q + 256 + 64 * (G & 1));
-    constexpr int s = 2 * (G >> 1);
-    if constexpr (s < 4) high = shl<4 - s>(high);
-    else high = shr<s - 4>(high);
-    return bor(group_bytes<4, G>(q), band(high, 48));
+    constexpr int place = two_bit_place(G);
+    if constexpr (place < 4) high = shl<4 - place>(high);
+    else high = shr<place - 4>(high);
+    return bor(group_bytes<Values::U4, G>(q), band(high, 48));
   }
+}
+
+// By how many bits `lifted_bytes` leaves the weights of groups 4..7 above where they belong.
+constexpr int lift_of(Values v) { return v == Values::U2 ? 2 : v == Values::U3 ? 3 : 0; }
+
+// The same group with its weights left where a mask alone finds them, for products whose sums are shifted down once at their end.
+template <Values V, int G>
+static inline B lifted_bytes(const uint8_t* q) {
+  if constexpr (V == Values::U2) return band(shr<G & 2 ? 4 : 0>(bload(q + 64 * (G & 1))), G & 4 ? 12 : 3);
+  else if constexpr (V == Values::U3) return band(threes<G & 3>(q), G & 4 ? 56 : 7);
+  else return group_bytes<V, G>(q);
 }
 
 constexpr bool halves(Style s) { return s == Style::K16 || s == Style::K16_MIN; }
 constexpr bool has_min(Style s) { return s == Style::F16_MIN || s == Style::K || s == Style::K16_MIN; }
-constexpr bool is_k(Style s) { return s == Style::K || s == Style::K16 || s == Style::K16_MIN; }
+constexpr bool is_k(Style s) { return halves(s) || s == Style::K || s == Style::K32 || s == Style::K256; }
 
 static inline const uint16_t* half_words(const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); }
 
@@ -45,23 +66,24 @@ struct Header {
   F min(int b) const { return sub(fzero(), hload(half_words(p + 64 * b + 32))); }
 };
 
-// Header of the K styles: w = d * scale * (q - zero) - dmin * minimum, scale and minimum integers of a block or half block.
+// Header of the K styles: w = d * scale * (q - zero) - dmin * minimum, scale and minimum integers of a block or half block, which
+// come in pairs: of blocks 2i and 2i + 1, or of the halves of block i.
 template <Style S>
 struct KHeader {
-  const uint8_t* p;
-  static constexpr int parts = halves(S) ? 2 : 1;                           // scales in a block
-  static constexpr int pairs = S == Style::K ? 4 : S == Style::K16 ? 0 : 8;  // of minima in a superblock
-  F d() const { return hload(half_words(p)); }
-  F dmin() const { return hload(half_words(p + 32)); }
-  I scale(int b, int part) const {
-    const uint8_t* c = p + 64 + 32 * b + 16 * part;
-    if constexpr (S == Style::K) return u8int(c);
-    else if constexpr (S == Style::K16) return s8int(reinterpret_cast<const int8_t*>(c));
-    else return u8int(c, 15);
+  const uint8_t *floats, *p;
+  KHeader() = default;
+  KHeader(const uint8_t* panel, int s, const uint8_t* header)  // of superblock s
+      : floats(d_first(S) ? panel + 32 * s : header), p(d_first(S) ? header : header + 64) {}
+  static constexpr int pairs = halves(S) ? kSuper : S == Style::K256 ? 0 : kSuper / 2;
+  F d() const { return hload(half_words(floats)); }
+  F dmin() const { return hload(half_words(floats + 32)); }
+  I scales(int i) const {
+    if constexpr (S == Style::K) return six_bit_scales(p + 32 * i);
+    else if constexpr (S == Style::K16_MIN) return low_nibbles(unsigned_pairs(p + 32 * i));
+    else return signed_pairs(reinterpret_cast<const int8_t*>(p + 32 * i));
   }
-  // Minima 2i and 2i + 1 of each row, as the two int16 of its lane.
-  I min_pair(int i) const {
-    if constexpr (S == Style::K) return int16_pair(u8int(p + 64 + 64 * i + 16), u8int(p + 64 + 64 * i + 48));
-    else return int16_pair(high_nibble(p + 64 + 32 * i), high_nibble(p + 64 + 32 * i + 16));
+  I minima(int i) const {
+    if constexpr (S == Style::K) return six_bit_minima(p + 32 * i, p + 128 + 32 * (i / 2), i % 2);
+    else return high_nibbles(unsigned_pairs(p + 32 * i));
   }
 };
