@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from gangpao.optional import needed
 from gangpao.text.mergers import LibraryMerger, Loaded, Merger, SpacePrefixed
 from gangpao.text.normalizers import Step, normal_pieces, normalized, steps_of, without_prefix
 from gangpao.text.spm import ScoreMerger
@@ -29,7 +30,14 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )  # fmt: skip
 
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Those of a folder that are there, by name."""
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
 _BYTE_PIECES = {f"<0x{b:02X}>" for b in range(256)}
+_PURPOSE = "the tokenizer of a Hugging Face folder"
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
@@ -210,7 +218,8 @@ def _normalizing(path: Path, data: Json, vocabulary: Vocabulary, steps: Sequence
 
 
 def _library(path: Path, data: Json) -> LibraryMerger:
-    from tokenizers import Tokenizer as Library
+    with needed("tokenizers", _PURPOSE):
+        from tokenizers import Tokenizer as Library
 
     try:
         return LibraryMerger(Library.from_str(json.dumps(data)))
@@ -274,8 +283,9 @@ def _starts_with(post_processor: object, bos: str) -> bool:
 
 
 def _from_vocab_and_merges(folder: Path, config: _Config) -> Loaded:
-    from tokenizers import Tokenizer as Library
-    from tokenizers import models, normalizers
+    with needed("tokenizers", _PURPOSE):
+        from tokenizers import Tokenizer as Library
+        from tokenizers import models, normalizers
 
     path = folder / "vocab.json"
     listed = _read_json(path)
@@ -349,8 +359,8 @@ def _from_tokenizer_model(path: Path, config: _Config) -> Loaded:
     return Loaded(vocabulary, merge, first, config.chat_template)
 
 
-def protobuf_fields(path: Path, data: object) -> Iterator[tuple[int, object]]:
-    """The (number, value) fields of a protocol buffer message: integers, and bytes for everything else."""
+def protobuf_fields(path: Path, data: object, what: str = "SentencePiece model") -> Iterator[tuple[int, object]]:
+    """The (number, value) fields of a protocol buffer message: integers, and bytes for everything else. what: it should be."""
     if not isinstance(data, bytes):
         raise ValueError(f"{path}: a message was expected where there is a number")
     at = 0
@@ -367,7 +377,7 @@ def protobuf_fields(path: Path, data: object) -> Iterator[tuple[int, object]]:
             if byte < 0x80:
                 return value
             shift += 7
-        raise ValueError(f"{path}: not a SentencePiece model, or cut short at byte {at}")
+        raise ValueError(f"{path}: no {what}, or cut short at byte {at}")
 
     while at < len(data):
         key = varint()
@@ -378,7 +388,7 @@ def protobuf_fields(path: Path, data: object) -> Iterator[tuple[int, object]]:
         size = {1: 8, 5: 4}.get(wire)
         size = varint() if wire == 2 else size
         if size is None or size > len(data) - at:
-            raise ValueError(f"{path}: not a SentencePiece model, or cut short at byte {at}")
+            raise ValueError(f"{path}: no {what}, or cut short at byte {at}")
         yield key >> 3, data[at : at + size]
         at += size
 

@@ -1,11 +1,13 @@
 """What turns text without special pieces into ids: the interface, and those that run on the tokenizers library.
 
-The library is imported when the first one is built. Our own merger, for SentencePiece scores, is in spm.py.
+The library is imported when the first one is built. Our own mergers are in spm.py (SentencePiece scores) and bpe.py (byte-level BPE
+where the library is missing).
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+from gangpao.text.bpe import ByteLevelMerger
 from gangpao.text.pretokenizers import PreTokenizer
 from gangpao.text.vocabulary import Vocabulary
 
@@ -55,10 +57,14 @@ class LibraryMerger:
         return ids
 
 
-def byte_level_merger(ids: Mapping[str, int], merges: Iterable[tuple[str, str]], rule: PreTokenizer) -> LibraryMerger:
-    """Byte-level BPE on the tokenizers library. Merges whose parts or product `ids` lacks are left out."""
-    from tokenizers import Regex, models, pre_tokenizers
-    from tokenizers import Tokenizer as Library
+def byte_level_merger(ids: Mapping[str, int], merges: Iterable[tuple[str, str]], rule: PreTokenizer) -> Merger:
+    """Byte-level BPE: on the tokenizers library, or without it in plain Python. Merges whose parts or product `ids` lacks are left
+    out."""
+    try:
+        from tokenizers import Regex, models, pre_tokenizers
+        from tokenizers import Tokenizer as Library
+    except ImportError:
+        return ByteLevelMerger(ids, merges, rule)
 
     known = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
     library = Library(models.BPE(vocab=dict(ids), merges=known, ignore_merges=rule.whole_words))

@@ -9,6 +9,7 @@ What it gives up: Replace with a regular expression, and the tables of SentenceP
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from gangpao.optional import needed
 from gangpao.text.mergers import Merger
 from gangpao.text.vocabulary import SpecialFinder
 
@@ -100,8 +101,9 @@ def read(value: object) -> list[Step]:
 
 def normalizer_of(steps: Sequence[Step]) -> Callable[[str], str]:
     """Text to normalized text. Raises ValueError for steps that the library does not take."""
-    from tokenizers import Tokenizer as Library
-    from tokenizers import models
+    with needed("tokenizers", "a tokenizer that normalizes texts"):
+        from tokenizers import Tokenizer as Library
+        from tokenizers import models
 
     bare = json.loads(Library(models.BPE()).to_str())
     described = {"type": "Sequence", "normalizers": [dict(step) for step in steps]}

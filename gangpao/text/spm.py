@@ -11,9 +11,9 @@ What it gives up: unigram models, and re-segmenting of pieces marked unused, whi
 import heapq
 from collections.abc import Iterator, Sequence
 
+from gangpao.text.remembered import Remembered
 from gangpao.text.vocabulary import Kind, Vocabulary
 
-_MEMORY = 50_000  # chunks remembered
 _REMEMBERED = 48  # characters of the longest chunk worth remembering
 
 
@@ -31,22 +31,11 @@ class ScoreMerger:
         self._pairs: set[str] = set()
         for piece in self._ids:
             self._pairs.update(map(str.__add__, piece, piece[1:]))
-        self._memory: dict[str, list[int]] = {}
+        self._remembered = Remembered(self._merge, _REMEMBERED)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text without special pieces."""
-        out: list[int] = []
-        memory = self._memory
-        for chunk in self._chunks(text.replace(" ", "\u2581")):
-            ids = memory.get(chunk)
-            if ids is None:
-                ids = self._merge(chunk)
-                if len(chunk) <= _REMEMBERED:
-                    if len(memory) >= _MEMORY:
-                        memory.clear()
-                    memory[chunk] = ids
-            out += ids
-        return out
+        return self._remembered.ids(self._chunks(text.replace(" ", "\u2581")))
 
     def _chunks(self, text: str) -> Iterator[str]:
         pairs, start = self._pairs, 0

@@ -61,11 +61,27 @@ class Splitter(PieceReader[Said]):
             self._state = "opened" if opened else "start"
         self._line = ""  # of the thought, the line that goes on, as far as it is out
         self._begun = False  # whether any of the thought is out
+        self.thought_seen = self._state == "opened"  # whether there is or was a thought, though it may be empty
 
     @property
     def thinking(self) -> bool:
         """Whether the text is inside a thought now."""
         return self._state in ("opened", "thought")
+
+    @property
+    def behind(self) -> bool:
+        """Whether the text is behind a thought, before the first word of its answer."""
+        return self._state == "after"
+
+    @property
+    def decided(self) -> bool:
+        """Whether all that may come is the answer."""
+        return self._state == "words"
+
+    @property
+    def held(self) -> str:
+        """Text that is held back."""
+        return self._held
 
     def finish(self) -> list[Said]:
         """The end of the text: what was held back is what it looks like. A thought without its closing mark stays a thought."""
@@ -86,7 +102,7 @@ class Splitter(PieceReader[Said]):
         """Where an answer begins: with the opening mark, which a template may have written already, or with something else."""
         text, begin = self._held.lstrip(SPACE), self._marks.begin
         if text.startswith(begin):
-            self._held, self._state = text[len(begin) :], "thought"
+            self._held, self._state, self.thought_seen = text[len(begin) :], "thought", True
             return True
         if begin.startswith(text):
             return False

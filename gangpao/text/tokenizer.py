@@ -1,10 +1,10 @@
 """Text to ids and back, for any checkpoint: one Tokenizer, built from GGUF metadata or from a Hugging Face folder.
 
 A vocabulary (vocabulary.py) cuts the special pieces out of a text; what lies between goes to a merger: byte-level BPE
-on the tokenizers library with the pre-tokenizer the file names (pretokenizers.py), or SentencePiece's score-driven
-merging (spm.py). Text is never trusted: unless parse_special is given, "<|im_end|>" typed by a user becomes ordinary
-tokens. Decoding goes through bytes, so that a character cut in two by the vocabulary comes out whole; bytes that are
-no UTF-8 become U+FFFD, in a stream exactly as in one piece.
+on the tokenizers library (bpe.py where that is missing) with the pre-tokenizer the file names (pretokenizers.py), or
+SentencePiece's score-driven merging (spm.py). Text is never trusted: unless parse_special is given, "<|im_end|>" typed by a
+user becomes ordinary tokens. Decoding goes through bytes, so that a character cut in two by the vocabulary comes out whole;
+bytes that are no UTF-8 become U+FFFD, in a stream exactly as in one piece.
 
 Ids equal llama.cpp's for the same file, but for what vocabulary.py says. What it gives up: unigram (T5), WordPiece
 (BERT) and RWKV vocabularies, refused by name.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gangpao.text import hf_folder
-from gangpao.text.mergers import LibraryMerger, Merger, SpacePrefixed, byte_level_merger
+from gangpao.text.mergers import Merger, SpacePrefixed, byte_level_merger
 from gangpao.text.normalizers import KEY as NORMALIZER
 from gangpao.text.normalizers import PREFIX, SPACES, normal_pieces, normalized, read, without_prefix
 from gangpao.text.pretokenizers import by_name
@@ -162,6 +162,11 @@ class StreamDecoder:
                 data = data.removeprefix(b" ")
         return self._decoder.decode(data)
 
+    @property
+    def whole(self) -> bool:
+        """Whether no character is open: all bytes so far made one, or part of none."""
+        return not self._decoder.getstate()[0]
+
     def flush(self) -> str:
         """What is left of a character that never became whole, as U+FFFD; the decoder starts over."""
         return self._decoder.decode(b"", final=True)
@@ -204,9 +209,7 @@ def _from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     return Tokenizer(vocabulary, rest, first, template if isinstance(template, str) else None)
 
 
-def _byte_level(
-    metadata: Mapping[str, object], pieces: list[str], kinds: bytearray
-) -> tuple[Vocabulary, LibraryMerger]:
+def _byte_level(metadata: Mapping[str, object], pieces: list[str], kinds: bytearray) -> tuple[Vocabulary, Merger]:
     merges = [_merge_pair(line) for line in _strings(metadata, "tokenizer.ggml.merges")]
     name = metadata.get("tokenizer.ggml.pre") or "default"
     if not isinstance(name, str):

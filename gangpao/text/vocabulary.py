@@ -188,3 +188,18 @@ class SpecialFinder:
                     if candidate in self._order:
                         found.add(candidate)
         return sorted(found, key=self._order.__getitem__)
+
+    def cut(self, text: str) -> list[tuple[str, bool]]:
+        """The text in pieces, each with whether it is one of the strings; where strings overlap the longer one is found."""
+        pieces = [(text, False)] if text else []
+        for found in self.occurring(text):
+            pieces = [cut for piece in pieces for cut in ([piece] if piece[1] else _around(piece[0], found))]
+        return pieces
+
+
+def _around(text: str, found: str) -> Iterator[tuple[str, bool]]:
+    for i, between in enumerate(text.split(found)):
+        if i:
+            yield found, True
+        if between:
+            yield between, False

@@ -42,9 +42,10 @@ def list_of(value):
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def test_a_large_vocabulary_loads_within_a_second(model_path):
+def test_a_large_vocabulary_does_not_keep_anybody_waiting(model_path):
+    """0.7 s of a quiet core; more than twice that would be another way of building it, not a busy machine."""
     metadata = GGUF.open(model_path("qwen2.5-coder-0.5b")).metadata
-    assert seconds_of(lambda: Tokenizer.from_gguf(metadata)) < 1.0
+    assert seconds_of(lambda: Tokenizer.from_gguf(metadata)) < 2.0
 
 
 @pytest.mark.slow

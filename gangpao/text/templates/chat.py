@@ -11,18 +11,23 @@ Known formats are data (formats.py). A template we do not recognise (detect.py) 
 is turned back after the control tokens have been found. A conversation with tools is rendered by the checkpoint's own template
 where that has a way to write calls (call_format.py), and goes through tools.py elsewhere.
 
-What it gives up: images, and marks that are ordinary text inside a foreign template.
+A picture stands in a content as one private character; what takes its place is put in after rendering (pictures.py).
+
+What it gives up: marks that are ordinary text inside a foreign template.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from gangpao.text.templates import detect, sandbox_parent
 from gangpao.text.templates.call_format import OWN_CALLS, CallFormat, call_format_of
+from gangpao.text.templates.closing import closing_of
+from gangpao.text.templates.disguise import Disguise, texts_in
 from gangpao.text.templates.formats import BY_NAME, Family
 from gangpao.text.templates.mask import answer_spans
+from gangpao.text.templates.pictures import Layout, Pictures, cut, image_mark_of, in_order, put_back, with_parts
 from gangpao.text.templates.render import Part, render_parts
 from gangpao.text.templates.tools import MARKS, OWN, Tools, for_template, form_of, needs_tools, without_tools
 from gangpao.text.thoughts import Marks, Splitter, marks_of
@@ -33,10 +38,12 @@ _MARK_TOKENS = 32  # more than any opening mark and the white space behind it
 
 
 class Message(TypedDict):
-    """One turn: role is system, user or assistant."""
+    """One turn: role is system, user or assistant. pictures: (place in the content, picture), for whoever has them encoded; they
+    are taken out before a template sees the message."""
 
     role: str
     content: str
+    pictures: NotRequired[Sequence[tuple[int, Any]]]
 
 
 Variables = Mapping[str, Any]
@@ -102,6 +109,16 @@ class ChatTemplate:
         """How the model writes calls of functions: as its template does, or as ours where it has no way of its own."""
         return self._own_calls() or OWN_CALLS
 
+    @property
+    def writes_images(self) -> bool:
+        """Whether the checkpoint's own template takes contents as parts and writes a mark of its own for each picture."""
+        return self.source is not None and bool(image_mark_of(self.source, self.special))
+
+    @property
+    def closing(self) -> str:
+        """What ends a thought: the closing mark with the white space that the template writes around it; "" where there is none."""
+        return closing_of(self.source, self.special, self.thoughts) if self.thoughts else ""
+
     def _own_calls(self) -> CallFormat | None:
         return call_format_of(self.source, self.special, self.ends) if self.source is not None else None
 
@@ -151,15 +168,22 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final: bool = False,
         variables: Variables = _NONE,
+        pictures: Pictures = _NONE,
     ) -> list[int]:
-        """Prompt ids, BOS included where the model wants one. Arguments and errors are those of `render`."""
+        """Prompt ids, BOS included where the model wants one. Arguments and errors are those of `render`.
+
+        pictures: characters in contents that stand for pictures, and what each of them becomes: texts, in which control tokens
+        count as such, and ids.
+        """
         template = self._with(variables)._for_tools(messages, tools)
+        if pictures and template.writes_images:
+            template = replace(template, family=None)
         add_generation_prompt &= not continue_final
         plan = template._plan(messages, tools)
         if template.family is not None:
             parts = render_parts(template.family, plan.messages, add_generation_prompt, continue_final)
-            return _encode_parts(tokenizer, (*template.family.text_marks, *plan.marks), parts).ids
-        return template._encode_foreign(tokenizer, plan, add_generation_prompt, continue_final, variables)
+            return _encode_parts(tokenizer, (*template.family.text_marks, *plan.marks), parts, pictures).ids
+        return template._encode_foreign(tokenizer, plan, add_generation_prompt, continue_final, variables, pictures)
 
     def encode_with_mask(
         self, tokenizer: Tokenizer, messages: Messages, *, tools: Tools | None = None, begin: int = 0
@@ -250,18 +274,30 @@ class ChatTemplate:
         add_generation_prompt: bool,
         continue_final: bool,
         variables: Variables,
+        pictures: Pictures,
     ) -> list[int]:
         assert self.source is not None
-        disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools, variables))])
+        mark = image_mark_of(self.source, self.special) if pictures else ""
+        marks = (*plan.marks, mark) if mark else plan.marks
+        disguise = Disguise(tokenizer, marks, [self.source, *texts_in((plan.messages, plan.tools, variables))])
+        order = in_order(plan.messages, pictures)
+        if mark:
+            plan = plan._replace(messages=with_parts(plan.messages, pictures))
         text = self._render_foreign(plan, add_generation_prompt, continue_final, variables, disguise.on)
+        if mark:
+            text = put_back(text, mark, order)
         run = _Run(tokenizer)
-        _put_disguised(run, text, disguise, 0)
+        for piece in cut(text, pictures):
+            if isinstance(piece, str):
+                _put_disguised(run, piece, disguise, 0)
+            else:
+                run.put_picture(piece)
         return run.finish().ids
 
     def _mask_foreign(self, tokenizer: Tokenizer, plan: "_Plan", skipped: int) -> Masked:
         """Ids and mask of a conversation without its first `skipped` answers, as the checkpoint's own template writes it."""
         assert self.source is not None
-        disguise = _Disguise(tokenizer, plan.marks, [self.source, repr((plan.messages, plan.tools))])
+        disguise = Disguise(tokenizer, plan.marks, [self.source, *texts_in((plan.messages, plan.tools))])
 
         def rendered(messages: Messages, add_generation_prompt: bool) -> str:
             return self._render_foreign(
@@ -284,13 +320,13 @@ class ChatTemplate:
         return run.finish()
 
 
-def _put_disguised(run: "_Run", text: str, disguise: "_Disguise", trained: int) -> None:
+def _put_disguised(run: "_Run", text: str, disguise: "Disguise", trained: int) -> None:
     """A stretch of what a foreign template wrote, with its contents disguised."""
     for piece in run.tokenizer.vocabulary.split(text, parse_special=True):
         if isinstance(piece, int):
             run.put_id(piece, trained)
             continue
-        for part, is_mark in _cut_marks(piece, disguise.marks):
+        for part, is_mark in disguise.marks.cut(piece):
             put = run.put_letters if is_mark else run.put_text
             put(disguise.off(part), trained)
 
@@ -342,6 +378,20 @@ class _Run:
         self._add([token], trained)
         self._fresh = self.tokenizer.vocabulary.space_prefix == "always"
 
+    def put_picture(self, layout: Layout) -> None:
+        """What stands for a picture: texts of marks, and ids of its rows."""
+        for part in layout:
+            if not isinstance(part, str):
+                self.cut()
+                self._add(part, 0)
+                self._fresh = self.tokenizer.vocabulary.space_prefix == "always"
+                continue
+            for piece in self.tokenizer.vocabulary.split(part, parse_special=True):
+                if isinstance(piece, int):
+                    self.put_id(piece, 0)
+                else:
+                    self.put_text(piece, 0)
+
     def cut(self) -> None:
         """Nothing that comes later may merge with what came before."""
         if self._text:
@@ -363,7 +413,9 @@ class _Run:
         self._out.mask.extend([trained] * (len(self._out.ids) - before))
 
 
-def _encode_parts(tokenizer: Tokenizer, typed_marks: Iterable[str], parts: Iterable[Part]) -> Masked:
+def _encode_parts(
+    tokenizer: Tokenizer, typed_marks: Iterable[str], parts: Iterable[Part], pictures: Pictures = _NONE
+) -> Masked:
     run = _Run(tokenizer)
     marks = SpecialFinder(typed_marks)
     for part in parts:
@@ -377,49 +429,14 @@ def _encode_parts(tokenizer: Tokenizer, typed_marks: Iterable[str], parts: Itera
                 else:
                     run.put_text(piece, trained)
             continue
-        for text, is_mark in _cut_marks(part.text, marks):
-            put = run.put_letters if is_mark else run.put_text
-            put(text, trained)
+        for words in cut(part.text, pictures) if pictures else (part.text,):
+            if not isinstance(words, str):
+                run.put_picture(words)
+                continue
+            for text, is_mark in marks.cut(words):
+                put = run.put_letters if is_mark else run.put_text
+                put(text, trained)
     return run.finish()
-
-
-def _cut_marks(text: str, marks: SpecialFinder) -> list[tuple[str, bool]]:
-    """The text in pieces, each with whether it is a mark; where marks overlap the longer one is found."""
-    pieces = [(text, False)] if text else []
-    for mark in marks.occurring(text):
-        pieces = [cut for piece in pieces for cut in ([piece] if piece[1] else _around(piece[0], mark))]
-    return pieces
-
-
-def _around(text: str, mark: str) -> Iterator[tuple[str, bool]]:
-    for i, between in enumerate(text.split(mark)):
-        if i:
-            yield mark, True
-        if between:
-            yield between, False
-
-
-class _Disguise:
-    """Control tokens (and `marks`) spelled in contents, made unrecognisable and recognisable again: their first character
-    becomes one of Unicode's private ones that occurs in none of `texts`. marks: finds the marks under their disguise."""
-
-    def __init__(self, tokenizer: Tokenizer, marks: Sequence[str], texts: Sequence[str]) -> None:
-        pieces = [*(tokenizer.vocabulary.pieces[i] for i in tokenizer.control_ids), *marks]
-        self._finder = SpecialFinder(pieces)
-        used = set("".join(texts))
-        free = (chr(c) for c in range(0xF0000, 0xFFFFE) if chr(c) not in used)
-        self._masks = {first: next(free) for first in sorted({piece[0] for piece in pieces})}
-        self._back = {ord(mask): first for first, mask in self._masks.items()}
-        self.marks = SpecialFinder([self._masks[mark[0]] + mark[1:] for mark in marks])
-
-    def on(self, text: str) -> str:
-        while found := self._finder.occurring(text):
-            for piece in found:
-                text = text.replace(piece, self._masks[piece[0]] + piece[1:])
-        return text
-
-    def off(self, text: str) -> str:
-        return text.translate(self._back)
 
 
 def _covered(value: Any, cover: Callable[[str], str]) -> Any:

@@ -90,9 +90,31 @@ def answer(compiled: Compile, line: bytes) -> dict[str, str]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+def address_space() -> int:
+    """Bytes of addresses that this process has; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def lock_down() -> None:
-    """Take away what rendering does not need. A limit that a system does not have is skipped; the others hold."""
-    limits = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0, "RLIMIT_NOFILE": 0}
+    """Take away what rendering does not need. A limit that a system does not have is skipped; the others hold.
+
+    Android's allocator reserves gigabytes of addresses when it starts, and would get nothing more below a limit that it is above
+    already: there the limit is what is reserved and MEMORY_BYTES, and that of data holds the rest.
+    """
+    reserved = address_space()
+    space = MEMORY_BYTES if reserved < MEMORY_BYTES else reserved + MEMORY_BYTES
+    limits = {
+        "RLIMIT_AS": space,
+        "RLIMIT_DATA": MEMORY_BYTES,
+        "RLIMIT_FSIZE": 0,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NPROC": 0,
+        "RLIMIT_NOFILE": 0,
+    }
     for name, value in limits.items():
         if hasattr(resource, name):
             with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS

@@ -1,6 +1,8 @@
 """Hostile templates: none reaches anything, none takes long, and the worker serves the next one."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -225,3 +227,25 @@ def test_a_child_without_processor_time_is_given_up():
 def test_a_request_too_long_is_refused(worker):
     with pytest.raises(TemplateError, match="too long"):
         worker.render("x", {"messages": "a" * 17_000_000})
+
+
+RESERVED = """
+import mmap, sys
+from gangpao.text.templates import sandbox_child
+held = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, prot=0)  # 0x4000: MAP_NORESERVE
+sandbox_child.lock_down()
+print(len(bytearray(50 << 20)))
+try:
+    bytearray(sandbox_child.MEMORY_BYTES + (1 << 20))
+except MemoryError:
+    print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+def test_gigabytes_of_reserved_addresses_are_no_memory() -> None:
+    """Android's allocator reserves them when a process starts."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", RESERVED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == [str(50 << 20), "refused"], done.stderr
