@@ -11,8 +11,11 @@ from pydantic import ValidationError
 
 from gangpao.atomic import read_json
 from gangpao.config import explained
+from gangpao.formats.vision import VisionModel
+from gangpao.formats.vision.config import read
 from gangpao.model.config import PRESETS, ModelConfig
-from gangpao.model.count import flops_per_token, kv_bytes_per_token, memory, parameters
+from gangpao.model.count import flops_per_token, kv_bytes_per_token, memory, parameters, state_bytes
+from gangpao.model.vision.count import picture_cost, sight_parameters
 from gangpao.units import show_bytes
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
@@ -36,7 +39,7 @@ def show(
     if not name:
         print(json.dumps(sorted(PRESETS)) if as_json else presets_table())
         return
-    facts = examine(find(name), context, tokens)
+    facts = examine(find(name), context, tokens, vision_of(name))
     print(json.dumps(facts) if as_json else report(name, facts))
 
 
@@ -65,6 +68,19 @@ def find(name: str) -> ModelConfig:
     raise ValueError(f"{name}: a folder without config.json: give a Hugging Face folder or a run")
 
 
+def vision_of(name: str) -> VisionModel | None:
+    """What a folder, or a config.json, of a model that sees says of its sight; None for others."""
+    path = Path(name).expanduser()
+    for file in (path, path / "config.json", path / "export" / "config.json"):
+        if file.is_file() and file.suffix == ".json":
+            data = read_json(file)
+            processor = file.with_name("preprocessor_config.json")
+            said = read_json(processor) if processor.is_file() else None
+            sees = read(data, said if isinstance(said, dict) else None) if isinstance(data, dict) else None
+            return sees.vision if sees else None
+    return None
+
+
 _RUN = "run.json"
 
 
@@ -79,19 +95,31 @@ def _of_run(path: Path) -> ModelConfig:
         raise ValueError(explained(error, ModelConfig, found["model"], str(path))) from error
 
 
-def examine(config: ModelConfig, context: int, tokens: int) -> dict[str, Any]:
-    """Everything the report says, as JSON."""
+_PICTURES = ((448, 448), (1344, 1344))
+
+
+def _sight(vision: VisionModel, text_size: int) -> dict[str, Any]:
+    """What the report says of sight."""
+    count = sight_parameters(vision, text_size)
+    costs = {f"{w} x {h}": asdict(picture_cost(vision, text_size, w, h)) for w, h in _PICTURES}
+    return {"row": asdict(vision), "parameters": asdict(count) | {"total": count.total}, "pictures": costs}
+
+
+def examine(config: ModelConfig, context: int, tokens: int, vision: VisionModel | None = None) -> dict[str, Any]:
+    """Everything the report says, as JSON; of the language model, and of its sight where it has one."""
     count = parameters(config)
-    return {
+    sight = {"sight": _sight(vision, config.hidden_size)} if vision else {}
+    return sight | {
         "config": config.model_dump(mode="json", exclude_none=True),
         "parameters": asdict(count) | {"non_embedding": count.non_embedding, "total": count.total},
         "context": context,
         "flops_per_token": flops_per_token(config, context),
         "training_flops_per_token": flops_per_token(config, context, training=True),
         "kv_bytes_per_token": kv_bytes_per_token(config),
+        "state_bytes": state_bytes(config),
         "tokens": tokens,
         "memory_bytes": memory(config, context=context, tokens=tokens),
-        "remarks": list(config.remarks),
+        "remarks": [] if vision else list(config.remarks),
     }
 
 
@@ -111,6 +139,8 @@ def report(name: str, facts: dict[str, Any]) -> str:
     lines += [f"  {key:24} {_value(value)}" for key, value in facts["config"].items()]
     lines += ["", "parameters"]
     lines += [f"  {key:24} {value:>16,}" for key, value in facts["parameters"].items() if value]
+    if "sight" in facts:
+        lines += _sight_lines(facts)
     context, tokens = facts["context"], facts["tokens"]
     lines += [
         "",
@@ -118,12 +148,26 @@ def report(name: str, facts: dict[str, Any]) -> str:
         f"  {'forward':24} {facts['flops_per_token'] / 1e9:>12.3f} GFLOP",
         f"  {'forward and backward':24} {facts['training_flops_per_token'] / 1e9:>12.3f} GFLOP",
         f"  {'KV cache, 16 bits':24} {facts['kv_bytes_per_token']:>12,} bytes",
+        *([f"  {'recurrent state, a text':24} {facts['state_bytes']:>12,} bytes"] if facts["state_bytes"] else []),
         "",
         f"memory (serving {context:,} positions; training with {tokens:,} tokens a step and recomputation)",
     ]
     lines += [f"  {_USES[use]:24} {show_bytes(size):>12}" for use, size in facts["memory_bytes"].items()]
     lines += ["", *(f"note: {remark}" for remark in facts["remarks"])] if facts["remarks"] else []
     return "\n".join(lines)
+
+
+def _sight_lines(facts: dict[str, Any]) -> list[str]:
+    sight, text = facts["sight"], facts["parameters"]["total"]
+    lines = ["", f"sight ({sight['row']['name']})"]
+    lines += [f"  {key:24} {value:>16,}" for key, value in sight["parameters"].items()]
+    lines += [f"  {'with the language model':24} {sight['parameters']['total'] + text:>16,}", ""]
+    for size, cost in sight["pictures"].items():
+        lines.append(
+            f"  a picture of {size:12} {cost['pieces']:>3} pieces, {cost['patches']:>6,} patches, {cost['rows']:>5,} rows, "
+            f"{cost['flops'] / 1e9:>9,.1f} GFLOP"
+        )
+    return lines
 
 
 def _value(value: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gangpao.config import Frozen
-from gangpao.formats.architectures import Architecture, Parts, by_model_type
+from gangpao.formats.architectures import Architecture, LayerType, Parts, by_model_type, layers_of_interval
 from gangpao.formats.architectures import class_of as class_of_parts
 from gangpao.model import foreign
 
@@ -79,6 +79,40 @@ class MLAConfig(Frozen):
     v_head_dim: int = Field(ge=1)
 
 
+class DeltaConfig(Frozen):
+    """Gated DeltaNet (arXiv:2412.06464), the recurrent layers of Qwen3.5: a short convolution, a decay, a state for each head."""
+
+    linear_conv_kernel_dim: int = Field(4, ge=2)
+    linear_key_head_dim: int = Field(ge=1)
+    linear_value_head_dim: int = Field(ge=1)
+    linear_num_key_heads: int = Field(ge=1)
+    linear_num_value_heads: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> DeltaConfig:
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            raise ValueError(
+                f"linear_num_value_heads {self.linear_num_value_heads} is not a multiple of linear_num_key_heads "
+                f"{self.linear_num_key_heads}"
+            )
+        return self
+
+    @property
+    def key_size(self) -> int:
+        """Width of all keys of a token, and of all queries."""
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def value_size(self) -> int:
+        """Width of all values of a token."""
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys and values."""
+        return 2 * self.key_size + self.value_size
+
+
 class SparseConfig(Frozen):
     """The block-sparse attention (InfLLM-V2) that MiniCPM4 and 4.1 may use on long texts: kept, and computed densely.
 
@@ -100,8 +134,10 @@ class ModelConfig(Frozen):
 
     scale_emb multiplies embeddings; scale_depth / sqrt(num_hidden_layers) every residual branch (None: 1); the final hidden
     state is multiplied by dim_model_base / hidden_size (None: 1), whether the head is tied or not. dim_model_base is also
-    the base width of the muP rules. initializer_range is init_std at that width. tensor_prefix is what stands before the
-    names of the language model's tensors in a checkpoint that holds more than that.
+    the base width of the muP rules. initializer_range is init_std at that width. layer_types says for every layer whether it
+    attends or keeps a state (delta); empty: all attend. partial_rotary_factor: the share of a head that RoPE turns.
+    mrope_section: how many of its pairs turn by time, row and column where positions have all three. tensor_prefix is what
+    stands before the names of the language model's tensors in a checkpoint that holds more than that.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -121,6 +157,20 @@ class ModelConfig(Frozen):
     tie_word_embeddings: bool = True
     attention_bias: bool = Field(False, description="Biases on q, k and v.")
     qk_norm: bool = Field(False, description="RMSNorm on every head of q and k before RoPE.")
+    attention_gate: bool = Field(False, description="q_proj gives a gate beside each head of q.")
+    centred_norms: bool = Field(False, description="Norms multiply by 1 + weight.")
+    no_rope_layers: tuple[int, ...] = Field(
+        (), description="For each layer 1 where it rotates, 0 where not; empty: all do."
+    )
+    sliding_window: int | None = Field(None, ge=1, description="Positions that layers of sliding_attention see.")
+    rope_local_base_freq: float = Field(10000.0, gt=1, description="Base of the angles of layers of sliding_attention.")
+    post_norms: bool = Field(False, description="A norm behind each branch as well.")
+    gelu: bool = Field(False, description="GELU by the tangent in the MLP, for SiLU.")
+    root_embedding: bool = Field(False, description="Embeddings times sqrt(hidden_size).")
+    partial_rotary_factor: float = Field(1.0, gt=0, le=1)
+    mrope_section: tuple[int, int, int] | None = None
+    layer_types: tuple[LayerType, ...] = ()
+    delta: DeltaConfig | None = None
     scale_emb: float = Field(1.0, gt=0)
     scale_depth: float | None = Field(None, gt=0)
     dim_model_base: int | None = Field(None, ge=1)
@@ -142,9 +192,8 @@ class ModelConfig(Frozen):
         if self.rope_dim % 2:
             raise ValueError(f"RoPE rotates pairs, and {self.rope_dim} dimensions are odd")
         if self.mla and self.num_key_value_heads != self.num_attention_heads:
-            raise ValueError(
-                "latent attention has a key for every head: num_key_value_heads must equal num_attention_heads"
-            )
+            raise ValueError("latent attention has a key for every head: num_key_value_heads is num_attention_heads")
+        self._check_layers()
         s = self.rope_scaling
         if s and s.rope_type == "longrope" and not len(s.short_factor) == len(s.long_factor) == self.rope_dim // 2:
             raise ValueError(f"longrope needs short_factor and long_factor of {self.rope_dim // 2} numbers each")
@@ -153,6 +202,36 @@ class ModelConfig(Frozen):
         if family := class_of(self):  # a frozen record is set once more, before anybody has seen it
             object.__setattr__(self, "model_type", family.model_type)
         return self
+
+    def _check_layers(self) -> None:
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types names {len(self.layer_types)} layers, there are {self.num_hidden_layers}")
+        if ("linear_attention" in self.layer_types) != (self.delta is not None):
+            raise ValueError("layers of linear_attention and linear_key_head_dim ... (Gated DeltaNet) belong together")
+        if self.no_rope_layers and len(self.no_rope_layers) != self.num_hidden_layers:
+            named = len(self.no_rope_layers)
+            raise ValueError(f"no_rope_layers names {named} layers, there are {self.num_hidden_layers}")
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise ValueError("layers of sliding_attention need a sliding_window")
+        if self.mrope_section and sum(self.mrope_section) > self.rope_dim // 2:
+            raise ValueError(f"mrope_section {self.mrope_section} is more than the {self.rope_dim // 2} rotated pairs")
+        if self.mla and (self.layer_types or self.attention_gate or self.partial_rotary_factor != 1.0):
+            raise ValueError("latent attention goes together with neither gates, other layers nor partial rotation")
+
+    @property
+    def kinds(self) -> tuple[LayerType, ...]:
+        """The type of every layer."""
+        plain: LayerType = "full_attention"
+        return self.layer_types or (plain,) * self.num_hidden_layers
+
+    def rotates(self, layer: int) -> bool:
+        """Whether a layer that attends turns q and k by their positions."""
+        return not self.no_rope_layers or bool(self.no_rope_layers[layer])
+
+    @property
+    def attention_layers(self) -> int:
+        """How many layers attend, and have keys and values in a cache."""
+        return self.num_hidden_layers - self.kinds.count("linear_attention")
 
     @property
     def parts(self) -> Parts:
@@ -163,12 +242,35 @@ class ModelConfig(Frozen):
             latent=self.mla is not None,
             attention_bias=self.attention_bias,
             qk_norm=self.qk_norm,
+            delta=self.delta is not None,
+            attention_gate=self.attention_gate,
+            centred_norms=self.centred_norms,
+            nope=0 in self.no_rope_layers,
+            window="sliding_attention" in self.layer_types,
+            post_norms=self.post_norms,
+            gelu=self.gelu,
+            root_embedding=self.root_embedding,
         )
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer is grouped-query attention without a gate, and an MLP."""
+        return not (self.moe or self.mla or self.delta or self.attention_gate or self.post_norms or self.gelu)
 
     @property
     def rope_dim(self) -> int:
         """Dimensions of a head that RoPE turns."""
-        return self.mla.qk_rope_head_dim if self.mla else self.head_dim
+        return self.mla.qk_rope_head_dim if self.mla else int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def heads_fill_width(self) -> bool:
+        """Whether the heads together are as wide as the model, which those of a pruned one need not be."""
+        return self.num_attention_heads * self.head_dim == self.hidden_size
+
+    @property
+    def embedding_scale(self) -> float:
+        """Factor of embeddings."""
+        return math.sqrt(self.hidden_size) if self.root_embedding else self.scale_emb
 
     @property
     def residual_scale(self) -> float:
@@ -203,14 +305,7 @@ class ModelConfig(Frozen):
 
     @classmethod
     def _read(cls, path: Path) -> ModelConfig:
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path}: a configuration is a JSON object, this is a {type(data).__name__}")
+        data = json_object(path)
         try:
             return from_hf(data)
         except ValidationError as error:
@@ -220,7 +315,24 @@ class ModelConfig(Frozen):
             raise ValueError(f"{path}: {error}") from error
 
 
-_OURS_ALONE = {"attention_bias", "qk_norm", "moe", "mla", "rope_scaling", "head_dim", "tensor_prefix"}
+def json_object(path: Path) -> dict[str, Any]:
+    """What a configuration file holds. Raises ValueError naming the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a configuration is a JSON object, this is a {type(data).__name__}")
+    return data
+
+
+_OURS_ALONE = {
+    "attention_bias", "qk_norm", "moe", "mla", "rope_scaling", "head_dim", "tensor_prefix", "attention_gate", "centred_norms",
+    "partial_rotary_factor", "mrope_section", "layer_types", "delta", "no_rope_layers", "sliding_window",
+    "rope_local_base_freq", "post_norms", "gelu", "root_embedding",
+}  # fmt: skip
 # Where a model that no published class computes is kept in config.json: other programs then refuse it by its model_type.
 _OURS = "gangpao"
 
@@ -265,8 +377,25 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     data |= {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     s = config.rope_scaling
     data["rope_scaling"] = s and s.model_dump(include={"rope_type", *_ROPE_KEYS[s.rope_type]}, exclude_none=True)
-    for part in (config.moe, config.mla):
+    for part in (config.moe, config.mla, config.delta):
         data |= part.model_dump() if part else {}
+    if config.delta:
+        del data["rope_theta"], data["rope_scaling"]
+        data |= {
+            "layer_types": list(config.kinds),
+            "attn_output_gate": True,
+            "rope_parameters": _rope_parameters(config),
+        }
+    if config.parts.window:
+        data |= {"layer_types": list(config.kinds), "sliding_window": config.sliding_window}
+        data |= {"rope_local_base_freq": config.rope_local_base_freq, "query_pre_attn_scalar": config.head_dim}
+    if config.gelu:
+        del data["hidden_act"]
+        data["hidden_activation"] = "gelu_pytorch_tanh"
+    if config.no_rope_layers or config.gelu:  # these classes take a padding token that a vocabulary may not have
+        data["pad_token_id"] = None
+    if config.no_rope_layers:
+        data["no_rope_layers"] = list(config.no_rope_layers)
     if not config.mla:
         data["head_dim"] = config.head_dim
     if (
@@ -277,6 +406,19 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     else:
         data.pop("scale_emb")
     return data
+
+
+def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    """The form of transformers 5, which alone has sections; the older keys would say it twice."""
+    scaling = config.rope_scaling
+    one = (
+        scaling.model_dump(include={"rope_type", *_ROPE_KEYS[scaling.rope_type]}, exclude_none=True) if scaling else {}
+    )
+    one = {"rope_type": "default", "rope_theta": config.rope_theta} | one
+    one["partial_rotary_factor"] = config.partial_rotary_factor
+    if config.mrope_section:
+        one |= {"mrope_section": list(config.mrope_section), "mrope_interleaved": True}
+    return one
 
 
 def _minicpm(**fields: Any) -> ModelConfig:
@@ -348,5 +490,11 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen2.5-1.5b": ModelConfig(
         model_type="qwen2", **_shape(1536, 8960, 28, 12, 2, 151_936), head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6,
         attention_bias=True, max_position_embeddings=32_768, bos_token_id=151_643, eos_token_id=151_645,
+    ),
+    "qwen3.5-0.8b": ModelConfig(
+        model_type="qwen3_5_text", **_shape(1024, 3584, 24, 8, 2, 248_320), head_dim=256, rms_norm_eps=1e-6, rope_theta=1e7,
+        qk_norm=True, attention_gate=True, centred_norms=True, partial_rotary_factor=0.25, mrope_section=(11, 11, 10),
+        layer_types=layers_of_interval(4, 24), max_position_embeddings=262_144, eos_token_id=248_044,
+        delta=DeltaConfig(linear_key_head_dim=128, linear_value_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=16),
     ),
 }  # fmt: skip

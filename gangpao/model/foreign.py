@@ -12,23 +12,34 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gangpao.formats.architectures import LATENT_RANKS, Architecture, by_any_name, by_model_type
+from gangpao.formats.architectures import (
+    DELTA_SIZES,
+    LATENT_RANKS,
+    LOCAL_THETA,
+    NOPE_INTERVAL,
+    WINDOW_INTERVAL,
+    Architecture,
+    by_any_name,
+    by_model_type,
+    layers_of_interval,
+    rotating_layers,
+)
+from gangpao.formats.integers.scheme import Scheme, scheme_of
+from gangpao.formats.vision import config as vision_config
 
 Json = Mapping[str, Any]
 
 
 SCALES = ("scale_emb", "scale_depth", "dim_model_base")
-# MiniCPM-V 1.0 and 2.0 hold a MiniCPM-2B under this prefix, beside a picture encoder and a resampler.
-VISION_PREFIX = "llm."
-_VISION = "minicpmv"
-_VISION_NAMES = ("minicpmv", "MiniCPMV", "MiniCPMVConfig")
+# Qwen3.5 as it is published, and who stands on it: the language model under this prefix, its numbers in text_config.
+NESTED_PREFIX = "model.language_model."
+_NESTED = {"qwen3_5": "qwen3_5_text"}
 # Parts of names, in lower case, of what is published and not computed here, with what is missing.
 _MISSING = {
     "sala": "its layers of lightning (linear) attention are not implemented",
     "eagle": "a draft head for speculative decoding has no language model of its own; give the model that it drafts for",
     "dspark": "a draft head for speculative decoding has no language model of its own; give the model that it drafts for",
     "minicpmo": "speech and its language model are not implemented",
-    "minicpmv4": "its language model (Qwen3.5) is not implemented",
     "embedding": "it gives vectors of texts, not words",
     "sequenceclassification": "it gives labels of texts, not words",
 }
@@ -52,43 +63,48 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,), "partial_rotary_factor": (1.0,), "rope_interleaved": (False,), "is_decoder": (True, False),
     "is_encoder_decoder": (False,), "add_cross_attention": (False,), "chunk_size_feed_forward": (0,), "pruned_heads": ({},),
     "torchscript": (True, False), "num_nextn_predict_layers": (0,), "qk_norm": (False,), "lm_head_bias": (False,),
+    "attn_output_gate": (True,), "final_logit_softcapping": (), "attn_logit_softcapping": (),
+    "use_bidirectional_attention": (False,),
 }  # fmt: skip
 _WHY = {
     "hidden_act": "MiniCPM-S thresholds a ReLU (fatrelu), other activations are not implemented either",
     "mlp_bias": "biases in the MLP are not implemented",
     "is_causal": "such a model reads in both directions and gives vectors of texts",
 }
-_PICTURES = {
-    "drop_vision_last_layer", "image_size", "max_slice_nums", "mm_use_im_start_end", "patch_size", "query_num", "scale_resolution",
-    "slice_mode", "vision_encoder",
-}  # fmt: skip
-
 _SIZES = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings",
 }  # fmt: skip
+_PACKED = ("quantization_config", "compression_config", "quantization")  # by transformers, of old, by MLX
 _EXPERTS = {"num_experts", "num_experts_per_tok", "router_aux_loss_coef"}
 _RANKS = {*LATENT_RANKS, "v_head_dim"}
 _REALS = {"rms_norm_eps", "initializer_range"}
 _SWITCHES = {"tie_word_embeddings", "attention_bias"}
+# Of Qwen3.5. Draft heads (mtp) are left out, and the type that a state has in memory is ours to choose.
+_DELTA = {*DELTA_SIZES, "full_attention_interval", "partial_rotary_factor"}
+_WINDOW = {
+    "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "query_pre_attn_scalar", "cache_implementation",
+}  # fmt: skip
+_DELTA_IGNORED = {
+    "mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers", "rope_type",
+}  # fmt: skip
 _ROPE = {"rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"}
 _OTHERS = {"bos_token_id", "eos_token_id", "layer_types"}
 
 
 def fields(data: Json) -> dict[str, Any]:
     """The fields of ModelConfig that a config.json means. Raises ValueError for what we would compute wrongly."""
-    family, prefix = family_of(data)
-    quantized = data.get("quantization_config") or data.get("quantization") or data.get("compression_config")
-    if quantized:
-        method = quantized.get("quant_method", "") if isinstance(quantized, Mapping) else ""
-        raise ValueError(
-            f"quantization_config is {method or quantized!r:.60}: quantized weights are not read here; take the checkpoint in "
-            "16 bits, or a .gguf file for `gangpao chat`"
-        )
-    _refuse_foreign(data, family, prefix)
+    if data.get("model_type") in _NESTED:
+        return _nested(data)
+    sees = vision_config.read(data)
+    if sees is not None:
+        return fields(sees.text) | {"tensor_prefix": sees.prefix or None}
+    family = family_of(data)
+    scheme_in(data)
+    _refuse_foreign(data, family)
     known = {key: value for key, value in data.items() if value is not None}
     _check_types(known)
-    out: dict[str, Any] = {"model_type": family.model_type, "tensor_prefix": prefix or None}
+    out: dict[str, Any] = {"model_type": family.model_type}
     for key in (_SIZES | _REALS | {"tie_word_embeddings", "bos_token_id", "sparse_config"}) & (
         known.keys() | family.defaults.keys()
     ):
@@ -97,15 +113,77 @@ def fields(data: Json) -> dict[str, Any]:
         out["eos_token_id"] = known["eos_token_id"]
     if not out.get("sparse_config"):
         out.pop("sparse_config", None)
-    out |= {"attention_bias": family.parts.attention_bias, "qk_norm": family.parts.qk_norm} | _scales(data, family)
+    always = (
+        "attention_bias", "qk_norm", "attention_gate", "centred_norms", "post_norms", "gelu", "root_embedding"
+    )  # fmt: skip
+    out |= {key: getattr(family.parts, key) for key in always} | _scales(data, family)
     out |= _heads(data, known, family)
     if known.get("num_experts"):
         out["moe"] = {key: known[key] for key in _EXPERTS & known.keys()}
+    if family.parts.delta:
+        out |= _delta(known, family)
+    if family.parts.window:
+        out |= _window(known, family)
+    if family.parts.nope:
+        every = int(known.get("no_rope_layer_interval", NOPE_INTERVAL))
+        layers = int(known.get("num_hidden_layers", 0))
+        out["no_rope_layers"] = tuple(known.get("no_rope_layers") or rotating_layers(every, layers))
     return out | rope(data, family)
 
 
-def family_of(data: Json) -> tuple[Architecture, str]:
-    """What a file is about, and the prefix of its language model's tensors. Raises ValueError naming what is not computed."""
+def _nested(data: Json) -> dict[str, Any]:
+    """Those of the language model of a model that sees, which stand in text_config."""
+    inner = data.get("text_config")
+    if not isinstance(inner, Mapping):
+        raise ValueError(
+            f"model_type {data['model_type']!r} without text_config, in which the language model's numbers stand"
+        )
+    outside = {key: data[key] for key in ("tie_word_embeddings", *_PACKED) if data.get(key) is not None}
+    ours = {key: value for key, value in inner.items() if key != "architectures"}
+    return fields(ours | outside | {"model_type": _NESTED[data["model_type"]]}) | {"tensor_prefix": NESTED_PREFIX}
+
+
+def _window(known: Json, family: Architecture) -> dict[str, Any]:
+    """Which layers see a window, how wide it is, and the base of their angles."""
+    every = int(known.get("sliding_window_pattern", known.get("_sliding_window_pattern", WINDOW_INTERVAL)))
+    types = known.get("layer_types") or layers_of_interval(
+        every, int(known.get("num_hidden_layers", 0)), "sliding_attention"
+    )
+    heads, scalar = known.get("head_dim", family.defaults["head_dim"]), known.get("query_pre_attn_scalar", 256)
+    if scalar != heads:
+        raise ValueError(f"query_pre_attn_scalar is {scalar}, and only the width of a head ({heads}) is implemented")
+    local = (known.get("rope_parameters") or {}).get("sliding_attention") or {}
+    return {
+        "layer_types": tuple(types),
+        "sliding_window": known.get("sliding_window", family.defaults["sliding_window"]),
+        "rope_local_base_freq": local.get("rope_theta", known.get("rope_local_base_freq", LOCAL_THETA)),
+    }
+
+
+def _delta(known: Json, family: Architecture) -> dict[str, Any]:
+    """Sizes of Gated DeltaNet, which layers are of it, and which share of a head RoPE turns."""
+    layers = known.get("num_hidden_layers", 0)
+    every = known.get("full_attention_interval", family.defaults["full_attention_interval"])
+    types = known.get("layer_types") or layers_of_interval(int(every), int(layers))
+    rope_keys = known.get("rope_parameters") or known.get("rope_scaling") or {}
+    share = rope_keys.get("partial_rotary_factor", known.get("partial_rotary_factor"))
+    sections = rope_keys.get("mrope_section", family.defaults["mrope_section"])
+    return {
+        "delta": {key: known.get(key, value) for key, value in DELTA_SIZES.items()},
+        "layer_types": tuple(types),
+        "partial_rotary_factor": family.defaults["partial_rotary_factor"] if share is None else share,
+        "mrope_section": tuple(sections[:3]),
+    }
+
+
+def scheme_in(data: Json) -> Scheme | None:
+    """How a file says that weights are packed; None where they are floats. Raises ValueError for a form that is not read."""
+    quantized = next((data[key] for key in _PACKED if data.get(key)), None)
+    return scheme_of(quantized) if quantized else None
+
+
+def family_of(data: Json) -> Architecture:
+    """What a file is about. Raises ValueError naming what is not computed."""
     kind, classes = data.get("model_type"), data.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in [kind or "", *classes]):
         raise ValueError("model_type must be a text and architectures a list of texts")
@@ -114,7 +192,6 @@ def family_of(data: Json) -> tuple[Architecture, str]:
     if not said:
         said = _told_by_auto_map(data)
     known = {name: row.model_type for name, row in by_any_name().items()}
-    known |= dict.fromkeys(_VISION_NAMES, _VISION)
     for phrase, name in said.items():
         reason = next((why for part, why in _MISSING.items() if part in name.lower()), None)
         if reason:
@@ -127,11 +204,7 @@ def family_of(data: Json) -> tuple[Architecture, str]:
             f"model_type and architectures contradict each other ({', '.join(map(str, said.values()))}): they compute different "
             "numbers; correct the wrong one in a copy of the file"
         )
-    name = told.pop()
-    if name == _VISION:
-        _refuse_other_vision(data)
-        return by_model_type()["minicpm"], VISION_PREFIX
-    return by_model_type()[name], ""
+    return by_model_type()[told.pop()]
 
 
 def _told_by_auto_map(data: Json) -> dict[str, str]:
@@ -153,33 +226,32 @@ def _told_by_keys(data: Json) -> set[str]:
     return {"minicpm3" if data.get("kv_lora_rank") else "minicpm"}
 
 
-def _refuse_other_vision(data: Json) -> None:
-    if data.get("version") or data.get("vision_config") or any(key not in data for key in SCALES):
-        raise ValueError(
-            f"model_type {_VISION!r} after 2.0 is not supported: only the language model of MiniCPM-V 1.0 and 2.0 is a MiniCPM"
-        )
-
-
-def _refuse_foreign(data: Json, family: Architecture, prefix: str) -> None:
+def _refuse_foreign(data: Json, family: Architecture) -> None:
     for key, values in _FIXED.items():
-        value = data.get(key)
+        value = None if family.parts.delta and key in _DELTA else data.get(key)
+        values = ("gelu_pytorch_tanh",) if family.parts.gelu and key.startswith("hidden_act") else values
         spelled = value.lower() if isinstance(value, str) else value
         if value is not None and spelled not in values:
             why = f": {_WHY[key]}" if key in _WHY else ""
-            raise ValueError(f"{key} is {value!r:.60}, and only {values[0]!r} is implemented{why}")
+            only = repr(values[0]) if values else "none"
+            raise ValueError(f"{key} is {value!r:.60}, and only {only} is implemented{why}")
     if data.get("attention_bias") and not family.parts.attention_bias:
         raise ValueError(
             f"attention_bias is on: {family.model_type} then has biases on q, k, v and o, which are not implemented "
             "(qwen2's on q, k and v are)"
         )
-    if any(layer != "full_attention" for layer in data.get("layer_types") or ()):
-        raise ValueError("layer_types asks for other layers than full_attention, which are not implemented")
-    known = (
-        _SIZES | _REALS | _SWITCHES | _ROPE | _OTHERS | _IGNORED | _FIXED.keys() | {"quantization_config"} | set(SCALES)
-    )
+    there = {"full_attention"} | ({"linear_attention"} if family.parts.delta else set())
+    there |= {"sliding_attention"} if family.parts.window else set()
+    if not there.issuperset(data.get("layer_types") or ()):
+        raise ValueError(
+            f"layer_types asks for other layers than {' and '.join(sorted(there))}, which are not implemented"
+        )
+    known = _SIZES | _REALS | _SWITCHES | _ROPE | _OTHERS | _IGNORED | _FIXED.keys() | {*_PACKED, *SCALES}
     known |= (_EXPERTS | {"sparse_config"}) if family.parts.experts else set()
     known |= (_RANKS | {"qk_head_dim"}) if family.parts.latent else set()
-    known |= _PICTURES if prefix else set()
+    known |= _WINDOW if family.parts.window else set()
+    known |= {"no_rope_layers", "no_rope_layer_interval"} if family.parts.nope else set()
+    known |= (_DELTA | _DELTA_IGNORED) if family.parts.delta else set()
     if unknown := sorted(key for key in data.keys() - known if data[key] is not None):
         raise ValueError(
             f"unknown {'keys' if len(unknown) > 1 else 'key'} {', '.join(f'{k!r:.40}' for k in unknown[:4])}: computing without "
@@ -203,9 +275,10 @@ def _check_types(known: Json) -> None:
 
     kinds: list[tuple[set[str], Callable[[Any], bool], str]] = [
         (_SIZES | _RANKS | {"dim_model_base", "num_experts", "num_experts_per_tok", "bos_token_id"}, whole, "a whole number"),
-        (_REALS | {"rope_theta", "scale_emb", "scale_depth", "router_aux_loss_coef"}, real, "a number"),
+        (_DELTA - {"partial_rotary_factor"} | {"no_rope_layer_interval"}, whole, "a whole number"),
+        (_REALS | {"partial_rotary_factor", "rope_theta", "scale_emb", "scale_depth", "router_aux_loss_coef"}, real, "a number"),
         (_SWITCHES, lambda value: isinstance(value, bool), "true or false"),
-        ({"eos_token_id"}, ids, "a whole number or a list of them"),
+        ({"eos_token_id", "no_rope_layers"}, ids, "a whole number or a list of them"),
     ]  # fmt: skip
     for keys, test, wanted in kinds:
         for key in sorted(keys & known.keys()):
@@ -273,6 +346,8 @@ _ROPE_NAMES = {"su": "longrope", "ntk": "dynamic"}  # older names
 def rope(data: Json, family: Architecture) -> dict[str, Any]:
     """rope_theta and rope_scaling, as transformers 4 (rope_scaling) and 5 (rope_parameters) spell them."""
     given = {key: data[key] for key in ("rope_scaling", "rope_parameters") if data.get(key)}
+    if family.parts.window and isinstance(told := given.get("rope_parameters"), Mapping) and "full_attention" in told:
+        given["rope_parameters"] = told["full_attention"]  # those of the other layers are read by _window
     for key, value in given.items():
         if not isinstance(value, Mapping):
             raise ValueError(f"{key} must be an object or null")
@@ -291,7 +366,11 @@ def _one_rope(where: str, given: Json, data: Json, family: Architecture) -> dict
     s.pop("finetuned", None)
     kind = _ROPE_NAMES.get(kind, kind)
     theta = s.pop("rope_theta", data.get("rope_theta"))
-    if s.pop("partial_rotary_factor", 1.0) != 1.0:
+    if family.parts.delta:  # read by _delta
+        s = {key: value for key, value in s.items() if key not in ("partial_rotary_factor", "mrope_section")}
+        if s.pop("mrope_interleaved", True) is not True:
+            raise ValueError(f"{where}.mrope_interleaved is off, and only interleaved axes are implemented")
+    elif s.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"{where}.partial_rotary_factor is {given['partial_rotary_factor']}, and only 1.0 is implemented"
         )

@@ -5,7 +5,7 @@ dim_model_base set (MiniCPM, arXiv:2404.06395 table 7), m = hidden_size / dim_mo
 
     matrices inside the layers   std = initializer_range / sqrt(m)    lr / m
     embedding                    std = initializer_range              lr
-    norms                        1                                    lr
+    norms                        1 (centred ones 0)                   lr
     untied head                  std = initializer_range              lr
 
 The paper says 0.1 for "others", norms among them; the training code sets norms to 1, and we follow the code. Without
@@ -27,7 +27,8 @@ from torch import nn
 from gangpao.config import Frozen
 from gangpao.model.config import ModelConfig
 
-ParameterKind = Literal["embedding", "head", "hidden", "norm", "bias"]
+ParameterKind = Literal["embedding", "head", "hidden", "norm", "bias", "decay"]
+LARGEST_DECAY = 16.0  # e^A_log of Gated DeltaNet begins between 0.01 and this, as in transformers
 
 
 class KindRule(Frozen):
@@ -55,6 +56,8 @@ Rules = Mapping[ParameterKind, KindRule]
 
 def kind_of(name: str) -> ParameterKind:
     """What a parameter is, by its Hugging Face name; a tied head is the embedding."""
+    if name.endswith((".A_log", ".dt_bias")):
+        return "decay"
     if name.endswith(".bias"):
         return "bias"
     if "norm" in name:
@@ -72,6 +75,9 @@ def rule_of(name: str, config: ModelConfig, rules: Rules | None = None) -> Rule:
         case "bias":
             rule = Rule(0.0, 1.0, 0.0)
         case "norm":
+            centred = config.centred_norms and ".linear_attn." not in name
+            rule = Rule(0.0 if centred else None, 1.0, 0.0)
+        case "decay":
             rule = Rule(None, 1.0, 0.0)
         case _:
             rule = Rule(config.initializer_range / math.sqrt(width), 1.0 / width, 1.0)
@@ -87,7 +93,10 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, rules: Rules | 
     """Fill every parameter by its rule. Each has a generator of its own, so a value depends on seed, name and shape alone."""
     for name, parameter in model.named_parameters():
         rule = rule_of(name, config, rules)
-        if rule.std is None:
+        if name.endswith(".A_log"):
+            generator = torch.Generator(device="cpu").manual_seed(parameter_seed(seed, name))
+            parameter.copy_(torch.empty(parameter.shape).uniform_(0.01, LARGEST_DECAY, generator=generator).log_())
+        elif rule.std is None:
             parameter.fill_(1.0)
         elif rule.std == 0.0:
             parameter.zero_()

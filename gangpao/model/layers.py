@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gangpao.formats.rope_axes import axes_of_pairs
 from gangpao.model import cpu, tiles
 from gangpao.model.config import ModelConfig
 
@@ -79,17 +80,38 @@ def _multiplies(linear: Linear, x: Tensor) -> bool:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), in float32, cast back, times weight."""
+    """x / sqrt(mean(x^2) + eps), in float32, cast back, times weight; centred: times 1 + weight, before the cast."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, centred: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.zeros(width) if centred else torch.ones(width))
         self.eps = eps
+        self.centred = centred
 
     def forward(self, x: Tensor) -> Tensor:
         if cpu.applies(x):
-            return cpu.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
+            return cpu.rms_norm(x, self.weight.float() + 1 if self.centred else self.weight, self.eps)
+        y = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
+        if self.centred:
+            return (y * (1 + self.weight.float())).to(x.dtype)
+        return y.to(x.dtype) * self.weight.to(x.dtype)
+
+
+def splice(embeddings: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """Embeddings [..., D] with rows [N, D] at places, int [N] (numbers in the flattened [T, D]); gradients go to both.
+
+    Raises ValueError where rows and places differ in number, or a place is outside or is taken twice.
+    """
+    flat = embeddings.reshape(-1, embeddings.shape[-1])
+    if len(places) != len(rows) or rows.shape[1:] != flat.shape[1:]:
+        raise ValueError(
+            f"{len(places)} places of {flat.shape[1]} numbers for rows of shape {list(rows.shape)}: "
+            "the model's rows and the prompt's places do not belong together"
+        )
+    ordered = places.sort().values
+    if len(places) and (int(ordered[0]) < 0 or int(ordered[-1]) >= len(flat) or bool((ordered.diff() == 0).any())):
+        raise ValueError(f"places of rows must differ and be within the {len(flat)} positions of the prompt")
+    return flat.index_put((places.to(flat.device),), rows.to(flat)).view_as(embeddings)
 
 
 def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -112,6 +134,22 @@ class LayerCache:
         self.keys = keys
         self.values = values
         self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """The most positions."""
+        return self.keys.shape[2]
+
+    def truncate(self, length: int) -> int:
+        """Forget every position from `length` on; how many are left, which may be fewer where there is no way back to it."""
+        self.length = min(length, self.length)
+        return self.length
+
+    def copy_to(self, other: LayerCache) -> None:
+        """Put it into another of the same kind, whose rows all go on from this one."""
+        other.keys[:, :, : self.length] = self.keys[:, :, : self.length]
+        other.values[:, :, : self.length] = self.values[:, :, : self.length]
+        other.length = self.length
 
     def append(self, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
         """Store new positions; all keys and values so far."""
@@ -177,30 +215,61 @@ def _llama3(inverse: Tensor, config: ModelConfig, original: int) -> Tensor:
     return (1 - smooth) * inverse / s.factor + smooth * inverse
 
 
-def angles(inverse: Tensor, factor: float, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 [B, 1, T, rope_dim / 2]."""
-    turned = positions_BT[:, None, :, None].double() * inverse.to(positions_BT.device)
+def angles(
+    inverse: Tensor, factor: float, positions: Tensor, sections: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 [B, 1, T, rope_dim / 2]. positions: [B, T]; or [3, B, T] for time, row and column, of which
+    `sections` says how many pairs each turns (formats/rope_axes.py)."""
+    if positions.dim() == 3:
+        assert sections is not None, "positions of three axes need sections"
+        of_pair = positions[axes_of_pairs(sections, len(inverse))]  # [pairs, B, T]
+        turned = of_pair.movedim(0, -1)[:, None].double() * inverse.to(positions.device)
+    else:
+        turned = positions[:, None, :, None].double() * inverse.to(positions.device)
     return (turned.cos() * factor).float(), (turned.sin() * factor).float()
 
 
+def local_angles(config: ModelConfig, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of layers that see a window: a base of their own, and no scaling."""
+    half = config.rope_dim // 2
+    inverse = config.rope_local_base_freq ** (-torch.arange(half, dtype=torch.float64) / half)
+    return angles(inverse, 1.0, positions_BT)
+
+
+def windowed(mask: Tensor | None, time: int, past: int, window: int) -> Tensor | None:
+    """The mask [B, 1, T, past + T] (None: causal) of layers whose tokens see `window` positions, themselves among them."""
+    if past + time <= window:
+        return mask
+    device = None if mask is None else mask.device
+    queries = torch.arange(past, past + time, device=device)[:, None]
+    keys = torch.arange(past + time, device=device)
+    near = (keys > queries - window) & (keys <= queries)
+    return near[None, None] if mask is None else mask & near
+
+
 def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + H/2) of every head by the angles, in float32."""
-    a, b = x_BNTH.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BNTH.dtype)
+    """Turn the pairs (i, i + R/2) of the first R dimensions of every head by the angles [..., R/2], in float32."""
+    half = cos.shape[-1]
+    a, b, rest = x_BNTH.float().split_with_sizes([half, half, x_BNTH.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).to(x_BNTH.dtype)
 
 
 class Attention(nn.Module):
     """Grouped-query attention, with biases on q, k, v and norms on their heads where the configuration asks for them."""
 
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, layer: int = 0) -> None:
         super().__init__()
+        self.rotates = c.rotates(layer)
         self.num_heads, self.num_kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias)
+        self.gated = c.attention_gate
+        self.q_proj = Linear(
+            c.hidden_size, (1 + self.gated) * c.num_attention_heads * c.head_dim, bias=c.attention_bias
+        )
         self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
         self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
         self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else None
-        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else None
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps, centred=c.centred_norms) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps, centred=c.centred_norms) if c.qk_norm else None
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         batch, time, _ = x_BTD.shape
@@ -210,15 +279,21 @@ class Attention(nn.Module):
             return norm(y) if norm is not None else y
 
         q, k, v = project(x_BTD, (self.q_proj, self.k_proj, self.v_proj))
+        gate = None
+        if self.gated:
+            q, gate = (part.reshape(batch, time, -1) for part in q.view(batch, time, -1, 2, self.head_dim).unbind(3))
         q, k, v = heads(q, self.q_norm), heads(k, self.k_norm), heads(v)
-        if cache is None and cpu.applies(q):
-            y = cpu.attention(q, k, v, mask, self.head_dim**-0.5, (cos, sin))
-            return self.o_proj(y.view(batch, time, -1))
-        q, k, v = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        y = attend(q, k, v, mask, self.head_dim**-0.5)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))
+        if cache is None and cpu.applies(q) and (2 * cos.shape[-1] == self.head_dim or not self.rotates):
+            y = cpu.attention(q, k, v, mask, self.head_dim**-0.5, (cos, sin) if self.rotates else None)
+        else:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            if self.rotates:
+                q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            if cache is not None:
+                k, v = cache.append(k, v)
+            y = attend(q, k, v, mask, self.head_dim**-0.5).transpose(1, 2)
+        y = y.reshape(batch, time, -1)
+        return self.o_proj(y if gate is None else y * gate.sigmoid())
 
 
 class LatentAttention(nn.Module):
@@ -262,14 +337,17 @@ class LatentAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)), or GELU by the tangent."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
+        self.gelu = c.gelu
         self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
         self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
         self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate, up = project(x_BTD, (self.gate_proj, self.up_proj))
+        if self.gelu:
+            return self.down_proj(F.gelu(gate, approximate="tanh") * up)
         return self.down_proj(cpu.swiglu(gate, up) if cpu.applies(gate) else F.silu(gate) * up)

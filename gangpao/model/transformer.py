@@ -11,13 +11,16 @@ not logits, because training never wants all [T, V] of those at once: `train` mu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gangpao.model.config import ModelConfig
+from gangpao.model.gated_delta import GatedDeltaNet, new_state
 from gangpao.model.init import Rules, initialize
 from gangpao.model.layers import (
     MLP,
@@ -28,6 +31,9 @@ from gangpao.model.layers import (
     RMSNorm,
     angles,
     inverse_frequencies,
+    local_angles,
+    splice,
+    windowed,
 )
 from gangpao.model.moe import MoE
 
@@ -40,23 +46,39 @@ class Output(NamedTuple):
 
 
 class Block(nn.Module):
-    """One layer."""
+    """One layer: attention, or Gated DeltaNet, then an MLP."""
 
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, layer: int = 0) -> None:
         super().__init__()
-        self.self_attn = LatentAttention(c) if c.mla else Attention(c)
+        self.kind = c.kinds[layer]
+        if self.kind == "linear_attention":
+            self.linear_attn = GatedDeltaNet(c)
+        else:
+            self.self_attn = LatentAttention(c) if c.mla else Attention(c, layer)
         self.mlp = MoE(c) if c.moe else MLP(c)
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        norm = partial(RMSNorm, c.hidden_size, c.rms_norm_eps, centred=c.centred_norms)
+        self.input_layernorm = norm()
+        self.post_attention_layernorm = norm()
+        self.post_norms = c.post_norms
+        if c.post_norms:
+            self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
         self.residual_scale = c.residual_scale
 
     def forward(
         self, h_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor | None]:
-        y = self.self_attn(self.input_layernorm(h_BTD), cos, sin, mask, cache)
+        x = self.input_layernorm(h_BTD)
+        if hasattr(self, "linear_attn"):
+            y = self.linear_attn(x, mask, cache)
+        else:
+            y = self.self_attn(x, cos, sin, mask, cache)
+        if self.post_norms:
+            y = self.post_attention_layernorm(y)
         h = torch.add(h_BTD, y, alpha=self.residual_scale)
-        y = self.mlp(self.post_attention_layernorm(h))
+        y = self.mlp(self.pre_feedforward_layernorm(h) if self.post_norms else self.post_attention_layernorm(h))
         y, balance = y if isinstance(y, tuple) else (y, None)
+        if self.post_norms:
+            y = self.post_feedforward_layernorm(y)
         return torch.add(h, y, alpha=self.residual_scale), balance
 
 
@@ -66,8 +88,8 @@ class Decoder(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
-        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps, centred=c.centred_norms)
 
 
 class Transformer(nn.Module):
@@ -102,37 +124,55 @@ class Transformer(nn.Module):
         ids_BT: Tensor,
         *,
         documents_BT: Tensor | None = None,
+        positions_3BT: Tensor | None = None,
         caches: list[LayerCache] | None = None,
+        rows: tuple[Tensor, Tensor] | None = None,
         dtype: torch.dtype | None = None,
         recompute: bool = False,
     ) -> Output:
         """Hidden states after every id.
 
         documents_BT: number of the document that each id belongs to, for packed rows: nothing attends across a border, and
-        positions begin anew. caches: from `new_cache`; the ids go behind what is there. dtype: of the computation, else
-        that of the weights. recompute: keep only the input of each layer for the backward pass.
+        positions begin anew. positions_3BT: time, row and column of each id, where a model with mrope_section sees pictures;
+        without it all three are the place in the text. caches: from `new_cache`; the ids go behind what is there. rows: places in
+        the flattened ids, int [N], and what stands there instead of their embeddings, [N, D], unscaled (pictures). dtype: of the
+        computation, else that of the weights. recompute: keep only the input of each layer for the backward pass.
         """
         c = self.config
         past = caches[0].length if caches else 0
         positions, mask = layout(ids_BT, documents_BT, past)
-        inverse, factor = inverse_frequencies(c, caches[0].keys.shape[2] if caches else ids_BT.shape[1])
-        if documents_BT is None:
+        inverse, factor = inverse_frequencies(c, caches[0].capacity if caches else ids_BT.shape[1])
+        if positions_3BT is not None:
+            cos, sin = angles(inverse, factor, positions_3BT, c.mrope_section)
+        elif documents_BT is None:
             cos, sin = angles(inverse, factor, positions)
         else:  # many rows share few positions
             table = angles(inverse, factor, torch.arange(ids_BT.shape[1], device=ids_BT.device)[None])
             cos, sin = (t[0, 0, positions][:, None] for t in table)
         h = self.model.embed_tokens(ids_BT)
         dtype = dtype or h.dtype
-        h = (h.to(torch.promote_types(h.dtype, dtype)) * c.scale_emb).to(dtype)  # the product in the wider of both
+        scaled = h.to(torch.promote_types(h.dtype, dtype)) * c.embedding_scale  # the product in the wider of both
+        h = scaled.to(dtype)
+        if rows is not None:
+            h = splice(h, *rows)
         balances = []
-        for i, layer in enumerate(self.model.layers):
+        views = {"full_attention": (cos, sin, mask), "linear_attention": (cos, sin, mask)}
+        if c.parts.window:
+            views["sliding_attention"] = self._local_view(positions, mask, past)
+        for i, layer in enumerate(cast(Iterable[Block], self.model.layers)):
             if recompute and torch.is_grad_enabled():
-                h, balance = checkpoint(layer, h, cos, sin, mask, None, use_reentrant=False)
+                h, balance = checkpoint(layer, h, *views[layer.kind], None, use_reentrant=False)
             else:
-                h, balance = layer(h, cos, sin, mask, caches[i] if caches else None)
+                h, balance = layer(h, *views[layer.kind], caches[i] if caches else None)
             balances += [] if balance is None else [balance]
         h = self.model.norm(h) * c.logit_scale
         return Output(h, torch.stack(balances).mean() if balances else None)
+
+    def _local_view(self, positions_BT: Tensor, mask: Tensor | None, past: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cosine, sine and mask of layers that see a window."""
+        cos, sin = local_angles(self.config, positions_BT)
+        assert self.config.sliding_window is not None
+        return cos, sin, windowed(mask, positions_BT.shape[1], past, self.config.sliding_window)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, float32 [..., V]."""
@@ -148,7 +188,13 @@ class Transformer(nn.Module):
             shape = (batch, c.num_key_value_heads, capacity, width)
             return torch.zeros(shape, dtype=dtype or weight.dtype, device=weight.device)
 
-        return [LayerCache(zeros(key_dim), zeros(value_dim)) for _ in range(c.num_hidden_layers)]
+        def one(kind: str) -> LayerCache:
+            if kind != "linear_attention":
+                return LayerCache(zeros(key_dim), zeros(value_dim))
+            assert c.delta is not None
+            return new_state(c.delta, batch, capacity, weight)
+
+        return [one(kind) for kind in c.kinds]
 
 
 def layout(ids_BT: Tensor, documents_BT: Tensor | None, past: int) -> tuple[Tensor, Tensor | None]:

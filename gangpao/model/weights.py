@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,13 +26,16 @@ from torch import Tensor, nn
 from gangpao.atomic import new_folder
 from gangpao.model import torch_file
 from gangpao.model.config import ModelConfig, to_hf
+from gangpao.model.foreign import NESTED_PREFIX, scheme_in
+from gangpao.model.integer_weights import dequantized
 from gangpao.model.transformer import Transformer
 
 SHARD_BYTES = 4_000_000_000
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
-# Buffers that old checkpoints carry and that are computed here.
-_DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+# Buffers that old checkpoints carry and that are computed here; draft heads (Qwen3.5), which no forward pass here uses; and what
+# OmniLMM keeps inside its language model to see with (model/vision/ reads it).
+_DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|^mtp\.|^model\.(vision_tower|resampler)\.")
 
 # OpenBMB's training code (BMTrain, CPM) -> Hugging Face, by regular expression on the whole name.
 _CPM = [
@@ -78,20 +83,44 @@ def load(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, de
     return model
 
 
+def language_name(name: str, prefix: str) -> str | None:
+    """Hugging Face's name of a tensor of the language model, from its name in a checkpoint where those have this prefix; None for
+    one that is not of it. Qwen3.5 keeps the head outside the prefix, and the prefix has the language model's own begin in it."""
+    if prefix == NESTED_PREFIX:
+        return (
+            f"model.{name.removeprefix(prefix)}"
+            if name.startswith(prefix)
+            else name
+            if name == "lm_head.weight"
+            else None
+        )
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
 def is_derived(name: str) -> bool:
     """Whether a tensor is a buffer that old checkpoints carry and that is computed here."""
     return _DERIVED.search(name) is not None
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All (name, tensor) of a folder, file by file; of a model that sees, those of its language model."""
-    prefix = ModelConfig.from_file(folder / "config.json", say=False).tensor_prefix or ""
-    for name, tensor in _stored(folder):
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), tensor
+    """All (name, tensor) of a folder, file by file; of a model that sees, those of its language model.
+
+    Integer weights (GPTQ, AWQ, compressed-tensors) come as the floats they stand for, float32, after the others.
+    """
+    config = ModelConfig.from_file(folder / "config.json", say=False)
+    prefix = config.tensor_prefix or ""
+    named = ((language_name(name, prefix), tensor) for name, tensor in stored(folder))
+    found = ((name, tensor) for name, tensor in named if name is not None)
+    scheme = scheme_in(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if scheme is None:
+        return found
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in Transformer(config).named_parameters(remove_duplicate=False)}
+    return dequantized(found, scheme, shapes, str(folder))
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """All (name, tensor) of a folder under the names of its files, file by file. ValueError for a damaged one."""
     for path in weight_files(folder):
         if path.suffix == ".bin":
             yield from torch_file.load(path).items()
@@ -160,7 +189,12 @@ def fill(
             model.tie()
         else:
             model.config = model.config.model_copy(update={"tie_word_embeddings": False})
-    for names, what in ((list(wanted), "missing"), (left, "left over")):
+    must_fit(where, wanted, left)
+
+
+def must_fit(where: str, missing: Iterable[str], left: Iterable[str]) -> None:
+    """Raise ValueError where names of tensors are missing or left over."""
+    for names, what in ((list(missing), "missing"), (list(left), "left over")):
         if names:
             some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             raise ValueError(
@@ -179,16 +213,35 @@ def save(
     weights: dict[str, Tensor],
     *,
     shard_bytes: int = SHARD_BYTES,
-    extra: dict[str, bytes] | None = None,
+    extra: Mapping[str, bytes] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write config.json, weights and `extra` files by name as a Hugging Face folder. ValueError if the folder exists."""
+    """Write config.json, weights and `extra` files by name as a Hugging Face folder. ValueError if the folder exists.
+
+    about: further keys of config.json.
+    """
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    data = to_hf(config) | {"torch_dtype": dtype} | dict(about or {})
+    return save_tensors(folder, data, weights, shard_bytes=shard_bytes, extra=extra)
+
+
+def save_tensors(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    weights: dict[str, Tensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    extra: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a config.json as it is, weights under their names and `extra` files. ValueError if the folder exists."""
     target = Path(folder)
     if target.exists():
         raise ValueError(f"{target} exists already; choose another name or delete it first")
     with new_folder(target) as staging:
-        data = to_hf(config) | {"torch_dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
-        (staging / "config.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (staging / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         _write_shards(staging, weights, shard_bytes)
+        for path in staging.glob("*.safetensors"):
+            shutil.copymode(staging / "config.json", path)  # save_file keeps what it writes from all other users
         for name, content in (extra or {}).items():
             (staging / name).write_bytes(content)
     return target
@@ -222,8 +275,8 @@ def fold_to_llama(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Mode
     embed * scale_emb; o_proj and down_proj * residual_scale; head (or the unscaled embedding) * logit_scale. Exact in
     exact arithmetic; float32 logits agree to rounding. Raises ValueError for latent attention, which Llama does not have.
     """
-    if config.mla or config.moe:
-        raise ValueError("only models with plain attention and MLPs can be folded into Llama's form")
+    if not config.plain or config.parts.nope:
+        raise ValueError("only models with plain attention in all layers and MLPs can be folded into Llama's form")
     out = dict(weights)
     embedding = weights["model.embed_tokens.weight"]
     out["model.embed_tokens.weight"] = embedding * config.scale_emb

@@ -21,8 +21,10 @@ from gangpao.train.schedule import Kind, Schedule, half_life_to
 class OptimizerConfig(Frozen):
     """Which optimizer, and its constants."""
 
-    kind: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon: matrices inside the layers by Muon, the rest by AdamW."
+    kind: Literal["adamw", "muon", "adamh", "muonh"] = Field(
+        default="adamw",
+        description="muon: matrices inside the layers by Muon, the rest by AdamW; adamh, muonh: these matrices keep their first "
+        "norm and turn by the learning rate.",
     )
     lr: float = Field(default=0.01, gt=0, description="Peak learning rate, before muP's factor for each parameter.")
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -30,6 +32,9 @@ class OptimizerConfig(Frozen):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0, description="Decoupled; not on norms and biases.")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's.")
+    turn: float = Field(
+        default=1.0, gt=0, description="Of adamh and muonh: a step turns a matrix by lr times this, at every width."
+    )
     clip: float = Field(default=1.0, ge=0, description="Largest norm of the whole gradient; 0 for no limit.")
 
 

@@ -24,7 +24,7 @@ def training_bytes(
     shape: ModelConfig, tokens: int, *, optimizer: str, recompute: bool, bf16: bool = False, ema: bool = False
 ) -> tuple[int, int]:
     """Estimate of (weights, gradients and optimizer; what a forward and backward pass over `tokens` tokens keeps)."""
-    states = GRADIENT_STATES - (4 if optimizer == "muon" else 0) + (4 if ema else 0)
+    states = GRADIENT_STATES - (4 if optimizer in ("muon", "muonh") else 0) + (4 if ema else 0)
     activations = (1 if bf16 else 2) * activation_bytes(shape, tokens, recompute=recompute)
     return states * parameters(shape).total, activations + logits_bytes(shape.vocab_size)
 

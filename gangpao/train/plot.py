@@ -25,17 +25,12 @@ SMOOTH = 20  # steps that the drawn loss is averaged over; the raw one is a shad
 
 def draw(runs: Sequence[Path], out: Path) -> tuple[Path, Path]:
     """Write <out>.png and <out>.html. Raises ValueError for folders that are not runs, and without matplotlib."""
-    if not runs:
-        raise ValueError("give the folder of at least one run")
-    curves = {name: steps_of(read_metrics(run)) for name, run in zip(_names(runs), runs, strict=True)}
-    for name, (steps, _) in curves.items():
-        if not steps:
-            raise ValueError(f"{name}: no step in metrics.jsonl yet")
-    picture = _picture(curves)
+    curves = _curves(runs)
+    drawn = _picture(curves)
     png, page = out.with_suffix(".png"), out.with_suffix(".html")
     png.parent.mkdir(parents=True, exist_ok=True)
-    png.write_bytes(picture)
-    page.write_text(_page(curves, runs, picture), encoding="utf-8")
+    png.write_bytes(drawn)
+    page.write_text(_page(curves, runs, drawn), encoding="utf-8")
     return png, page
 
 
@@ -63,6 +58,21 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return [
         s if short.count(s) == 1 else f"{run.resolve().parent.name}/{s}" for s, run in zip(short, runs, strict=True)
     ]
+
+
+def _curves(runs: Sequence[Path]) -> Curves:
+    if not runs:
+        raise ValueError("give the folder of at least one run")
+    curves = {name: steps_of(read_metrics(run)) for name, run in zip(_names(runs), runs, strict=True)}
+    for name, (steps, _) in curves.items():
+        if not steps:
+            raise ValueError(f"{name}: no step in metrics.jsonl yet")
+    return curves
+
+
+def picture(runs: Sequence[Path]) -> bytes:
+    """The curves of runs as a PNG. Raises ValueError as draw does."""
+    return _picture(_curves(runs))
 
 
 def _picture(curves: Curves) -> bytes:

@@ -480,11 +480,18 @@ def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) ->
     return 2 * size**3 / best
 
 
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
+
+
 def export(folder: Path, shape: ModelConfig, values: dict[str, Tensor], tokenizer_dir: Path) -> Path:
-    """The model as a Hugging Face folder with its tokenizer; one from before is replaced when the new one is whole."""
+    """The model as a Hugging Face folder with its tokenizer; one from before is replaced when the new one is whole.
+
+    tokenizer_dir may be a model's folder, of which the weights are left out: they are not those of `values`.
+    """
     staging = folder.with_name(f".{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
-    extra = {p.name: p.read_bytes() for p in tokenizer_dir.iterdir() if p.is_file() and p.name != "config.json"}
+    beside = (p for p in tokenizer_dir.iterdir() if p.is_file() and p.name != "config.json")
+    extra = {p.name: p.read_bytes() for p in beside if not p.name.endswith(_WEIGHTS)}
     weights.save(staging, shape, {name: t.cpu().contiguous() for name, t in values.items()}, extra=extra)
     publish(staging, folder)
     return folder

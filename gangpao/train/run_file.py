@@ -10,7 +10,6 @@ import functools
 import json
 import platform
 from collections.abc import Collection, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from gangpao.model.count import parameters
 from gangpao.train.checkpoints.checkpoint import checkpoints, step_of
 from gangpao.train.config import TrainConfig
 from gangpao.train.step.parallel import World
+from gangpao.units import utc_now
 
 RUN = "run.json"
 # What may differ between two calls that train the same run: none of it changes the results beyond rounding.
@@ -166,7 +166,7 @@ def write_run(out: Path, config: Frozen, shape: ModelConfig, data: dict[str, Any
         "model": shape.model_dump(mode="json", exclude_none=True),
         "parameters": {"total": count.total, "non_embedding": count.non_embedding},
         **more,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": utc_now(),
         "data": data,
         "git": machine.git_commit(),
         "environment": environment(world),

@@ -39,3 +39,24 @@ def test_what_has_no_shape_says_what_to_type(tmp_path, name, message):
     (tmp_path / "bad" / "run.json").write_text("{}")
     with pytest.raises(ValueError, match=message):
         command.find(name if name == "minicpm-9" else str(tmp_path / name))
+
+
+def test_a_model_that_sees_is_shown_whole(tmp_path, capsys):
+    """MiniCPM-V 2.0 from its config.json alone: the exact count of both halves, and what a picture takes."""
+    data = {
+        "model_type": "minicpmv", "architectures": ["MiniCPMV"], "hidden_size": 2304, "intermediate_size": 5760,
+        "num_attention_heads": 36, "num_key_value_heads": 36, "num_hidden_layers": 40, "vocab_size": 122753, "scale_emb": 12,
+        "scale_depth": 1.4, "dim_model_base": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "query_num": 64,
+        "drop_vision_last_layer": True, "image_size": 448, "slice_mode": True, "max_slice_nums": 9, "scale_resolution": 448,
+        "vision_encoder": "vit_so400m_patch14_siglip_384.webli", "patch_size": 14, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    assert cli.main(["model", "show", str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["sight"]["parameters"]["total"] + facts["parameters"]["total"] == 3_434_965_792
+    assert facts["sight"]["pictures"]["1344 x 1344"]["rows"] == 640
+    assert facts["remarks"] == []
+    assert cli.main(["model", "show", str(tmp_path / "config.json")]) == 0
+    said = capsys.readouterr().out
+    assert "3,434,965,792" in said
+    assert "10 pieces" in said

@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gangpao import catalog
 from gangpao.model import cpu
 from gangpao.model.command import examine, find, presets_table, report
 from gangpao.model.config import PRESETS
@@ -18,6 +19,8 @@ from tests.model.tiny import KINDS, tiny
 PUBLISHED = {
     "minicpm-2b": (2_442_057_984, 2_724_880_896),
     "minicpm-1b": (1_247_442_432, None),
+    "minicpm5-2b": (1_981_982_720, 2_516_756_480),
+    "minicpm5-1b": (679_552_512, 1_080_632_832),
     "smollm2-135m": (None, 134_515_008),
     "qwen2.5-0.5b": (None, 494_032_768),
     "qwen2.5-1.5b": (None, 1_543_714_304),
@@ -39,6 +42,12 @@ def test_rounded_counts(name):
     published = ROUNDED[name]
     digits = 1 if published > 1 else 3
     assert round(parameters(PRESETS[name]).non_embedding / 1e9, digits) == published
+
+
+def test_the_catalog_says_the_same_of_minicpm5():
+    assert catalog.entry("minicpm5-2b").parameters == parameters(PRESETS["minicpm5-2b"]).total
+    assert catalog.entry("minicpm5-2b").bytes == 1_561_318_368
+    assert kv_bytes_per_token(PRESETS["minicpm5-2b"]) == 42 * 1024
 
 
 def test_an_untied_2b_has_3007703808():

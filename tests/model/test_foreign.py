@@ -57,7 +57,7 @@ def test_who_it_is(names, kind):
         (MINICPM | {"is_causal": False}, "is_causal.*vectors of texts"),
         (MINICPM | {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         (LLAMA | {"attention_bias": True}, "biases on q, k, v and o"),
-        (LLAMA | {"quantization": {"bits": 4}}, "quantized weights"),
+        (LLAMA | {"quantization": {"bits": 4}}, "without a quant_method.*not read"),
         (LLAMA | {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers"),
         (MLA | {"q_lora_rank": None}, "full-rank queries"),
         (MLA | {"qk_head_dim": 95}, "qk_head_dim 95"),
@@ -195,7 +195,13 @@ def test_a_name_that_can_say_it_stays(kind):
     assert (
         tiny(kind).model_type
         == to_hf(tiny(kind))["model_type"]
-        == {"moe": "minicpm", "mla": "minicpm3"}.get(kind, kind)
+        == {
+            "moe": "minicpm",
+            "mla": "minicpm3",
+            "delta": "qwen3_5_text",
+            "nope": "smollm3",
+            "window": "gemma3_text",
+        }.get(kind, kind)
     )
 
 

@@ -225,3 +225,9 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         weights.save(tmp_path / "other", model.config, weights.state(model))
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_whoever_reads_the_configuration_reads_the_weights(tmp_path):
+    model = Transformer.build(tiny(), seed=0)
+    weights.save(tmp_path / "m", model.config, weights.state(model))
+    assert len({path.stat().st_mode for path in (tmp_path / "m").iterdir()}) == 1

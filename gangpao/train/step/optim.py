@@ -7,7 +7,12 @@ averaged gradient by the nearest orthogonal matrix, so that rare directions lear
 Muon's update is scaled to the size AdamW's usually has (root mean square 0.2; Moonshot, arXiv:2502.16982), so learning rate,
 weight decay and muP factors mean the same for both.
 
-What it gives up: speed of Muon on sharded matrices. It wants whole ones, so each rank gathers them and does the work of all.
+adamh and muonh are the hyperball (arXiv:2606.16899): each of these matrices keeps the Frobenius norm that it began with, and a step
+of the base optimizer turns it by the learning rate, whatever its length was. There is no weight decay to choose, and no factor of
+muP: a turn means the same at every width.
+
+What it gives up: speed of Muon and of the hyperball on sharded matrices. They want whole ones, so each rank gathers them and does
+the work of all.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from torch import Tensor, nn
 
 from gangpao.model.init import Rule
 from gangpao.train.config import OptimizerConfig
-from gangpao.train.step.parallel import like, whole
+from gangpao.train.step.parallel import is_sharded, like, whole
 
 # Quintic Newton-Schulz, tuned for steepness at zero rather than for exact ones: singular values land in about
 # [0.7, 1.2] after five rounds (Keller Jordan, Muon, 2024).
@@ -79,6 +84,40 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(same, updates, alpha=-group["lr"] * MUON_RMS * math.sqrt(max(same[0].shape)))
 
 
+class Hyperball(torch.optim.Optimizer):
+    """Matrices that stay on the sphere they began on: W <- R unit(W - lr R unit(u)), R the first norm of W, u the step of `base`.
+
+    base: the optimizer whose direction is taken; its own learning rate is 1 and it has no decay.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], base: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    ) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.base = base([{**group, "lr": 1.0, "weight_decay": 0.0} for group in groups])
+        self.state = self.base.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One turn of every matrix that has a gradient."""
+        assert closure is None
+        turned = [(p, group["lr"]) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        before = [p.detach().clone() for p, _ in turned]
+        self.base.step()
+        for (p, lr), start in zip(turned, before, strict=True):
+            state = self.state[p]
+            if "radius" not in state:
+                state["radius"] = whole(start).norm()
+                if not float(state["radius"]) > 0:
+                    raise ValueError(
+                        f"a matrix of {tuple(p.shape)} begins at zero, where there is no sphere to stay on: take adamw or muon"
+                    )
+            radius, update = state["radius"], start - p
+            length = whole(update).norm().clamp_min(1e-12)
+            moved = start - update * (lr * radius / length)
+            p.copy_(moved * (radius / whole(moved).norm().clamp_min(1e-12)))
+
+
 class Optimizer:
     """The optimizers of a run. `rule` gives each parameter's factor and decay; frozen parameters are left out."""
 
@@ -87,15 +126,26 @@ class Optimizer:
     def __init__(self, named: Named, rule: Callable[[str], Rule], options: OptimizerConfig) -> None:
         self.named = {name: p for name, p in named if p.requires_grad}
         self.parameters = list(self.named.values())
-        ours = {name for name, p in self.named.items() if options.kind == "muon" and _is_inner_matrix(name, p)}
+        ours = {name for name, p in self.named.items() if options.kind != "adamw" and _is_inner_matrix(name, p)}
         rest = self._groups([n for n in self.named if n not in ours], rule, options)
-        betas = (options.beta1, options.beta2)
         self.parts: list[torch.optim.Optimizer] = []
+
+        def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(groups, lr=0.0, betas=(options.beta1, options.beta2), fused=True)
+
+        def muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+            return Muon(groups, momentum=options.momentum)
+
         if rest:
-            self.parts.append(torch.optim.AdamW(rest, lr=0.0, betas=betas, fused=True))
+            self.parts.append(adamw(rest))
         if ours:
             groups = self._groups([n for n in self.named if n in ours], rule, options)
-            self.parts.append(Muon(groups, momentum=options.momentum))
+            base = adamw if options.kind == "adamh" else muon
+            if options.kind == "muon":
+                self.parts.append(muon(groups))
+            else:
+                turning = [{**group, "lr_scale": options.turn} for group in groups]
+                self.parts.append(Hyperball(turning, base))
 
     def _groups(self, names: list[str], rule: Callable[[str], Rule], options: OptimizerConfig) -> list[dict[str, Any]]:
         groups: dict[Rule, list[nn.Parameter]] = defaultdict(list)
@@ -117,6 +167,9 @@ class Optimizer:
             for group in part.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             part.step()
+        # torch's fused AdamW changes weights without moving their versions (2.13), and whoever keeps something that was made of a
+        # weight (quantization-aware training) looks at these.
+        torch.autograd.graph.increment_version([p for p in self.parameters if p.grad is not None and not is_sharded(p)])
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

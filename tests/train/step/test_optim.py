@@ -79,6 +79,20 @@ def test_epsilon_and_decay_follow_the_rule():
     assert p.item() == pytest.approx(1 - step * 0.3 - step * 2e-3 / (2e-3 + 0.5e-3), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_moves_the_versions_of_what_it_changed(kind):
+    weight, still = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    optimizer = Optimizer(
+        [("a.weight", weight), ("b.weight", still)], lambda _: Rule(None, 1.0, 0.0), OptimizerConfig(kind=kind)
+    )
+    weight.grad = torch.ones(4, 4)
+    before = weight._version, still._version
+    optimizer.step(0.1)
+    assert not torch.equal(weight, torch.ones(4, 4))
+    assert weight._version > before[0]
+    assert still._version == before[1]
+
+
 def test_muon_is_its_formula():
     p = nn.Parameter(torch.randn(8, 20, generator=torch.Generator().manual_seed(1)))
     options = OptimizerConfig(kind="muon", weight_decay=0.1, momentum=0.9)
@@ -105,6 +119,37 @@ def test_a_step_of_muon_has_the_size_of_one_of_adamw():
     assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.25)
 
 
+@pytest.mark.parametrize("kind", ["adamh", "muonh"])
+def test_a_hyperball_turns_its_matrices_by_the_learning_rate(kind):
+    """W <- R unit(W - lr turn R unit(u)), where u is what the optimizer inside would have done."""
+    start = torch.randn(8, 20, generator=torch.Generator().manual_seed(1))
+    p, q = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    inner = {"adamh": "adamw", "muonh": "muon"}[kind]
+    rule = Rule(0.1, 0.25, decay_scale=1.0)  # muP's factor and the decay are not for it
+    ball = Optimizer([("up_proj.weight", p)], lambda n: rule, OptimizerConfig(kind=kind, weight_decay=0.1, turn=2.0))
+    plain = OptimizerConfig(kind=inner, weight_decay=0.0)
+    base = Optimizer([("up_proj.weight", q)], lambda n: rule._replace(lr_scale=1.0), plain)
+    radius, w = start.norm(), start.clone()
+    for step in range(3):
+        for one, optimizer, lr in ((p, ball, 0.03), (q, base, 1.0)):
+            gradients(nn.ParameterList([one]), step)
+            before = one.detach().clone()
+            optimizer.step(lr)
+        u = before - q.detach()
+        w = w - 0.06 * radius * u / u.norm()
+        w = w * radius / w.norm()
+        torch.testing.assert_close(p.detach(), w, rtol=1e-4, atol=1e-5)
+        assert float(p.detach().norm()) == pytest.approx(float(radius), rel=1e-6)
+
+
+def test_a_hyperball_needs_a_norm_to_keep():
+    p = nn.Parameter(torch.zeros(4, 4))
+    optimizer = Optimizer([("up_proj.weight", p)], lambda n: Rule(0.1, 1.0, 1.0), OptimizerConfig(kind="adamh"))
+    gradients(nn.ParameterList([p]), 0)
+    with pytest.raises(ValueError, match="begins at zero"):
+        optimizer.step(0.1)
+
+
 def test_muon_takes_inner_matrices_only_and_frozen_ones_are_nobodys():
     config = shape()
     model = Transformer.build(config)
@@ -118,7 +163,7 @@ def test_muon_takes_inner_matrices_only_and_frozen_ones_are_nobodys():
     assert "model.layers.0.mlp.up_proj.weight" not in optimizer.named
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "adamh", "muonh"])
 def test_state_comes_back_to_the_bit(kind):
     config = shape()
 
