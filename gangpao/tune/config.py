@@ -28,6 +28,7 @@ from gangpao.tune.methods.config import Kind as MethodKind
 from gangpao.tune.methods.config import MethodConfig
 from gangpao.tune.objectives.config import Kind as ObjectiveKind
 from gangpao.tune.objectives.config import ObjectiveConfig
+from gangpao.tune.pictures.config import MERGER_RATE, Drawn, NewConfig, SightConfig
 
 # Peaks for models of 0.1 to 2 B parameters. Adapters take some ten times the rate of full tuning (docs/tuning.md says what was
 # measured); preferences take a tenth of what imitation takes, or answers fall apart.
@@ -66,17 +67,29 @@ class TuneSchedule(Frozen):
     decay_share: float = Field(default=0.2, gt=0, le=1, description="Share of the steps in which wsd decays.")
     final: float = Field(default=0.1, gt=0, le=1, description="Share of the peak at the last step.")
 
+    def over(self, steps: int, peak: float) -> Schedule:
+        """The learning rate of a run of so many steps. Raises ValueError where warming up leaves nothing of it."""
+        warmup = round(WARMUP * steps) if self.warmup_steps is None else self.warmup_steps
+        stable = steps - max(1, round(self.decay_share * steps)) if self.kind.startswith("wsd") else steps
+        if warmup > max(stable - 1, 0) and warmup:
+            raise ValueError(f"schedule.warmup_steps {warmup} leaves nothing of a run of {steps} steps")
+        half_life = half_life_to(self.final, max(1, steps - stable)) if self.final < 1 else 1e30
+        return Schedule(self.kind, peak, steps, warmup, stable, half_life, self.final)
+
 
 class TuneConfig(Frozen):
     """A whole run."""
 
     model: str = Field(
-        min_length=1, description="Name in the catalog, .gguf file, Hugging Face folder, or run of `gangpao train`."
+        default="", description="Name in the catalog, .gguf file, Hugging Face folder, or run of `gangpao train`."
     )
+    new: NewConfig | None = Field(default=None, description="In place of model: one that sees, put together here.")
+    vision: SightConfig = SightConfig()
+    pictures: tuple[Drawn, ...] = Field(default=(), description="Pictures that the run draws, beside its files.")
     storage: Literal["auto", "fp32", "bf16", "fp16", "nf4"] = Field(
         default="auto", description="How the frozen base lies in memory; auto: in the file's own types."
     )
-    data: TuneData
+    data: TuneData = TuneData()
     method: MethodConfig = MethodConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     epochs: float = Field(default=2.0, gt=0, description="How often every row is seen, where steps is not given.")
@@ -111,6 +124,8 @@ class TuneConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> TuneConfig:
+        if bool(self.model) == (self.new is not None):
+            raise ValueError("name a model, or say in [new] what one is put together from")
         if self.batch_tokens % self.seq_len:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of seq_len {self.seq_len}")
         if self.rows % self.micro_batch_size:
@@ -149,6 +164,8 @@ class TuneConfig(Frozen):
     def peak(self) -> float:
         """The peak learning rate."""
         factor = 1.0 if self.objective.kind in ("sft", "pretrain") else PREFERENCE_FACTOR
+        if "text" not in self.vision.train:
+            return self.optimizer.lr or MERGER_RATE
         return self.optimizer.lr or LEARNING_RATES[self.method.kind] * factor
 
     def optimizer_config(self) -> OptimizerConfig:
@@ -171,13 +188,7 @@ class TuneConfig(Frozen):
 
     def schedule_of(self, steps: int) -> Schedule:
         """The learning rate of a run of so many steps."""
-        s = self.schedule
-        warmup = round(WARMUP * steps) if s.warmup_steps is None else s.warmup_steps
-        stable = steps - max(1, round(s.decay_share * steps)) if s.kind.startswith("wsd") else steps
-        if warmup > max(stable - 1, 0) and warmup:
-            raise ValueError(f"schedule.warmup_steps {warmup} leaves nothing of a run of {steps} steps")
-        half_life = half_life_to(s.final, max(1, steps - stable)) if s.final < 1 else 1e30
-        return Schedule(s.kind, self.peak, steps, warmup, stable, half_life, s.final)
+        return self.schedule.over(steps, self.peak)
 
 
 def load_tune_config(path: Path, overrides: tuple[str, ...] = ()) -> TuneConfig:

@@ -45,6 +45,8 @@ from gangpao.tune.methods.dora import DoraLinear
 from gangpao.tune.methods.lora import LoraLinear
 from gangpao.tune.methods.simple import ScaledLinear
 from gangpao.tune.methods.table import METHODS
+from gangpao.tune.pictures import load as sight
+from gangpao.tune.pictures.memory import sight_bytes
 from gangpao.units import table
 
 STORAGE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # of a weight
@@ -259,6 +261,11 @@ class Layer:
     def _kept(self, c: ModelConfig, modules: dict[str, Any]) -> float:
         d, inner = c.hidden_size, self._inner(c)
         attention, single = self._attention(c)
+        if (
+            s := c.delta
+        ) is not None:  # of the wider kind of layer, in float32: around the convolution, heads, one state a chunk
+            states = s.value_size * s.linear_key_head_dim * 2 // 64
+            single = max(single, 3 * s.channels + 4 * s.value_size + states)
         numbers: float = 2 * d + 2 * inner + attention  # both residual sums; gate and up
         wanted = [({"q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa"}, d), ({"o_proj"}, self._values(c))]
         wanted += [({"gate_proj", "up_proj", "w1", "w3"}, d), ({"down_proj", "w2"}, inner)]
@@ -343,7 +350,17 @@ def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int 
         lanes=lanes,
     )  # fmt: skip
     storage: str | int = _stored(model, shape) if config.base_storage == "auto" else config.base_storage
-    return plan(shape, config.method, step, storage=storage, optimizer=_optimizer(config))
+    found = plan(shape, config.method, step, storage=storage, optimizer=_optimizer(config))
+    return _with_sight(found, config, model, tokens) if sight.sees(model) else found
+
+
+def _with_sight(found: Plan, config: TuneConfig, model: Path, tokens: int) -> Plan:
+    """A plan with the tower of a model that sees."""
+    vision, text = sight.shapes(model)
+    stored = STORAGE_BYTES["fp32" if config.base_storage == "auto" else config.base_storage]
+    parts = sight_bytes(vision, text.hidden_size, config.vision, tokens, stored=stored, recompute=config.recompute)
+    words = f"of the tower and its pictures: {', '.join(f'{name} {_mib(size)}' for name, size in parts.items())} MiB at most"
+    return Plan((*found.rows, Row("sight", sum(parts.values()), words)), found.moment)
 
 
 def _optimizer(config: TuneConfig) -> OptimizerMemory:

@@ -6,6 +6,7 @@ was trained to.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from gangpao.formats.adapters import Form, write_gguf, write_peft
 from gangpao.formats.adapters.read import RUN_ADAPTER
 from gangpao.formats.architectures import gguf_form
 from gangpao.model.config import ModelConfig
-from gangpao.text.hf_folder import TOKENIZER_FILES
+from gangpao.model.vision.tower import VisionTower
+from gangpao.text.hf_folder import tokenizer_files
 from gangpao.train.pretrain import export
 from gangpao.tune.base.load import Base
 from gangpao.tune.config import TuneConfig
 from gangpao.tune.methods import METHODS, Applied
+from gangpao.tune.pictures import load as sight
+from gangpao.tune.sight.output import tuned, write_folder
 
 ADAPTER, GGUF_ADAPTER, EXPORT = RUN_ADAPTER, "adapter.gguf", "export"
-_BESIDE = TOKENIZER_FILES
 
 
 def there(out: Path) -> bool:
@@ -31,6 +34,11 @@ def there(out: Path) -> bool:
 
 def check(config: TuneConfig, base: Path) -> None:
     """Raises ValueError, before anything is trained, where nothing could come out of the run that anybody reads."""
+    if sight.sees(base) and "text" in config.vision.train and METHODS[config.method.kind].export == "none":
+        raise ValueError(
+            f"what {config.method.kind} changes is no weight, and of a model that sees a whole folder comes out: take "
+            'method.kind = "lora", "dora" or "full"'
+        )
     if METHODS[config.method.kind].trains_base and base.is_file():
         raise ValueError(
             f'method.kind = "{config.method.kind}" changes the weights themselves, and {base} is a GGUF file, whose tokenizer and '
@@ -41,7 +49,11 @@ def check(config: TuneConfig, base: Path) -> None:
 def write(out: Path, base: Base, applied: Applied, config: TuneConfig) -> list[str]:
     """Write adapter/ and adapter.gguf, or export/, into the folder of a run. Returns what could not be written, and why."""
     kind = config.method.kind
-    if METHODS[kind].trains_base:
+    if base.tower is not None:
+        _write_seeing(out, base, base.tower, applied)
+        if not applied.modules:
+            return []
+    elif METHODS[kind].trains_base:
         values = {name: p.detach() for name, p in base.model.named_parameters()}
         export(out / EXPORT, base.config, values, base.path)
         return []
@@ -61,9 +73,18 @@ def write(out: Path, base: Base, applied: Applied, config: TuneConfig) -> list[s
     return []
 
 
+def _write_seeing(out: Path, base: Base, tower: VisionTower, applied: Applied) -> None:
+    """export/ of a model that sees, with adapters added to its weights."""
+    told = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    files = {path.name: path.read_bytes() for path in base.path.iterdir() if path.suffix in (".json", ".jinja")}
+    files = {name: data for name, data in files.items() if name != "config.json" and ".safetensors" not in name}
+    ids = {key: value for key, value in told.items() if key.endswith(("_token_id", "_token_index"))}
+    write_folder(out / EXPORT, tower.vision, base.config, tuned(tower, base.model, applied), files, ids)
+
+
 def form_of(config: ModelConfig) -> Form | None:
     """How a GGUF file of this model is laid out; None where none holds it."""
-    row = gguf_form(config.parts, config.model_type, divisors=False)
+    row = gguf_form(config.parts, config.model_type, divisors=False, square=config.heads_fill_width)
     if row is None or row.gguf is None:
         return None
     return Form(row.gguf.name, config.num_attention_heads, config.num_key_value_heads, bool(config.tie_word_embeddings))
@@ -72,9 +93,7 @@ def form_of(config: ModelConfig) -> Form | None:
 def _beside(base: Base) -> Iterator[tuple[str, bytes]]:
     """Tokenizer and chat template of the base, as files; of a GGUF file the template alone."""
     if base.path.is_dir():
-        for name in _BESIDE:
-            if (base.path / name).is_file():
-                yield name, (base.path / name).read_bytes()
+        yield from tokenizer_files(base.path).items()
     elif base.chat_template:
         yield "chat_template.jinja", base.chat_template.encode()
         yield "README.md", _readme(base).encode()

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import nn
 
 from gangpao import cost, machine
 from gangpao.atomic import locked
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.model.init import Rule
+from gangpao.model.vision.tower import VisionTower
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.loop import Job, Objective, Outcome, Stage, Training
 from gangpao.train.memory import is_out_of_memory
@@ -48,6 +50,11 @@ from gangpao.tune.evaluation import evaluator
 from gangpao.tune.methods import Applied, apply
 from gangpao.tune.objectives.build import objective_of
 from gangpao.tune.objectives.logps import Settings
+from gangpao.tune.pictures.features import features
+from gangpao.tune.pictures.table import PictureTable
+from gangpao.tune.sight import begin
+from gangpao.tune.sight.model import SeeingModel, encoded
+from gangpao.tune.sight.parts import apply_parts
 from gangpao.units import show_bytes
 
 STAGE = "tune"
@@ -58,7 +65,8 @@ _SHOW_ROWS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What all parts of a run share. known: run.json of earlier calls that saved something, None for a new run."""
+    """What all parts of a run share. known: run.json of earlier calls that saved something, None for a new run. model: what is
+    called with ids, the base or, with its tower, one that sees."""
 
     config: TuneConfig
     out: Path
@@ -67,6 +75,7 @@ class _Run:
     applied: Applied
     prepared: Prepared
     known: dict[str, Any] | None
+    model: nn.Module
 
     @property
     def steps(self) -> int:
@@ -89,13 +98,14 @@ def run_config(
     stream: TextIO | None = None,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Tune `model` (a folder or a .gguf file; what config.model means) in the folder `out`, or go on with what is there.
+    """Tune `model` (a folder or a .gguf file; what config.model or new.text means) in the folder `out`, or go on there.
 
     resume: insist on the latter. watch: see Report. Raises ValueError for a wrong configuration, data without a row that can be
     learned, too little memory, or a folder that holds another run.
     """
     check_folder(out, resume=resume)
-    output.check(config, model)
+    if config.new is None:
+        output.check(config, model)
     known = read_run(out) if checkpoint.checkpoints(out / "checkpoints") else None
     config = _resolved(config, known, out)
     torch.set_num_threads(config.threads or 1)
@@ -103,6 +113,10 @@ def run_config(
     alone = locked(out, BUSY) if rank == 0 else contextlib.nullcontext()
     with _gone_if_refused(out), alone, _world(config) as world:
         try:
+            if config.pictures:
+                config = config.model_copy(update={"data": begin.draw(config, out, stream)})
+            if config.new is not None:
+                model = begin.new_base(config, out, model)
             return _tune(config, model, out, world, known, stream if world.rank == 0 else None, watch)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -160,11 +174,17 @@ def _tune(
     memory.admit(config, model, world.device)
     base = load_base(model, storage=config.base_storage, dtype=config.dtype, device=str(world.device))
     _same_base(base, known, out)
-    prepared = _prepared(config, base, stream)
+    pictures = PictureTable(base.tower.vision, base.tokenizer.vocab_size) if base.tower is not None else None
+    prepared = _prepared(config, base, pictures, stream)
     if known is not None and known["data"]["fingerprint"] != prepared.fingerprint:
         raise ValueError(f"{out}: the data has changed since this run began; begin another one")
-    applied = apply(base.model, config.method, seed=config.seed)
-    r = _Run(config, out, world, base, applied, prepared, known)
+    if base.tower is None or pictures is None:
+        applied = apply(base.model, config.method, seed=config.seed)
+        seen: nn.Module = base.model
+    else:
+        applied = apply_parts(base.model, base.tower, config.method, config.vision, seed=config.seed)
+        seen = _seeing(config, base, base.tower, pictures, out, stream)
+    r = _Run(config, out, world, base, applied, prepared, known, seen)
     job = _job(r, stream, watch)
     try:
         training = Training(job)
@@ -186,14 +206,32 @@ def _tune(
     return outcome
 
 
-def _prepared(config: TuneConfig, base: Base, stream: TextIO | None) -> Prepared:
+def _seeing(
+    config: TuneConfig, base: Base, tower: VisionTower, pictures: PictureTable, out: Path, stream: TextIO | None
+) -> SeeingModel:
+    """The base with its tower, when its parts that learn are marked; what a frozen encoder says is computed here."""
+    kept = None
+    if pictures.entries and config.vision.features and "encoder" not in config.vision.train:
+
+        def show(done: int, of: int) -> None:
+            if stream is not None and (done == of or done % 1024 == 0):
+                print(f"pictures: the encoder has seen {done:,} of {of:,}", file=stream, flush=True)
+
+        hidden = tower.vision.encoder.hidden_size
+        kept = features(
+            out / "features", tower.encoder, pictures, hidden, lambda number: encoded(tower, pictures, number), show
+        )
+    return SeeingModel(base.model, tower, pictures, kept)
+
+
+def _prepared(config: TuneConfig, base: Base, pictures: PictureTable | None, stream: TextIO | None) -> Prepared:
     def show(rows: int) -> None:
         if stream is not None and rows % _SHOW_ROWS == 0:
             print(f"data: {rows:,} rows read", file=stream, flush=True)
 
     return prepare(
         config.data, base.tokenizer, base.chat_template, config.seq_len, kind=config.data_kind,
-        architecture=base.config.model_type, progress=show,
+        architecture=base.config.model_type, pictures=pictures, progress=show,
     )  # fmt: skip
 
 
@@ -206,7 +244,7 @@ def _same_base(base: Base, known: dict[str, Any] | None, out: Path) -> None:
 
 
 def _job(r: _Run, stream: TextIO | None, watch: Callable[[dict[str, Any]], None] | None) -> Job:
-    config, world, model = r.config, r.world, r.base.model
+    config, world, model = r.config, r.world, r.model
     schedule = config.schedule_of(r.steps)  # what may fail comes before the report opens its file
     objective = objective_of(config.objective, r.settings, off=r.applied.off, world=world)
     lanes = _lanes(r)
@@ -245,11 +283,11 @@ def _evaluator(
 ) -> Callable[[Callable[[], bool]], dict[str, float] | None] | None:
     if not r.prepared.held:
         return None
-    return evaluator(r.base.model, objective, lambda: r.prepared.heldout(r.config.micro_batch_size), lanes)
+    return evaluator(r.model, objective, lambda: r.prepared.heldout(r.config.micro_batch_size), lanes)
 
 
 def _optimizer(r: _Run) -> Optimizer | Lean:
-    named, rule, options = r.base.model.named_parameters(), rule_of(r.applied), r.config.optimizer_config()
+    named, rule, options = r.model.named_parameters(), rule_of(r.applied), r.config.optimizer_config()
     if r.config.optimizer.kind == "lean":
         return Lean(named, rule, options, r.config.lean)
     return Optimizer(named, rule, options)

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from gangpao.deploy.gguf import export
 from gangpao.engine.generate import Engine
@@ -79,7 +80,7 @@ def test_it_learns_and_a_stopped_run_goes_on_to_the_same_bits(kind, request, row
     whole = run_config(config, model, tmp_path / "whole")
     assert (whole.step, whole.signal) == (12, None)
     found = losses(tmp_path / "whole")
-    assert found[-1] < 0.7 * found[0]
+    assert found[-1] < 0.75 * found[0]
 
     class Stop(Exception):
         pass
@@ -155,7 +156,10 @@ def test_full_tuning_writes_a_folder_that_runs(folder, rows, tmp_path):
     found = summary.facts(tmp_path / "run", outcome)
     assert found["export"]
     assert found["adapter"] is None
-    assert weights.load(tmp_path / "run" / "export").config == weights.load(folder).config
+    exported, base = weights.load(tmp_path / "run" / "export"), weights.load(folder)
+    assert exported.config == base.config
+    moved = [n for n, p in exported.named_parameters() if not torch.equal(p, base.get_parameter(n))]
+    assert "model.layers.0.mlp.up_proj.weight" in moved  # not the base's own file, which lies beside its tokenizer
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
     assert (tmp_path / "run" / "export" / "chat_template.jinja").read_text() == TEMPLATE
 

@@ -8,6 +8,7 @@ be said in a ModelConfig, and a tensor that nothing reads, is an error: the mode
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +19,7 @@ from gangpao.engine.config import ModelConfig as Header
 from gangpao.engine.rope import inverse_frequencies
 from gangpao.engine.weights import rotate_half_order
 from gangpao.formats.adapters.gguf import gguf_name
-from gangpao.formats.architectures import EMBEDDING, HEAD, TENSORS
+from gangpao.formats.architectures import EMBEDDING, EXPERT_TENSORS, HEAD, TENSORS
 from gangpao.formats.gguf import GGUF, ModelFileError
 from gangpao.model.config import ModelConfig, RopeScaling
 from gangpao.model.layers import Linear, RMSNorm
@@ -29,17 +30,27 @@ from gangpao.tune.base.quantized import Blocks, Order, QuantizedEmbedding, Quant
 _ROPE_FACTORS = {"freqs": "rope_freqs.weight", "long": "rope_factors_long.weight", "short": "rope_factors_short.weight"}
 
 
-def _name(name: str) -> str:
-    """The name in a GGUF file of a tensor outside of experts, from Hugging Face's."""
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.(w[123])\.weight")
+
+
+def _place(name: str) -> tuple[str, int | None]:
+    """The name in a GGUF file of a tensor, from Hugging Face's, and which expert of that tensor it is."""
+    if match := _EXPERT.fullmatch(name):
+        return f"blk.{match[1]}.{EXPERT_TENSORS[match[3]]}.weight", int(match[2])
     found = gguf_name(name)
     if found is None:
         raise ValueError(f"{name:.80} has no name in a GGUF file")
-    return found
+    return found, None
 
 
 def read_config(gguf: GGUF) -> ModelConfig:
     """The lab's configuration of a file. Raises ModelFileError for what the lab cannot say."""
     h = Header.from_gguf(gguf)
+    if h.delta or h.latent or h.row.parts.window:
+        raise ModelFileError(
+            f"{gguf.path}: a file with Gated DeltaNet, latent attention or layers that see a window is not trained on; give the "
+            "Hugging Face folder that it was made from"
+        )
     if h.rope_dim != h.head_dim:
         raise ModelFileError(
             f"{gguf.path}: RoPE turns {h.rope_dim} of the {h.head_dim} dimensions of a head; such a model cannot be trained here"
@@ -64,10 +75,16 @@ def read_config(gguf: GGUF) -> ModelConfig:
             "tie_word_embeddings": TENSORS[HEAD] not in gguf.tensors,
             "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
             "qk_norm": h.row.parts.qk_norm,
+            "no_rope_layers": tuple(int(h.rotates(i)) for i in range(h.num_hidden_layers)) if h.row.parts.nope else (),
+            "moe": _experts(h),
             "bos_token_id": _id(gguf, "bos"),
             "eos_token_id": _id(gguf, "eos"),
         }
     )
+
+
+def _experts(h: Header) -> dict[str, int] | None:
+    return {"num_experts": h.num_experts, "num_experts_per_tok": h.num_experts_per_tok} if h.num_experts else None
 
 
 def _id(gguf: GGUF, name: str) -> int | None:
@@ -145,8 +162,7 @@ class _Source:
             for name, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
                 self.orders[name] = rotate_half_order(heads, config.head_dim, config.rope_dim)
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> str:
-        there = _name(name)
+    def _take(self, there: str, shape: tuple[int, ...]) -> str:
         info = self.gguf.info(there)
         if info.shape != shape:
             raise ModelFileError(f"{self.gguf.path}: tensor {there} has shape {info.shape}, expected {shape}")
@@ -157,11 +173,17 @@ class _Source:
         return self.orders.get(name.split(".")[-2])
 
     def blocks(self, name: str, shape: tuple[int, int]) -> Blocks:
-        there = self._take(name, shape)
-        return Blocks(self.gguf.raw(there), self.gguf.info(there).type, shape[1], self._order(name))
+        there, expert = _place(name)
+        moe = self.config.moe
+        if expert is None or moe is None:
+            raw = self.gguf.raw(self._take(there, shape))
+        else:
+            whole = self.gguf.raw(self._take(there, (moe.num_experts, *shape)))
+            raw = whole[expert * shape[0] : (expert + 1) * shape[0]]
+        return Blocks(raw, self.gguf.info(there).type, shape[1], self._order(name))
 
     def vector(self, name: str, length: int) -> Tensor:
-        values = self.gguf.array(self._take(name, (length,)))
+        values = self.gguf.array(self._take(_place(name)[0], (length,)))
         order = self._order(name)
         return torch.from_numpy(np.array(values if order is None else values[order], dtype=np.float32))
 

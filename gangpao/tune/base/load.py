@@ -18,10 +18,14 @@ from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
 from gangpao.model.transformer import Transformer
+from gangpao.model.vision.tower import VisionTower
+from gangpao.text.hf_folder import tokenizer_files
 from gangpao.text.tokenizer import Tokenizer
+from gangpao.text.tokenizer_json import hugging_face_files
 from gangpao.tune.base import gguf as blocks
 from gangpao.tune.base.device import compute_dtype, describe
 from gangpao.tune.base.folder import DTYPES, model_of
+from gangpao.tune.pictures import load as sight
 
 STORAGES = tuple(DTYPES)
 
@@ -32,7 +36,7 @@ class Base:
 
     config: of the model as it is (an own head is believed before config.json). sha256: of the file; of several, of all their
     bytes, one file after the other. storage: in which types the weights lie, in words. dtype: of the computation, to be given to
-    the forward pass.
+    the forward pass. tower: of a model that sees.
     """
 
     path: Path
@@ -43,12 +47,13 @@ class Base:
     sha256: str
     storage: str
     dtype: torch.dtype
+    tower: VisionTower | None = None
 
 
 def base_shape(path: Path) -> ModelConfig:
     """The configuration of a base, from its headers alone. Raises ValueError for what is no model that can be tuned."""
     if _is_folder(path):
-        return ModelConfig.from_file(path / "config.json", say=False)
+        return sight.shapes(path)[1] if sight.sees(path) else ModelConfig.from_file(path / "config.json", say=False)
     with GGUF.open(path) as file:
         return blocks.read_config(file)
 
@@ -62,6 +67,23 @@ def base_tokenizer(path: Path) -> tuple[Tokenizer, str]:
         return Tokenizer.from_gguf(file.metadata), kind
 
 
+def base_tokenizer_files(path: Path) -> dict[str, bytes]:
+    """The files of a base's tokenizer by name: those of its folder, or made from a GGUF file. Raises ValueError where a file's
+    tokenizer has no such form."""
+    if _is_folder(path):
+        return tokenizer_files(path)
+    with GGUF.open(path) as file:
+        return hugging_face_files(file.metadata)
+
+
+def base_files(path: Path) -> Sequence[Path]:
+    """The files that a base's weights are in, in order; what its sha256 and its size are of."""
+    if _is_folder(path):
+        return weights.weight_files(path)
+    with GGUF.open(path) as file:
+        return file.paths
+
+
 def load_base(path: Path, *, storage: str = "auto", dtype: torch.dtype | None = None, device: str = "cpu") -> Base:
     """A base, every parameter frozen.
 
@@ -73,6 +95,8 @@ def load_base(path: Path, *, storage: str = "auto", dtype: torch.dtype | None = 
         raise ValueError(f"storage {storage!r:.40} is not known; choose one of {', '.join(STORAGES)}")
     path = Path(path)
     dtype = dtype or compute_dtype(describe(device))
+    if sight.sees(path):
+        return _seeing(path, storage, dtype, device)
     if _is_folder(path):
         config = ModelConfig.from_file(path / "config.json")
         files: Sequence[Path] = weights.weight_files(path)
@@ -89,6 +113,18 @@ def load_base(path: Path, *, storage: str = "auto", dtype: torch.dtype | None = 
             tokenizer = Tokenizer.from_gguf(file.metadata)
     template = tokenizer.chat_template
     return Base(path, model.config, model, tokenizer, template, sha256_of(files), words, dtype)
+
+
+def _seeing(path: Path, storage: str, dtype: torch.dtype, device: str) -> Base:
+    """A base with its tower. Raises ValueError for a storage in blocks, which no tower has."""
+    if storage == "nf4":
+        raise ValueError('storage nf4 is for language models alone; take "bf16" for one that sees')
+    tower, model = sight.load(path, dtype=DTYPES[storage], device=device)
+    tokenizer, digest = Tokenizer.from_dir(path), sha256_of(weights.weight_files(path))
+    words = _stored_as(model, storage)
+    model.requires_grad_(False)
+    tower.requires_grad_(False)
+    return Base(path, model.config, model, tokenizer, tokenizer.chat_template, digest, words, dtype, tower)
 
 
 def _is_folder(path: Path) -> bool:

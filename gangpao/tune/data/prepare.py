@@ -34,6 +34,7 @@ from gangpao.tune.data.config import Kind, TuneData, TuneFile
 from gangpao.tune.data.render import Renderer
 from gangpao.tune.data.report import FileReport, Report
 from gangpao.tune.data.rows import Example, Fault, Opened, converted, open_file, refuse_other_kinds
+from gangpao.tune.pictures.table import PictureTable
 
 MOST_SHOWN = 200  # training rows of a file whose places are remembered, to be shown
 
@@ -99,19 +100,21 @@ def prepare(
     *,
     kind: Kind | None = None,
     architecture: str = "",
+    pictures: PictureTable | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Prepared:
     """Read all files of a configuration.
 
     chat_template: of the base; as text, or None, it is looked for as chat does (ChatTemplate.for_model, with `architecture`).
-    kind: what the objective needs, in place of config.kind. progress: called with the number of rows read.
+    kind: what the objective needs, in place of config.kind. pictures: of a model that sees; filled with the pictures of the data.
+    progress: called with the number of rows read.
 
     Raises ValueError where a file is missing, damaged or of another kind, where nothing is left, and with `strict` at the first row
     that is not used whole.
     """
     if not config.files:
         raise ValueError('data: no files; name them, for example files = ["rows.jsonl"], or --data FILE')
-    return _Preparation(config, tokenizer, chat_template, seq_len, kind, architecture, progress).run()
+    return _Preparation(config, tokenizer, chat_template, seq_len, kind, architecture, pictures, progress).run()
 
 
 class _Store:
@@ -123,7 +126,7 @@ class _Store:
         self.prompts, self.desirable = array("Q"), bytearray()
         self.places: list[str] = []
 
-    def add(self, where: str, example: Example, sequences: Sequence[Masked]) -> None:
+    def add(self, where: str, example: Example, sequences: Sequence[Masked], prompt: int) -> None:
         sides, good = _sides(example)
         for masked, side, desirable in zip(sequences, sides, good, strict=True):
             self.ids.extend(masked.ids)
@@ -131,7 +134,7 @@ class _Store:
             self.lengths.append(len(masked.ids))
             self.bytes.append(_learned_bytes(side))
             self.desirable.append(desirable)
-        self.prompts.append(_prompt_hash(sides[0]))
+        self.prompts.append(prompt)
         if len(self.places) < MOST_SHOWN:
             self.places.append(where)
 
@@ -161,9 +164,10 @@ class _Preparation:
 
     def __init__(
         self, config: TuneData, tokenizer: Tokenizer, chat_template: ChatTemplate | str | None, seq_len: int,
-        kind: Kind | None, architecture: str, progress: Callable[[int], None] | None,
+        kind: Kind | None, architecture: str, pictures: PictureTable | None, progress: Callable[[int], None] | None,
     ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.seq_len = config, tokenizer, seq_len
+        self.pictures = pictures
         self.root = Path(config.root)
         self.progress = progress or (lambda _: None)
         self.opened = [self._open(file) for file in config.files]
@@ -176,7 +180,7 @@ class _Preparation:
         if template is None and self.kind != "texts":
             template = ChatTemplate.for_model(chat_template, tokenizer=tokenizer, architecture=architecture)  # type: ignore[arg-type]
         limit = min(config.max_length or seq_len, seq_len)
-        self.render = Renderer(config, tokenizer, template, limit)
+        self.render = Renderer(config, tokenizer, template, limit, pictures)
         self.report = Report(self.kind, seq_len, limit)
         self.seen: dict[bytes, str] = {}
         self.count = 0
@@ -212,7 +216,8 @@ class _Preparation:
                 )
         self._count(parts, held)
         prints = [[part.name, part.weight, part.shards.fingerprint] for part in (*parts, *held)]
-        told = json.dumps([self.kind, self.seq_len, self.config.seed, prints])
+        seen = [self.pictures.fingerprint] if self.pictures is not None and self.pictures.entries else []
+        told = json.dumps([self.kind, self.seq_len, self.config.seed, prints, *seen])
         fingerprint = hashlib.sha256(told.encode()).hexdigest()
         return Prepared(
             self.kind, self.seq_len, self.config.seed, tuple(parts), tuple(held), self.report, tuple(shown), fingerprint
@@ -240,10 +245,15 @@ class _Preparation:
     def _keep(self, read: _Read, where: str, example: Example, held: set[int] | frozenset[int]) -> None:
         """Render an example and put it into the store, or say why not."""
         sides, good = _sides(example)
-        if held and _prompt_hash(sides[0]) in held:
+        try:
+            prompt = _prompt_hash(sides[0], self._digests(sides[0], read.opened.folder))
+        except ValueError as error:
+            self._drop(read, where, Fault("picture", str(error)))
+            return
+        if prompt in held:
             self._drop(read, where, Fault("heldout", "its prompt is in a held-out file"))
             return
-        rendered = self.render(example)
+        rendered = self.render(example, read.opened.folder)
         if isinstance(rendered, Fault):
             self._drop(read, where, rendered)
             return
@@ -257,7 +267,14 @@ class _Preparation:
             self.report.cut(read.report, where, rendered.cut)
             self._stop_if_strict(where, f"was cut: {rendered.cut}")
         read.report.thoughts_left_out += rendered.thoughts_left_out
-        read.store.add(where, example, rendered.sequences)
+        read.store.add(where, example, rendered.sequences, prompt)
+
+    def _digests(self, document: Document, folder: Path) -> list[bytes]:
+        """Of its pictures, by what is in them. Raises ValueError for one that is none."""
+        table = self.pictures
+        return (
+            [table.entries[table.add(image, folder)].digest for image in document.images] if table is not None else []
+        )
 
     def _drop(self, read: _Read, where: str, fault: Fault) -> None:
         self.report.drop(read.report, where, fault)
@@ -302,7 +319,8 @@ class _Preparation:
         preferences = self.kind in ("pairs", "labelled")
         supervised = self.kind != "texts"
         name, weight, store = read.opened.name, read.opened.weight, read.store
-        shards = store.shards(name, kept, self.unit, self.tokenizer.vocab_size, supervised=supervised)
+        ids = self.tokenizer.vocab_size + (self.pictures.rows if self.pictures is not None else 0)
+        shards = store.shards(name, kept, self.unit, ids, supervised=supervised)
         if preferences:
             good = np.frombuffer(store.desirable, np.uint8)[np.repeat(kept, self.unit)] != 0
             return Answers(name, shards, good, self.unit, weight * max(1, len(good)))
@@ -349,13 +367,14 @@ def _learned_bytes(document: Document) -> int:
     return sum(len(said(turn).encode()) for turn in document.messages if turn["role"] == "assistant")
 
 
-def _prompt_hash(document: Document) -> int:
-    """64 bits of what a conversation begins with, up to its first answer and without its system turn; of a text, all of it. Signs
-    of upper case and white space make no other prompt."""
+def _prompt_hash(document: Document, images: Sequence[bytes] = ()) -> int:
+    """64 bits of what a conversation begins with, up to its first answer and without its system turn, and of its pictures; of a
+    text, all of it. Signs of upper case and white space make no other prompt."""
     said_first = [document.text]
     if document.messages:
         roles = [turn["role"] for turn in document.messages]
         first = document.messages[: roles.index("assistant")]
         said_first = [turn["content"] for turn in first if turn["role"] != "system"] or [said(document.messages[0])]
+        said_first += [image.hex() for image in images]
     text = " ".join("\n".join(said_first).casefold().split())
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

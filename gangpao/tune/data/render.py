@@ -2,12 +2,13 @@
 
 The idea: a conversation is written by the chat template that chat uses (gangpao/text/templates), so what is learned is what will be
 asked for. A row that is too long is dropped or, where that is wanted, loses its oldest turns, then the end of its last answer; an
-answer that was cut has no end to learn.
+answer that was cut has no end to learn. Pictures are ids behind the vocabulary (gangpao/tune/pictures/table.py), never learned.
 """
 
 import bisect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from gangpao.data.sources.forms import Document, Turn
 from gangpao.data.sources.preferences import Labelled, Pair
@@ -15,6 +16,10 @@ from gangpao.text.templates.chat import ChatTemplate, Masked
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.tune.data.config import TuneData
 from gangpao.tune.data.rows import Example, Fault
+from gangpao.tune.pictures.render import SeeingTokenizer
+from gangpao.tune.pictures.table import PictureTable
+
+_Prepared = tuple[Sequence[Turn], Sequence[Any], Tokenizer]  # turns, functions, and what writes them as ids
 
 
 class Rendered(NamedTuple):
@@ -27,13 +32,24 @@ class Rendered(NamedTuple):
 
 
 class Renderer:
-    """Turns examples into ids. template: None where only texts are rendered. limit: tokens of a conversation."""
+    """Turns examples into ids. template: None where only texts are rendered. limit: tokens of a conversation. pictures: of a model
+    that sees."""
 
-    def __init__(self, config: TuneData, tokenizer: Tokenizer, template: ChatTemplate | None, limit: int) -> None:
+    def __init__(
+        self,
+        config: TuneData,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        limit: int,
+        pictures: PictureTable | None = None,
+    ) -> None:
         self.config, self.tokenizer, self.template, self.limit = config, tokenizer, template, limit
+        self.pictures = pictures
+        self._folder = Path()
 
-    def __call__(self, example: Example) -> Rendered | Fault:
-        """The ids of an example, or why it has none."""
+    def __call__(self, example: Example, folder: Path = Path()) -> Rendered | Fault:
+        """The ids of an example, or why it has none. folder: where the paths of its pictures begin."""
+        self._folder = folder
         try:
             if isinstance(example, Document) and not example.messages:
                 return self._text(example.text)
@@ -65,13 +81,17 @@ class Renderer:
     def _conversations(self, documents: Sequence[Document], begin: int) -> Rendered | Fault:
         """Conversations that begin with the same `begin` turns, each with what is learned of it."""
         left_out = 0
-        prepared = []
+        prepared: list[_Prepared] = []
         for document in documents:
+            try:
+                tokenizer = self._seeing(document)
+            except ValueError as error:
+                return Fault("picture", str(error))
             messages, missing = self._with_thoughts(document.messages)
             left_out += missing
-            prepared.append((self._with_system(messages), document.tools))
+            prepared.append((self._with_system(messages), document.tools, tokenizer))
         begin += begin and len(prepared[0][0]) - len(documents[0].messages)
-        found = [self._encode(messages, tools, begin) for messages, tools in prepared]
+        found = [self._encode(one, begin) for one in prepared]
         longest = max(len(masked.ids) for masked in found)
         cut = ""
         if longest > self.limit:
@@ -83,16 +103,28 @@ class Renderer:
             found, cut = shortened
         return Rendered(tuple(found), cut, left_out)
 
-    def _encode(self, messages: Sequence[Turn], tools: Sequence[Any], begin: int) -> Masked:
+    def _seeing(self, document: Document) -> Tokenizer:
+        """What writes a conversation as ids. Raises ValueError for pictures that are none, or that nothing sees."""
+        if not document.images:
+            return self.tokenizer
+        if self.pictures is None:
+            raise ValueError(
+                "has pictures, and the model that is tuned does not see: name one that does, or give it sight ([new])"
+            )
+        numbers = [self.pictures.add(reference, self._folder) for reference in document.images]
+        layouts = {place: self.pictures.layout(number, place) for place, number in enumerate(numbers)}
+        return cast(Tokenizer, SeeingTokenizer(self.tokenizer, layouts))
+
+    def _encode(self, prepared: _Prepared, begin: int) -> Masked:
         assert self.template is not None
-        masked = self.template.encode_with_mask(self.tokenizer, messages, tools=tools or None, begin=begin)
+        messages, tools, tokenizer = prepared
+        masked = self.template.encode_with_mask(tokenizer, messages, tools=tools or None, begin=begin)
         if self.config.train_on == "all" and not begin:
-            masked = Masked(masked.ids, [1] * len(masked.ids))
+            text = self.tokenizer.vocab_size
+            masked = Masked(masked.ids, [int(token < text) for token in masked.ids])
         return masked
 
-    def _shortened(
-        self, prepared: Sequence[tuple[Sequence[Turn], Sequence[Any]]], begin: int, longest: int
-    ) -> tuple[list[Masked], str] | Fault:
+    def _shortened(self, prepared: Sequence[_Prepared], begin: int, longest: int) -> tuple[list[Masked], str] | Fault:
         """Conversations without their oldest turns, as few as have to go, and then without the end of the answer."""
         messages = prepared[0][0]
         system = int(messages[0]["role"] == "system")
@@ -101,7 +133,7 @@ class Renderer:
 
         def without(start: int) -> list[Masked]:
             kept = start - system
-            return [self._encode([*m[:system], *m[start:]], tools, begin and begin - kept) for m, tools in prepared]
+            return [self._encode(([*m[:system], *m[start:]], *rest), begin and begin - kept) for m, *rest in prepared]  # type: ignore[arg-type]
 
         at = bisect.bisect_left(range(len(starts) - 1), True, key=lambda i: self._fit(without(starts[i])))
         found, words = without(starts[at]), []

@@ -22,6 +22,7 @@ REASONS: dict[Reason, tuple[str, str]] = {
     "long": ("too long", "太长"),
     "duplicate": ("says the same as another row", "与另一行相同"),
     "heldout": ("its prompt is held out", "提问已留作验证"),
+    "picture": ("a picture that cannot be used", "图片不能用"),
     "unwanted": ("not wanted by the objective", "目标用不上"),
 }
 

@@ -20,7 +20,7 @@ from gangpao.data.sources.preferences import Labelled, Pair, detect_preferences,
 from gangpao.data.sources.source import explain, first_rows, matching, placed_rows, resolve
 from gangpao.tune.data.config import Kind, TuneFile
 
-Reason = Literal["encoding", "malformed", "empty", "template", "long", "duplicate", "heldout", "unwanted"]
+Reason = Literal["encoding", "malformed", "empty", "template", "long", "duplicate", "heldout", "unwanted", "picture"]
 Example = Document | Pair | Labelled
 
 
@@ -31,9 +31,10 @@ class Fault(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Opened:
-    """Files of one kind, ready to be read. note: what was found out about them, in words."""
+    """Files of one kind, ready to be read. note: what was found out about them, in words. folder: of the file whose rows are being
+    read."""
 
     name: str
     weight: float
@@ -42,16 +43,19 @@ class Opened:
     files: tuple[Path, ...]
     parse: Callable[[Any], Example | str]
     note: str = ""
+    folder: Path = Path()
 
     def examples(self) -> Iterator[tuple[str, Example | Fault]]:
         """Every row in order: where it stands, and what it is."""
-        for where, row in placed_rows(self.source, self.files):
-            if row.wrong:
-                yield where, Fault("encoding" if row.encoding else "malformed", row.wrong)
-                continue
-            found = row.value if isinstance(row.value, Document) else self.parse(row.value)
-            fault = Fault("malformed", found) if isinstance(found, str) else _fault(found)
-            yield where, fault or found  # type: ignore[misc]
+        for path in self.files:
+            self.folder = path.parent  # where the paths of its pictures begin
+            for where, row in placed_rows(self.source, (path,)):
+                if row.wrong:
+                    yield where, Fault("encoding" if row.encoding else "malformed", row.wrong)
+                    continue
+                found = row.value if isinstance(row.value, Document) else self.parse(row.value)
+                fault = Fault("malformed", found) if isinstance(found, str) else _fault(found)
+                yield where, fault or found  # type: ignore[misc]
 
     def explain(self, rows: int) -> str:
         """Why none of its rows was read."""

@@ -5,6 +5,7 @@ and more of it, needs no network, and is in English or Chinese.
 """
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from gangpao.atomic import new_file
 from gangpao.data.command import stretches, table
 from gangpao.page import STYLE, Language, frame, html_table
+from gangpao.text.templates.chat import Masked
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.tune.data.prepare import Prepared, Shown
 from gangpao.tune.data.report import REASONS, Report
@@ -173,10 +175,16 @@ def _spread(shown: Sequence[Shown], count: int) -> list[Shown]:
 def _pieces(shown: Shown, tokenizer: Tokenizer) -> list[tuple[str, list[tuple[str, bool]]]]:
     """What a row is called ("" where it has one sequence) and its text in pieces."""
     names = ("chosen", "rejected") if len(shown.sequences) == 2 else ("",)
-    return [
-        (name, stretches(tokenizer, masked.ids, masked.mask))
-        for name, masked in zip(names, shown.sequences, strict=True)
-    ]
+    return [(name, _stretches(tokenizer, masked)) for name, masked in zip(names, shown.sequences, strict=True)]
+
+
+def _stretches(tokenizer: Tokenizer, masked: Masked) -> list[tuple[str, bool]]:
+    """Text in pieces; a picture is said by how many rows it is."""
+    out: list[tuple[str, bool]] = []
+    for picture, run in itertools.groupby(zip(*masked, strict=True), lambda one: one[0] >= tokenizer.vocab_size):
+        ids, mask = zip(*run, strict=True)
+        out += [(f"[{len(ids)} rows of pictures]", False)] if picture else stretches(tokenizer, list(ids), list(mask))
+    return out
 
 
 def _on_a_terminal(pieces: Sequence[tuple[str, bool]], color: bool) -> str:

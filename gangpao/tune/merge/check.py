@@ -103,7 +103,7 @@ def _adapted(model: Tensors, adapted: Adapted) -> Weights:
 
 def _embedded(config: ModelConfig, weights: Weights, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     embedding = weights(EMBEDDING)
-    return [embedding[torch.tensor(list(row))] * config.scale_emb for row in rows]
+    return [embedding[torch.tensor(list(row))] * config.embedding_scale for row in rows]
 
 
 def _one_layer(config: ModelConfig, weights: Weights, layer: int, hidden: list[Tensor]) -> None:

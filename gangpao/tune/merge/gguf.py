@@ -1,7 +1,8 @@
 """A GGUF file as the base: tensors that an adapter changes are dequantized, changed and quantized again, all others are copied.
 
 Metadata go over byte by byte (tokenizer, chat template, ends of a turn), but for general.name and what is no longer true. A type
-that we read and do not write (K-quants) becomes Q8_0, which loses less than it, or F16 where rows are not whole blocks.
+of a search over superblocks or a codebook becomes Q8_0 unless a type is asked for: what an adapter adds is mostly smaller than
+their steps. F16 stands in where rows are not whole blocks.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gangpao import kernels
 from gangpao.formats import gguf_write
 from gangpao.formats.adapters.gguf import Form, gguf_name, heads_of, hf_name, shapes_of
 from gangpao.formats.architectures import EMBEDDING, HEAD
-from gangpao.formats.blocks import BY_NAME, WRITTEN, Unwritable, fits, quantize
+from gangpao.formats.blocks import BY_NAME, WRITTEN, fits
 from gangpao.formats.gguf import GGUF, TensorInfo
 from gangpao.formats.row_order import pairs_apart, pairs_side_by_side
 from gangpao.tune.merge.adapted import Adapted
 
 ROWS = 4096
+_KEPT = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")  # what a changed tensor stays in where no type is asked for
 _START = 24  # where the metadata of a file begins
 _OUTPUT, _INPUT = "output.weight", "token_embd.weight"
 _Bytes = npt.NDArray[np.uint8]
@@ -67,7 +70,7 @@ class Planned:
 
 def plan(base: File, adapted: Adapted, kind: str | None) -> list[Planned]:
     """The tensors of the result in the base's order, a head that was tied at the end. kind: the type of what is changed; None: as
-    it was where we write that type. Raises ValueError for a type that we do not write."""
+    it was where that is one of _KEPT. Raises ValueError for a type that we do not write."""
     if kind is not None and kind not in WRITTEN:
         raise ValueError(f"type {kind!r:.40} is not one we write; choose one of {', '.join(WRITTEN)}")
     sources = [(info.name, info.name) for info in base.gguf.tensors.values()]
@@ -89,7 +92,7 @@ def _type_for(info: TensorInfo, kind: str | None) -> str:
         return "F32"
     if kind is not None:
         return kind if fits(info.shape[-1], kind) else "F16"
-    if info.type in WRITTEN:
+    if info.type in _KEPT:
         return info.type
     return "Q8_0" if fits(info.shape[-1], "Q8_0") else "F16"
 
@@ -138,8 +141,8 @@ def _data(base: File, adapted: Adapted, one: Planned) -> Iterator[_Bytes]:
     values = values.reshape(-1, one.info.shape[-1])
     for begin in range(0, len(values), ROWS):
         try:
-            yield quantize(values[begin : begin + ROWS], one.info.type)
-        except Unwritable as error:
+            yield kernels.quantize_rows(values[begin : begin + ROWS], one.info.type)
+        except ValueError as error:
             raise ValueError(
                 f"{one.changed}, to be written as {one.info.type}: {error}; choose another --type"
             ) from error

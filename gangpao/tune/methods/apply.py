@@ -6,9 +6,9 @@ embeddings do not move with it, and the two are one only where the table itself 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,8 @@ from gangpao.tune.methods.table import METHODS
 class Applied:
     """A model with a method in it.
 
-    trainable: parameters by their names in the model. modules: what was put in, by the name of what it replaced.
+    trainable: parameters by their names in the model. modules: what was put in, by the name of what it replaced. rates: factors on
+    the learning rate of parameters beside the method's, by how their names begin (the tower of a model that sees).
     """
 
     model: Transformer
@@ -36,6 +37,7 @@ class Applied:
     trainable: dict[str, nn.Parameter]
     modules: dict[str, nn.Module]
     switch: Switch
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def draws_random_numbers(self) -> bool:
@@ -44,6 +46,9 @@ class Applied:
 
     def lr_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
+        beside = next((rate for begin, rate in self.rates.items() if name.startswith(begin)), None)
+        if beside is not None:
+            return beside
         if METHODS[self.config.kind].trains_base:
             return self._rule(name).lr_scale
         slow = name.endswith(("lora_A", "lora_embedding_A"))
@@ -51,7 +56,8 @@ class Applied:
 
     def decay(self, name: str) -> bool:
         """Whether a parameter has weight decay: matrices do; norms, biases, lengths and factors of one dimension do not."""
-        if METHODS[self.config.kind].trains_base:
+        beside = any(name.startswith(begin) for begin in self.rates)
+        if METHODS[self.config.kind].trains_base and not beside:
             return self._rule(name).decay_scale > 0
         return self.trainable[name].ndim > 1
 
@@ -64,6 +70,11 @@ class Applied:
 
         Raises ValueError where the weights of the base themselves are trained.
         """
+        if any(name.startswith(begin) for begin in self.rates for name in self.trainable):
+            raise ValueError(
+                "merger or encoder are trained, so the reference of these preferences would change with them: set "
+                'vision.train = ["text"]'
+            )
         if METHODS[self.config.kind].trains_base:
             raise ValueError(
                 f"{self.config.kind} tuning changes the base itself, so it cannot be switched off: count what needs the "

@@ -56,7 +56,19 @@ def close(a, b):
     assert np.abs(a - b).max() < 3e-4 * np.abs(b).max()
 
 
-@pytest.mark.parametrize(("kind", "fields"), CASES, ids=NAMES)
+REFUSED = ("window", "mla", "delta")  # kinds of layers that are not trained on from a file
+TRAINED = [(case, name) for case, name in zip(CASES, NAMES, strict=True) if case[0] not in REFUSED]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_layers_that_are_not_trained_on_from_a_file_are_named(tmp_path, kind):
+    fields = next(fields for one, fields in CASES if one == kind)
+    _, path = written(tmp_path / "a.gguf", kind, fields, "F32")
+    with pytest.raises(ValueError, match="not trained on; give the Hugging Face folder"):
+        load_base(path)
+
+
+@pytest.mark.parametrize(("kind", "fields"), [case for case, _ in TRAINED], ids=[name for _, name in TRAINED])
 def test_every_architecture_is_the_engine_and_the_checkpoint(tmp_path, as_the_engine, kind, fields):
     model, path = written(tmp_path / "a.gguf", kind, fields, "F32")
     base = load_base(path)

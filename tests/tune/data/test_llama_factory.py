@@ -105,7 +105,7 @@ def test_a_prompt_without_a_response_is_a_text(tmp_path):
         ({"split": "validation"}, "split: parts of a data set are not read"),
         ({"num_samples": 5}, "num_samples: parts"),
         ({"formatting": "odd"}, "formatting is 'odd'"),
-        ({"columns": {"images": "x", "prompt": "a"}}, "images: only text"),
+        ({"columns": {"videos": "x", "prompt": "a"}}, "videos: only text and pictures"),
         ({"formatting": "sharegpt", "columns": {"system": "s"}}, "columns does not name messages, and naming one"),
         ({"formatting": "sharegpt", "tags": {"role_tag": "role"}}, "tags does not name content_tag, and naming one"),
         ({"ranking": True}, "columns does not name chosen"),

@@ -87,7 +87,7 @@ def part_of(rng: np.random.Generator, shape: tuple[int, ...], size: float = 0.3)
     return Part(a, b, 1.0)
 
 
-def test_types_that_are_not_written_become_q8_0_and_the_rest_is_left_alone(tmp_path: Path) -> None:
+def test_searched_types_become_q8_0_and_the_rest_is_left_alone(tmp_path: Path) -> None:
     base = random_model(
         tmp_path / "base.gguf", "llama", kind=["Q4_K", "Q6_K", "Q5_0"], hidden_size=256, intermediate_size=512
     )
