@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gangpao.engine.sample import Logits, Sampler, SamplingParams, TokenLogprob, logprobs_of
+from gangpao.engine.thinking.rule import ThoughtRule
+from gangpao.engine.thinking.tracker import ThoughtTracker
 from gangpao.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -37,13 +39,15 @@ class Stats:
     """Counts and seconds of one answer. Time the consumer spends between pieces is not counted.
 
     ttft_s goes from the request to the first token; the first queue_s of them it waited for its turn.
+    reasoning_tokens are those of a thought and its marks, where an answer has a rule for that.
     drafted and accepted count the tokens that speculation proposed and those of them that were the answer. machine_s is set
-    where answers share the machine: this one's part of it.
+    where answers share the machine: this one's part of it. dropped_tokens: of prompt and answer, that left a full context.
     """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     queue_s: float = 0.0
     ttft_s: float = 0.0
     decode_steps: int = 0
@@ -51,6 +55,7 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
     machine_s: float = 0.0
+    dropped_tokens: int = 0
 
     @property
     def seconds(self) -> float:
@@ -70,7 +75,8 @@ class Stats:
 
 
 class Answer:
-    """The text of one answer so far. capacity: the most positions that prompt and answer may fill together."""
+    """The text of one answer so far. capacity: the most positions that prompt and answer may fill together; None where the oldest
+    leave a full context. thinking: how it may think; where a rule is given, stop strings count behind the thought only."""
 
     def __init__(
         self,
@@ -81,7 +87,8 @@ class Answer:
         *,
         stop: Sequence[str] = (),
         continues: bool = False,
-        capacity: int,
+        capacity: int | None,
+        thinking: ThoughtRule | None = None,
     ) -> None:
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -93,12 +100,30 @@ class Answer:
         self._stop = StopFilter((*params.stop, *stop))
         self._stream = tokenizer.stream(start=not continues)
         self._pending = _Pending()
+        room = params.max_tokens if capacity is None else min(params.max_tokens, capacity - len(prompt_ids) + 1)
+        self._thought = None if thinking is None else ThoughtTracker(thinking, tokenizer, room)
         self._decoded = 0  # characters that all tokens so far made, those that are held back included
 
     @property
     def stopped_by(self) -> str:
         """The stop string that ended the answer; empty when none did."""
         return self._stop.stop
+
+    @property
+    def before_form(self) -> bool:
+        """Whether the next token belongs to a thought, for which the answer's form does not hold."""
+        return self._thought is not None and self._thought.before_form
+
+    @property
+    def forced(self) -> Sequence[int]:
+        """Tokens that come next whatever the model says; often none."""
+        return () if self._thought is None else self._thought.forced
+
+    def choose(self, logits: Logits) -> int:
+        """The next token: one that closes a thought, or what the sampler draws."""
+        if self._thought is None or self._thought.over:
+            return self.sampler.sample(logits)
+        return self._thought.choose(self.sampler, logits)
 
     def take(self, token: int, logits: Logits) -> Piece | None:
         """Turn one chosen token into text; None while its text has to wait for the next token."""
@@ -117,14 +142,27 @@ class Answer:
         self._pending.add(token, self._decoded, None if count is None else logprobs_of(logits, token, count))
         decoded = self._stream.push(token)
         self._decoded += len(decoded)
-        text = self._stop.push(decoded)
+        text = self._passed(decoded)
         if self._stop.found:
             return self._piece(text, "stop")
         # The last token's own position is not filled: nothing is computed after it.
-        full = stats.prompt_tokens + stats.completion_tokens > self._capacity
+        full = self._capacity is not None and stats.prompt_tokens + stats.completion_tokens > self._capacity
         if full or stats.completion_tokens >= self._params.max_tokens:
             return self._last("length", text)
         return self._piece(text) if text else None
+
+    def _passed(self, decoded: str) -> str:
+        """Of a token's text what may go out. A stop string in a thought ends nothing."""
+        thought = self._thought
+        if thought is None or thought.over:
+            return self._stop.push(decoded)
+        before = thought.inside
+        answer = thought.accept(decoded, self._stream.whole)
+        self.stats.reasoning_tokens = thought.tokens
+        if not (before or thought.inside):
+            return self._stop.push(decoded)
+        cut = len(decoded) - len(answer)
+        return self._stop.flush() + decoded[:cut] + self._stop.push(decoded[cut:])
 
     def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
         """The next piece, with the tokens whose text begins in it or before."""

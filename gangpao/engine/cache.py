@@ -5,6 +5,9 @@ A pool is one block of memory cut into pages of 64 positions; how a page is laid
 are in them, and the next prompt that begins in the same way starts with those pages instead of computing them; a page that
 several look at is copied before one of them writes into it. The longest unused pages go when memory is needed.
 
+A model with recurrent layers keeps a state beside the pages (layers/states.py). It is known at some positions only: a prefix is
+shared up to the last of those, and a sequence that is cut may come out shorter than was asked.
+
 Memory is taken from the system page by page as positions are filled, so a large pool costs nothing until it is used.
 What it gives up: a remembered prefix is found from its first token on only, and partial pages are compared one by one.
 """
@@ -12,38 +15,50 @@ What it gives up: a remembered prefix is found from its first token on only, and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from gangpao import kernels
 from gangpao.engine.config import Mix, ModelConfig
+from gangpao.engine.layers.kept import KVType, kv_bits
+from gangpao.engine.layers.states import StatePool, TextState, slot_bytes, slots_for
 from gangpao.engine.rope import Angles
 from gangpao.engine.sample import PromptScores, TokenLogprob
 
-KVType = Literal["f16", "int8"]
 PAGE = kernels.PAGE
 
 
 def page_bytes(config: ModelConfig, dtype: KVType) -> int:
-    """Bytes of one page: "f16" has 2 bytes a value, "int8" 1.125 (16 values share an f16 scale)."""
+    """Bytes of one page: "f16" has 2 bytes a value, "int8" 1.125, "int4" 0.5625 (layers/kept.py)."""
     return kernels.Cache.page_bytes(
-        config.num_hidden_layers, config.num_key_value_heads, config.head_dim, dtype == "int8"
+        max(1, config.attention_layers), config.num_key_value_heads, config.head_dim, *kv_bits(config, dtype)
     )
 
 
-def bytes_needed(config: ModelConfig, capacity: int, dtype: KVType) -> int:
-    """Bytes of a full cache for that many positions, without making one."""
-    return -(-capacity // PAGE) * page_bytes(config, dtype)
+def bytes_needed(config: ModelConfig, capacity: int, dtype: KVType, context: int | None = None) -> int:
+    """Bytes of a full cache for that many positions, without making one. context: of each sequence, if there are several."""
+    states = slots_for(context or capacity, capacity) * slot_bytes(config.recurrent_layers, config.delta)
+    return -(-capacity // PAGE) * page_bytes(config, dtype) + states
 
 
 class KVCache:
-    """One sequence in a pool: `length` positions are filled, at most `capacity` fit. adapters: what it is computed with."""
+    """One sequence in a pool: `length` positions are filled, at most `capacity` fit. adapters: what it is computed with.
 
-    def __init__(self, pool: KVPool, pages: list[int], length: int, adapters: Mix) -> None:
+    axes: int64 [3, T], time, row and column of the first T positions, for a model with rope_sections whose prompt has pictures; the
+    text behind them goes on at the largest number and one. They must follow from the ids, as remembered prefixes do.
+    """
+
+    def __init__(
+        self, pool: KVPool, pages: list[int], length: int, adapters: Mix, state: TextState | None = None
+    ) -> None:
         self.pool = pool
         self.pages = pages
         self.length = length
         self.adapters = adapters
+        self.state = state
+        self.axes: npt.NDArray[np.int64] | None = None
 
     @property
     def capacity(self) -> int:
@@ -52,16 +67,40 @@ class KVCache:
 
     def reserve(self, tokens: int) -> bool:
         """Make room for that many more positions; False when the context or the pool has none."""
-        return self.length + tokens <= self.capacity and self.pool.extend(self, self.length + tokens)
+        if self.length + tokens > self.capacity or not self.pool.extend(self, self.length + tokens):
+            return False
+        return self.state is None or self.state.reserve()
 
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on."""
+    def positions(self, count: int) -> npt.NDArray[np.int64]:
+        """Of the next tokens: [count], or [3, count] where there are axes."""
+        plain = np.arange(self.length, self.length + count)
+        if self.axes is None:
+            return plain
+        told = self.axes.shape[1]
+        behind = plain[plain >= told] - told + self.axes.max(initial=-1) + 1
+        return np.concatenate([self.axes[:, plain[plain < told]], np.tile(behind, (3, 1))], axis=1)
+
+    def advance(self, tokens: int, drafts: int) -> None:
+        """Behind a step that filled so many positions, of which the last `drafts` may be taken back."""
+        self.length += tokens
+        if self.state is not None:
+            self.state.advance(tokens, drafts)
+
+    def will_share(self, length: int) -> bool:
+        """Whether others that begin with the same `length` ids will be able to go on from there when this one is remembered."""
+        return self.state is None or self.state.will_share(length)
+
+    def truncate(self, length: int) -> int:
+        """Forget every position from `length` on. Returns how many are left: with a recurrent state it may be fewer."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot cut a cache of {self.length} positions to {length}")
+        if self.state is not None:
+            length = self.state.truncate(length)
         self.length = length
         keep = -(-length // PAGE)
         self.pool.free(self.pages[keep:])
         del self.pages[keep:]
+        return length
 
     @property
     def nbytes(self) -> int:
@@ -70,9 +109,10 @@ class KVCache:
 
 
 class _Node:
-    """A page in the tree: the tokens in it, and what came behind them. Only a whole page has children."""
+    """A page in the tree: the tokens in it, and what came behind them. Only a whole page has children. states: how many of the
+    tokens -> the slot of the recurrent state behind them."""
 
-    __slots__ = ("children", "page", "parent", "scores", "tokens", "used")
+    __slots__ = ("children", "page", "parent", "scores", "states", "tokens", "used")
 
     def __init__(self, page: int, tokens: tuple[int, ...], parent: _Node | None) -> None:
         self.page = page
@@ -81,6 +121,7 @@ class _Node:
         self.used = 0
         self.scores = PromptScores(-1, [])  # of the tokens, where somebody wanted them
         self.children: dict[int, list[_Node]] = {}  # by first token
+        self.states: dict[int, int] = {}
 
     def best(self, tokens: Sequence[int]) -> tuple[_Node | None, int]:
         """The child that agrees with most of `tokens` (at least one), and on how many."""
@@ -115,18 +156,26 @@ class KVPool:
     def __init__(
         self, config: ModelConfig, context: int, dtype: KVType, tokens: int, angles: Angles, adapters: Mix = ()
     ) -> None:
-        if dtype not in ("f16", "int8"):
-            raise ValueError(f"KV cache type '{dtype}' is unknown; use f16 or int8")
+        bits = kv_bits(config, dtype)
         if context < 1:
             raise ValueError(f"a KV cache of {context} positions holds nothing; ask for at least 1")
         self.context = context
         self.dtype = dtype
         self.angles = angles
+        self.local_angles: Angles | None = None  # of layers that see a window
         self.adapters = adapters
         self.pages = -(-max(tokens, context) // PAGE)
+        kinds = config.layer_types or ("full_attention",) * config.num_hidden_layers
+        recurs = [kind == "linear_attention" for kind in kinds]
+        # Of each layer, its number among those of its kind.
+        self.place_of_layer = [recurs[:i].count(one) for i, one in enumerate(recurs)]
         self.native = kernels.Cache(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.pages, dtype == "int8"
+            max(1, recurs.count(False)), config.num_key_value_heads, config.head_dim, self.pages, *bits
         )
+        self.states: StatePool | None = None
+        if config.delta is not None and any(recurs):
+            slots = slots_for(context, tokens)
+            self.states = StatePool(recurs.count(True), config.delta, slots, self._forget_state)
         self._users = [0] * self.pages
         self._free = list(range(self.pages - 1, -1, -1))
         self._roots: dict[Mix, _Node] = {}
@@ -136,7 +185,12 @@ class KVPool:
     @property
     def nbytes(self) -> int:
         """Bytes when full."""
-        return int(self.native.nbytes)
+        return int(self.native.nbytes) + (self.states.native.nbytes if self.states else 0)
+
+    @property
+    def nbytes_of_page(self) -> int:
+        """Bytes of one page."""
+        return int(self.native.nbytes) // self.pages
 
     @property
     def pages_used(self) -> int:
@@ -150,7 +204,8 @@ class KVPool:
 
     def new(self, adapters: Mix | None = None) -> KVCache:
         """An empty sequence, to be computed with those adapters; None: with those of the pool."""
-        return KVCache(self, [], 0, self.adapters if adapters is None else adapters)
+        state = TextState(self.states) if self.states else None
+        return KVCache(self, [], 0, self.adapters if adapters is None else adapters, state)
 
     def _root(self, adapters: Mix) -> _Node:
         """Where what is remembered of those adapters begins."""
@@ -160,12 +215,14 @@ class KVPool:
         """A sequence that begins with all of another's and goes on by itself; a page is copied when it is written to."""
         for page in cache.pages:
             self._users[page] += 1
-        return KVCache(self, list(cache.pages), cache.length, cache.adapters)
+        other = KVCache(self, list(cache.pages), cache.length, cache.adapters, cache.state and cache.state.fork())
+        other.axes = cache.axes
+        return other
 
     def match_prefix(self, ids: Sequence[int], adapters: Mix | None = None) -> KVCache:
         """A sequence with as much of ids in it as is remembered of the same adapters, but at least one id is left to compute."""
         cache = self.new(adapters)
-        node, limit = self._root(cache.adapters), len(ids) - 1
+        node, limit, path = self._root(cache.adapters), len(ids) - 1, list[_Node]()
         while cache.length < limit:
             child, same = node.best(ids[cache.length : min(limit, cache.length + PAGE)])
             if child is None:
@@ -174,10 +231,25 @@ class KVPool:
             self._users[child.page] += 1
             cache.pages.append(child.page)
             cache.length += same
+            path.append(child)
             if same < PAGE:
                 break
             node = child
+        if self.states is not None:
+            self._match_state(self.states, cache, path)
         return cache
+
+    def _match_state(self, states: StatePool, cache: KVCache, path: list[_Node]) -> None:
+        """Cut what was found back to the last position of which the state is remembered."""
+        known = (
+            (at * PAGE + count, slot)
+            for at, node in reversed(list(enumerate(path)))
+            for count, slot in sorted(node.states.items(), reverse=True)
+            if at * PAGE + count <= cache.length
+        )
+        position, slot = next(known, (0, None))
+        cache.state = TextState(states, position, None if slot is None else states.share(slot))
+        cache.truncate(position)
 
     def match_scores(self, ids: Sequence[int], alternatives: int, adapters: Mix) -> list[TokenLogprob | None]:
         """Log-probabilities of the first ids under those adapters that are remembered with so many alternatives."""
@@ -195,7 +267,19 @@ class KVPool:
 
     def can_allocate(self, tokens: int) -> bool:
         """Whether pages for that many more positions are free or can be made so."""
-        return -(-tokens // PAGE) + 1 <= len(self._free) + self.pages_kept
+        return -(-tokens // PAGE) + 1 <= len(self._free) + self.pages_kept and self.has_state()
+
+    def has_state(self, beside: int = 0) -> bool:
+        """Whether there is a recurrent state for one more sequence, when `beside` others have none yet; one is left then."""
+        return self.states is None or self.states.free_slots + self.states_kept > 1 + beside
+
+    @property
+    def states_kept(self) -> int:
+        """Slots that only the memory of prefixes holds, and that go when they are needed."""
+        if self.states is None:
+            return 0
+        users = self.states.users
+        return sum(users(slot) == 1 for node in self._nodes.values() for slot in node.states.values())
 
     def extend(self, cache: KVCache, length: int) -> bool:
         """Pages up to that length, and the one that is written next for this sequence alone."""
@@ -238,6 +322,8 @@ class KVPool:
     def release(self, cache: KVCache) -> None:
         """End a sequence of which nothing more is to be remembered."""
         self.free(cache.pages)
+        if cache.state is not None:
+            cache.state.release()
         cache.pages, cache.length = [], 0
 
     def insert_prefix(
@@ -259,10 +345,42 @@ class KVPool:
                 self._roots[cache.adapters] = root
             elif same == len(child.tokens) < len(tokens):
                 self._replace(child, cache.pages[at // PAGE], tokens)
+            if cache.state is not None:
+                self._learn_states(child, cache.state, at)
             if scores is not None:
                 child.learn(scores.values[at : at + len(tokens)], scores.alternatives)
             child.used = next(self._clock)
             node = child
+
+    def remembered(self) -> Iterator[tuple[list[int], Mix, list[int]]]:
+        """The prefixes that are remembered, as far as they are whole pages: ids, adapters and pages, the newest first."""
+        mixes = {id(root): mix for mix, root in self._roots.items()}
+        for node in sorted(self._nodes.values(), key=lambda n: -n.used):
+            if any(len(c.tokens) == PAGE for found in node.children.values() for c in found) or len(node.tokens) < PAGE:
+                continue
+            path = [node]
+            while (parent := path[-1].parent) is not None:
+                path.append(parent)
+            root, *nodes = reversed(path)
+            yield [i for n in nodes for i in n.tokens], mixes[id(root)], [n.page for n in nodes]
+
+    def _learn_states(self, node: _Node, state: TextState, begin: int) -> None:
+        """Remember the states that are known behind tokens of a node, whose first position is `begin`."""
+        own = {state.at: state.slot} if state.slot is not None else {}
+        for position, slot in (state.snapshots | own).items():
+            if begin < position <= begin + len(node.tokens) and position - begin not in node.states:
+                node.states[position - begin] = state.pool.share(slot)
+
+    def _forget_state(self) -> bool:
+        """Drop the remembered state that was not used for longest; whether there was one that nobody looks at."""
+        assert self.states is not None
+        users = self.states.users
+        found = [(n.used, n, at) for n in self._nodes.values() for at, slot in n.states.items() if users(slot) == 1]
+        if not found:
+            return False
+        _, node, at = min(found, key=lambda one: (one[0], -one[2]))
+        self.states.free(node.states.pop(at))
+        return True
 
     def _remember(self, page: int, tokens: tuple[int, ...], parent: _Node) -> _Node:
         node = _Node(page, tokens, parent)
@@ -312,3 +430,6 @@ class KVPool:
             self._roots = {adapters: root for adapters, root in self._roots.items() if root.children}
         del self._nodes[node.page]
         self.free([node.page])
+        for slot in node.states.values():
+            assert self.states is not None
+            self.states.free(slot)

@@ -74,6 +74,27 @@ def exp(values: npt.NDArray[np.floating]) -> Doubles:
     return out
 
 
+def top_softmax(logits: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The k largest of each row [N, E], and their softmax among themselves: places and weights [N, k], the largest first.
+
+    Of equal ones the first is taken. A row with a number that is none has such weights.
+    """
+    fine = None
+    if not np.isfinite(logits.sum(dtype=np.float64)):
+        fine = np.asarray(np.isfinite(logits).all(axis=1))
+        logits = np.where(fine[:, None], logits, np.float32(0))
+    chosen = (-logits).argsort(axis=1, kind="stable")[:, :k]
+    top = logits[np.arange(len(logits))[:, None], chosen].astype(np.float64)
+    weights = exp((top - top[:, :1]).ravel()).reshape(top.shape)
+    total = weights[:, 0].copy()
+    for rank in range(1, k):  # in one order
+        total += weights[:, rank]
+    weights /= total[:, None]
+    if fine is not None:
+        weights[~fine] = np.nan
+    return chosen, weights.astype(np.float32)
+
+
 def log_sum_exp(values: npt.NDArray[np.float32]) -> float:
     """log(sum(e^x)) of finite numbers [N] (and -inf), N at most 2^18; within 1e-8."""
     assert len(values) <= 2**18, len(values)

@@ -8,6 +8,7 @@ them. Sources: RoFormer (2104.09864), position interpolation (2306.15595), NTK-a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from gangpao.engine import exact
 from gangpao.engine.config import ModelConfig
+from gangpao.formats.rope_axes import axes_of_pairs
 
 Floats = npt.NDArray[np.float32]
 _BLOCK = 256  # positions whose angles are worked out together
@@ -49,7 +51,7 @@ def inverse_frequencies(
     theta = config.rope_theta
     if scaling.kind == "ntk":
         theta *= exact.power(scaling.factor, Fraction(config.rope_dim, config.rope_dim - 2))
-    inverse = np.array([exact.power(theta, Fraction(-i, half)) for i in range(half)])
+    inverse = plain_frequencies(theta, half)
     factors = factors or {}
     if "freqs" in factors:
         inverse = inverse / factors["freqs"]
@@ -66,6 +68,11 @@ def inverse_frequencies(
         inverse = _yarn(inverse, config)
         return inverse, (1.0 + 0.1 * exact.log(scaling.factor)) * scaling.attention_factor
     return inverse, scaling.attention_factor
+
+
+def plain_frequencies(theta: float, half: int) -> npt.NDArray[np.float64]:
+    """theta^(-i / half), for i below half."""
+    return np.array([exact.power(theta, Fraction(-i, half)) for i in range(half)])
 
 
 def _yarn(inverse: npt.NDArray[np.float64], config: ModelConfig) -> npt.NDArray[np.float64]:
@@ -91,13 +98,24 @@ class Angles:
     machine. The functions of numpy and of C libraries are not: their last bit depends on the processor's instructions.
     """
 
-    def __init__(self, inverse: npt.NDArray[np.float64], factor: float) -> None:
+    def __init__(self, inverse: npt.NDArray[np.float64], factor: float, sections: Sequence[int] = ()) -> None:
         self._inverse, self._factor = inverse, factor
+        axes = np.array(axes_of_pairs(sections, len(inverse)) if sections else [0] * len(inverse))
+        self._pairs_of = [np.flatnonzero(axes == axis) for axis in range(3)]
         self._cos = self._sin = np.empty((0, len(inverse)), np.float32)
 
+    def identity(self) -> tuple[bytes, ...]:
+        """What decides the angles of a position."""
+        axes = np.concatenate([[len(pairs), *pairs] for pairs in self._pairs_of]).astype(np.int64)
+        return self._inverse.tobytes(), np.float64(self._factor).tobytes(), axes.tobytes()
+
     def take(self, positions: npt.NDArray[np.int64], cos: Floats, sin: Floats) -> None:
-        """Writes those of the positions [tokens] into cos and sin, both [tokens, rope_dim / 2]."""
+        """Writes those of the positions [tokens], or [3, tokens] (time, row, column), into cos and sin, [tokens, rope_dim / 2]."""
         self._reach(int(positions.max()) + 1)
+        if positions.ndim == 2:
+            for axis, pairs in zip(positions, self._pairs_of, strict=True):
+                cos[:, pairs], sin[:, pairs] = self._cos[axis[:, None], pairs], self._sin[axis[:, None], pairs]
+            return
         np.take(self._cos, positions, axis=0, out=cos)
         np.take(self._sin, positions, axis=0, out=sin)
 

@@ -11,6 +11,7 @@ probabilities are those of the model itself (temperature 1, before penalties, bi
 between requests with different settings.
 """
 
+import copy
 import math
 import secrets
 from collections import deque
@@ -160,7 +161,8 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class PromptScores:
-    """Log-probabilities of a prompt's tokens as far as they are known, each given all before it; None for the first.
+    """Log-probabilities of a prompt's tokens as far as they are known, each given all before it; None for the first, and for rows
+    of pictures.
 
     alternatives: how many of the likeliest tokens each has beside it.
     """
@@ -172,7 +174,8 @@ class PromptScores:
 class Sampler:
     """The choices of one request: its settings, its random numbers, and what it has said so far.
 
-    prompt_ids feeds the repetition penalty only. `seed` is the seed in use, chosen at random if params gave none.
+    prompt_ids feeds the repetition penalty only, without rows of pictures, which are no tokens. `seed` is the seed in use,
+    chosen at random if params gave none.
     """
 
     def __init__(self, params: SamplingParams, vocab_size: int, prompt_ids: Iterable[int] = ()) -> None:
@@ -183,7 +186,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self.seed = secrets.randbits(53) if params.seed is None else params.seed
         self._rng = np.random.Generator(np.random.PCG64(self.seed))
-        self._window: deque[int] = deque(prompt_ids, maxlen=REPETITION_WINDOW)
+        self._window: deque[int] = deque((i for i in prompt_ids if i < vocab_size), maxlen=REPETITION_WINDOW)
         self._counts: dict[int, int] = {}
 
     def sample(self, logits: Logits) -> int:
@@ -206,6 +209,14 @@ class Sampler:
         ids = keep_top_p(logits, ids, p.temperature, p.top_p)
         ids = keep_min_p(logits, ids, p.temperature, p.min_p)
         return draw(logits, ids, p.temperature, self._rng)
+
+    def copy(self) -> "Sampler":
+        """One that will choose as this one would, from the same random numbers, and changes nothing of it."""
+        other = copy.copy(self)
+        other._rng = np.random.Generator(np.random.PCG64())
+        other._rng.bit_generator.state = self._rng.bit_generator.state
+        other._window, other._counts = self._window.copy(), dict(self._counts)
+        return other
 
     def accept(self, token: int) -> None:
         """Remember a token of the answer for the penalties."""

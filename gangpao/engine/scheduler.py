@@ -25,6 +25,7 @@ from typing import Literal
 from gangpao.engine import memory
 from gangpao.engine.cache import PAGE, KVCache, common
 from gangpao.engine.generate import Engine, check_prompt
+from gangpao.engine.pictures.rows import Hold
 from gangpao.engine.sequences import (
     AnswerSequence,
     EmbeddingSequence,
@@ -35,6 +36,8 @@ from gangpao.engine.sequences import (
     Request,
     Sequence,
 )
+from gangpao.engine.sessions.store import PrefixFolder, PrefixStore
+from gangpao.engine.speculate.speculation import Company
 from gangpao.engine.transformer import CHUNK, Segment
 
 __all__ = ["Busy", "Counters", "Handle", "Request", "Scheduler"]
@@ -85,17 +88,30 @@ class Counters:
 class Scheduler:
     """Answers of one engine, up to `batch` at a time; `queue` more may wait. Close it to end its thread.
 
-    pool_tokens: positions of keys and values in memory, for running answers and remembered prefixes together.
+    pool_tokens: positions of keys and values in memory, for running answers and remembered prefixes together. prefixes: where
+    prefixes are kept for the next process. pools: the clients whose earlier answers may foresee their later ones
+    (speculate/pool.py).
     """
 
     def __init__(
-        self, engine: Engine, *, batch: int = DEFAULT_BATCH, queue: int = DEFAULT_QUEUE, pool_tokens: int | None = None
+        self,
+        engine: Engine,
+        *,
+        batch: int = DEFAULT_BATCH,
+        queue: int = DEFAULT_QUEUE,
+        pool_tokens: int | None = None,
+        prefixes: PrefixFolder | None = None,
+        pools: abc.Callable[[str], bool] = lambda client: False,
     ) -> None:
         self.engine = engine
         self.counters = Counters()
         tokens = pool_tokens or memory.pool_tokens(engine.model.config, engine.context, engine.kv_dtype, batch)
         self.pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
+        self.store = PrefixStore.open(prefixes, engine.model, engine.model_id, self.pool) if prefixes else None
+        if engine.seeing is not None:
+            engine.seeing.table.limit = memory.row_bytes(engine.model.config, tokens)
         self.batch = batch
+        self._pools = pools
         self.places = batch + queue  # for answers that run or wait
         self.preparing = 0  # requests that are about to be submitted; whoever prepares them counts
         self._queue = Queue()
@@ -108,8 +124,10 @@ class Scheduler:
 
     def submit(self, request: Request, on_event: OnEvent) -> Handle:
         """Queue a request. Raises ValueError for a prompt that cannot be answered, and Busy when too many wait."""
+        request = request.fitted()
         check_prompt(request.prompt_ids, self.engine)
-        return self._put(AnswerSequence(self.engine, request, on_event))
+        owner = request.client if self._pools(request.client) else None
+        return self._put(AnswerSequence(self.engine, request, on_event, owner))
 
     def embed(
         self,
@@ -118,13 +136,14 @@ class Scheduler:
         *,
         client: str = "",
         adapters: abc.Mapping[str, float | None] | None = None,
+        pictures: Hold | None = None,
     ) -> Handle:
         """Queue a text for its embedding: the mean over its tokens of the last hidden states, float32 [D], not scaled.
 
-        on_done gets it, or one exception. Raises as submit does.
+        on_done gets it, or one exception. pictures: what keeps the rows of pictures in ids. Raises as submit does.
         """
         check_prompt(ids, self.engine)
-        return self._put(EmbeddingSequence(ids, client, on_done, self.engine.mix(adapters)))
+        return self._put(EmbeddingSequence(ids, client, on_done, self.engine.mix(adapters), pictures))
 
     def _put(self, sequence: Sequence) -> Handle:
         if sequence.adapters is None:
@@ -172,6 +191,8 @@ class Scheduler:
                 self._closing = True
                 self._wake.notify()
             self._thread.join()
+        if self.store is not None:
+            self.store.close()
 
     # --- the scheduler's thread
 
@@ -206,16 +227,19 @@ class Scheduler:
     def _step(self) -> None:
         self._drop_cancelled()
         self._admit()
+        start = time.perf_counter()
         plan = self._plan()
         if not plan:
             return
-        start = time.perf_counter()
+        asked = time.perf_counter()
         try:
             rows = self.engine.model.step([segment for _, segment in plan])
         except Exception as error:  # nothing of this step can be trusted: its answers end, the others go on
             for sequence, _ in plan:
                 self._end(sequence, error)
             return
+        if all(len(segment.ids) == segment.logits for _, segment in plan):
+            self.engine.speculation.costs.take(sum(map(len, rows)), time.perf_counter() - asked)
         for (sequence, _), found in zip(plan, rows, strict=True):
             try:
                 sequence.take_rows(found)
@@ -228,6 +252,8 @@ class Scheduler:
             elif segment.logits and sequence.stats.completion_tokens == 1 and sequence.cache is not None:
                 # The prompt is whole: others may begin with it.
                 self.pool.insert_prefix(sequence.cache, sequence.ids, sequence.scores, whole=True)
+                if self.store is not None and sequence.axes is None:
+                    self.store.offer(sequence.cache, sequence.ids, sequence.stats.prompt_tokens)
 
     def _drop_cancelled(self) -> None:
         for sequence in [j for j in self._running if j.cancelled]:
@@ -265,8 +291,10 @@ class Scheduler:
         """Whether a running sequence is computing more pages of this one's beginning than there are."""
         if sequence.skips_prefix_cache:
             return False
-        computing = (j for j in self._running if j.helps(sequence))
-        return any(common(j.ids, sequence.ids[:-1]) // PAGE * PAGE > cached for j in computing)
+        computing = [
+            (j.cache, common(j.ids, sequence.ids[:-1]) // PAGE * PAGE) for j in self._running if j.helps(sequence)
+        ]
+        return any(cache is not None and shared > cached and cache.will_share(shared) for cache, shared in computing)
 
     def _begin(self, sequence: Sequence) -> Literal["began", "no room", "later"]:
         """Take a sequence in, or say why not: no pages, or a beginning that is about to be there ("later")."""
@@ -275,7 +303,7 @@ class Scheduler:
         if self._running and (awaits or not self.pool.can_allocate(len(sequence.ids) + 1 - cache.length)):
             self.pool.release(cache)
             return "later" if awaits else "no room"
-        sequence.cache = cache
+        sequence.cache, cache.axes = cache, sequence.axes
         if not sequence.started_at:
             sequence.started_at = time.perf_counter()
             sequence.stats.queue_s = sequence.started_at - sequence.submitted
@@ -290,6 +318,8 @@ class Scheduler:
         if sequence.skips_prefix_cache:
             return self.pool.new(sequence.adapters)
         cache = self.pool.match_prefix(sequence.ids, sequence.adapters)
+        if self.store is not None and sequence.axes is None:
+            self.store.extend(cache, sequence.ids)
         if sequence.scores is not None:
             prompt = sequence.ids[: sequence.stats.prompt_tokens]
             known = self.pool.match_scores(prompt, sequence.scores.alternatives, cache.adapters)
@@ -304,6 +334,7 @@ class Scheduler:
         shares = shares_of(
             [sequence for sequence in self._running if not sequence.decoding], CHUNK_BESIDE if decoding else CHUNK
         )
+        company = Company(decoding + sum(shares.values()), decoding)
         plan: list[tuple[Sequence, Segment]] = []
         for sequence in list(self._running):
             drafts: list[int] = []
@@ -311,7 +342,7 @@ class Scheduler:
                 continue
             if sequence.decoding:
                 ids = sequence.ids[-1:]
-                drafts = sequence.draft(self.engine.context, decoding)
+                drafts = sequence.draft(self.engine.context, company)
             else:
                 ids = sequence.ids[len(sequence.ids) - sequence.to_compute :][: shares[sequence]]
             if ids and self._reserve(sequence, len(ids) + len(drafts)):
@@ -350,6 +381,7 @@ class Scheduler:
         if sequence not in self._running:
             return
         self._running.remove(sequence)
+        sequence.close()
         stats, counters = sequence.stats, self.counters
         counters.completion_tokens += stats.completion_tokens
         counters.drafted += stats.drafted

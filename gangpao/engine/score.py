@@ -141,12 +141,12 @@ class Scorer:
         room = CHUNK - sum(len(run.ids) - run.cache.length for run in runs)
         while queue and room > 0:
             item = queue[0]
-            if runs and committed + began + item.tokens > self._tokens:
+            waiting = sum(run.cache.length == 0 for run in runs)
+            if runs and (committed + began + item.tokens > self._tokens or not self._pool.has_state(waiting)):
                 break
             cache = self._pool.match_prefix(item.context, self._adapters)
-            if any(
-                common(run.ids, item.context) // PAGE > -(-cache.length // PAGE) for run in runs if run.ending is None
-            ):
+            shared = [(run.cache, common(run.ids, item.context) // PAGE) for run in runs if run.ending is None]
+            if any(pages > -(-cache.length // PAGE) and other.will_share(pages * PAGE) for other, pages in shared):
                 self._pool.release(cache)
                 break
             queue.popleft()
@@ -176,6 +176,7 @@ class Scorer:
         for run, segment, endings in parts:
             item = run.item
             for ending, score in zip(endings, segment.scores, strict=True):
+                assert score is not None  # endings are tokens
                 item.logprobs[ending].append(score.logprob)
                 item.greedy[ending] &= score.rank == 1
                 item.missing -= 1

@@ -9,18 +9,21 @@ import bisect
 import time
 from collections import abc, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gangpao.engine.answer import Answer, FinishReason, Piece, Stats
-from gangpao.engine.cache import KVCache
+from gangpao.engine.cache import KVCache, common
 from gangpao.engine.config import Mix
 from gangpao.engine.generate import Engine
+from gangpao.engine.pictures.rows import Hold
 from gangpao.engine.sample import Logits, PromptScores, SamplingParams, TokenLogprob
-from gangpao.engine.speculate import Drafter, verify
+from gangpao.engine.sessions.shift import ContextShift
+from gangpao.engine.speculate.speculation import Company, verify
+from gangpao.engine.thinking.rule import ThoughtRule
 from gangpao.engine.transformer import Segment
 
 T = TypeVar("T")
@@ -28,7 +31,8 @@ Floats = npt.NDArray[np.float32]
 
 
 class Constraint(Protocol):
-    """What an answer may say next: a grammar's state. Used by one answer only, from the scheduler's thread."""
+    """What an answer may say next: a grammar's state. Used by one answer only, from the scheduler's thread. It neither sees nor
+    restricts a thought that stands before the answer by the request's rule."""
 
     @property
     def finished(self) -> bool:
@@ -51,7 +55,9 @@ class Request:
     continues: the text goes on from the prompt's, so a space at its beginning is part of it. speculate: drafts from the
     text so far may be tried (they never change the answer). prompt_logprobs: log-probabilities of the prompt's tokens are
     wanted, with so many alternatives each. prompt_only: no answer, the prompt is read and that is all. adapters: names ->
-    scales (None: their own); not given: what the engine uses.
+    scales (None: their own); not given: what the engine uses. axes: positions of the prompt, where it has pictures (KVCache).
+    pictures: what keeps the rows of pictures in prompt_ids. shift: drops the oldest of prompt and answer when the context is full,
+    unless there are axes or log-probabilities of the prompt. thinking: how the answer may think.
     """
 
     prompt_ids: abc.Sequence[int]
@@ -64,6 +70,17 @@ class Request:
     prompt_logprobs: int | None = None
     prompt_only: bool = False
     adapters: abc.Mapping[str, float | None] | None = None
+    axes: npt.NDArray[np.int64] | None = None
+    pictures: Hold | None = None
+    shift: ContextShift | None = None
+    thinking: ThoughtRule | None = None
+
+    def fitted(self) -> "Request":
+        """The same with a prompt that leaves room in the context, as far as something may be dropped. Raises ValueError."""
+        if self.shift is None or self.axes is not None or self.prompt_logprobs is not None or self.prompt_only:
+            return replace(self, shift=None)
+        shift = replace(self.shift)  # each answer drops its own
+        return replace(self, prompt_ids=shift.fit(self.prompt_ids, room=1), shift=shift)
 
 
 Event = Piece | Exception
@@ -125,6 +142,7 @@ class Sequence:
     done = False
     skips_prefix_cache = False  # whether remembered prefixes are of no use
     scores: PromptScores | None = None  # of its prompt, where they are wanted
+    axes: npt.NDArray[np.int64] | None = None  # positions of its prompt, where it has pictures
 
     def __init__(self, ids: abc.Sequence[int], client: str, adapters: Mix | None = None) -> None:
         self.ids = list(ids)
@@ -157,8 +175,8 @@ class Sequence:
         """Whether the prompt is done and the answer grows token by token."""
         return False
 
-    def draft(self, context: int, beside: int) -> list[int]:
-        """Ids that may come next, to be computed with the last one; `beside` answers share the step."""
+    def draft(self, context: int, company: Company) -> list[int]:
+        """Ids that may come next, to be computed with the last one. company: whom the step is shared with."""
         return []
 
     def segment(self, ids: abc.Sequence[int], drafts: abc.Sequence[int]) -> Segment:
@@ -173,6 +191,9 @@ class Sequence:
         """Tell whoever waits that nothing will come any more."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """It is over, however it ended."""
+
     def _emit(self, listener: Callable[[T], None], event: T) -> None:
         """Hand an event out; a consumer whose event loop is closed is a consumer that left."""
         if not self.cancelled:
@@ -183,18 +204,26 @@ class Sequence:
 
 
 class AnswerSequence(Sequence):
-    """An answer that is being made."""
+    """An answer that is being made. request: `fitted`. owner: whose earlier answers may foresee it (speculate/pool.py); None:
+    nobody's."""
 
-    def __init__(self, engine: Engine, request: Request, on_event: OnEvent) -> None:
+    def __init__(self, engine: Engine, request: Request, on_event: OnEvent, owner: str | None = None) -> None:
         super().__init__(request.prompt_ids, request.client, engine.mix(request.adapters))
         self.request = request
+        self.axes = request.axes
         self.answer = Answer(
             engine.tokenizer, engine.model.config.vocab_size, request.prompt_ids, request.params,
-            stop=request.stop, continues=request.continues, capacity=engine.context,
+            stop=request.stop, continues=request.continues, capacity=None if request.shift else engine.context,
+            thinking=request.thinking,
         )  # fmt: skip
         self.stats = self.answer.stats
-        self._drafter = Drafter(self.ids) if request.speculate else None
+        self.stats.dropped_tokens = request.shift.dropped if request.shift else 0
+        self._speculator = None
+        if request.speculate:
+            whose = None if owner is None else (owner, self.adapters)
+            self._speculator = engine.speculation.begin(self.ids, self.answer.sampler, whose)
         self._drafts: list[int] = []
+        self._guessed = False  # whether they are guesses, which may be wrong
         self._on_event = on_event
         self._first_token_at = 0.0
         self._segment: Segment | None = None
@@ -210,21 +239,26 @@ class AnswerSequence(Sequence):
     def decoding(self) -> bool:
         return self.to_compute == 1 and self.stats.completion_tokens > 0
 
-    def draft(self, context: int, beside: int) -> list[int]:
+    def draft(self, context: int, company: Company) -> list[int]:
         if self.request.prompt_only:
             return []
         room = min(self.request.params.max_tokens - self.stats.completion_tokens, context - len(self.ids)) - 1
         if room < 1:
             return []
-        if self.request.constraint is not None:
-            return self.request.constraint.forced()[: min(room, MAX_FORCED)]
-        return self._drafter.propose(self.ids, room, beside) if self._drafter else []
+        self._guessed = False
+        forced = list(self.answer.forced)
+        if not forced and self.request.constraint is not None and not self.answer.before_form:
+            forced = self.request.constraint.forced()
+        if forced or self._speculator is None:
+            return forced[: min(room, MAX_FORCED)]
+        self._guessed = True
+        return self._speculator.propose(self.ids, room, company)
 
     def segment(self, ids: abc.Sequence[int], drafts: abc.Sequence[int]) -> Segment:
         assert self.cache is not None
         self._drafts = list(drafts)
         whole = len(ids) == self.to_compute and not self.request.prompt_only
-        self._segment = Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0)
+        self._segment = Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0, drafts=len(drafts))
         if self.scores is not None:
             begin, last = self.cache.length, len(self.request.prompt_ids) - 1
             rows = range(max(begin, len(self.scores.values) - 1), min(begin + len(ids), last))
@@ -247,22 +281,36 @@ class AnswerSequence(Sequence):
         if drafts:
             self.stats.drafted += len(drafts)
             self.stats.accepted += right
-            if self._drafter and self.request.constraint is None:
-                self._drafter.learn(len(drafts), right)
+            if self._speculator and self._guessed:
+                self._speculator.learn(right)
         if len(rows):
             self.cache.truncate(min(self.cache.length, len(self.ids) - 1))
+            if (shift := self.request.shift) is not None and len(self.ids) > shift.context and not self.done:
+                self._drop_oldest(shift, self.cache)
+
+    def _drop_oldest(self, shift: ContextShift, cache: KVCache) -> None:
+        """Make room in a full context; what stays is computed anew, as the prompt was."""
+        before, self.ids = self.ids, shift.fit(self.ids)
+        self.stats.dropped_tokens = shift.dropped
+        cache.truncate(common(before, self.ids[:-1]))
+        if self._speculator:
+            self._speculator = self._speculator.cut(before, self.ids)
 
     def fail(self, error: Exception) -> None:
         self._send(error)
 
+    def close(self) -> None:
+        if self._speculator:
+            self._speculator.close(self.ids)
+
     def _choose(self, logits: Logits) -> int:
         """The next token by the request's settings and constraint."""
         constraint = self.request.constraint
-        if constraint is None:
-            return self.answer.sampler.sample(logits)
+        if constraint is None or self.answer.before_form:
+            return self.answer.choose(logits)
         allowed = logits.copy()
         constraint.apply(allowed)
-        token = self.answer.sampler.sample(allowed)
+        token = self.answer.choose(allowed)
         constraint.accept(token)
         return token
 
@@ -295,8 +343,16 @@ class EmbeddingSequence(Sequence):
 
     skips_prefix_cache = True
 
-    def __init__(self, ids: abc.Sequence[int], client: str, on_done: OnEmbedding, adapters: Mix | None = None) -> None:
+    def __init__(
+        self,
+        ids: abc.Sequence[int],
+        client: str,
+        on_done: OnEmbedding,
+        adapters: Mix | None = None,
+        pictures: Hold | None = None,
+    ) -> None:
         super().__init__(ids, client, adapters)
+        self._pictures = pictures
         self._on_done = on_done
         self._sum: npt.NDArray[np.float64] | None = None
 

@@ -1,4 +1,4 @@
-"""The forward pass, top to bottom: nine kernel calls a layer.
+"""The forward pass, top to bottom: nine kernel calls a layer (eight with Gated DeltaNet), four for each expert of a step.
 
 Tokens go in, logits come out, and the cache grows. The work buffers belong to the model and the kernels' threads to the
 process, so one step runs at a time; all that a sequence is lives in its `KVCache`. A step may hold tokens of many sequences;
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,9 +22,14 @@ import numpy.typing as npt
 from gangpao import kernels
 from gangpao.engine import exact
 from gangpao.engine.adapters import Adapters, LayerTables
-from gangpao.engine.cache import KVCache, KVPool, KVType
+from gangpao.engine.cache import KVCache, KVPool
 from gangpao.engine.config import Mix, ModelConfig
-from gangpao.engine.rope import Angles, inverse_frequencies
+from gangpao.engine.layers.attention import Attention, LatentAttention, LatentBuffers
+from gangpao.engine.layers.gated_delta import DeltaBuffers, GatedDelta
+from gangpao.engine.layers.kept import KVType
+from gangpao.engine.packed.store import PackedStore
+from gangpao.engine.pictures.rows import RowTable
+from gangpao.engine.rope import Angles, inverse_frequencies, plain_frequencies
 from gangpao.engine.sample import TokenLogprob, logprobs_of
 from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer
 from gangpao.formats.adapters import Adapter
@@ -43,8 +48,9 @@ LOGIT_ROWS = 16  # rows of logits at once when all are asked for: 100,000 floats
 class Segment:
     """Ids to append to a cache in a step, and after how many of the last of them logits are wanted; or hidden states of all.
 
+    drafts: how many of the last ids may be taken back, which recurrent layers have to know before they read them.
     scored: places in ids, and the token behind each whose log-probability is wanted; the step puts one entry for each, with so
-    many alternatives, into scores.
+    many alternatives, into scores, None for the row of a picture.
     """
 
     cache: KVCache
@@ -53,7 +59,8 @@ class Segment:
     hidden: bool = False
     scored: Sequence[tuple[int, int]] = ()
     alternatives: int = 0
-    scores: list[TokenLogprob] = field(default_factory=list)
+    drafts: int = 0
+    scores: list[TokenLogprob | None] = field(default_factory=list)
 
 
 class _Buffers:
@@ -62,52 +69,98 @@ class _Buffers:
     def __init__(self, c: ModelConfig, w: Weights, *, floats: bool = False) -> None:
         q_rows, kv_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
 
+        attention = [y.mixer for y in w.layers if isinstance(y.mixer, Attention)]
+        recurrent = [y.mixer for y in w.layers if isinstance(y.mixer, GatedDelta)]
         self.hidden = kernels.Array(CHUNK, c.hidden_size)
-        self.qkv = kernels.Array(CHUNK, q_rows + 2 * kv_rows)
+        self.qkv = kernels.Array(CHUNK, q_rows * (1 + c.row.parts.attention_gate) + 2 * kv_rows)
         self.gate_up = kernels.Array(CHUNK, 2 * c.intermediate_size)
         self.attended = kernels.Array(CHUNK, q_rows)
         self.cos = kernels.Array(CHUNK, max(1, c.rope_dim // 2))
         self.sin = kernels.Array(CHUNK, max(1, c.rope_dim // 2))
-        self.normed = kernels.Activation(
-            CHUNK, c.hidden_size, [x for y in w.layers for x in (y.qkv, y.gate_up)], floats
+        self.normed = kernels.Activation(CHUNK, c.hidden_size, [x for y in w.layers for x in _inputs(y)], floats)
+        self.heads = kernels.Activation(CHUNK, q_rows, [y.o for y in attention], floats)
+        latent = [y.mixer for y in w.layers if isinstance(y.mixer, LatentAttention)]
+        head = c.num_attention_heads, c.head_dim, c.rope_dim
+        self.latent = LatentBuffers(CHUNK, head, c.latent, latent, floats=floats) if c.latent else None
+        self.delta = DeltaBuffers(CHUNK, c.delta, recurrent, floats=floats) if c.delta else None
+        self.gated = kernels.Activation(
+            CHUNK, c.intermediate_size, [mlp.down for y in w.layers for mlp in y.mlps], floats
         )
-        self.heads = kernels.Activation(CHUNK, q_rows, [y.o for y in w.layers], floats)
-        self.gated = kernels.Activation(CHUNK, c.intermediate_size, [y.down for y in w.layers], floats)
+        self.experts = _ExpertBuffers(c, w) if c.num_experts else None
         self.final = kernels.Array(LOGIT_ROWS, c.hidden_size)
         self.final_normed = kernels.Activation(LOGIT_ROWS, c.hidden_size, [w.head], floats)
         self.logits = kernels.Array(LOGIT_ROWS, c.vocab_size)
         self.hidden_view, self.final_view, self.logits_view = (
             x.numpy() for x in (self.hidden, self.final, self.logits)
         )
-        self.rows = kernels.Rows()
+        self.branch = kernels.Array(CHUNK, c.hidden_size) if c.row.parts.post_norms else None
+        self.local_cos, self.local_sin = kernels.Array(CHUNK, self.cos.cols), kernels.Array(CHUNK, self.cos.cols)
+        self.local_views = self.local_cos.numpy(), self.local_sin.numpy()
+        self.rows, self.states = kernels.Rows(), kernels.StateRows()
+        self.segments: Sequence[Segment] = ()
         self.runs, self.head_runs = kernels.AdapterRuns(), kernels.AdapterRuns()
         self.mixes: list[Mix] = []  # of every row
         self.cos_view, self.sin_view = self.cos.numpy(), self.sin.numpy()
 
 
+class _ExpertBuffers:
+    """Work space for the tokens of one expert, and for what the experts of all tokens come to."""
+
+    def __init__(self, c: ModelConfig, w: Weights) -> None:
+        self.routed = kernels.Array(CHUNK, c.num_experts)
+        self.hidden, self.out = kernels.Array(CHUNK, c.hidden_size), kernels.Array(CHUNK, c.hidden_size)
+        self.normed = kernels.Activation(CHUNK, c.hidden_size, [mlp.gate_up for y in w.layers for mlp in y.mlps])
+        self.total = np.empty((CHUNK, c.hidden_size), np.float32)
+        self.routed_view, self.hidden_view, self.out_view = (x.numpy() for x in (self.routed, self.hidden, self.out))
+
+
+def _by_expert(
+    chosen: npt.NDArray[np.int64], weights: Floats
+) -> Iterator[tuple[int, npt.NDArray[np.int64] | slice, Floats]]:
+    """Each expert that is chosen, in rising order, its tokens, and its weights for them [count, 1]. chosen, weights: [N, k]."""
+    if len(chosen) == 1:  # the same, without the searching
+        for rank in np.argsort(chosen[0]):
+            yield int(chosen[0, rank]), slice(0, 1), weights[:, rank : rank + 1]
+        return
+    for number in np.unique(chosen).tolist():
+        tokens, ranks = np.nonzero(chosen == number)
+        yield number, tokens, weights[tokens, ranks, None]
+
+
+def _inputs(layer: Layer) -> list[kernels.Linear]:
+    """All that reads the normed hidden states of a layer."""
+    m = layer.mixer
+    first = m.qkv if isinstance(m, Attention) else m.down if isinstance(m, LatentAttention) else m.into
+    return [first, *(mlp.gate_up for mlp in layer.mlps)] + ([layer.router] if layer.router else [])
+
+
 class Transformer:
     """A model ready to run. `bytes_per_token` is what one decode step reads of the weights.
 
-    adapters: those that are loaded beside it (`add_adapter`), A and B in float32 if asked for, else in int8.
+    adapters: those that are loaded beside it (`add_adapter`), A and B in float32 if asked for, else in int8. rows: those of
+    pictures, whose ids stand behind the vocabulary; None where the model does not see.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, embed: Embed, *, float32: bool = False) -> None:
         self.config = config
         self.weights = weights
         self.embed = embed
+        self.rows: RowTable | None = None
         self.adapters = Adapters(config, weights, float32=float32)
+        self._gate = kernels.geglu if config.row.parts.gelu else kernels.swiglu
         self._buffers = _Buffers(config, weights)
 
     @classmethod
-    def load(cls, gguf: GGUF, *, progress: Progress | None = None, float32: bool = False) -> Transformer:
+    def load(
+        cls, gguf: GGUF, *, progress: Progress | None = None, float32: bool = False, store: PackedStore | None = None
+    ) -> Transformer:
         """Packs the weights of an open file, which must stay open: embeddings are read from it.
 
-        progress(done_bytes, total_bytes). float32: see load_weights. Raises ModelFileError for what we cannot run.
+        progress(done_bytes, total_bytes). float32, store: see load_weights. Raises ModelFileError for what we cannot run.
         """
         config = ModelConfig.from_gguf(gguf)
-        return cls(
-            config, load_weights(gguf, config, progress, float32=float32), Embedding(gguf, config), float32=float32
-        )
+        weights = load_weights(gguf, config, progress, float32=float32, store=store)
+        return cls(config, weights, Embedding(gguf, config), float32=float32)
 
     def add_adapter(self, name: str, adapter: Adapter, scale: float = 1.0) -> None:
         """Load an adapter beside the model. Raises ValueError for one of another base, and for what is not computed here."""
@@ -123,13 +176,17 @@ class Transformer:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that one decode step reads, those of the adapters in use among them."""
-        return self.weights.nbytes + self.adapters.bytes_of_mix(self.adapters.chosen)
+        """Bytes of weights that a decode step of one sequence reads: of experts the chosen ones, and the adapters in use."""
+        return self.weights.nbytes - self.weights.idle_nbytes + self.adapters.bytes_of_mix(self.adapters.chosen)
 
     def new_pool(self, context: int, dtype: KVType = "f16", tokens: int = 0) -> KVPool:
         """Memory for sequences of at most `context` positions, `tokens` positions (at least one context) in all."""
         inverse, factor = inverse_frequencies(self.config, context=context, factors=self.weights.rope_factors)
-        return KVPool(self.config, context, dtype, tokens, Angles(inverse, factor), self.adapters.chosen)
+        angles = Angles(inverse, factor, self.config.rope_sections)
+        pool = KVPool(self.config, context, dtype, tokens, angles, self.adapters.chosen)
+        if self.config.window:
+            pool.local_angles = Angles(plain_frequencies(self.config.local_theta, self.config.rope_dim // 2), 1.0)
+        return pool
 
     def new_cache(self, capacity: int, dtype: KVType = "f16", adapters: Mix | None = None) -> KVCache:
         """An empty sequence in a pool of its own, for `capacity` positions. adapters: None is `adapters.chosen`."""
@@ -141,10 +198,12 @@ class Transformer:
         cache: KVCache,
         *,
         all_logits: bool = False,
+        drafts: int = 0,
         on_progress: Progress | None = None,
     ) -> Floats:
         """Appends `ids` to the cache. Returns logits after the last id [V], or after every id [T, V].
 
+        drafts: how many of the last ids may be taken back, at most CHUNK - 1.
         on_progress(done_tokens, total_tokens) runs between chunks; an exception from it leaves the cache consistent: it
         holds exactly the chunks that were done. Raises ValueError for ids outside the vocabulary or a full cache.
         """
@@ -153,7 +212,8 @@ class Transformer:
         for begin in range(0, len(tokens), CHUNK):
             chunk = tokens[begin : begin + CHUNK]
             last = begin + len(chunk) == len(tokens)
-            collected += self.step([Segment(cache, chunk, len(chunk) if all_logits else int(last))])
+            wanted = len(chunk) if all_logits else int(last)
+            collected += self.step([Segment(cache, chunk, wanted, drafts=drafts if last else 0)])
             if on_progress:
                 on_progress(begin + len(chunk), len(tokens))
         return np.concatenate(collected) if all_logits else collected[-1][0]
@@ -177,8 +237,9 @@ class Transformer:
                 if segment.hidden:
                     out[i] = self._final_states(begin, end)
                 wanted += [(i, row) for row in range(end - segment.logits, end)]
-                scored += [(segment, begin + place, token) for place, token in segment.scored]
-                segment.cache.length += len(segment.ids)
+                segment.scores += [None] * len(segment.scored)
+                scored += [(segment, at, begin + place, token) for at, (place, token) in enumerate(segment.scored)]
+                segment.cache.advance(len(segment.ids), segment.drafts)
             self._score(scored)
             rows = self._logits([row for _, row in wanted])
         for i, group in itertools.groupby(range(len(wanted)), key=lambda at: wanted[at][0]):
@@ -190,17 +251,33 @@ class Transformer:
         tokens = np.asarray(ids, dtype=np.int64)
         if tokens.ndim != 1 or len(tokens) == 0:
             raise ValueError("forward needs at least one token id")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.vocab_size}"
-            )
+        self.check_ids(tokens)
         if not cache.reserve(len(tokens)):
             raise ValueError(
                 f"{cache.length} cached and {len(tokens)} new tokens do not fit into a context of {cache.capacity}; "
                 "shorten the prompt, or load the model with a larger one (--context)"
             )
         return tokens
+
+    def check_ids(self, ids: npt.NDArray[np.int64]) -> None:
+        """Raises ValueError for an id that is no token and no row of a picture that is there."""
+        low, high = int(ids.min()), int(ids.max())
+        wrong = low if low < 0 else None
+        if wrong is None and high >= self.config.vocab_size:
+            behind = ids[ids >= self.config.vocab_size]
+            wrong = high if self.rows is None else self.rows.missing(behind)
+        if wrong is not None:
+            raise ValueError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+
+    def _embedded(self, ids: npt.NDArray[np.int64]) -> Floats:
+        """What the first layer gets [T, D]: embeddings of tokens, and rows of pictures as they are."""
+        if self.rows is None or not (behind := ids >= self.config.vocab_size).any():
+            return self.embed(ids)
+        out = np.empty((len(ids), self.config.hidden_size), np.float32)
+        if not behind.all():
+            out[~behind] = self.embed(ids[~behind])
+        out[behind] = self.rows.take(ids[behind])
+        return out
 
     def _run_layers(self, segments: Sequence[Segment]) -> None:
         b, pool = self._buffers, segments[0].cache.pool
@@ -209,28 +286,112 @@ class Transformer:
         assert 0 < n <= CHUNK, n
         assert all(s.cache.pool is pool for s in segments)
         b.rows.clear()
+        b.states.clear()
+        b.segments, begin = segments, 0
         for s in segments:
             b.rows.add(s.cache.pages, s.cache.length, len(s.ids))
+            if s.cache.state is not None:
+                s.cache.state.plan(b.states, begin, len(s.ids), s.drafts)
+            begin += len(s.ids)
         b.mixes = [s.cache.adapters for s in segments for _ in s.ids]
         _put_runs(b.runs, b.mixes)
-        positions = np.concatenate([np.arange(s.cache.length, s.cache.length + len(s.ids)) for s in segments])
-        b.hidden_view[:n] = self.embed(ids)
+        b.hidden_view[:n] = self._embedded(ids)
+        positions = _positions(segments)
         pool.angles.take(positions, b.cos_view[:n], b.sin_view[:n])
+        if pool.local_angles is not None:
+            pool.local_angles.take(positions, *(view[:n] for view in b.local_views))
         for i, (layer, more) in enumerate(zip(self.weights.layers, self.adapters.layers, strict=True)):
-            self._layer(layer, more, i, n, pool.native)
+            self._layer(layer, more, i, n, pool)
 
-    def _layer(self, layer: Layer, more: LayerTables, i: int, n: int, cache: kernels.Cache) -> None:
-        """hidden += attention(norm(hidden)); hidden += ffn(norm(hidden)); both times residual_scale. more: of the adapters."""
-        b, eps, scale = self._buffers, self.config.rms_norm_eps, self.config.residual_scale
+    def _layer(self, layer: Layer, more: LayerTables, i: int, n: int, pool: KVPool) -> None:
+        """hidden += mixer(norm(hidden)); hidden += ffn(norm(hidden)); both times residual_scale. more: of the adapters."""
+        b, eps = self._buffers, self.config.rms_norm_eps
         kernels.rmsnorm(b.hidden, n, layer.attn_norm, eps, b.normed)
-        kernels.linear(layer.qkv, b.normed, b.qkv, False, 1.0, more.qkv, b.runs)
-        kernels.rope_append(b.qkv, b.rows, layer.attention, b.cos, b.sin, cache, i)
-        kernels.attend(b.qkv, b.rows, layer.attention, cache, i, b.attended, b.heads)
-        kernels.linear(layer.o, b.heads, b.hidden, True, scale, more.o, b.runs)
+        if isinstance(layer.mixer, Attention):
+            self._attention(layer, layer.mixer, more, pool.place_of_layer[i], n, pool.native)
+        elif isinstance(layer.mixer, LatentAttention):
+            self._latent_attention(layer.mixer, pool.place_of_layer[i], n, pool.native)
+        else:
+            self._gated_delta(layer.mixer, pool.place_of_layer[i], pool)
         kernels.rmsnorm(b.hidden, n, layer.ffn_norm, eps, b.normed)
-        kernels.linear(layer.gate_up, b.normed, b.gate_up, False, 1.0, more.gate_up, b.runs)
-        kernels.swiglu(b.gate_up, n, b.gated)
-        kernels.linear(layer.down, b.gated, b.hidden, True, scale, more.down, b.runs)
+        if layer.router is None:
+            (mlp,) = layer.mlps
+            kernels.linear(mlp.gate_up, b.normed, b.gate_up, False, 1.0, more.gate_up, b.runs)
+            self._gate(b.gate_up, n, b.gated)
+            self._add_branch(mlp.down, b.gated, n, layer.post_norms and layer.post_norms[1], more.down)
+        else:
+            assert b.experts is not None
+            kernels.linear(layer.router, b.normed, b.experts.routed)
+            self._experts(layer, b.experts, n)
+
+    def _add_branch(
+        self, w: kernels.Linear, x: kernels.Activation, n: int, norm: kernels.Array | None, table: kernels.LowRankTable
+    ) -> None:
+        """hidden += residual_scale * W x; with a norm behind the branch hidden += norm(W x)."""
+        b = self._buffers
+        if norm is None:
+            kernels.linear(w, x, b.hidden, True, self.config.residual_scale, table, b.runs)
+            return
+        assert b.branch is not None
+        kernels.linear(w, x, b.branch, False, 1.0, table, b.runs)
+        kernels.add_normed(b.branch, n, norm, self.config.rms_norm_eps, b.hidden)
+
+    def _attention(
+        self, layer: Layer, m: Attention, more: LayerTables, place: int, n: int, cache: kernels.Cache
+    ) -> None:
+        """hidden += residual_scale * attention(normed). place: of the layer among those that attend."""
+        b = self._buffers
+        kernels.linear(m.qkv, b.normed, b.qkv, False, 1.0, more.qkv, b.runs)
+        cos, sin = (b.local_cos, b.local_sin) if m.local else (b.cos, b.sin)
+        kernels.rope_append(b.qkv, b.rows, m.spec, cos, sin, cache, place)
+        kernels.attend(b.qkv, b.rows, m.spec, cache, place, b.attended, b.heads)
+        if m.gate:
+            kernels.sigmoid_gate(b.attended, b.qkv, m.gate, n, b.heads)
+        self._add_branch(m.o, b.heads, n, layer.post_norms and layer.post_norms[0], more.o)
+
+    def _latent_attention(self, m: LatentAttention, place: int, n: int, cache: kernels.Cache) -> None:
+        """The same with queries, keys and values from latents."""
+        b, low = self._buffers, self._buffers.latent
+        assert low is not None
+        low.queries_keys_values(m, b.normed, n, self.config.rms_norm_eps, b.qkv)
+        kernels.rope_append(b.qkv, b.rows, m.spec, b.cos, b.sin, cache, place)
+        kernels.attend(b.qkv, b.rows, m.spec, cache, place, b.attended, low.unread)
+        kernels.linear(m.o, low.narrowed(b.attended, n), b.hidden, True, self.config.residual_scale)
+
+    def _gated_delta(self, m: GatedDelta, place: int, pool: KVPool) -> None:
+        """hidden += residual_scale * what the states give for normed, and the states take it in. place: among such layers."""
+        b, d = self._buffers, self._buffers.delta
+        assert d is not None
+        assert pool.states is not None
+        kernels.linear(m.into, b.normed, d.x)
+        kernels.delta_net(d.x, b.states, m.spec, pool.states.native, place, d.values, d.heads)
+        end = 0
+        for s in b.segments:
+            end += len(s.ids)
+            if s.cache.state is not None:
+                s.cache.state.log(place, d.x, end, s.drafts)
+        kernels.linear(m.out, d.heads, b.hidden, True, self.config.residual_scale)
+
+    def _experts(self, layer: Layer, e: _ExpertBuffers, n: int) -> None:
+        """hidden += residual_scale * (sum of the chosen experts' results, each times its weight).
+
+        An expert is computed for all its tokens at once, and only if it has some; the results of a token are added in the
+        order of the experts, so it does not matter which tokens are beside it.
+        """
+        b, eps = self._buffers, self.config.rms_norm_eps
+        chosen, weights = exact.top_softmax(e.routed_view[:n], self.config.num_experts_per_tok)
+        e.total[:n] = 0
+        for number, tokens, weight in _by_expert(chosen, weights):
+            mlp, count, normed = layer.mlps[number], len(weight), b.normed
+            if count < n:
+                e.hidden_view[:count] = b.hidden_view[tokens]
+                kernels.rmsnorm(e.hidden, count, layer.ffn_norm, eps, e.normed)
+                normed = e.normed
+            kernels.linear(mlp.gate_up, normed, b.gate_up)
+            kernels.swiglu(b.gate_up, count, b.gated)
+            kernels.linear(mlp.down, b.gated, e.out)
+            e.total[tokens] += e.out_view[:count] * weight
+        b.hidden_view[:n] += e.total[:n] * np.float32(self.config.residual_scale)
 
     def _logits(self, rows: Sequence[int]) -> Floats:
         """Logits [len(rows), V] of these rows of the hidden states in the buffer."""
@@ -249,16 +410,18 @@ class Transformer:
         kernels.linear(self.weights.head, b.final_normed, b.logits, False, 1.0, self.adapters.head, b.head_runs)
         return b.logits_view[: len(rows)]
 
-    def _score(self, wanted: Sequence[tuple[Segment, int, int]]) -> None:
-        """Log-probabilities of tokens after rows of the buffer, to their segments; logits of LOGIT_ROWS are in memory at once."""
-        by_row = [(row, list(group)) for row, group in itertools.groupby(wanted, key=lambda at: at[1])]
+    def _score(self, wanted: Sequence[tuple[Segment, int, int, int]]) -> None:
+        """Log-probabilities of tokens after rows of the buffer, to places in the scores of their segments; logits of LOGIT_ROWS
+        are in memory at once. What is no token has none."""
+        tokens = (one for one in wanted if one[3] < self.config.vocab_size)
+        by_row = [(row, list(group)) for row, group in itertools.groupby(tokens, key=lambda one: one[2])]
         for begin in range(0, len(by_row), LOGIT_ROWS):
             part = by_row[begin : begin + LOGIT_ROWS]
             rows = self._head([row for row, _ in part])
             norms = exact.log_sum_exps(self._buffers.logits, len(part))
             for (_, group), logits, norm in zip(part, rows, norms, strict=True):
-                for segment, _, token in group:
-                    segment.scores.append(logprobs_of(logits, token, segment.alternatives, norm))
+                for segment, at, _, token in group:
+                    segment.scores[at] = logprobs_of(logits, token, segment.alternatives, norm)
 
     def _final_states(self, begin: int, end: int) -> Floats:
         """Hidden states [end - begin, D] after the last norm, of rows of the buffer."""
@@ -280,8 +443,9 @@ def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Generator[Floats, Floats
     threads = kernels.num_threads()
     kernels.set_num_threads(1)
     try:
-        for weights in weights_by_layer(gguf, config):
-            model = Transformer(replace(config, num_hidden_layers=1), weights, partial(_given, hidden))
+        for i, weights in enumerate(weights_by_layer(gguf, config)):
+            one = replace(config, num_hidden_layers=1, layer_types=config.layer_types[i : i + 1])
+            model = Transformer(one, weights, partial(_given, hidden))
             cache = model.new_cache(len(inputs))
             assert cache.reserve(len(inputs))
             model.step([Segment(cache, inputs)])
@@ -291,6 +455,14 @@ def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Generator[Floats, Floats
         yield model._logits(range(len(inputs)))
     finally:
         kernels.set_num_threads(threads)
+
+
+def _positions(segments: Sequence[Segment]) -> npt.NDArray[np.int64]:
+    """Of all ids: [N], or [3, N] where any of the sequences has axes."""
+    found = [s.cache.positions(len(s.ids)) for s in segments]
+    if any(one.ndim == 2 for one in found):
+        found = [np.broadcast_to(one, (3, one.shape[-1])) for one in found]
+    return np.concatenate(found, axis=-1)
 
 
 def _put_runs(runs: kernels.AdapterRuns, mixes: Sequence[Mix]) -> None:

@@ -8,7 +8,7 @@ A tensor that nothing reads is an error, because computing without it would give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from gangpao import kernels
 from gangpao.engine.config import ModelConfig
+from gangpao.engine.layers.attention import Attention, LatentAttention
+from gangpao.engine.layers.gated_delta import GatedDelta
+from gangpao.engine.packed.store import PackedStore
 from gangpao.formats.blocks import dequantize
 from gangpao.formats.gguf import GGUF, ModelFileError
 
@@ -24,27 +27,45 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One block. Norm weights are [1, hidden_size]."""
+class MLP:
+    """Gate and up side by side, and down."""
 
-    attn_norm: kernels.Array
-    qkv: kernels.Linear
-    attention: kernels.AttentionSpec
-    o: kernels.Linear
-    ffn_norm: kernels.Array
     gate_up: kernels.Linear
     down: kernels.Linear
+
+    @property
+    def nbytes(self) -> int:
+        return self.gate_up.nbytes + self.down.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block. Norm weights are [1, hidden_size]. mixer: what mixes tokens. mlps: one, or the experts that the router chooses
+    from. post_norms: behind what mixes and behind the MLP, where there are some."""
+
+    attn_norm: kernels.Array
+    mixer: Attention | LatentAttention | GatedDelta
+    ffn_norm: kernels.Array
+    mlps: tuple[MLP, ...]
+    router: kernels.Linear | None
+    post_norms: tuple[kernels.Array, kernels.Array] | None = None
+
+    def adaptable(self) -> dict[str, kernels.Linear]:
+        """The linear layers that adapters may belong to, by the engine's names; experts are none of them."""
+        out = self.mixer.adaptable()
+        return out if self.router else out | {"gate_up": self.mlps[0].gate_up, "down": self.mlps[0].down}
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Everything the forward pass reads."""
+    """Everything the forward pass reads. nbytes: packed; idle_nbytes: of them those of experts that one token does not meet."""
 
     layers: tuple[Layer, ...]
     final_norm: kernels.Array
     head: kernels.Linear
     rope_factors: dict[str, Floats]
     nbytes: int
+    idle_nbytes: int = 0
 
 
 class _Loader:
@@ -54,7 +75,9 @@ class _Loader:
         self.config = config
         self.progress = progress
         self.arena = kernels.Arena()
-        self.left = set(gguf.tensors) - {"token_embd.weight"}
+        layers = config.num_hidden_layers
+        unread = ("token_embd.weight", *(f"blk.{i}." for i in range(layers, layers + config.draft_layers)))
+        self.left = {name for name in gguf.tensors if not name.startswith(unread)}
         self.done_bytes = 0
         self.total_bytes = sum(t.nbytes for t in gguf.tensors.values())
 
@@ -77,9 +100,9 @@ class _Loader:
         self._take(name, (length,))
         return np.ascontiguousarray(self.gguf.array(name), dtype=np.float32).reshape(length)
 
-    def norm(self, name: str, scale: float = 1.0) -> kernels.Array:
-        values = self.vector(name, self.config.hidden_size)
-        out = kernels.Array(1, self.config.hidden_size)
+    def norm(self, name: str, scale: float = 1.0, width: int | None = None) -> kernels.Array:
+        values = self.vector(name, width or self.config.hidden_size)
+        out = kernels.Array(1, len(values))
         out.numpy()[0] = values * np.float32(scale)
         return out
 
@@ -87,48 +110,162 @@ class _Loader:
         """`name`.weight as panels, with `name`.bias where the file has one; rows in the given order."""
         weight, bias = f"{name}.weight", f"{name}.bias"
         kind = self._take(weight, (rows, cols))
-        raw = self.gguf.raw(weight)
-        if self.float32:
-            raw, kind = dequantize(raw, kind).view(np.uint8), "F32"
-        packed = kernels.pack(raw, kind, rows, cols, order, self.arena)
+        packed = self._pack(self.gguf.raw(weight), kind, rows, cols, order)
         self.gguf.release(weight)
         if self.has(bias):
             values = self.vector(bias, rows)
             packed.set_bias(values if order is None else values[order])
         return packed
 
-    def layer(self, i: int) -> Layer:
+    def stacked(self, name: str, count: int, rows: int, cols: int) -> list[kernels.Matrix]:
+        """The matrices of `name`.weight [count, rows, cols], one after the other."""
+        weight = f"{name}.weight"
+        kind = self._take(weight, (count, rows, cols))
+        pieces = self.gguf.raw(weight).reshape(count, rows, -1)
+        packed = [self._pack(piece, kind, rows, cols, None) for piece in pieces]
+        self.gguf.release(weight)
+        return packed
+
+    def _pack(
+        self, raw: npt.NDArray[np.uint8], kind: str, rows: int, cols: int, order: npt.NDArray[np.int32] | None
+    ) -> kernels.Matrix:
+        if self.float32:
+            raw, kind = dequantize(raw, kind).view(np.uint8), "F32"
+        return kernels.pack(raw, kind, rows, cols, order, self.arena)
+
+    def mlps(self, prefix: str) -> tuple[MLP, ...]:
+        """The MLP of a layer, or all its experts."""
         c = self.config
-        prefix = f"blk.{i}"
+        shapes = {
+            "gate": (c.intermediate_size, c.hidden_size),
+            "up": (c.intermediate_size, c.hidden_size),
+            "down": (c.hidden_size, c.intermediate_size),
+        }
+        if not c.num_experts:
+            gate, up, down = ([self.matrix(f"{prefix}.ffn_{name}", *shape)] for name, shape in shapes.items())
+        elif self.has(f"{prefix}.ffn_gate.0.weight"):
+            raise ModelFileError(
+                f"{self.gguf.path}: {prefix}.ffn_gate.0.weight is one expert alone, a form of 2023 that is not read; convert the "
+                "model again, so that the experts of a layer are one tensor"
+            )
+        else:
+            gate, up, down = (
+                self.stacked(f"{prefix}.ffn_{name}_exps", c.num_experts, *shape) for name, shape in shapes.items()
+            )
+        return tuple(MLP(kernels.Linear([g, u]), kernels.Linear([d])) for g, u, d in zip(gate, up, down, strict=True))
+
+    def layer(self, i: int) -> Layer:
+        c, prefix = self.config, f"blk.{i}"
+        router = None
+        if c.num_experts:
+            router = kernels.Linear([self.matrix(f"{prefix}.ffn_gate_inp", c.num_experts, c.hidden_size)])
+        assert c.row.gguf is not None
+        names = c.row.gguf.layer_tensors()
+        mixer: Attention | LatentAttention | GatedDelta
+        recurrent = bool(c.layer_types) and c.layer_types[i] == "linear_attention"
+        if recurrent:
+            mixer = self.gated_delta(prefix)
+        elif c.latent:
+            mixer = self.latent_attention(prefix)
+        else:
+            local = bool(c.layer_types) and c.layer_types[i] == "sliding_attention"
+            mixer = self.attention(prefix, c.rope_dim if c.rotates(i) else 0, local=local)
+        post_norms, before_mlp = None, "post_attention_layernorm"
+        if c.row.parts.post_norms:
+            behind = [names[f"post_{place}_layernorm"] for place in ("attention", "feedforward")]
+            post_norms = (self.norm(f"{prefix}.{behind[0]}.weight"), self.norm(f"{prefix}.{behind[1]}.weight"))
+            before_mlp = "pre_feedforward_layernorm"
+        return Layer(
+            attn_norm=self.norm(f"{prefix}.{names['input_layernorm']}.weight"),
+            mixer=mixer,
+            ffn_norm=self.norm(f"{prefix}.{names[before_mlp]}.weight"),
+            post_norms=post_norms,
+            mlps=self.mlps(prefix),
+            router=router,
+        )
+
+    def attention(self, prefix: str, rope_dim: int, *, local: bool = False) -> Attention:
+        """Weights of a layer that attends and turns so many dimensions of each head. local: sees a window."""
+        c = self.config
         q_rows, kv_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         q_order = k_order = None
         if c.row.gguf and c.row.gguf.interleaved:
             q_order = rotate_half_order(c.num_attention_heads, c.head_dim, c.rope_dim)
             k_order = rotate_half_order(c.num_key_value_heads, c.head_dim, c.rope_dim)
+        gated = c.row.parts.attention_gate
+        q = (
+            self.halves(f"{prefix}.attn_q", c.num_attention_heads, c.head_dim)
+            if gated
+            else [self.matrix(f"{prefix}.attn_q", q_rows, c.hidden_size, q_order)]
+        )
         qkv = [
-            self.matrix(f"{prefix}.attn_q", q_rows, c.hidden_size, q_order),
+            q[0],
             self.matrix(f"{prefix}.attn_k", kv_rows, c.hidden_size, k_order),
             self.matrix(f"{prefix}.attn_v", kv_rows, c.hidden_size),
+            *q[1:],
         ]
         q_norm = k_norm = None
         if c.row.parts.qk_norm:
             q_norm = self.vector(f"{prefix}.attn_q_norm.weight", c.head_dim)
             k_norm = self.vector(f"{prefix}.attn_k_norm.weight", c.head_dim)
-        attention = kernels.attention_spec(
-            c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rope_dim, c.head_dim**-0.5, c.rms_norm_eps,
-            q_norm, k_norm,
+        spec = kernels.attention_spec(
+            c.num_attention_heads, c.num_key_value_heads, c.head_dim, rope_dim, c.head_dim**-0.5, c.rms_norm_eps,
+            q_norm, k_norm, c.window if local else 0,
         )  # fmt: skip
-        gate = self.matrix(f"{prefix}.ffn_gate", c.intermediate_size, c.hidden_size)
-        up = self.matrix(f"{prefix}.ffn_up", c.intermediate_size, c.hidden_size)
-        return Layer(
-            attn_norm=self.norm(f"{prefix}.attn_norm.weight"),
-            qkv=kernels.Linear(qkv),
-            attention=attention,
-            o=kernels.Linear([self.matrix(f"{prefix}.attn_output", c.hidden_size, q_rows)]),
-            ffn_norm=self.norm(f"{prefix}.ffn_norm.weight"),
-            gate_up=kernels.Linear([gate, up]),
-            down=kernels.Linear([self.matrix(f"{prefix}.ffn_down", c.hidden_size, c.intermediate_size)]),
+        o = kernels.Linear([self.matrix(f"{prefix}.attn_output", c.hidden_size, q_rows)])
+        return Attention(kernels.Linear(qkv), spec, o, q_rows + 2 * kv_rows if gated else 0, local)
+
+    def latent_attention(self, prefix: str) -> LatentAttention:
+        """Weights of a layer of latent attention."""
+        c, latent = self.config, self.config.latent
+        assert latent is not None
+        heads, plain = c.num_attention_heads, c.head_dim - c.rope_dim
+        head = np.concatenate([np.arange(plain, c.head_dim), np.arange(plain)])
+        order = (np.arange(heads)[:, None] * c.head_dim + head).reshape(-1).astype(np.int32)
+        down = [
+            self.matrix(f"{prefix}.attn_q_a", latent.q_rank, c.hidden_size),
+            self.matrix(f"{prefix}.attn_kv_a_mqa", latent.kv_rank + c.rope_dim, c.hidden_size),
+        ]
+        up = self.matrix(f"{prefix}.attn_kv_b", heads * (plain + latent.v_dim), latent.kv_rank)
+        spec = kernels.attention_spec(heads, heads, c.head_dim, c.rope_dim, c.head_dim**-0.5, c.rms_norm_eps)
+        return LatentAttention(
+            down=kernels.Linear(down),
+            q_norm=self.norm(f"{prefix}.attn_q_a_norm.weight", width=latent.q_rank),
+            q=kernels.Linear([self.matrix(f"{prefix}.attn_q_b", heads * c.head_dim, latent.q_rank, order)]),
+            kv_norm=self.norm(f"{prefix}.attn_kv_a_norm.weight", width=latent.kv_rank),
+            kv=kernels.Linear([up]),
+            spec=spec,
+            o=kernels.Linear([self.matrix(f"{prefix}.attn_output", c.hidden_size, heads * latent.v_dim)]),
         )
+
+    def halves(self, name: str, heads: int, head_dim: int) -> list[kernels.Matrix]:
+        """A matrix that has two rows of head_dim for every head, as two: q and its gate."""
+        weight, rows, cols = f"{name}.weight", heads * head_dim, self.config.hidden_size
+        kind = self._take(weight, (2 * rows, cols))
+        raw = self.gguf.raw(weight).reshape(heads, 2, head_dim, -1)
+        out = [self._pack(np.ascontiguousarray(raw[:, i]).reshape(rows, -1), kind, rows, cols, None) for i in range(2)]
+        self.gguf.release(weight)
+        return out
+
+    def gated_delta(self, prefix: str) -> GatedDelta:
+        """Weights of a layer of Gated DeltaNet; `ssm_a` is the decay's factor, below 0."""
+        c, d = self.config, self.config.delta
+        assert d is not None
+        into = [
+            self.matrix(f"{prefix}.{name}", rows, c.hidden_size)
+            for name, rows in (
+                ("attn_qkv", d.channels), ("attn_gate", d.value_size), ("ssm_beta", d.v_heads), ("ssm_alpha", d.v_heads)
+            )
+        ]  # fmt: skip
+        filters = f"{prefix}.ssm_conv1d.weight"
+        self._take(filters, (d.channels, d.taps))
+        spec = kernels.delta_spec(
+            d.k_heads, d.v_heads, d.k_dim, d.v_dim, np.ascontiguousarray(self.gguf.array(filters).T),
+            self.vector(f"{prefix}.ssm_a", d.v_heads), self.vector(f"{prefix}.ssm_dt.bias", d.v_heads),
+            self.vector(f"{prefix}.ssm_norm.weight", d.v_dim), c.rms_norm_eps,
+        )  # fmt: skip
+        out = kernels.Linear([self.matrix(f"{prefix}.ssm_out", c.hidden_size, d.value_size)])
+        return GatedDelta(kernels.Linear(into), spec, out)
 
     def head(self) -> kernels.Linear:
         """The output matrix, or the embedding where they are tied."""
@@ -165,17 +302,34 @@ def rotate_half_order(heads: int, head_dim: int, rope_dim: int) -> npt.NDArray[n
 
 
 def load_weights(
-    gguf: GGUF, config: ModelConfig, progress: Progress | None = None, *, float32: bool = False
+    gguf: GGUF,
+    config: ModelConfig,
+    progress: Progress | None = None,
+    *,
+    float32: bool = False,
+    store: PackedStore | None = None,
 ) -> Weights:
     """Packs every tensor of the file. progress(done_bytes, total_bytes) is called after each.
 
-    float32: as such, whatever the file has, so that activations are not rounded either.
+    float32: as such, whatever the file has, so that activations are not rounded either. store: where packed weights are kept; what
+    is there is not packed again.
     """
     loader = _Loader(gguf, config, progress, float32)
+    kept = store.fill(loader.arena, gguf, float32=float32) if store else 0
     layers = tuple(loader.layer(i) for i in range(config.num_hidden_layers))
     final_norm, head, factors = loader.outside_layers()
     loader.check_all_taken()
-    return Weights(layers, final_norm, head, factors, loader.arena.nbytes)
+    if store is not None and kept != loader.arena.nbytes:
+        if kept:  # of a version that takes other tensors
+            store.drop(gguf, float32=float32)
+            return load_weights(gguf, config, progress, float32=float32)
+        store.keep(loader.arena, gguf, float32=float32)
+    return Weights(layers, final_norm, head, factors, loader.arena.nbytes, _idle(layers, config))
+
+
+def _idle(layers: Sequence[Layer], c: ModelConfig) -> int:
+    """Bytes of the experts that one token does not meet; those of a layer are equally large."""
+    return sum(sum(mlp.nbytes for mlp in layer.mlps[c.num_experts_per_tok :]) for layer in layers if layer.router)
 
 
 def weights_by_layer(gguf: GGUF, config: ModelConfig) -> Iterator[Weights]:

@@ -19,6 +19,8 @@ VOCAB = 260
 
 
 class FakeCache:
+    adapters = ()
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.ids: list[int] = []
@@ -31,9 +33,10 @@ class FakeCache:
     def nbytes(self) -> int:
         return self.capacity
 
-    def truncate(self, n: int) -> None:
+    def truncate(self, n: int) -> int:
         assert 0 <= n <= len(self.ids)
         del self.ids[n:]
+        return n
 
 
 class FakeTransformer:
@@ -59,7 +62,9 @@ class FakeTransformer:
         assert dtype in ("f16", "int8")
         return FakeCache(capacity)
 
-    def forward(self, ids: Sequence[int], cache: FakeCache, *, all_logits=False, on_progress=None) -> np.ndarray:
+    def forward(
+        self, ids: Sequence[int], cache: FakeCache, *, all_logits=False, drafts=0, on_progress=None
+    ) -> np.ndarray:
         if all_logits:
             return np.stack([self.forward([i], cache) for i in ids])
         assert cache.length + len(ids) <= cache.capacity
@@ -86,7 +91,7 @@ class FakeTokenizer:
     end_ids = frozenset({END})
     chat_template = None
 
-    def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False, start: bool = True) -> list[int]:
         return ([BOS] if add_bos else []) + list(text.encode())
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
@@ -106,15 +111,24 @@ class FakeStream:
     def push(self, token: int) -> str:
         return self.decoder.decode(bytes([token]) if token < 256 else b"")
 
+    @property
+    def whole(self) -> bool:
+        return not self.decoder.getstate()[0]
+
     def flush(self) -> str:
         return self.decoder.decode(b"", final=True)
 
 
 class FakeTemplate:
     stop: tuple[str, ...] = ()
+    source: str | None = None
+    special: tuple[tuple[str, str], ...] = ()
     thoughts: Marks | None = None
+    closing = ChatTemplate.closing
 
-    def encode(self, tokenizer: FakeTokenizer, messages, add_generation_prompt: bool = True) -> list[int]:
+    def encode(
+        self, tokenizer: FakeTokenizer, messages, add_generation_prompt: bool = True, variables=None
+    ) -> list[int]:
         ids = [BOS]
         for message in messages:
             ids += [{"user": USER, "assistant": AI}.get(message["role"], BOS), *message["content"].encode(), END]

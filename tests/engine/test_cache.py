@@ -137,6 +137,8 @@ def test_books_are_kept(rng, pages):
 
 class _Config:
     num_hidden_layers, num_key_value_heads, head_dim = 1, 1, 16
+    attention_layers, recurrent_layers, layer_types, delta = 1, 0, (), None
+    key_bias = False
 
 
 def test_the_longest_unused_goes_first():

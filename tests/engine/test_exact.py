@@ -24,6 +24,8 @@ KINDS = [
     "Q5_1",
     "TQ1_0",
     "TQ2_0",
+    "IQ4_NL",
+    "IQ4_XS",
     "F16",
     "BF16",
     "F32",
@@ -39,18 +41,14 @@ SHAPE = {
 # Of the logits of the models `mixed` below, the same on every machine: AMD and Intel, with and without AVX-512 and AMX, ARM.
 # A change here is a change of what is computed; say why in the commit.
 DIGESTS = {
-    ("llama", "f16"): "7aedf951d9968d8b", ("llama", "int8"): "6cafc9c03721236e", ("qwen3", "f16"): "c2b6bf0cfb29e687",
-    ("qwen3", "int8"): "9aa53c76f7934987", ("qwen2", "f16"): "d5282c4e34fed600", ("qwen2", "int8"): "ef9dc4e4eb0a92d7",
+    ("llama", "f16"): "2ab3661ef8109e3c", ("llama", "int8"): "6f8af284e7271e76", ("qwen3", "f16"): "5698f2da740f770c",
+    ("qwen3", "int8"): "262177042d9c5087", ("qwen2", "f16"): "4fe63d7bbf004e48", ("qwen2", "int8"): "e13836192ef750c2",
+    ("llama", "int4"): "db5f996bba697a95", ("qwen3", "int4"): "9d0a6a330ef5476a", ("qwen2", "int4"): "c7de50cbcfbb54d1",
 }  # fmt: skip
 IDS = np.random.default_rng(2).integers(0, 318, CHUNK + 44)
 
 
-@pytest.fixture(autouse=True)
-def _same_kernels_afterwards():
-    threads, isa = kernels.num_threads(), kernels.isa_name()
-    yield
-    kernels.set_num_threads(threads)
-    kernels.set_isa(isa)
+pytestmark = pytest.mark.usefixtures("same_kernels_afterwards")
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3", "qwen2"])
@@ -84,7 +82,7 @@ def check_ways(model, ids, dtype="f16"):
     return whole
 
 
-@pytest.mark.parametrize("dtype", ["f16", "int8"])
+@pytest.mark.parametrize("dtype", ["f16", "int8", "int4"])
 def test_prefill_whole_in_pieces_and_cached_are_equal(mixed, dtype):
     check_ways(mixed, IDS, dtype)
 
@@ -118,7 +116,7 @@ def test_all_logits_across_chunks(mixed):
         assert np.array_equal(rows[n - 1], mixed.forward(IDS[:n], mixed.new_cache(n)))
 
 
-@pytest.mark.parametrize("dtype", ["f16", "int8"])
+@pytest.mark.parametrize("dtype", ["f16", "int8", "int4"])
 def test_threads_and_instruction_sets_are_equal(mixed, dtype):
     seen = {}
     for isa in kernels.available_isas():
@@ -202,7 +200,7 @@ def test_a_full_cache_is_refused_and_stays_as_it_was(small):
 
 
 def test_a_cache_of_an_unknown_type_or_no_size_is_refused(small):
-    with pytest.raises(ValueError, match="f16 or int8"):
+    with pytest.raises(ValueError, match="f16, int8 or int4"):
         small.new_cache(8, "q4")
     with pytest.raises(ValueError, match="holds nothing"):
         small.new_cache(0)
@@ -274,7 +272,20 @@ def changed(tmp_path, metadata=None, tensors=None, without=(), arch="llama", **o
         ({"metadata": {"llama.rope.freq_base": 0.5}}, "out of range"),
         ({"metadata": {"llama.rope.freq_base": float("nan")}}, "out of range"),
         ({"metadata": {"llama.attention.layer_norm_rms_epsilon": float("inf")}}, "out of range"),
-        ({"metadata": {"llama.expert_count": 8}}, "mixture-of-experts"),
+        ({"metadata": {"llama.expert_count": 8}}, "llama.expert_used_count is missing"),
+        (
+            {"metadata": {"llama.expert_count": 8, "llama.expert_used_count": 9}},
+            "expert_used_count is 9, and there are 8",
+        ),
+        ({"metadata": {"llama.expert_count": 8, "llama.expert_used_count": 2}}, "blk.0.ffn_gate_inp.weight is missing"),
+        (
+            {"metadata": {"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_gating_func": 2}},
+            "expert_gating_func is 2, which is not supported",
+        ),
+        (
+            {"arch": "qwen2", "metadata": {"qwen2.expert_count": 8, "qwen2.expert_used_count": 2}},
+            "experts in the architecture 'qwen2' is not supported; this engine runs experts of llama, minicpm",
+        ),
         ({"metadata": {"llama.rope.scaling.type": "su"}}, "rope scaling 'su' is not supported"),
         ({"metadata": {"llama.rope.scaling.factor": -2.0}}, "must be a positive number"),
         ({"arch": "minicpm", "metadata": {"minicpm.logit_scale": 0.0}}, "logit_scale is 0.0"),

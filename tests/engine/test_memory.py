@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gangpao import catalog, machine
 from gangpao.engine import memory as memory_module
+from gangpao.engine.cache import page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.formats.gguf import GGUF
@@ -80,6 +82,16 @@ def test_a_context_beyond_the_models_own_is_refused(tiny):
 
 def test_int8_takes_about_half(tiny):
     assert need(tiny, CONTEXT, "int8").cache < 0.6 * need(tiny, CONTEXT).cache
+
+
+def test_int4_takes_four_bits_and_a_scale_for_32_and_keys_with_biases_stay_at_eight(tiny):
+    gguf = GGUF.open(tiny)
+    config = replace(ModelConfig.from_gguf(gguf), head_dim=64)
+    whole = page_bytes(config, "f16")
+    assert page_bytes(config, "int4") == whole * 4.5 / 16
+    assert page_bytes(replace(config, key_bias=True), "int4") == whole * (9 + 4.5) / 32
+    with pytest.raises(ValueError, match="use int8"):
+        page_bytes(replace(config, head_dim=16), "int4")
 
 
 MEASURE = """

@@ -110,7 +110,9 @@ def test_a_broken_model_is_an_error_and_not_a_nan(engine, scheduler, monkeypatch
 def test_a_request_without_an_answer_can_be_cancelled(scheduler):
     running = scheduler()
     listener = Listener()
-    handle = running.submit(Request(list(range(400)), GREEDY, prompt_logprobs=0, prompt_only=True), listener)
+    handle = running.submit(
+        Request([i % 256 for i in range(400)], GREEDY, prompt_logprobs=0, prompt_only=True), listener
+    )
     handle.cancel()
     running.close()
     assert running.counters.cancelled + running.counters.finished == 1

@@ -291,9 +291,20 @@ def test_what_is_given_wins_over_the_recommendation_and_that_over_our_own():
         engine.recommended(top_p=3)
 
 
+def test_thinking_that_is_switched_off_has_its_own_recommendation():
+    engine = fake_engine()
+    engine.sampling, engine.modes = {"temperature": 1.0, "top_p": 0.95}, {False: {"temperature": 0.7}}
+    assert engine.recommended().temperature == engine.recommended(thinking=True).temperature == 1.0
+    assert engine.recommended(thinking=False).temperature == 0.7
+    assert engine.recommended(thinking=False).top_p == 0.95
+    assert engine.recommended(thinking=False, temperature=0.1).temperature == 0.1
+
+
 @pytest.mark.parametrize("name", sorted(catalog.load().models))
 def test_the_catalogs_recommendations_are_settings_of_ours(name):
     SamplingParams(**catalog.sampling_of(name))
+    for more in catalog.modes_of(name).values():
+        SamplingParams(**catalog.sampling_of(name) | more)
 
 
 def test_the_defaults_change_nothing():

@@ -17,11 +17,19 @@ def byte_pieces() -> list[str]:
     return [chr(b) if b in plain else chr(next(extra)) for b in range(256)]
 
 
-def write_tiny(path: Path, seed: int = 0, template: str = "", part_tensors: int = 0, context: int = CONTEXT) -> Path:
+def write_tiny(
+    path: Path,
+    seed: int = 0,
+    template: str = "",
+    part_tensors: int = 0,
+    context: int = CONTEXT,
+    marks: tuple[str, ...] = (),
+) -> Path:
     """Write the model and return its path. Weights are normal noise in F32, so every id can come. template: jinja2, for
-    chats. part_tensors: split into files of that many tensors, path-00001-of-0000N.gguf; the first one is returned."""
+    chats. part_tensors: split into files of that many tensors, path-00001-of-0000N.gguf; the first one is returned. marks: further
+    pieces that are found in every text, such as <think>."""
     rng = np.random.default_rng(seed)
-    pieces = [*byte_pieces(), *SPECIAL]
+    pieces = [*byte_pieces(), *SPECIAL, *marks]
     w = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     w.add_name("tiny")
     w.add_context_length(context)
@@ -35,7 +43,7 @@ def write_tiny(path: Path, seed: int = 0, template: str = "", part_tensors: int 
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("qwen2")
     w.add_token_list(pieces)
-    w.add_token_types([1] * 256 + [3] * len(SPECIAL))
+    w.add_token_types([1] * 256 + [3] * len(SPECIAL) + [4] * len(marks))
     w.add_token_merges(["a b"])
     w.add_bos_token_id(256)
     w.add_eos_token_id(258)

@@ -34,6 +34,14 @@ def bytes_of(adapter: Adapter, *, float32: bool = False) -> int:
 
 def check(adapter: Adapter, config: ModelConfig) -> None:
     """Raises ValueError for an adapter of another base, naming a tensor, and for what is not computed here."""
+    if config.num_experts and (inner := next((name for name in adapter.parts if ".mlp." in name), None)):
+        raise ValueError(f"it changes {inner:.100}, and experts are computed without adapters; {MERGE}")
+    if config.recurrent_layers:
+        raise ValueError(
+            f"the base has layers of Gated DeltaNet, with which adapters are not computed at work; {MERGE}"
+        )
+    if config.latent:
+        raise ValueError(f"the base has latent attention, with which adapters are not computed at work; {MERGE}")
     shapes = {f"{name}.weight": shape for name, shape in module_shapes(config).items()}
     adapter.check_base(shapes, "this model")
     if adapter.whole:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,11 +39,13 @@ class LayerTables:
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """An adapter beside a model. scale: what it is used with where none is named; nbytes: of A and B in memory."""
+    """An adapter beside a model. scale: what it is used with where none is named; nbytes: of A and B in memory;
+    digest: of their numbers."""
 
     number: int
     scale: float
     nbytes: int
+    digest: str
 
 
 class Adapters:
@@ -55,7 +58,7 @@ class Adapters:
         self.chosen: Mix = ()
         self._config = config
         self._weights = weights
-        self._float32 = float32
+        self.float32 = float32
         self._loaded: dict[str, LoadedAdapter] = {}
 
     def __len__(self) -> int:
@@ -63,6 +66,10 @@ class Adapters:
 
     def __getitem__(self, name: str) -> LoadedAdapter:
         return self._loaded[name]
+
+    def loaded(self) -> list[LoadedAdapter]:
+        """In the order in which they came."""
+        return list(self._loaded.values())
 
     def names(self) -> list[str]:
         """In the order in which they came."""
@@ -82,7 +89,8 @@ class Adapters:
             packed = list(self._packed(adapter))
         except ValueError as error:
             raise ValueError(f"adapter {name}: {error}") from None
-        added = LoadedAdapter(len(self._loaded), _checked(name, scale), sum(low_rank.nbytes for _, low_rank in packed))
+        size = sum(low_rank.nbytes for _, low_rank in packed)
+        added = LoadedAdapter(len(self._loaded), _checked(name, scale), size, _digest(adapter))
         for table, low_rank in packed:
             table.set(added.number, low_rank)
         self.on_head |= HEAD in adapter.parts
@@ -92,9 +100,9 @@ class Adapters:
         """What it adds to each linear layer that it changes, and the table in which that belongs."""
         arena = kernels.Arena()
         places = [
-            (getattr(tables, place), getattr(layer, place), [f"model.layers.{i}.{module}" for module in modules])
+            (getattr(tables, place), linear, [f"model.layers.{i}.{module}" for module in MODULES[place]])
             for i, (layer, tables) in enumerate(zip(self._weights.layers, self.layers, strict=True))
-            for place, modules in MODULES.items()
+            for place, linear in layer.adaptable().items()
         ]
         for table, layer, names in [*places, (self.head, self._weights.head, [HEAD])]:
             parts = [adapter.parts.get(name) for name in names]
@@ -110,7 +118,7 @@ class Adapters:
         )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise ValueError("a value of it is not a number, or infinite; it is damaged, or its training failed")
-        return (a, b, *_ones(part)) if self._float32 else quantize(a, b)
+        return (a, b, *_ones(part)) if self.float32 else quantize(a, b)
 
     def mix(self, adapters: Mapping[str, float | None]) -> Mix:
         """What to compute a sequence with: names -> scales, None for an adapter's own; 0 is without it. Raises ValueError."""
@@ -143,6 +151,19 @@ def _steps(m: Floats, axis: int | tuple[int, ...]) -> Floats:
     top = np.abs(m).max(axis=axis, keepdims=True)
     out: Floats = np.where(top > 1e-30, top / np.float32(127), np.float32(1))
     return out
+
+
+def _digest(adapter: Adapter) -> str:
+    """A name for what an adapter adds, 32 hexadecimal digits."""
+    found = hashlib.sha256()
+    for name, part in sorted(adapter.parts.items()):
+        found.update(f"{name} {part.a.shape} {part.b.shape} {part.scale!r}".encode())
+        for array in (part.a, part.b, part.magnitude):
+            found.update(b"" if array is None else np.ascontiguousarray(array).data)
+    for name, whole in sorted(adapter.whole.items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(whole).data)
+    return found.hexdigest()[:32]
 
 
 def _ones(part: Part) -> tuple[Floats, Floats]:

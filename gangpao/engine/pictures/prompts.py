@@ -1,0 +1,48 @@
+"""Messages with pictures: from (place in the content, picture) to one private character each, and back to where they stand."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gangpao.images.look import Picture
+from gangpao.text.templates.pictures import free_characters
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def placed(messages: Messages) -> tuple[list[dict[str, Any]], dict[str, Picture]]:
+    """Messages in whose contents a character stands for each of their `pictures` (place in the content, picture), which they lose,
+    and the picture of each character."""
+    count = sum(len(message.get("pictures", ())) for message in messages)
+    said = [{key: value for key, value in message.items() if key != "pictures"} for message in messages]
+    characters = iter(free_characters(count, said))
+    out: list[dict[str, Any]] = []
+    pictures: dict[str, Picture] = {}
+    for message, one in zip(messages, said, strict=True):
+        found = [(at, next(characters), picture) for at, picture in message.get("pictures", ())]
+        if found:
+            one["content"] = with_characters(one["content"], [(at, c) for at, c, _ in found])
+            pictures |= {c: picture for _, c, picture in found}
+        out.append(one)
+    return out, pictures
+
+
+def with_characters(content: str, characters: Iterable[tuple[int, str]]) -> str:
+    """The content with characters put in, each at its place of what the content was before."""
+    out, begin = [], 0
+    for at, character in sorted(characters, key=lambda one: one[0]):
+        out += [content[begin:at], character]
+        begin = max(begin, at)
+    return "".join([*out, content[begin:]])
+
+
+def on_own_lines(messages: Messages, characters: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The messages with a line break between a picture and what stands beside it, as MiniCPM-V from 2.6 on joins its parts."""
+    any_of = "[" + "".join(map(re.escape, characters)) + "]"
+    between = re.compile(rf"(?<=[^\n])(?={any_of})|(?<={any_of})(?=[^\n])")
+    return [
+        {**message, "content": between.sub("\n", message["content"])}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]

@@ -1,0 +1,1 @@
+"""Context shift, and caches on the disk."""
