@@ -1,4 +1,4 @@
-"""`gangpao data fetch`, `build`, `stats` and `show`: get text, make a corpus, see what is in it, read what the model will read."""
+"""`gangpao data fetch`, `build`, `stats`, `show` and `pictures`: get text, make a corpus, see what is in it, draw pictures."""
 
 import itertools
 import json
@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from gangpao.data.build import Built, build, load_data_config, open_built
-from gangpao.data.optional_import import need
+from gangpao.data.pictures.command import pictures_command
 from gangpao.data.sources import public
 from gangpao.data.tokens.order import normalised
 from gangpao.data.tokens.pack import Loader
+from gangpao.optional import need
 from gangpao.progress import Progress
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.units import show_bytes
@@ -125,6 +126,11 @@ def show(
     else:
         found = document(built, source, number, heldout)
     print(json.dumps(found, ensure_ascii=False) if as_json else found["text"])
+
+
+app.command("pictures", help="Pictures with questions and answers, drawn by us or from archives, to train sight on.")(
+    pictures_command
+)
 
 
 def facts(built: Built) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gangpao.sandbox.experiments.outcome import read_outcome
 from gangpao.sandbox.experiments.text.page import Page, left_out, origin, page_of, render, show
 from gangpao.sandbox.plan import planned
 from gangpao.sandbox.trials import provenance
-from gangpao.units import show_seconds
+from gangpao.units import show_seconds, utc_now
 
 _WORDS = {
     "en": {
@@ -88,7 +88,7 @@ def _answers(found: _Found, language: Language) -> list[list[str]]:
 
 def _markdown(folder: Path, found: _Found, language: Language) -> str:
     word = _WORDS[language]
-    parts = [f"# {word['title']}", word["made"].format(when=provenance.now())]
+    parts = [f"# {word['title']}", word["made"].format(when=utc_now())]
     if len(answers := _answers(found, language)) > 1:
         parts += [f"## {word['answers']}", markdown_table(answers)]
     for o, page in found:
@@ -106,7 +106,7 @@ def _planned_when(plan: dict[str, Any], language: Language) -> str:
 
 def _page(folder: Path, found: _Found, language: Language) -> str:
     word = _WORDS[language]
-    body = [f"<h1>{word['title']}</h1>", f"<p>{word['made'].format(when=provenance.now())}</p>"]
+    body = [f"<h1>{word['title']}</h1>", f"<p>{word['made'].format(when=utc_now())}</p>"]
     if len(answers := _answers(found, language)) > 1:
         body += [f"<h2>{word['answers']}</h2>", html_table(answers, "words")]
     for o, page in found:

@@ -16,7 +16,7 @@ from gangpao.data.cleaning.clean import normalise, reject
 from gangpao.data.cleaning.decontaminate import Index
 from gangpao.data.cleaning.ngrams import units
 from gangpao.data.config import Clean, TextKind
-from gangpao.data.optional_import import need
+from gangpao.optional import need
 
 
 def cleaning_step(

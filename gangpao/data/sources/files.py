@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gangpao.data.optional_import import need
+from gangpao.optional import need
 
 MAX_LINE = 64 << 20
 # A block of zstd can stand for 128 KiB in four bytes, so what one piece of input may become is bounded by its size.

@@ -11,7 +11,7 @@ one row into a document, or says in a few words why it is none, so that what is 
 A thought beside an answer (`reasoning_content`) stays beside it: whether a model has marks for it is for who renders to know.
 Pairs of answers and answers with a label are in preferences.py, LLaMA-Factory's dataset_info.json in llama_factory.py.
 
-What it gives up: pictures.
+Pictures of conversations are found by pictures.py and stand beside the turns.
 """
 
 import json
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gangpao.data.config import Form, Source
+from gangpao.data.sources import pictures
+from gangpao.data.sources.pictures import Reference
 
 Turn = Mapping[str, Any]
 
@@ -43,12 +45,16 @@ _RESULT = re.compile(r"\A\s*<tool_response>\s*(.*?)\s*</tool_response>\s*\Z", re
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, or a conversation with the functions it may call. code: signs and spaces of the text are content."""
+    """A text, or a conversation with the functions it may call. code: signs and spaces of the text are content.
+
+    images: pictures of the conversation; what turns have a character for (pictures.mark), in the order of these.
+    """
 
     text: str = ""
     messages: tuple[Turn, ...] = ()
     tools: tuple[Any, ...] = ()
     code: bool = False
+    images: tuple[Reference, ...] = ()
 
     def contents(self) -> str:
         """Everything that is said, as one text: what filters and duplicates are about."""
@@ -195,7 +201,10 @@ def _listed(row: Mapping[str, Any], key: str) -> Document | str:
 def conversation(row: Mapping[str, Any], given: Sequence[Any]) -> Document | str:
     """Turns (objects, or texts of user and assistant in turn) with what stands beside them in the row."""
     turns: list[Turn] = []
-    for number, value in enumerate(given, 1):
+    seen = pictures.placed(row, given)
+    if isinstance(seen, str):
+        return seen
+    for number, value in enumerate(seen.turns, 1):
         turn = _turn(
             {"role": "user" if number % 2 else "assistant", "content": value} if isinstance(value, str) else value
         )
@@ -210,7 +219,7 @@ def conversation(row: Mapping[str, Any], given: Sequence[Any]) -> Document | str
     tools = _decoded(row.get("tools"))
     if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         return "has tools that are no list of objects"
-    return Document(messages=tuple(turns), tools=tuple(_tool(tool) for tool in tools or ()))
+    return Document(messages=tuple(turns), tools=tuple(_tool(tool) for tool in tools or ()), images=seen.references)
 
 
 def _role(turn: Any) -> str | None:

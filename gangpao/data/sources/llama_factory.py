@@ -6,7 +6,7 @@ The idea: an entry becomes a function that rewrites a row into a form that forms
 What the file says is what it says there: an entry that names one column gives up all others, and one that names one tag all other
 tags, the defaults included (checked with their 0.9.5). An entry that thereby means nothing is refused with that reason.
 
-What it gives up: entries of a hub, of a script or of a cloud, parts of a data set (split, subset, num_samples), pictures.
+What it gives up: entries of a hub, of a script or of a cloud, parts of a data set (split, subset, num_samples), videos and sounds.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ _ROLES = {
     "system_tag": "system",
 }  # fmt: skip
 _ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-_MEDIA = ("images", "videos", "audios")
+_MEDIA = ("videos", "audios")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _refuse(said: Mapping[str, Any], where: str) -> None:
     media = [key for key in _MEDIA if said.get("columns", {}).get(key)]
     if media:
         raise ValueError(
-            f"{where}: {media[0]}: only text is tuned on; leave the column out, or tune on rows without it"
+            f"{where}: {media[0]}: only text and pictures are tuned on; leave the column out, or tune on rows without it"
         )
 
 
@@ -142,7 +142,7 @@ class _Entry:
         """What stands in front of the answers, or with them: the rewritten row without them."""
         if not isinstance(row, dict):
             return f"is a {type(row).__name__}, not an object"
-        out = {key: value for key in ("system", "tools") if (value := self._value(row, key))}
+        out = {key: value for key in ("system", "tools", "images") if (value := self._value(row, key))}
         if self.talks:
             turns = self._turns(self._value(row, "messages"))
             return turns if isinstance(turns, str) else {**out, "messages": turns}

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gangpao.data.config import Source
-from gangpao.data.optional_import import need
 from gangpao.data.sources.files import Row, format_of, read_rows, read_text
 from gangpao.data.sources.forms import Document, Malformed, detect, keys_of, parse
 from gangpao.data.sources.generated import chats, texts
 from gangpao.data.sources.public import path_of
+from gangpao.optional import need
 
 _FIRST_ROWS = 50
 
@@ -113,6 +113,8 @@ def read(source: Source, files: Iterable[Path]) -> Iterator[Document | Malformed
     columns = {"text": [source.text], "messages": [source.messages, "tools", "system"]}.get(source.form)
     for where, row in placed_rows(source, files, columns):
         found = row.wrong or (row.value if isinstance(row.value, Document) else parse(row.value, source))
+        if isinstance(found, Document) and found.images:
+            found = "has pictures, and a corpus is text: tune on it (gangpao tune)"
         yield Malformed(where, found, row.encoding) if isinstance(found, str) else found
 
 

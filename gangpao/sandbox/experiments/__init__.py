@@ -47,6 +47,9 @@ EXPERIMENTS: dict[str, Row] = {
         "batch", "BatchConfig", "Loss against batch size, and the law of the best batch.",
         frozenset({"common.batch_tokens"}),
     ),
+    "horizon": _row(
+        "horizon", "HorizonConfig", "How the best learning rate moves with the number of tokens.", frozenset({"common.lr"}),
+    ),
     "schedule": _row(
         "schedule", "ScheduleExperiment", "WSD with decays of several shares and shapes against tuned cosine runs.",
         frozenset({"common.schedule", "common.decay", "mixture.decay"}),
@@ -55,7 +58,7 @@ EXPERIMENTS: dict[str, Row] = {
         "scaling", "ScalingConfig", "The law of loss over model size and tokens, from decays branched off stable runs."
     ),
     "mix": _row("mix", "MixConfig", "What goes into the decay stage."),
-    "optim": _row("optim", "OptimConfig", "AdamW against Muon at equal loss."),
+    "optim": _row("optim", "OptimConfig", "AdamW, Muon and their hyperballs at equal loss."),
     "search": _row(
         "search", "SearchConfig",
         "Search any fields of a trial with Optuna (TPE, random, grid), pruning hopeless ones.", search=True,

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from gangpao.sandbox.experiments.assumptions import conditions
 from gangpao.sandbox.experiments.outcome import Outcome, Submit, ended_badly, finite
-from gangpao.sandbox.experiments.sweep import Sweep, opened, sweeps_of
+from gangpao.sandbox.experiments.sweep import Sweep, opened, quotient, sweeps_of
 from gangpao.sandbox.laws import fit, verdict
 from gangpao.sandbox.laws.verdict import Answer, Verdict
 from gangpao.sandbox.trials.config import ExperimentTable, Rule, Size
@@ -147,20 +147,7 @@ def _shift(s: _Series, sweeps: Mapping[tuple[str, Size], Sweep]) -> Shift:
     if a.optimum is None or b.optimum is None:
         return Shift(s.rule, s.axis, s.sizes[0], s.sizes[-1], step, None, 0.0, math.inf)
     factor = b.optimum.best / a.optimum.best
-    return Shift(s.rule, s.axis, s.sizes[0], s.sizes[-1], step, factor, *_quotient(a, b))
-
-
-def _quotient(a: Sweep, b: Sweep) -> tuple[float, float]:
-    """Interval of b's best over a's: independent errors in logs; open ones cannot be added, and are taken at their worst."""
-    assert a.optimum is not None
-    assert b.optimum is not None
-    (a_low, a_high), (b_low, b_high) = a.bounds, b.bounds
-    if a_low == 0 or a_high == math.inf or b_low == 0 or b_high == math.inf:
-        return (0.0 if a_high == math.inf else b_low / a_high), (math.inf if a_low == 0 else b_high / a_low)
-    factor = b.optimum.best / a.optimum.best
-    down = math.hypot(math.log(b.optimum.best / b_low), math.log(a_high / a.optimum.best))
-    up = math.hypot(math.log(b_high / b.optimum.best), math.log(a.optimum.best / a_low))
-    return factor * math.exp(-down), factor * math.exp(up)
+    return Shift(s.rule, s.axis, s.sizes[0], s.sizes[-1], step, factor, *quotient(a, b))
 
 
 def _lost(small: Sweep, here: Sweep) -> float | None:

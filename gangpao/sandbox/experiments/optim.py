@@ -1,4 +1,4 @@
-"""AdamW against Muon: the tokens, and the seconds, that each needs for the same loss.
+"""AdamW against Muon, or their hyperballs: the tokens, and the seconds, that each needs for the same loss.
 
 A difference in loss says little, because its worth depends on where the curve is flat. So each optimizer gets its best rate
 at every number of tokens, which gives a curve of loss over tokens, and the two curves are read across: the tokens of one over
@@ -37,7 +37,7 @@ Key = tuple[str, int]  # optimizer, tokens
 
 
 class OptimConfig(ExperimentTable):
-    """AdamW against Muon: the tokens each needs for the same loss."""
+    """AdamW against Muon, or AdamH and MuonH: the tokens each needs for the same loss."""
 
     optimizers: Some[Optimizer] = ("adamw", "muon")
     rates: Some[Positive] = (0.005, 0.01, 0.02)

@@ -18,8 +18,8 @@ from gangpao.atomic import read_json
 from gangpao.config import Frozen
 from gangpao.sandbox.laws.verdict import Verdict
 from gangpao.sandbox.reasons import Reason
-from gangpao.sandbox.trials import provenance
 from gangpao.sandbox.trials.trial import Result, Spec
+from gangpao.units import utc_now
 
 Submit = Callable[[Sequence[Spec]], list[Result]]
 
@@ -53,7 +53,7 @@ class Outcome:
         unique = {r.key: r for r in self.results}.values()
         found = {
             "name": self.name,
-            "written": provenance.now(),
+            "written": utc_now(),
             "verdicts": [v.json() for v in self.verdicts],
             "facts": self.facts,
             "left_out": [one.model_dump(mode="json") for one in self.left_out],

@@ -22,8 +22,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from gangpao import machine
 from gangpao.sandbox.experiments.assumptions import conditions
 from gangpao.sandbox.experiments.outcome import LeftOut, Outcome, Submit, finite
-from gangpao.sandbox.experiments.predictions import Record, judged, predict, target_of
-from gangpao.sandbox.experiments.scaling_study import Fitted, Study, fits_of, points_of, seed_noise, size_of
+from gangpao.sandbox.experiments.study.predictions import Record, judged, predict, target_of
+from gangpao.sandbox.experiments.study.study import Fitted, Study, fits_of, points_of, seed_noise, size_of
 from gangpao.sandbox.laws import doubts, fit, verdict
 from gangpao.sandbox.laws.verdict import Verdict
 from gangpao.sandbox.trials.config import ExperimentTable, Size, of_each, pairs_once

@@ -126,3 +126,16 @@ def _near(table: dict[float, list[float]]) -> list[list[float]]:
 def opened(low: float, high: float) -> Limits:
     """An interval of a positive number, where 0 means that nothing tells its lower end."""
     return (low if low > 0 else -math.inf), high
+
+
+def quotient(a: Sweep, b: Sweep) -> tuple[float, float]:
+    """Interval of b's best over a's: independent errors in logs; open ones cannot be added, and are taken at their worst."""
+    assert a.optimum is not None
+    assert b.optimum is not None
+    (a_low, a_high), (b_low, b_high) = a.bounds, b.bounds
+    if a_low == 0 or a_high == math.inf or b_low == 0 or b_high == math.inf:
+        return (0.0 if a_high == math.inf else b_low / a_high), (math.inf if a_low == 0 else b_high / a_low)
+    factor = b.optimum.best / a.optimum.best
+    down = math.hypot(math.log(b.optimum.best / b_low), math.log(a_high / a.optimum.best))
+    up = math.hypot(math.log(b_high / b.optimum.best), math.log(a.optimum.best / a_low))
+    return factor * math.exp(-down), factor * math.exp(up)

@@ -14,8 +14,10 @@ from typing import Any
 from gangpao.atomic import read_json
 from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.experiments.assumptions import conditions, describe_differences, differing
-from gangpao.sandbox.experiments.scaling_study import law_of
+from gangpao.sandbox.experiments.horizon import FLAT
+from gangpao.sandbox.experiments.lr import LrConfig
 from gangpao.sandbox.experiments.schedule import DecayShare, smallest_enough_share
+from gangpao.sandbox.experiments.study.study import law_of
 from gangpao.sandbox.laws import fit
 from gangpao.sandbox.laws.coupled import CoupledFit
 from gangpao.sandbox.laws.scaling_law import WIDE
@@ -23,8 +25,11 @@ from gangpao.sandbox.trials.trial import Lab
 
 _Facts = Mapping[str, Any]
 _NAMES = {
-    "lr": Text("learning rate", "学习率"), "batch": Text("batch", "批大小"), "schedule": Text("decay share", "退火比例"),
-}  # fmt: skip
+    "lr": Text("learning rate", "学习率"),
+    "horizon": Text("learning rate's change with tokens", "学习率随 token 数的变化"),
+    "batch": Text("batch", "批大小"),
+    "schedule": Text("decay share", "退火比例"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,9 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Laws:
     """What finished experiments say. aspects: width / layers of the fitted sizes. speed: FLOP/s of the machine the sandbox ran on.
-    tokens_there: of the data. lr: before the transfer rule's factors. batch: of the loss in bits per byte, none: the common
-    size; measured: where that law was. notes: where each of these comes from."""
+    tokens_there: of the data. lr: before the transfer rule's factors; horizon: the tokens that it is for, and the exponent with
+    which it falls beyond them (0: it stays). batch: of the loss in bits per byte, none: the common size; measured: where that law
+    was. notes: where each of these comes from."""
 
     scaling: fit.ScalingFit | CoupledFit
     conditions: dict[str, Any]
@@ -56,11 +62,17 @@ class Laws:
     speed: float | None
     tokens_there: int
     lr: float
+    horizon: tuple[float, float]
     batch: fit.PowerLaw | None
     decay: float
     shape: str
     notes: tuple[Text, ...]
     measured: Measured | None = None
+
+    def lr_at(self, tokens: float) -> float:
+        """The learning rate of a run of so many tokens."""
+        at, exponent = self.horizon
+        return self.lr * (tokens / at) ** -exponent if exponent else self.lr
 
 
 def load_laws(out: Path, lab: Lab) -> Laws:
@@ -77,8 +89,9 @@ def load_laws(out: Path, lab: Lab) -> Laws:
     share = _share(used["schedule"], shape)
     law = used["batch"].get("law")
     rate = used["lr"].get("optimum", {}).get(common.rule)
+    falls = _falls(used["horizon"])
     notes = []
-    for name, value in (("lr", rate), ("batch", law), ("schedule", share.enough)):
+    for name, value in (("lr", rate), ("horizon", falls), ("batch", law), ("schedule", share.enough)):
         f = found[name]
         differences = (
             describe_differences(other[name], f["conditions"], here) if f is not None and other[name] else None
@@ -88,6 +101,7 @@ def load_laws(out: Path, lab: Lab) -> Laws:
     return Laws(
         scaling=law_of(facts), conditions=facts["conditions"], aspects=(facts["aspects"][0], facts["aspects"][1]),
         speed=facts["speed"], tokens_there=facts["train_tokens"], lr=rate or common.lr,
+        horizon=(_rate_tokens(lab, rate is not None), falls or 0.0),
         batch=fit.PowerLaw(**law) if law else None, decay=share.enough or common.decay, shape=shape, notes=tuple(notes),
         measured=_measured(used["batch"]) if law else None,
     )  # fmt: skip
@@ -101,6 +115,22 @@ def _facts(out: Path, name: str) -> dict[str, Any] | None:
     if "conditions" not in facts:
         raise ValueError(f"{path}: it does not say what it holds for; run `gangpao sandbox {name}` again")
     return facts
+
+
+def _falls(facts: _Facts) -> float | None:
+    """The exponent over tokens, where it surely is one: 0 where the best rate stays, None where that cannot be told."""
+    law = facts.get("law")
+    if law is None or law["low"] is None or law["high"] is None:
+        return None
+    if law["low"] > 0 or law["high"] < 0:
+        return float(law["value"])
+    return 0.0 if max(abs(law["low"]), abs(law["high"])) <= FLAT else None
+
+
+def _rate_tokens(lab: Lab, measured: bool) -> float:
+    """Tokens of the runs that the learning rate was found with."""
+    own = lab.config.table(LrConfig).tokens if measured else None
+    return float(own or lab.config.common.tokens)
 
 
 def _share(facts: _Facts, shape: str) -> DecayShare:
@@ -135,6 +165,11 @@ def _source(name: str, facts: _Facts | None, value: Any, differences: Text | Non
         )
     else:
         why = Text("has no answer", "没有结论")
+    if name == "horizon":
+        return Text(
+            f"The learning rate is taken to hold at every number of tokens: the experiment {name} {why.en}.",
+            f"假定学习率不随 token 数变化：实验 {name} {why.zh}。",
+        )
     return Text(f"The {en} is the common one: the experiment {name} {why.en}.", f"{zh}用公共值：实验 {name} {why.zh}。")
 
 

@@ -15,9 +15,7 @@ time is that of the steps, without evaluation; interactions of the laws are not 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 
 from gangpao import cost
 from gangpao.atomic import sync
-from gangpao.config import merge
+from gangpao.config import merge, to_toml
 from gangpao.model.config import ModelConfig
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.sandbox.bilingual import Language, Text
@@ -380,7 +378,8 @@ def recipe(laws: Laws, lab: Lab, choice: Choice, here: Machine) -> tuple[TrainCo
     """The run, as a trial of that size would be, but to be kept: it saves, evaluates on the way, and skips bad steps. With the
     trial that it is, and the bytes it takes: smaller micro-batches and recomputation where memory asks for them."""
     spec = lab.spec(
-        width=choice.width, layers=choice.layers, steps=choice.steps, batch_tokens=choice.batch_tokens, lr=laws.lr,
+        width=choice.width, layers=choice.layers, steps=choice.steps, batch_tokens=choice.batch_tokens,
+        lr=laws.lr_at(choice.D),
         schedule=laws.shape, decay=laws.decay,
     )  # fmt: skip
     assert cost_of(lab, spec) == (choice.N, choice.N_total, choice.flops), "what a shape costs is counted twice"
@@ -426,30 +425,3 @@ def write(plan: Plan, path: Path) -> None:
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
-
-
-def to_toml(values: dict[str, Any], name: str = "") -> str:
-    """Values, then tables and lists of tables. (Python reads TOML and does not write it.)"""
-    out = "".join(f"{_key(k)} = {_value(v)}\n" for k, v in values.items() if not _is_table(v))
-    for key, inner in values.items():
-        full = f"{name}.{_key(key)}" if name else _key(key)
-        if isinstance(inner, dict):
-            out += f"\n[{full}]\n" + to_toml(inner, full)
-        elif _is_table(inner):
-            out += "".join(f"\n[[{full}]]\n" + to_toml(item, full) for item in inner)
-    return out
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    # JSON's numbers, strings and booleans are TOML's.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

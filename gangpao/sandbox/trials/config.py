@@ -24,7 +24,7 @@ def _known_rule(name: str) -> str:
     return name
 
 
-Optimizer = Literal["adamw", "muon"]
+Optimizer = Literal["adamw", "muon", "adamh", "muonh"]
 Rule = Annotated[str, AfterValidator(_known_rule)]
 
 

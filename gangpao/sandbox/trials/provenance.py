@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,14 @@ from gangpao import machine
 from gangpao.sandbox.bilingual import Text
 from gangpao.sandbox.trials.queue import workers_of
 from gangpao.sandbox.trials.trial import Lab
-from gangpao.units import show_seconds
+from gangpao.units import show_seconds, utc_now
 
 
 def provenance(lab: Lab, config: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Plain data. config: the sandbox's TOML as it was given; overrides: what --set put over it."""
     resolved = json.dumps(lab.config.model_dump(mode="json"), sort_keys=True)
     return {
-        "when": now(),
+        "when": utc_now(),
         "config": str(config) if config else None,
         "set": list(overrides),
         "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
@@ -34,11 +33,6 @@ def provenance(lab: Lab, config: Path | None = None, overrides: Sequence[str] = 
         "workers": workers_of(lab.config),
         "threads": lab.config.threads,
     }
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def said(made: Mapping[str, Any]) -> Text:

@@ -11,9 +11,10 @@ import pytest
 
 from gangpao import machine
 from gangpao.atomic import write_json
-from gangpao.sandbox.experiments import predictions, scaling
-from gangpao.sandbox.experiments import scaling_study as studies
+from gangpao.sandbox.experiments import scaling
 from gangpao.sandbox.experiments.scaling import Ladder
+from gangpao.sandbox.experiments.study import predictions
+from gangpao.sandbox.experiments.study import study as studies
 from gangpao.sandbox.experiments.text import page as pages
 from gangpao.sandbox.trials.config import Size
 from gangpao.sandbox.trials.trial import RESULT, Result, cost_of, key_of

@@ -241,3 +241,27 @@ def test_the_command_takes_memory_in_gb(laws, ready, monkeypatch, capsys):
     for wrong in (0.0, math.nan):
         with pytest.raises(ValueError, match=r"--memory .* GB above zero"):
             command.plan(Path("x.toml"), ready.out, "3e11 flops", **options, memory=wrong)
+
+
+@pytest.mark.parametrize(
+    ("law", "factor", "note"),
+    [
+        ({"value": 0.3, "low": 0.2, "high": 0.4}, 0.5**0.3, "comes from the experiment horizon"),
+        ({"value": 0.02, "low": -0.05, "high": 0.09}, 1.0, "comes from the experiment horizon"),
+        (
+            {"value": 0.2, "low": -0.1, "high": 0.5},
+            1.0,
+            "hold at every number of tokens: the experiment horizon has no answer",
+        ),
+        (None, 1.0, "hold at every number of tokens: the experiment horizon was not run"),
+    ],
+)
+def test_the_rate_of_a_plan_follows_the_horizon_where_that_is_sure(ready, out, law, factor, note):
+    if law is not None:
+        facts = {"law": law | {"rate": 0.01, "at": 1e6}, "conditions": conditions(ready)}
+        write_json_in(out / "horizon" / "outcome.json", {"facts": facts})
+    found = load_laws(out, ready)
+    tokens = found.horizon[0]
+    assert tokens == ready.config.common.tokens
+    assert found.lr_at(2 * tokens) == pytest.approx(found.lr * factor)
+    assert said(found, note)

@@ -306,12 +306,3 @@ def test_both_languages_say_the_same_numbers(laws, ready):
     assert numbers[0] == numbers[1]
     assert f"{made.choice.D:,}" in texts[0]
     assert json.loads(json.dumps(made.json()))["choice"]["D"] == made.choice.D
-
-
-def test_toml_of_awkward_values_reads_back():
-    values = {
-        "a": 'quo"te\\ \n \x7f 中文', "f": 1e-05, "g": 1e16, "b": True, "l": ["x", "y"], "n": [],
-        "t": {"k.with dots": {"z": 1}, "y": 2.5},
-        "s": [{"name": "one", "m": {"u": 0.5}}, {"name": "two"}],
-    }  # fmt: skip
-    assert tomllib.loads(plan.to_toml(values)) == values

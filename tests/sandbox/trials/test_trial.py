@@ -10,6 +10,7 @@ from gangpao.sandbox.trials import trial
 from gangpao.sandbox.trials.trial import Lab, Pruned, Spec, cost_of, ensure, key_of, train_config
 from gangpao.train import pretrain
 from gangpao.train.progress import read_metrics
+from tests import seams
 from tests.train.tiny import in_child, same_end
 
 
@@ -54,7 +55,7 @@ def test_a_trial_is_a_run_of_the_training_room_and_runs_once(lab, tmp_path):
 @pytest.fixture
 def checkpoints_stay(monkeypatch):
     """Those of finished trials are deleted; here they are what is compared."""
-    monkeypatch.setattr(trial.shutil, "rmtree", lambda *arguments, **options: None)
+    seams.replace(monkeypatch, trial, "shutil", rmtree=lambda *arguments, **options: None)
 
 
 def test_a_branch_is_the_decay_of_the_whole_run_and_costs_only_that(lab, checkpoints_stay):

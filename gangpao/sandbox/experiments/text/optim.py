@@ -25,7 +25,7 @@ _COLUMNS = {
     "noise": Text("noise of a difference (95 %)", "差的噪声（95 %）"),
     "seconds": Text("seconds", "秒"),
 }
-_SHOWN = {"adamw": "AdamW", "muon": "Muon"}
+_SHOWN = {"adamw": "AdamW", "muon": "Muon", "adamh": "AdamH", "muonh": "MuonH"}
 _WHAT = {"tokens": Text("tokens", " token"), "seconds": Text("seconds of steps", "步的秒数")}
 
 

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from gangpao.atomic import read_json, write_json
 from gangpao.config import Frozen
-from gangpao.sandbox.experiments.scaling_study import Fitted, fingerprint
-from gangpao.sandbox.trials import provenance
+from gangpao.sandbox.experiments.study.study import Fitted, fingerprint
 from gangpao.sandbox.trials.trial import Lab, Result, Spec, cost_of
+from gangpao.units import utc_now
 
 FILE = "predictions.json"
 _NOT_FOR_TARGETS = "total"  # the law with N of all parameters is beside the others, for comparison
@@ -108,7 +108,7 @@ def _read(path: Path) -> Record | None:
 def _said_now(
     fits: Mapping[str, Fitted], targets: Sequence[Target], unknown: Sequence[bool], floor: tuple[float, float] | None
 ) -> Record:
-    now = provenance.now()
+    now = utc_now()
     said = []
     for target, unknown_then in zip(targets, unknown, strict=True):
         for name, f in fits.items():

@@ -1,0 +1,71 @@
+"""Eight characters to read: letters and digits in fonts that are here, or common Chinese characters in fonts that are named.
+
+A test shows strings that training never does (by their hash) and turns that it does not.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from gangpao.data.pictures import fonts
+from gangpao.data.pictures.scene import SCALE, Colour, Scene, ground
+
+LENGTH = 8
+LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnpqrtuvwy23456789"  # without those that only their context tells apart
+HAN = (
+    "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民得经十三之进"
+    "着等部度家电力里如水化高自二理起小物现实加量都两体制机当使点从业本去把性好应开它合还因由其些然前外天政四日那社义事平形相全表间样与关各"
+    "重新线内数正心反你明看原又么利比或但质气第向道命此变条只没结解问意建月公无系军很情者最立代想已通并提直题党程展五果料象员革位入常文总次"
+    "品式活设及管特件长求老头基资边流路级少图山统接知较将组见计别她手角期根论运农指几九区强放决西被干做必战先回则任取据处队南给色光门即保治"
+    "北造百规热领七海口东导器压志世金增争济阶油思术极交受联什认六共权收证改清己美再采转更单风切打白教速花带安场身车例真务具万每目至达走积示"
+)
+
+
+class Strings:
+    """Draws strings. chinese: files of fonts with Chinese characters; none: letters and digits alone. Raises ValueError for fonts
+    that lack characters."""
+
+    def __init__(self, chinese: Sequence[Path] = ()) -> None:
+        fonts.check(chinese, HAN)
+        self.latin, self.chinese = fonts.latin(), tuple(chinese)
+
+    def __call__(self, random: Random, unseen: bool, size: int) -> Scene:
+        """One picture of `size` x `size` pixels."""
+        han = bool(self.chinese) and random.random() < 0.5
+        text = _string(random, HAN if han else LETTERS, unseen)
+        font = random.choice(self.chinese if han else self.latin)
+        picture = _drawn(random, text, font, unseen, size)
+        zh = han or random.random() < 0.5
+        question = "图里写的是什么？" if zh else "what is written in the image?"
+        return Scene(picture, ((question, text),), {"text": text, "font": font.stem if font else "pillow"})
+
+
+def _string(random: Random, alphabet: str, unseen: bool) -> str:
+    """A string of the wanted half: one in sixteen belongs to tests."""
+    while True:
+        text = "".join(random.choice(alphabet) for _ in range(LENGTH))
+        if (hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % 16 == 0) == unseen:
+            return text
+
+
+def _drawn(random: Random, text: str, path: Path | None, unseen: bool, size: int) -> Image.Image:
+    below = ground(random, unseen)
+    ink: Colour = (random.randint(0, 90), random.randint(0, 90), random.randint(0, 90))
+    if random.random() < 0.3:
+        below, ink = ink, below
+    wide = size * SCALE
+    image = Image.new("RGB", (wide, wide), below)
+    probe = fonts.load(path, 64)
+    left, _, right, _ = probe.getbbox(text)
+    width = random.uniform(0.84, 0.94) * wide
+    font = fonts.load(path, max(8, int(64 * width / (right - left))))
+    box = font.getbbox(text)
+    x = random.uniform(0.03 * wide, max(0.03 * wide, 0.97 * wide - (box[2] - box[0]))) - box[0]
+    y = random.uniform(0.1, 0.9) * (wide - (box[3] - box[1])) - box[1]
+    ImageDraw.Draw(image).text((x, y), text, ink, font)
+    turn = random.choice((-1, 1)) * random.uniform(2.0, 3.0) if unseen else random.uniform(-1.5, 1.5)
+    turned = image.rotate(turn, Image.Resampling.BICUBIC, fillcolor=below)
+    return turned.resize((size, size), Image.Resampling.BOX)
