@@ -1,0 +1,73 @@
+"""What a line leaves in its folder: how it was told last, and a record of each stage that was begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gangpao.atomic import read_json, write_json
+from gangpao.forge.config import ForgeConfig
+from gangpao.forge.stages.stage import Product
+
+LINE, STATE, LOG = "forge.json", "state", "log"
+
+
+def record_path(out: Path, name: str) -> Path:
+    """Where the record of a stage lies."""
+    return out / STATE / f"{name}.json"
+
+
+@dataclass(slots=True)
+class Record:
+    """A stage as it stands in state/NAME.json. seconds: of all calls together."""
+
+    name: str
+    key: str
+    done: bool = False
+    seconds: float = 0.0
+    begun: str = ""
+    ended: str = ""
+    commands: list[str] = field(default_factory=list)
+    products: dict[str, Product] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """What is known of a stage; None where nothing is."""
+        if not path.is_file():
+            return None
+        told = read_json(path)
+        products = {kind: Product(**one) for kind, one in told.pop("products").items()}
+        return cls(**told, products=products)
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """All that is known of a line: as it was told, and the records of its stages, done or not, in their order."""
+
+    out: Path
+    told: Mapping[str, Any]
+    config: ForgeConfig
+    records: Mapping[str, Record]
+
+    def facts(self, kind: str) -> Iterator[tuple[str, Any]]:
+        """Facts of a kind by the stages that have them."""
+        for name, record in self.records.items():
+            if kind in record.facts:
+                yield name, record.facts[kind]
+
+
+def read_line(out: Path) -> Line:
+    """What lies in the folder of a line. Raises ValueError where none was begun."""
+    if not (out / LINE).is_file():
+        raise ValueError(f"{out}: no line was begun here; begin one: gangpao forge FILE.toml --out {out}")
+    told = read_json(out / LINE)
+    config = ForgeConfig.model_validate(told["config"])
+    records = {name: Record.read(record_path(out, name)) for name in config.stages()}
+    return Line(out, told, config, {name: record for name, record in records.items() if record is not None})

@@ -1,0 +1,152 @@
+"""A line from made-up text to a file that a server answers with; the page of it; the drills that it must survive."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gangpao import cli
+from gangpao.config import to_toml
+from gangpao.forge import status
+from gangpao.forge.report.blocks import blocks, read_line
+from gangpao.forge.report.words import names
+from tests.forge.small import CONFIGS, small_line
+
+STAGES = ["data", "train", "tune-sft", "export", "check"]
+KILLS = 30
+
+
+def write(folder, table):
+    path = folder / "line.toml"
+    path.write_text(to_toml(table), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forge")
+    assert cli.main(["forge", str(write(folder, small_line())), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_every_stage_is_done_and_says_what_came(run):
+    found = status.standings(run)[1]
+    assert [(one.name, one.state) for one in found] == [(name, "done") for name in STAGES]
+    assert all(one.said and one.seconds > 0 for one in found)
+
+
+def test_the_server_answers_as_the_engine_does(run):
+    checked = json.loads((run / "state" / "check.json").read_text(encoding="utf-8"))["facts"]["checked"]
+    assert checked["asked"] == 12  # two prompts, as text and as question, whole, streamed and at once
+    assert checked["differing"] == []
+
+
+def test_the_same_call_does_nothing_and_leaves_the_file(run, capsys):
+    file = run / "export" / "small.gguf"
+    before = file.stat().st_mtime_ns, file.read_bytes()
+    assert cli.main(["forge", str(run.parent / "line.toml"), "--out", str(run), "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("nothing changed") == len(STAGES) - 1
+    assert sorted(json.loads(said.out)) == sorted(STAGES)
+    assert (file.stat().st_mtime_ns, file.read_bytes()) == before
+
+
+def test_commands_are_those_that_a_person_types(run):
+    for name in ("data", "train", "tune-sft", "export", "check"):
+        for command in json.loads((run / "state" / f"{name}.json").read_text(encoding="utf-8"))["commands"]:
+            assert command.startswith("gangpao ")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_has_every_figure_of_the_stages(run, language, capsys):
+    assert cli.main(["report", str(run), "--lang", language]) == 0
+    page, text = (run / f"report.{language}.{kind}" for kind in ("html", "md"))
+    assert capsys.readouterr().out.split() == [str(page), str(text)]
+    markdown = text.read_text(encoding="utf-8")
+    heldout = json.loads((run / "state" / "train.json").read_text(encoding="utf-8"))["facts"]["trained"]["heldout"]
+    assert f"{heldout['heldout_bpb']:.4f}" in markdown
+    assert 'src="data:image/png;base64,' in page.read_text(encoding="utf-8")
+    assert (run / "report" / f"curves.{language}.png").is_file()
+
+
+def test_both_languages_have_the_same_blocks(run):
+    line = read_line(run)
+    english, chinese = blocks(line, "en"), blocks(line, "zh")
+    assert [type(one) for one in english] == [type(one) for one in chinese]
+    assert all(en and zh for en, zh in names().values())
+
+
+def test_a_folder_without_a_line_is_said(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "no line was begun here" in capsys.readouterr().err
+    assert cli.main(["forge", "status", str(tmp_path)]) == 2
+
+
+def test_slurm_jobs_wait_for_one_another(tmp_path, capsys):
+    table = small_line()
+    table["train"]["slurm"] = ["--gres=gpu:1"]
+    assert cli.main(["forge", "slurm", str(write(tmp_path, table)), "--out", str(tmp_path / "run")]) == 0
+    script = capsys.readouterr().out
+    jobs = [line for line in script.splitlines() if line.startswith("job=")]
+    assert len(jobs) == len(STAGES)
+    assert "--dependency" not in jobs[0]
+    assert all('--dependency="afterok:$job"' in job for job in jobs[1:])
+    assert "--gres=gpu:1" in jobs[1]
+    assert "--until train" in jobs[1]
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+
+
+def test_the_shipped_line_is_read():
+    from gangpao.forge.config import load_forge_config
+
+    config = load_forge_config(CONFIGS / "forge-quick.toml")
+    assert config.stages() == [
+        "data", "sandbox", "plan", "train", "tune-sft", "tune-preference", "compress", "evaluate", "export", "check",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_file_has_the_same_bytes(tmp_path):
+    line = write(tmp_path, small_line(whole=True))
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "import sys; from gangpao.cli import main; sys.exit(main())",
+        "forge",
+        str(line),
+        "--out",
+    ]
+
+    def forged(out):
+        return subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    begun = time.monotonic()
+    with forged(tmp_path / "calm") as calm:
+        said = calm.communicate()[1]
+    assert calm.returncode == 0, said
+    usual = time.monotonic() - begun
+    draw = random.Random(0)
+    kills = 0
+    while True:
+        with forged(tmp_path / "killed") as process:
+            try:
+                said = process.communicate(timeout=draw.uniform(0.1, 0.3 * usual) if kills < KILLS else None)[1]
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate()
+                kills += 1
+                continue
+        assert process.returncode == 0, said
+        if kills >= KILLS:
+            break
+        for name in ("train", "tune-sft", "tune-preference", "compress"):  # it was done before all kills: begin again
+            (tmp_path / "killed" / "state" / f"{name}.json").unlink()
+            subprocess.run(["rm", "-rf", str(tmp_path / "killed" / name)], check=True)
+    made = [(tmp_path / name / "export" / "small.gguf").read_bytes() for name in ("calm", "killed")]
+    assert made[0] == made[1]
