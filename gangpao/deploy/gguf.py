@@ -5,7 +5,7 @@ the type that was asked for; norms and biases stay F32, and a matrix whose rows 
 says what the model is, plan.py which tensors there are, text/export.py what its tokenizer is. Before the file gets its name it
 is read back and compared with the checkpoint: proof_text.py and proof_numbers.py.
 
-What it gives up: latent attention (MiniCPM3) and split files.
+What it gives up: split files.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def write(
         raise ValueError(f"type {kind!r:.40} is not one we write; choose one of {', '.join(WRITTEN)}")
     if out.exists():
         raise ValueError(f"{out} exists already; choose another name or delete it first")
-    fields = metadata(config, kind, name or out.stem) | _padded(tokenizer, config.vocab_size)
+    fields = metadata(config, kind, name or out.stem) | padded(tokenizer, config.vocab_size)
     planned = plan(config, tensors, kind)
     advance = _counter(progress, len(planned) + (proof_numbers.steps(config) if check else 0))
     for note in differences(config):
@@ -123,7 +123,7 @@ def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
     return lambda: progress(next(done), total) if progress else None
 
 
-def _padded(tokenizer: Mapping[str, object], vocab_size: int) -> dict[str, object]:
+def padded(tokenizer: Mapping[str, object], vocab_size: int) -> dict[str, object]:
     """Tokenizer metadata with unused pieces up to the rows of the embedding: llama.cpp wants as many as rows."""
     out = dict(tokenizer)
     pieces = out.get("tokenizer.ggml.tokens")

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gangpao import kernels
+from gangpao.deploy.changes import Change, changes
 from gangpao.deploy.header import form_of, rope_as_divisors
-from gangpao.formats.architectures import EMBEDDING, EXPERT_TENSORS, HEAD, LAYER_TENSORS, TENSORS
+from gangpao.formats.architectures import DELTA_TENSORS, EMBEDDING, EXPERT_TENSORS, HEAD, TENSORS
 from gangpao.formats.blocks import BY_NAME, Unwritable, fits, quantize
-from gangpao.formats.row_order import pairs_side_by_side
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
 from gangpao.model.layers import inverse_frequencies
@@ -32,18 +33,20 @@ ROWS = 4096  # of a matrix at once: a large one as float32 is larger than the ch
 class Planned:
     """One tensor of the file: its name, where it comes from, and how. `data` converts it when its turn comes.
 
-    heads: in how many heads the rows go from halves (i, i + H/2) to pairs (2i, 2i+1); 0 leaves them.
+    change: what the file has otherwise than the checkpoint; None: nothing.
     """
 
     name: str
     sources: tuple[Source, ...]
     type: str
-    heads: int = 0
+    change: Change | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In numpy's order; experts are stacked."""
         first = tuple(self.sources[0][1].shape)
+        if len(first) == 3:  # filters [channels, 1, taps]
+            first = (first[0], first[2])
         return (len(self.sources), *first) if "_exps" in self.name else first
 
     @property
@@ -55,37 +58,43 @@ class Planned:
         for source, (name, _) in enumerate(self.sources):
             for begin, values in self.rows(source):
                 try:
-                    yield quantize(values, self.type)
-                except Unwritable as error:
-                    order = " (pairs side by side)" if self.heads else ""
-                    where = f"tensor {name}, to be written as {self.type}: row {begin + error.row}{order}"
-                    raise ValueError(f"{where}: {error.what}") from error
+                    yield kernels.quantize_rows(values, self.type)
+                except ValueError:
+                    self._explain(name, begin, values)
+                    raise
+
+    def _explain(self, name: str, begin: int, values: Floats) -> None:
+        """Raises ValueError naming the tensor and the row of the file, in the words of the definition."""
+        try:
+            quantize(values, self.type)
+        except Unwritable as error:
+            order = f" ({self.change.what})" if self.change else ""
+            where = f"tensor {name}, to be written as {self.type}: row {begin + error.row}{order}"
+            raise ValueError(f"{where}: {error.what}") from error
 
     def rows(self, source: int = 0) -> Iterator[tuple[int, Floats]]:
         """The values of a source in the file's order, as (first row, float32 [rows, columns])."""
         tensor = self.sources[source][1].detach()
-        if self.heads:
-            whole = pairs_side_by_side(tensor.to("cpu", torch.float32).numpy(), self.heads)
+        if self.change:
+            whole = self.change.there(tensor.to("cpu", torch.float32).numpy())
             tensor = torch.from_numpy(np.ascontiguousarray(whole))
         tensor = tensor.reshape(-1, self.shape[-1])
         for begin in range(0, len(tensor), ROWS):
-            yield begin, tensor[begin : begin + ROWS].to("cpu", torch.float32).numpy()
+            yield begin, tensor[begin : begin + ROWS].to("cpu", torch.float32).contiguous().numpy()
 
 
 def plan(config: ModelConfig, tensors: Mapping[str, torch.Tensor], kind: str) -> list[Planned]:
     """The tensors of the file, in its order. Raises ValueError when tensors and configuration do not belong together."""
     named = whole(config, tensors)
-    interleaved = form_of(config).interleaved
-    counts = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads} if interleaved else {}
+    change_of = changes(config)
     out = []
-    for name, sources in _placed(named):
-        heads = counts.get(name.split(".")[2], 0) if name.startswith("blk.") else 0
-        out.append(Planned(name, sources, _kind_of(name, sources[0][1], kind), heads))
+    for name, sources in _placed(config, named):
+        out.append(Planned(name, sources, _kind_of(name, sources[0][1], kind), change_of(sources[0][0])))
     return out + [Planned(name, (source,), "F32") for name, source in _rope_tensors(config)]
 
 
 def _kind_of(name: str, tensor: torch.Tensor, kind: str) -> str:
-    if tensor.dim() == 1 or "ffn_gate_inp" in name:
+    if tensor.dim() in (1, 3) or "ffn_gate_inp" in name:  # norms, biases, filters, routers
         return "F32"
     return kind if fits(tensor.shape[-1], kind) else "F16"
 
@@ -129,20 +138,23 @@ def _check(c: ModelConfig, named: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def _placed(named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, tuple[Source, ...]]]:
+def _placed(config: ModelConfig, named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, tuple[Source, ...]]]:
     """GGUF name and sources of every tensor; the experts of a layer become one."""
+    layer_tensors = form_of(config).layer_tensors()
     experts: dict[str, list[Source]] = {}
     for name, tensor in named.items():
         if name in TENSORS:
             yield TENSORS[name], ((name, tensor),)
             continue
-        head, _, suffix = name.rpartition(".")
-        layer, inner = head.split(".", 3)[2:]
-        if inner.startswith("mlp.experts."):
+        layer, whole_name = name.split(".", 3)[2:]
+        inner, _, suffix = whole_name.rpartition(".")
+        if whole_name in DELTA_TENSORS:
+            yield f"blk.{layer}.{DELTA_TENSORS[whole_name]}", ((name, tensor),)
+        elif inner.startswith("mlp.experts."):
             gguf = f"blk.{layer}.{EXPERT_TENSORS[inner.split('.')[-1]]}.{suffix}"
             experts.setdefault(gguf, []).append((name, tensor))
         else:
-            yield f"blk.{layer}.{LAYER_TENSORS[inner]}.{suffix}", ((name, tensor),)
+            yield f"blk.{layer}.{layer_tensors[inner]}.{suffix}", ((name, tensor),)
     for gguf, sources in experts.items():
         yield gguf, tuple(sorted(sources, key=lambda pair: int(pair[0].split(".experts.")[1].split(".")[0])))
 

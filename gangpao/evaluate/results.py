@@ -10,7 +10,6 @@ refused with a reason.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from pydantic import Field, ValidationError
 import gangpao
 from gangpao import atomic, machine
 from gangpao.config import Frozen
+from gangpao.units import utc_now
 
 SCHEMA = 1
 
@@ -149,7 +149,7 @@ def provenance() -> dict[str, Any]:
 
     commit = machine.git_commit()
     return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": utc_now(),
         "gangpao": gangpao.__version__ + (f", commit {commit}" if commit else ""),
         "hardware": {
             "cpu": machine.cpu_name(), "cores": machine.physical_cores(), "memory": machine.total_memory(),

@@ -64,7 +64,7 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
             for number, name in enumerate(settings.tasks, 1):
                 harness = Harness(
                     model, journal, shown.of(name, number, len(settings.tasks)),
-                    think=settings.think, max_tokens=settings.max_tokens, seed=settings.seed,
+                    think=settings.think, think_budget=settings.think_budget, max_tokens=settings.max_tokens, seed=settings.seed,
                 )  # fmt: skip
                 for scores, items in _asked(name, harness, settings, source, found):
                     state.tasks.append(scores)

@@ -22,6 +22,7 @@ class Settings:
     shots: int | None = None
     chat: bool = False
     think: bool | None = None
+    think_budget: int | None = None
     max_tokens: int | None = None
     seed: int = 0
     run_code: bool = False
@@ -30,4 +31,4 @@ class Settings:
 
     def of_answers(self) -> dict[str, Any]:
         """What an answer depends on, beside the model."""
-        return {name: getattr(self, name) for name in ("shots", "chat", "think", "max_tokens", "seed")}
+        return {name: getattr(self, name) for name in ("shots", "chat", "think", "think_budget", "max_tokens", "seed")}

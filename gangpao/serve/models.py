@@ -21,16 +21,23 @@ from gangpao import catalog, machine
 from gangpao.engine import memory
 from gangpao.engine.adapters import bytes_of, read
 from gangpao.engine.answer import Progress
-from gangpao.engine.cache import PAGE, bytes_needed, page_bytes
+from gangpao.engine.cache import bytes_needed
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
+from gangpao.engine.layers.kept import KVType, chosen_kv
 from gangpao.engine.memory import EngineOptions
+from gangpao.engine.pictures.seeing import Sight
 from gangpao.engine.sample import MAX_STOP
 from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
+from gangpao.engine.sessions.store import PrefixFolder
+from gangpao.engine.speculate.loading import SmallModel, open_draft
+from gangpao.engine.vision.opened import sight_bytes
 from gangpao.formats.adapters import Adapter
 from gangpao.formats.gguf import GGUF
 from gangpao.options import option
+from gangpao.serve.http.access import is_key
 from gangpao.serve.http.errors import NO_RETRY, ApiError, busy, retry_headers
+from gangpao.text.tokenizer import Tokenizer
 from gangpao.units import show_bytes
 
 log = logging.getLogger("gangpao.serve")
@@ -39,6 +46,7 @@ FULL_RETRY_S = 10.0
 ANY_NAME = "*"
 DEFAULT_STOPS = 256
 DEFAULT_PROMPTS = 256
+DEFAULT_PREFIX_BYTES = 8_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,20 @@ class Limits(EngineOptions):
     )
     max_stop: int = option(DEFAULT_STOPS, "Stop strings of one request at most.", 1, MAX_STOP)
     max_prompts: int = option(DEFAULT_PROMPTS, "Prompts of one request to /v1/completions at most.", 1, 2048)
+    context_shift: bool = option(
+        False,
+        "Drop the oldest turns of a chat that fills its context, and go on; without it, it is refused or cut off.",
+    )
+    prefix_cache: Path | None = option(None, "Keep the beginnings of prompts in this folder, for the next start.")
+    prefix_cache_bytes: int = option(
+        DEFAULT_PREFIX_BYTES, "GB of --prefix-cache.", 0.01, flag="--prefix-cache-gb", typed=float, unset="8",
+        read=lambda gigabytes: int(gigabytes * 1e9),
+    )  # fmt: skip
+
+    @property
+    def prefixes(self) -> PrefixFolder | None:
+        """Where prefixes are kept, if they are."""
+        return None if self.prefix_cache is None else PrefixFolder(self.prefix_cache, self.prefix_cache_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +142,8 @@ class Models:
     """See the module. models: public name -> file, the default first; aliases: another name -> one of those, ANY_NAME -> the one
     for every other name. opened: files of them that somebody has opened already; the first loading of such a model takes that
     instead of opening it again. adapters: public name -> adapter, a model to clients; it is loaded with its base, whose memory,
-    places and steps all of them share."""
+    places and steps all of them share. sights: public name -> the mmproj file that it sees with; drafts: public name ->
+    the file of the small model that drafts for it. keyed: whether clients are told apart by API keys."""
 
     def __init__(
         self,
@@ -129,9 +152,16 @@ class Models:
         aliases: Mapping[str, str] | None = None,
         opened: Mapping[str, GGUF] | None = None,
         adapters: Mapping[str, AdapterFile] | None = None,
+        sights: Mapping[str, Path | Sight] | None = None,
+        drafts: Mapping[str, Path] | None = None,
+        *,
+        keyed: bool = False,
     ) -> None:
         self.files = dict(models)
         self.adapters = dict(adapters or {})
+        self.sights = dict(sights or {})
+        self.drafts = dict(drafts or {})
+        self._keyed = keyed
         self.aliases = dict(aliases or {})
         self._opened = dict(opened or {})
         self.limits = limits
@@ -212,10 +242,12 @@ class Models:
                 gguf = await asyncio.to_thread(self._header, name, path)
                 config = ModelConfig.from_gguf(gguf)
                 adapters = await asyncio.to_thread(self._read_adapters, name, gguf, config)
-                plan = await self._make_room(name, gguf, config, sum(map(bytes_of, adapters.values())))
+                size = await asyncio.to_thread(sight_bytes, self.sights.get(name))
+                small = await asyncio.to_thread(self._read_draft, name, gguf)
+                plan = await self._make_room(name, gguf, config, sum(map(bytes_of, adapters.values())), size, small)
                 self.progress[name] = 0.0
-                engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan, adapters)
-                del gguf, adapters
+                engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan, adapters, small)
+                del gguf, adapters, small
             except (ValueError, OSError, MemoryError) as error:
                 log.error("%s could not be loaded: %s", name, error)
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
@@ -235,7 +267,13 @@ class Models:
         """Those of a model, by name."""
         return {name: read(one.path, gguf, config) for name, one in self.adapters.items() if one.base == base}
 
-    def _open(self, name: str, gguf: GGUF, plan: _Plan, adapters: Mapping[str, Adapter]) -> tuple[Engine, Scheduler]:
+    def _read_draft(self, name: str, gguf: GGUF) -> SmallModel | None:
+        """The open file of the model that drafts for one."""
+        return open_draft(self.drafts[name], Tokenizer.from_gguf(gguf.metadata)) if name in self.drafts else None
+
+    def _open(
+        self, name: str, gguf: GGUF, plan: _Plan, adapters: Mapping[str, Adapter], small: SmallModel | None
+    ) -> tuple[Engine, Scheduler]:
         def progress(done: int, total: int) -> None:
             self.progress[name] = done / max(total, 1)
             if self.on_progress:
@@ -244,20 +282,35 @@ class Models:
         limits = self.limits
         engine = Engine.load(
             gguf, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress, adapters=adapters,
+            sight=self.sights.get(name), packed=limits.packed_cache, draft=small.gguf if small else None,
         )  # fmt: skip
         engine.name = name
         engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
-        return engine, Scheduler(engine, batch=limits.batch, queue=limits.queue, pool_tokens=plan.tokens)
+        engine.modes = catalog.modes_of(name)
+        pools = is_key if self._keyed else lambda client: False
+        return engine, Scheduler(
+            engine,
+            batch=limits.batch,
+            queue=limits.queue,
+            pool_tokens=plan.tokens,
+            prefixes=limits.prefixes,
+            pools=pools,
+        )
 
-    async def _make_room(self, name: str, gguf: GGUF, config: ModelConfig, adapters: int) -> _Plan:
-        """How to load a model with so many bytes of adapters, after idle ones have made room for it. Raises ApiError (503)."""
+    async def _make_room(
+        self, name: str, gguf: GGUF, config: ModelConfig, adapters: int, sight: int | None, small: SmallModel | None
+    ) -> _Plan:
+        """How to load a model with so many bytes of adapters, of what it sees with, and a small one that drafts for it, after idle
+        ones have made room for it. Raises ApiError (503)."""
         limits = self.limits
         context = min(limits.context or memory.WIDEST_DEFAULT, config.max_position_embeddings)
         while True:
-            need = memory.estimate(gguf, config, context, limits.kv, adapters=adapters)
+            kv = self._kv(config)
+            draft = memory.draft_bytes(small.gguf, small.config, context, kv) if small else 0
+            need = memory.estimate(gguf, config, context, kv, adapters=adapters, sight=sight, draft=draft)
             have = self._free_bytes()
             if need.total <= have:
-                return self._size_cache(need, config, context, have)
+                return self._size_cache(need, config, context, have, sight is not None)
             idle = [m for m in self._loaded.values() if m.idle]
             if idle:
                 await self._unload(min(idle, key=lambda m: m.used))
@@ -266,13 +319,20 @@ class Models:
             else:
                 raise self._no_room(name, need.total, have)
 
-    def _size_cache(self, need: memory.Need, config: ModelConfig, context: int, have: int) -> _Plan:
+    def _kv(self, config: ModelConfig) -> KVType:
+        return chosen_kv(config, self.limits.kv)
+
+    def _size_cache(self, need: memory.Need, config: ModelConfig, context: int, have: int, sees: bool) -> _Plan:
         """The cache that all running answers share: as much of their contexts as there is memory for, at least one."""
-        wanted = memory.pool_tokens(config, context, self.limits.kv, self.limits.batch)
-        fixed = need.weights + need.work
-        fits = (have - fixed) // page_bytes(config, self.limits.kv) * PAGE
-        tokens = max(context, min(wanted, fits))
-        return _Plan(context, tokens, fixed + bytes_needed(config, tokens, self.limits.kv))
+        kv = self._kv(config)
+        wanted = memory.pool_tokens(config, context, kv, self.limits.batch)
+        fixed = need.weights + need.work + need.draft
+        tokens = max(context, min(wanted, memory.tokens_in(config, context, kv, have - fixed)))
+        if sees:  # rows of pictures are kept for as many positions
+            rows = memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
+            tokens = max(context, min(tokens, memory.tokens_in(config, context, kv, have - fixed - rows)))
+            fixed += memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
+        return _Plan(context, tokens, fixed + bytes_needed(config, tokens, kv, context))
 
     def _no_room(self, name: str, need: int, have: int) -> ApiError:
         others = ", ".join(f"{m.name} ({show_bytes(m.need)})" for m in self._loaded.values())

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gangpao.cost import Meter
+from gangpao.engine.pictures.seeing import Sight
+from gangpao.engine.thinking.options import Thinking
+from gangpao.engine.thinking.rule import NOTHING_SAID
 from gangpao.formats.gguf import GGUF
 from gangpao.serve.http.access import Access, Listen
 from gangpao.serve.http.metrics import Metrics
@@ -18,12 +21,17 @@ from gangpao.serve.models import AdapterFile, Limits, Models
 @dataclass(frozen=True)
 class Settings(Listen, Access, Limits):
     """A server's options. models: public name -> file, the default first; aliases: other names of theirs ("*": every other
-    name); adapters: names of models that are one of them with an adapter; short_paths: routes under /v1 answer without it, too."""
+    name); adapters: names of models that are one of them with an adapter; sights: names of models that see -> their mmproj files;
+    drafts: names of models -> the files of small ones that draft for them; short_paths: routes under /v1 answer without it, too;
+    thinking: what holds where a request says nothing of it."""
 
     models: Mapping[str, Path]
     aliases: Mapping[str, str] = field(default_factory=dict)
     adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
+    sights: Mapping[str, Path | Sight] = field(default_factory=dict)
+    drafts: Mapping[str, Path] = field(default_factory=dict)
     short_paths: bool = False
+    thinking: Thinking = NOTHING_SAID
     cost_profile: str | None = None
 
     @property
@@ -46,4 +54,7 @@ class Server:
         self.meter = Meter(settings.cost_profile)
         self.metrics = Metrics()
         self.started = time.time()
-        self.models = Models(settings.models, settings, settings.aliases, opened, settings.adapters)
+        self.models = Models(
+            settings.models, settings, settings.aliases, opened, settings.adapters, settings.sights, settings.drafts,
+            keyed=bool(settings.api_keys),
+        )  # fmt: skip

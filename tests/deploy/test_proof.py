@@ -12,6 +12,7 @@ from tokenizers import processors
 from gangpao.deploy import gguf as writer
 from gangpao.deploy import plan as planning
 from gangpao.deploy.proof_numbers import Difference, prove, steps
+from gangpao.engine import exact
 from gangpao.engine import transformer as transformer_module
 from gangpao.engine.generate import Engine
 from gangpao.engine.transformer import Transformer, forward_by_layer
@@ -107,8 +108,8 @@ def another_head(monkeypatch):
 
 def another_order(monkeypatch):
     """A wrong graph with right weights: q and k are taken for halves by the writer and the proof alike."""
-    monkeypatch.setattr(planning, "pairs_side_by_side", lambda rows, heads: rows)
-    monkeypatch.setattr("gangpao.deploy.proof_numbers.pairs_apart", lambda rows, heads: rows)
+    for name in ("pairs_side_by_side", "pairs_apart"):
+        monkeypatch.setattr(f"gangpao.deploy.changes.{name}", lambda rows, heads: rows)
 
 
 SPOILED = [
@@ -127,9 +128,9 @@ SPOILED = [
 ]  # fmt: skip
 WRONG_NUMBERS = [
     (kind, spoil, says)
-    for kind in ("F32", "Q4_0")
+    for kind in ("F32", "Q4_0", "Q5_1")
     for spoil, says in (
-        (swapped_rows, r"weights: model.layers.1.mlp.up_proj.weight, row 0, column 0 is .* in the file and .* in the checkpoint"),
+        (swapped_rows, r"weights: model.layers.1.mlp.up_proj.weight, row 0, column \d+ is .* in the file and .* in the checkpoint"),
         (another_head, "log-probabilities: that of token .* is .* by the file and .* by the torch model"),
         (another_order, "layer 0: what it adds to the hidden states .* is .* off, and rounding explains"),
     )
@@ -202,8 +203,27 @@ def test_an_end_that_no_row_stands_for_is_refused(folder, tmp_path):
         writer.export(folder, tmp_path / "m.gguf")
 
 
-def test_what_our_engine_does_not_run_is_compared_by_its_weights(tmp_path, monkeypatch):
+def test_experts_are_proved_by_what_they_compute(tmp_path, monkeypatch):
+    """Also where rounding changes which experts some tokens meet; another choice is found."""
     model = build("moe").float()
+    arguments = model.config, weights.state(model), {"tokenizer.ggml.tokens": [f"t{i}" for i in range(320)]}
+    notes = []
+    for kind in ("F32", "Q8_0", "Q4_0"):
+        writer.write(tmp_path / f"{kind}.gguf", *arguments, kind, on_note=notes.append)
+    assert notes == []
+    real = exact.top_softmax
+    for wrong in (
+        lambda logits, k: real(-logits, k),
+        lambda logits, k: real(logits, 1),
+        lambda logits, k: real(logits, k + 1),
+    ):
+        monkeypatch.setattr(exact, "top_softmax", wrong)
+        with pytest.raises(Difference, match="layer 0: what it adds"):
+            writer.write(tmp_path / "wrong.gguf", *arguments, "Q8_0")
+
+
+def test_what_our_engine_does_not_run_is_compared_by_its_weights(tmp_path, monkeypatch):
+    model = build("moe", head_dim=24).float()
     arguments = model.config, weights.state(model), {"tokenizer.ggml.tokens": [f"t{i}" for i in range(320)]}
     notes = []
     path = writer.write(tmp_path / "m.gguf", *arguments, on_note=notes.append)

@@ -282,8 +282,9 @@ def test_keys_of_answers_hold_all_that_changes_them():
     others = [
         replace(prompt, text="b"), replace(prompt, max_tokens=4), replace(prompt, stop=["x"]), replace(prompt, think=True),
         replace(prompt, messages=[{"role": "user", "content": "a"}]), replace(prompt, temperature=1.0), replace(prompt, seed=1),
+        replace(prompt, think_budget=5),
     ]  # fmt: skip
-    assert len({answer_key(p) for p in [prompt, *others]}) == 8
+    assert len({answer_key(p) for p in [prompt, *others]}) == 9
 
 
 def test_groups_that_have_no_ending_are_answered_too(tiny):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gangpao import atomic
-from gangpao.data.optional_import import need
 from gangpao.evaluate.fonts import chinese_font
+from gangpao.optional import need
 
 Language = Literal["en", "zh"]
 _CHINESE = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gangpao.engine.answer import Piece
+from gangpao.engine.thinking.options import Thinking
+from gangpao.engine.thinking.rule import ThoughtRule, rule_of
 from gangpao.evaluate.models.protocol import Generated, Prompt
 from gangpao.evaluate.models.tokens import encode_text
 from gangpao.text.templates.chat import ChatTemplate
@@ -16,8 +18,18 @@ def prompt_ids(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt) -> 
     """A prompt as the model is to see it: a text with its BOS, or a conversation by the model's template."""
     if prompt.messages is None:
         return encode_text(tokenizer, prompt.text)
-    think = {} if prompt.think is None else {"enable_thinking": prompt.think, "thinking": prompt.think}
-    return template.encode(tokenizer, list(prompt.messages), variables=think)
+    return template.encode(tokenizer, list(prompt.messages), variables=_said(prompt).variables())
+
+
+def rule_for(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt, ids: Sequence[int]) -> ThoughtRule | None:
+    """How the answer may think: only a budget that is said, or the word that it is not to think, ends a thought."""
+    if prompt.messages is None:
+        return None
+    return rule_of(template, tokenizer, ids, _said(prompt), keep_all=True)
+
+
+def _said(prompt: Prompt) -> Thinking:
+    return Thinking(think=prompt.think, think_budget=prompt.think_budget)
 
 
 class ThoughtAndAnswer:

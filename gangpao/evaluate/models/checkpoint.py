@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gangpao.engine.answer import Answer, Piece
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams
-from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids
+from gangpao.engine.thinking.rule import ThoughtRule
+from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids, rule_for
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
 from gangpao.evaluate.models.tokens import encode_group, first_id, scores_of, windows
 from gangpao.evaluate.results import ModelFacts, sha256_of
@@ -161,15 +162,17 @@ class Checkpoint:
         marks: Sequence[str] = (),
         continues: bool = True,
         on_piece: Callable[[Piece], bool] = lambda _: False,
+        thinking: ThoughtRule | None = None,
     ) -> Continuation:
         """Go on from one prompt. marks: strings that end it beside those of params. continues: a blank at its beginning is part of
-        its text. on_piece is told what was written, and says whether that is the end ("stop")."""
+        its text. on_piece is told what was written, and says whether that is the end ("stop"). thinking: how it
+        may think."""
         import torch
 
         self._check("the prompt", prompt, [[0]])
         answer = Answer(
             self.tokenizer, self.model.config.vocab_size, prompt, params,
-            stop=marks, continues=continues, capacity=self.limit,
+            stop=marks, continues=continues, capacity=self.limit, thinking=thinking,
         )  # fmt: skip
         room = min(params.max_tokens, self.limit + 1 - len(prompt))
         ids: list[int] = []
@@ -178,7 +181,7 @@ class Checkpoint:
             caches = head.copies(1, room - 1)
             while True:
                 logits = self._logits(hidden).cpu().numpy()
-                token = answer.sampler.sample(logits)
+                token = answer.choose(logits)
                 ids.append(token)
                 piece = answer.take(token, logits)
                 ended = on_piece(piece) if piece else False
@@ -311,13 +314,13 @@ class CheckpointModel:
         checkpoint, chat = self.checkpoint, prompt.messages is not None
         splitter = self._template.splitter(checkpoint.tokenizer, ids)
         answer = ThoughtAndAnswer(splitter, prompt.stop, thinks=self._template.thoughts is not None)
-        params = SamplingParams(
-            temperature=prompt.temperature, top_p=prompt.top_p, seed=prompt.seed or 0,
-            max_tokens=min(prompt.max_tokens, checkpoint.limit - len(ids)), stop=answer.passed_on,
-        )  # fmt: skip
+        drawn: Mapping[str, Any] = {"temperature": prompt.temperature, "top_p": prompt.top_p, **prompt.sampling}
+        most = min(prompt.max_tokens, checkpoint.limit - len(ids))
+        params = SamplingParams(**drawn, seed=prompt.seed or 0, max_tokens=most, stop=answer.passed_on)
         written = checkpoint.answer(
-            ids, params, marks=self._template.stop if chat else (), continues=not chat, on_piece=answer.push
-        )
+            ids, params, marks=self._template.stop if chat else (), continues=not chat, on_piece=answer.push,
+            thinking=rule_for(checkpoint.tokenizer, self._template, prompt, ids),
+        )  # fmt: skip
         count = len(written.ids) - (written.ids[-1] in checkpoint.tokenizer.end_ids)
         self.usage.completion += count
         self._count()
@@ -352,14 +355,17 @@ class _Head:
         shared, most = 0, min(len(self.ids), len(context) - 1)
         while shared + CHUNK <= most and self.ids[shared : shared + CHUNK] == list(context[shared : shared + CHUNK]):
             shared += CHUNK
+        # Where one layer has no way back to there, all begin anew.
+        if self.caches and any(cache.truncate(shared) < shared for cache in self.caches):
+            shared = 0
+            for cache in self.caches:
+                cache.truncate(0)
         del self.ids[shared:]
-        for cache in self.caches:
-            cache.length = shared
         return shared
 
     def reserve(self, positions: int) -> None:
         """Make room for so many."""
-        if not self.caches or self.caches[0].keys.shape[2] < positions:
+        if not self.caches or self.caches[0].capacity < positions:
             self.caches = self._copied(1, self._capacity(positions))
 
     def copies(self, count: int, more: int) -> list[LayerCache]:
@@ -372,9 +378,7 @@ class _Head:
     def _copied(self, count: int, capacity: int) -> list[LayerCache]:
         caches = self._model.new_cache(count, capacity)
         for new, old in zip(caches, self.caches, strict=False):  # none yet at the beginning
-            new.keys[:, :, : old.length] = old.keys[:, :, : old.length]
-            new.values[:, :, : old.length] = old.values[:, :, : old.length]
-            new.length = old.length
+            old.copy_to(new)
         return caches
 
 

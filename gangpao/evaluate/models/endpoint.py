@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from gangpao.engine.thinking.options import Thinking
 from gangpao.evaluate.models import align
 from gangpao.evaluate.models.many import each
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
@@ -239,10 +240,14 @@ class Endpoint:
         what["temperature"] = prompt.temperature
         if prompt.top_p != 1:
             what["top_p"] = prompt.top_p
+        what |= prompt.sampling
         if prompt.seed is not None:
             what["seed"] = prompt.seed
-        if prompt.think is not None and chat:
-            what["chat_template_kwargs"] = {"enable_thinking": prompt.think, "thinking": prompt.think}
+        said = Thinking(think=prompt.think, think_budget=prompt.think_budget)
+        if chat and said.on is not None:
+            what["chat_template_kwargs"] = said.variables()
+        if chat and prompt.think_budget is not None:
+            what["thinking_budget"] = prompt.think_budget
         path = "/chat/completions" if chat else "/completions"
         try:
             answer = self._write(path, what, prompt.max_tokens, prompt.stop)

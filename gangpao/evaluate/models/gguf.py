@@ -16,7 +16,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.scheduler import Handle, Request, Scheduler
 from gangpao.engine.score import Scorer
-from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids
+from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids, rule_for
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
 from gangpao.evaluate.models.tokens import encode_group, first_id, scores_of, windows
 from gangpao.evaluate.results import ModelFacts
@@ -144,13 +144,14 @@ class _Writing:
         self._ended = ended
         self._answer = ThoughtAndAnswer(engine.splitter(ids), prompt.stop, thinks=engine.template.thoughts is not None)
         room = engine.context - len(ids)
+        drawn: Mapping[str, Any] = {"temperature": prompt.temperature, "top_p": prompt.top_p, **prompt.sampling}
         params = SamplingParams(
-            temperature=prompt.temperature, top_p=prompt.top_p, seed=prompt.seed or 0,
-            max_tokens=min(prompt.max_tokens, room), stop=self._answer.passed_on,
-        )  # fmt: skip
+            **drawn, seed=prompt.seed or 0, max_tokens=min(prompt.max_tokens, room), stop=self._answer.passed_on
+        )
         chat = prompt.messages is not None
         marks = engine.template.stop if chat else ()
-        request = Request(ids, params, stop=marks, client=str(number), continues=not chat)
+        rule = rule_for(engine.tokenizer, engine.template, prompt, ids)
+        request = Request(ids, params, stop=marks, client=str(number), continues=not chat, thinking=rule)
         self._submitted = threading.Lock()  # the first piece may come before submit has returned
         with self._submitted:
             self.handle: Handle = scheduler.submit(request, self._on_event)

@@ -36,7 +36,7 @@ class ChatText(str):
 
 
 class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
-    """The adapter. think, temperature, max_tokens: over what tasks say, where they are given."""
+    """The adapter. think, think_budget, temperature, max_tokens: over what tasks say, where they are given."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
         progress: Progress,
         *,
         think: bool | None = None,
+        think_budget: int | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -54,7 +55,7 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
         self.answers: dict[str, Generated] = {}  # by key
         self._journal = journal
         self._progress = progress
-        self._think = think
+        self._think, self._think_budget = think, think_budget
         self._max_tokens = max_tokens
         self._seed = seed
 
@@ -139,6 +140,7 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
             top_p=float(options.get("top_p", 1.0)),
             seed=_seed(self._seed, str(context), repeat) if temperature else None,
             think=self._think,
+            think_budget=self._think_budget,
         )
 
     def score_of(self, context: str, continuation: str) -> Score:

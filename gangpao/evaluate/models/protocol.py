@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from gangpao.evaluate.results import ModelFacts
@@ -38,7 +38,8 @@ class Prompt:
     """A text to go on from, or a conversation to answer (`messages`), and how.
 
     stop: strings that end the answer and are no part of it. temperature 0 is greedy. think: True or False where the template has
-    such a switch, None for what the model does by itself.
+    such a switch, None for what the model does by itself. think_budget: tokens that a thought may take; None: as many as it likes.
+    sampling: settings of engine.sample.SamplingParams by name, over temperature and top_p.
     """
 
     text: str = ""
@@ -49,6 +50,8 @@ class Prompt:
     top_p: float = 1.0
     seed: int | None = None
     think: bool | None = None
+    think_budget: int | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,8 @@ def _stem(path: Path) -> str:
     return path.name.partition(".")[0] or path.name
 
 
-def _has_rows(path: Path) -> bool:
+def has_rows(path: Path) -> bool:
+    """Whether a file is read row by row: JSON lines, parquet, packed or not."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PACKED:
         return files.format_of(path) != "txt"
@@ -94,7 +95,7 @@ def _has_rows(path: Path) -> bool:
 def documents(given: Sequence[TextFile]) -> Iterator[Document]:
     """Their documents in order. Raises ValueError naming file and row where there is no text to read."""
     for part, path in given:
-        if _has_rows(path):
+        if has_rows(path):
             yield from _rows(part, path)
             continue
         whole = files.read_text(path)

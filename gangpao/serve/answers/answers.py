@@ -182,17 +182,19 @@ def choices_of(params: SamplingParams, n: int) -> list[SamplingParams]:
 # --- what all bodies share
 
 
-def usage(handles: Sequence[Handle], prompt_of: Sequence[Handle], thought: int = 0) -> dict[str, Any]:
-    """Counts of one request. prompt_of: one handle for each prompt, because n answers to it count it once. thought: how many of
-    the answers' tokens were thoughts, marks included."""
+def usage(handles: Sequence[Handle], prompt_of: Sequence[Handle]) -> dict[str, Any]:
+    """Counts of one request. prompt_of: one handle for each prompt, because n answers to it count it once. reasoning_tokens are
+    those of thoughts, marks included. dropped_tokens, where there are any: what left a full context (--context-shift)."""
     prompt = sum(h.stats.prompt_tokens for h in prompt_of)
     completion = sum(h.stats.completion_tokens for h in handles)
+    dropped = sum(h.stats.dropped_tokens for h in handles)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(h.stats.cached_tokens for h in prompt_of)},
-        "completion_tokens_details": {"reasoning_tokens": thought},
+        "completion_tokens_details": {"reasoning_tokens": sum(h.stats.reasoning_tokens for h in handles)},
+        **({"dropped_tokens": dropped} if dropped else {}),
     }
 
 
@@ -206,6 +208,8 @@ def timings(server: Server, handles: Sequence[Handle]) -> dict[str, Any]:
         "ttft_s": round(stats[0].ttft_s, 4),
         "queue_s": round(max(h.queue_s for h in handles), 4),
         "machine_s": round(sum(s.seconds for s in stats), 4),
+        "drafted": sum(s.drafted for s in stats),
+        "accepted": sum(s.accepted for s in stats),
         "yuan": server.meter.yuan(sum(s.seconds for s in stats)),
         "seed": handles[0].seed,
     }

@@ -8,22 +8,26 @@ Messages become a prompt by the model's chat template; functions and a form beco
 tool_calls.py, forms.py). A history that another program wrote never ends a conversation: a result without its call is read
 as text, and where a template takes turns or a system message in one order only, the messages are brought into it.
 
-What it gives up: images are looked at and then refused in the latest question, and left out of what came before it, because no
-model here sees yet.
+A model that reads text only refuses images in the latest question, and leaves them out of what came before it.
 """
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from gangpao.engine.answer import FinishReason, Piece
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.sequences import Constraint, Handle, Request
-from gangpao.serve.answers import answers, forms, grammar, images, tool_calls
+from gangpao.engine.sessions.shift import ContextShift
+from gangpao.engine.thinking.options import Thinking
+from gangpao.engine.thinking.rule import NOTHING_SAID, ThoughtRule, rule_of
+from gangpao.optional import MissingPackage
+from gangpao.serve.answers import answers, forms, grammar, pictures, tool_calls
 from gangpao.serve.answers.answers import Answers
 from gangpao.serve.answers.ends import EndRule, Ends
 from gangpao.serve.answers.events import (
@@ -40,6 +44,7 @@ from gangpao.serve.answers.events import (
 )
 from gangpao.serve.answers.forms import Form
 from gangpao.serve.answers.logprobs import chat_form
+from gangpao.serve.answers.pictures import Image, Shown
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.models import LoadedModel
 from gangpao.serve.server import Server
@@ -50,13 +55,6 @@ log = logging.getLogger("gangpao.serve")
 Json = Mapping[str, Any]
 Role = Literal["system", "user", "assistant", "tool"]
 MAX_TOKENS: int = SamplingParams.__dataclass_fields__["max_tokens"].metadata["high"]
-
-
-class Image(NamedTuple):
-    """An image as it came: an address (data:, https:), or its bytes in base64."""
-
-    url: str = ""
-    base64: str = ""
 
 
 class Call(NamedTuple):
@@ -86,7 +84,8 @@ class Chat:
     sampling: settings that the request gave, by SamplingParams' names; model_defaults: whether the rest is what the model
     recommends, instead of nothing at all. tools: functions as chat templates take them, OpenAI's
     form; tool_choice: none, auto, required or one of them; parallel: whether several may be called. logprobs: alternatives a
-    token. continues: the last message is the beginning of the answer. variables: switches of the model's chat template. left_out:
+    token. continues: the last message is the beginning of the answer. thinking: whether and how much it thinks; variables:
+    further switches of the model's chat template. left_out:
     what the dialect could not use, for the log and for the answer.
     """
 
@@ -102,25 +101,16 @@ class Chat:
     logprobs: int | None = None
     continues: bool = False
     add_generation_prompt: bool = True
+    thinking: Thinking = NOTHING_SAID
     variables: Mapping[str, Any] = field(default_factory=dict)
     ends: Ends = field(default_factory=Ends)
     speculate: bool = True
     left_out: tuple[str, ...] = ()
 
 
-def thinking(on: bool | None, effort: str | None = None) -> dict[str, Any]:
-    """A switch for thinking as variables of a template, under the names that templates have for it; none where it is not set.
-
-    effort: how much, in words; "none" and "minimal" are off, others on.
-    """
-    if effort is not None and on is None:
-        on = effort not in ("none", "minimal")
-    switch = {} if on is None else {"enable_thinking": on, "thinking": on}
-    return switch | ({} if effort is None else {"reasoning_effort": effort})
-
-
 async def answer(server: Server, chat: Chat, client: str) -> AsyncGenerator[Event, None]:
     """The answer's events. What is wrong with the request is raised (ApiError) before the first; closing it cancels the answer."""
+    chat = _with_defaults(server, chat)
     async with contextlib.AsyncExitStack() as stack:
         loaded = await stack.enter_async_context(server.models.use(chat.model))
         requests, more = await _requests(server, loaded, chat, client)
@@ -135,30 +125,42 @@ async def answer(server: Server, chat: Chat, client: str) -> AsyncGenerator[Even
             if piece.finish_reason:
                 stop = _stop(requests[i], running.handles[i])
                 yield choices[i].ended(stop, answers.timings(server, running.handles))
-        counts = answers.usage(running.handles, running.handles[:1], sum(c.thought_tokens for c in choices))
+        counts = answers.usage(running.handles, running.handles[:1])
         yield Finished(counts, answers.timings(server, running.handles))
 
 
 async def prompt_ids(server: Server, chat: Chat) -> list[int]:
-    """Token ids of the prompt that this chat has."""
+    """Token ids of the prompt that this chat has. Nothing is encoded: the rows of a picture are so many of the token that its
+    model's own prompts have in their places."""
+    chat = _with_defaults(server, chat)
     async with server.models.use(chat.model) as loaded:
-        messages, _ = await _messages(server, loaded, chat)
-        return await _encode(loaded, chat, messages)
+        messages, _, shown = await _messages(server, loaded, chat)
+        return loaded.engine.without_rows(await _encode(loaded, chat, messages, shown))
 
 
 # --- a request
+
+
+def _with_defaults(server: Server, chat: Chat) -> Chat:
+    """The chat with the server's own word on thinking where the request has none."""
+    return replace(chat, thinking=chat.thinking.over(server.settings.thinking))
 
 
 async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str) -> tuple[list[Request], list[str]]:
     """What to submit, one for each choice, and what else of the chat was left out."""
     engine = loaded.engine
     params = _params(chat, engine)
-    messages, left_out = await _messages(server, loaded, chat)
+    messages, left_out, shown = await _messages(server, loaded, chat)
     rules = await constraints_of(loaded, chat)  # first: it is over in milliseconds
     if (held := _inner(rules[0][0])) is not None:
         left_out += map(str, held.loosened)
-    ids = await _encode(loaded, chat, messages)
-    answers.check_length(loaded, len(ids))
+    ids = await _encode(loaded, chat, messages, shown)
+    axes = engine.axes(ids, shown.pictures.values()) if shown.pictures else None
+    shift = await _shift(loaded, chat, messages) if loaded.limits.context_shift and axes is None else None
+    if shift is None:
+        answers.check_length(loaded, len(ids))
+    hold = await pictures.encode(loaded, shown)
+    rule = await answers.prepare(loaded, _thought_rule, engine, chat, ids, held)
     return [
         # Where a grammar says all of the answer it also says the end: a turn's mark in a JSON string is only text.
         Request(
@@ -166,21 +168,37 @@ async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str
             p,
             stop=() if grammar_whole else engine.template.stop,
             client=client,
-            constraint=rule,
+            constraint=constraint,
             continues=chat.continues and bool(chat.messages[-1].content),
             speculate=chat.speculate,
             adapters=loaded.adapters,
+            pictures=hold,
+            axes=axes,
+            shift=shift,
+            thinking=rule,
         )
-        for p, (rule, grammar_whole) in zip(answers.choices_of(params, chat.n), rules, strict=True)
+        for p, (constraint, grammar_whole) in zip(answers.choices_of(params, chat.n), rules, strict=True)
     ], left_out
+
+
+async def _shift(loaded: LoadedModel, chat: Chat, messages: Sequence[Json]) -> ContextShift | None:
+    """What drops the oldest turns behind the system message and the functions, when the context is full."""
+    head = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
+
+    def encode(talk: Sequence[Json]) -> list[int]:
+        return tool_calls.encode(loaded.engine, talk, chat.tools, chat.tool_choice, variables=chat.variables)
+
+    return await answers.prepare(loaded, loaded.engine.shift, head, encode)
 
 
 def _params(chat: Chat, engine: Engine) -> SamplingParams:
     """The engine's settings; an answer without a limit goes on until the model ends it or the context is full."""
     given = {"max_tokens": min(engine.context, MAX_TOKENS), **chat.sampling}
-    make = engine.recommended if chat.model_defaults else SamplingParams
+    given |= {"logprobs": chat.logprobs}
     try:
-        return make(**given, logprobs=chat.logprobs)
+        if chat.model_defaults:
+            return engine.recommended(thinking=chat.thinking.on, **given)
+        return SamplingParams(**given)
     except ValueError as error:
         raise field_error(error, given) from None
 
@@ -195,16 +213,23 @@ def field_error(error: ValueError, fields: Mapping[str, Any] | Sequence[str]) ->
     return ApiError(400, message, param=next((name for name in fields if message.startswith(name)), None))
 
 
-async def _messages(server: Server, loaded: LoadedModel, chat: Chat) -> tuple[list[dict[str, Any]], list[str]]:
-    """Messages as chat templates take them, and what was left out of them. Raises ApiError for a text that is too long."""
+async def _messages(server: Server, loaded: LoadedModel, chat: Chat) -> tuple[list[dict[str, Any]], list[str], Shown]:
+    """Messages as chat templates take them, what was left out of them, and their pictures, for which characters stand in their
+    contents. Raises ApiError for a text that is too long."""
     if not chat.messages:
         raise ApiError(400, "at least one is needed", field="messages")
-    await _look(server, chat)
+    sees = loaded.engine.seeing is not None
+    shown = await _shown(server, loaded.engine, chat) if sees else Shown()
+    if not sees:
+        await _look(server, chat)
+    characters = iter(shown.pictures)
     out: list[dict[str, Any]] = []
     left_out = []
     for i, message in enumerate(chat.messages):
         content = message.content
-        if message.images:
+        if sees:
+            content = pictures.put_in(content, message.images, [next(characters) for _ in message.images])
+        elif message.images:
             left_out.append(f"messages.{i}: {len(message.images)} images: this model reads text only")
             content = f"{content}\n[image left out]".lstrip()
         if message.role == "tool" and not (out and (out[-1]["role"] == "tool" or out[-1].get("tool_calls"))):
@@ -212,9 +237,20 @@ async def _messages(server: Server, loaded: LoadedModel, chat: Chat) -> tuple[li
             out.append({"role": "user", "content": f"Result of {message.name or 'a tool'}:\n{content}"})
             continue
         out.append(_turn(message, content))
-    shown = chat.tools if chat.tool_choice != "none" else None
-    answers.check_text(loaded, _letters([[(m["content"], m.get("tool_calls")) for m in out], shown]))
-    return out, left_out
+    tools = chat.tools if chat.tool_choice != "none" else None
+    size = _letters([[(m["content"], m.get("tool_calls")) for m in out], tools])
+    if loaded.limits.context_shift:  # what is too long is cut
+        answers.check_size(size)
+    else:
+        answers.check_text(loaded, size)
+    return out, left_out, shown
+
+
+async def _shown(server: Server, engine: Engine, chat: Chat) -> Shown:
+    """All pictures of the chat. Raises ApiError (400) for one that cannot be used."""
+    images = [(f"messages.{i}", image) for i, message in enumerate(chat.messages) for image in message.images]
+    said = [[(m.content, m.calls, m.name) for m in chat.messages], chat.tools]
+    return await pictures.load(engine, images, server.settings.allow_image_hosts, said)
 
 
 def _turn(message: Message, content: str) -> dict[str, Any]:
@@ -237,10 +273,7 @@ async def _look(server: Server, chat: Chat) -> None:
         if message.role != "user":
             continue
         for image in message.images:
-            try:
-                await asyncio.to_thread(images.load, image.url, server.settings.allow_image_hosts, image.base64)
-            except ValueError as error:
-                raise ApiError(400, f"messages.{i}: {error}"[:300], param="messages", code="bad_image") from None
+            await asyncio.to_thread(pictures.look_at, image, server.settings.allow_image_hosts, f"messages.{i}")
             raise ApiError(
                 400, f"messages.{i}: this model does not see: it reads text only", param="messages", code="no_vision"
             )
@@ -260,11 +293,12 @@ def _letters(value: Any) -> int:
     return count
 
 
-async def _encode(loaded: LoadedModel, chat: Chat, messages: list[dict[str, Any]]) -> list[int]:
+async def _encode(loaded: LoadedModel, chat: Chat, messages: list[dict[str, Any]], shown: Shown) -> list[int]:
     options = {
+        "pictures": shown.pictures,
         "continue_final": chat.continues,
         "add_generation_prompt": chat.add_generation_prompt,
-        "variables": chat.variables,
+        "variables": {**chat.thinking.variables(), **chat.variables},
     }
 
     def work(engine: Engine) -> list[int]:
@@ -304,7 +338,10 @@ async def constraints_of(loaded: LoadedModel, chat: Chat) -> list[tuple[Constrai
         return [(None, False)] * chat.n
 
     def one() -> tuple[Constraint | None, bool]:
-        rule = _grammar(loaded.engine, chat)
+        try:
+            rule = _grammar(loaded.engine, chat)
+        except MissingPackage as error:
+            raise ApiError(501, str(error)) from None
         if not chat.ends.given:
             return rule, rule is not None and rule.whole
         if rule is not None and (chat.ends.min_tokens or chat.ends.ignore_eos):
@@ -347,6 +384,8 @@ def _grammar(engine: Engine, chat: Chat) -> grammar.GrammarConstraint | None:
         )
     try:
         return grammar.text_constraint(engine, forms.lark(form))
+    except MissingPackage:
+        raise
     except ValueError as error:
         raise ApiError(400, str(error)[:300], field=form.field) from None
 
@@ -366,7 +405,7 @@ class _Choice:
 
     def __init__(self, loaded: LoadedModel, chat: Chat, request: Request, index: int) -> None:
         self._tokenizer = loaded.engine.tokenizer
-        self._splitter = _splitter(loaded.engine, chat, request)
+        self._splitter = _splitter(request.thinking)
         offered = chat.tools and chat.tool_choice != "none"
         self._parser = (
             # A template is read for its way of writing calls where there may be any: that takes a tenth of a second once.
@@ -376,16 +415,13 @@ class _Choice:
         self._wants_logprobs = chat.logprobs is not None
         self._logprobs: list[dict[str, Any]] = []
         self._reason: FinishReason | None = None
-        self.thought_tokens = 0
 
     def push(self, piece: Piece) -> Iterator[Event]:
         """Take a piece in; what it makes of text, thought and calls."""
         if self._wants_logprobs:
             self._logprobs += chat_form(self._tokenizer, piece.logprobs)
         self._reason = piece.finish_reason
-        thinking = self._splitter.thinking
         said = self._splitter.push(piece.text)
-        self.thought_tokens += len(piece.ids) if thinking or self._splitter.thinking else 0
         if piece.finish_reason:
             said += self._splitter.finish()
         for one in said:
@@ -426,15 +462,26 @@ def _inner(constraint: Constraint | None) -> grammar.GrammarConstraint | None:
     return inner if isinstance(inner, grammar.GrammarConstraint) else None
 
 
-def _splitter(engine: Engine, chat: Chat, request: Request) -> Splitter:
-    """What tells thought and answer apart. Where a grammar says all of the answer, or the answer was begun behind a thought, there
-    is no place for one."""
-    marks = engine.template.thoughts
-    held = _inner(request.constraint)
-    if marks is None or (held is not None and held.whole):
-        return Splitter(None)
+def _thought_rule(
+    engine: Engine, chat: Chat, ids: Sequence[int], held: grammar.GrammarConstraint | None
+) -> ThoughtRule | None:
+    """How an answer may think; None where there is no place for a thought: the answer was begun behind one, or a grammar says all
+    of it and nobody asked for a thought. One that the prompt opened is closed at once then."""
+    rule = rule_of(engine.template, engine.tokenizer, ids, chat.thinking)
+    if rule is None:
+        return None
     begun = chat.messages[-1].content if chat.continues else ""
     if begun.strip():
-        opened = marks.begin in begun and marks.end not in begun
-        return Splitter(marks, opened=True) if opened else Splitter(None)
-    return engine.splitter(request.prompt_ids)
+        if rule.marks.begin not in begun or rule.marks.end in begun:
+            return None
+        rule = replace(rule, opened=True)
+    if held is None or not held.whole:
+        return replace(rule, form="none" if held is None else "free")
+    if chat.thinking.on:
+        return replace(rule, form="whole", open_first=True)
+    return replace(rule, form="whole", said=Thinking(think=False)) if rule.opened else None
+
+
+def _splitter(rule: ThoughtRule | None) -> Splitter:
+    """What tells thought and answer apart."""
+    return Splitter(None) if rule is None else Splitter(rule.marks, opened=rule.opened)

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any, Literal, NamedTuple
 
-from llguidance.gbnf_to_lark import any_to_lark
+from gangpao.optional import needed
 
 MAX_GRAMMAR = 20_000
 MAX_CHOICES = 1_000
@@ -40,6 +40,9 @@ def lark(form: Form) -> str:
         # A slash ends a regular expression in Lark, and so does a line's end.
         inner = re.sub(r"\\.|/|\n", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[0], m[0]), form.value, flags=re.DOTALL)
         return f"start: /{inner}/\n"
+    with needed("llguidance", "an answer in a given form"):
+        from llguidance.gbnf_to_lark import any_to_lark
+
     try:
         return str(any_to_lark(form.value))
     except Exception as error:  # the translator raises what it likes

@@ -18,6 +18,8 @@ What it gives up: keywords beyond a grammar's reach (uniqueItems, not, if) are i
 the schema's order.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -26,20 +28,23 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import llguidance
 import numpy as np
 
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Logits
 from gangpao.engine.transformer import Transformer
+from gangpao.optional import needed, there
 from gangpao.serve.answers import json_schema
 from gangpao.serve.answers.call_grammar import call_rules, free_rules, literal, unheld
 from gangpao.serve.answers.loosen import Budget
 from gangpao.serve.answers.tool_calls import Json, offered
 from gangpao.text.templates.call_format import OWN_CALLS, CallFormat
 from gangpao.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import llguidance
 
 MAX_TOGETHER = 10_000  # values in the schemas of all functions: two seconds of compiling
 _KEPT_GRAMMARS = 32
@@ -115,13 +120,14 @@ def constraint_for(
     tool_choice: str | Mapping[str, Any] | None,
     parallel: bool = True,
 ) -> GrammarConstraint | None:
-    """A new constraint for one answer; None where none is needed. Takes milliseconds, the first of a model up to a second.
+    """A new constraint for one answer; None where none is needed, or where llguidance is missing and functions are only offered:
+    their calls are then what the model writes. Takes milliseconds, the first of a model up to a second.
 
     What is not held, because no grammar could, is in its `loosened`. Raises ValueError, beginning with the field's name, for what
     is malformed, or asked for strictly and impossible to guarantee.
     """
     form = AnswerForm(response_format, tools, tool_choice, parallel)
-    if form.free:
+    if form.free or (form.may_be_free and not there("llguidance")):
         return None
     if form.choice.functions:
         form.calls = engine.template.calls
@@ -169,6 +175,11 @@ class AnswerForm:
         self.choice = offered(tools, tool_choice)
         self.parallel = parallel and not self.choice.single
         self.free = self.answer is None and not self.choice.functions
+
+    @property
+    def may_be_free(self) -> bool:
+        """Whether any answer will do for want of a grammar: functions are offered that need not be called, and none is strict."""
+        return self.answer is None and not self.choice.must and not any(p.exact for p in self._parameters())
 
     @property
     def key(self) -> bytes:
@@ -316,6 +327,9 @@ class _Table:
     """llguidance's index of a vocabulary, and the grammars compiled for it, the last used ones."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        with needed("llguidance", "an answer in a given form"):
+            import llguidance
+
         pieces = _Pieces(tokenizer, vocab_size)
         self.vocab_size = vocab_size
         self._index = llguidance.LLTokenizer(pieces, n_vocab=len(pieces.tokens), eos_token=pieces.ends)  # type: ignore[arg-type]
@@ -374,11 +388,13 @@ class _Table:
         return grammar, tried[-1]
 
     def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
+        import llguidance
+
         lark = llguidance.LLMatcher.grammar_from_lark(grammar.text)
         return llguidance.LLMatcher(self._index, lark, log_level=0, limits=self._limits)
 
 
-_tables: "weakref.WeakKeyDictionary[Transformer, _Table]" = weakref.WeakKeyDictionary()
+_tables: weakref.WeakKeyDictionary[Transformer, _Table] = weakref.WeakKeyDictionary()
 _building = threading.Lock()
 
 

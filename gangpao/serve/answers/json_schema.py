@@ -14,17 +14,20 @@ What it gives up: references to other documents, and schemas beyond the bounds b
 OpenAI's own structured outputs.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Any
-
-import llguidance
+from typing import TYPE_CHECKING, Any
 
 from gangpao.serve.answers.loosen import Budget, Fault, loosened
+
+if TYPE_CHECKING:
+    import llguidance
 
 MAX_DEPTH = 64  # levels of JSON; a level of objects takes two
 MAX_VALUES = 10_000
@@ -159,6 +162,8 @@ class _Bytes:
 
 @functools.cache
 def _bytes() -> tuple[llguidance.LLTokenizer, llguidance.LLParserLimits]:
+    import llguidance
+
     index = llguidance.LLTokenizer(_Bytes(), n_vocab=257, eos_token=[256])  # type: ignore[arg-type]
     return index, llguidance.LLParserLimits(**LIMITS)  # type: ignore[arg-type]
 
@@ -168,6 +173,8 @@ def _why_not(schema: object, *, exact: bool, whole: bool) -> str:
     why = _unfit(schema, whole)
     if why or not isinstance(schema, dict):
         return why
+    import llguidance
+
     index, limits = _bytes()
     text = json.dumps(_form(schema, exact, whole))
     lark = llguidance.LLMatcher.grammar_from_lark(f"start: %json {text}")

@@ -120,9 +120,9 @@ def encode(
     tool_choice: str | Json | None,
     **options: Any,
 ) -> list[int]:
-    """Prompt ids of messages whose contents are texts. options: those of ChatTemplate.encode. Raises ValueError."""
+    """Prompt ids of messages whose contents are texts. options: those of Engine.prompt_with. Raises ValueError."""
     shown = tools if offered(tools, tool_choice).functions else None
-    return engine.template.encode(engine.tokenizer, messages, tools=shown, **options)
+    return engine.prompt_with(messages, tools=shown, **options)
 
 
 class ToolParser(PieceReader[Delta]):

@@ -15,13 +15,13 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gangpao.engine.thinking.options import Thinking
 from gangpao.serve.answers import chat as core
-from gangpao.serve.answers.chat import Call, Chat, Json, Message, thinking
+from gangpao.serve.answers.chat import Call, Chat, Json, Message
 from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
 from gangpao.serve.answers.forms import Form
 from gangpao.serve.api import constraints, content, schema
@@ -31,6 +31,7 @@ from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import Json as JsonResponse
 from gangpao.serve.http.stream import client_of, read_json, sse, watched
 from gangpao.serve.server import Server
+from gangpao.validation import Field
 
 
 class Block(schema.Part):
@@ -84,10 +85,11 @@ class Output(schema.Body):
     effort: str | None = Field(None, max_length=32)
 
 
-class Thinking(schema.Body):
+class ThinkingConfig(schema.Body):
     """enabled, disabled, or left to the model (adaptive, and any other word)."""
 
     type: str
+    budget_tokens: Whole | None = schema.budget()
 
 
 class CountRequest(schema.Body):
@@ -98,7 +100,7 @@ class CountRequest(schema.Body):
     system: schema.TextOr[Block] | None = None
     tools: schema.Many[Tool] | None = None
     tool_choice: Choice | None = None
-    thinking: Thinking | None = None
+    thinking: ThinkingConfig | None = None
 
 
 class MessagesRequest(CountRequest):
@@ -178,7 +180,7 @@ def chat_of(asked: CountRequest, body: Body) -> Chat:
         messages=tuple(messages), model=asked.model, sampling=_sampling(asked), tools=_tools(asked, notes),
         tool_choice=_choice(choice) if choice else None, parallel=not (choice and choice.disable_parallel_tool_use),
         form=limits.form, ends=limits.ends, continues=last.role == "assistant" and not last.calls,
-        variables=_variables(asked), left_out=notes.all,
+        thinking=_thinking(asked), left_out=notes.all,
     )  # fmt: skip
 
 
@@ -200,10 +202,17 @@ def _form(asked: CountRequest) -> Form | None:
     return Form("json", shape) if shape else None
 
 
-def _variables(asked: CountRequest) -> Body:
-    on = {"enabled": True, "disabled": False}.get(asked.thinking.type) if asked.thinking else None
-    output = asked.output_config if isinstance(asked, MessagesRequest) else None
-    return thinking(on) | given(reasoning_effort=output.effort if output else None)
+def _thinking(asked: CountRequest) -> Thinking:
+    said, output = asked.thinking, asked.output_config if isinstance(asked, MessagesRequest) else None
+    on = {"enabled": True, "disabled": False}.get(said.type) if said else None
+    return Thinking(
+        think=on,
+        think_budget=said.budget_tokens if said and on is not False else None,
+        effort=output.effort if output else None,
+    )
+
+
+_ERROR = "Error: "
 
 
 def _turn(turn: Turn, where: str, notes: Notes) -> Iterator[Message]:
@@ -215,8 +224,10 @@ def _turn(turn: Turn, where: str, notes: Notes) -> Iterator[Message]:
     for i, block in enumerate(turn.content):
         if block.type == "tool_result":
             text, images = content.read(block.content, f"{where}.content.{i}", notes, between="\n")
-            marked = f"Error: {text}" if block.is_error else text
-            yield Message("tool", marked, images, call_id=block.tool_use_id or "")
+            if block.is_error:
+                text = _ERROR + text
+                images = tuple(image._replace(at=image.at + len(_ERROR)) for image in images)
+            yield Message("tool", text, images, call_id=block.tool_use_id or "")
         elif block.type == "tool_use":
             calls.append(_call(block, f"{where}.content.{i}"))
         else:

@@ -26,7 +26,7 @@ from gangpao.serve.answers.answers import Answers
 from gangpao.serve.answers.chat import Chat
 from gangpao.serve.answers.ends import Ends
 from gangpao.serve.answers.forms import Form
-from gangpao.serve.api import constraints
+from gangpao.serve.api import constraints, openai_chat
 from gangpao.serve.api.schema import (
     MAX_INPUTS,
     CompletionRequest,
@@ -40,7 +40,6 @@ from gangpao.serve.http.errors import ApiError
 from gangpao.serve.models import LoadedModel
 from gangpao.serve.server import Server
 from gangpao.text.fill import fill_prompt
-from gangpao.text.templates.chat import Message
 from gangpao.text.tokenizer import Tokenizer
 
 log = logging.getLogger("gangpao.serve")
@@ -152,10 +151,12 @@ async def _requests(
     chat = Chat((), form=asked.form, ends=asked.ends, n=n * len(prompts))
     rules = iter(await core.constraints_of(loaded, chat))
     params = fields.params(fields.logprobs, loaded.engine.recommended)
+    shift = loaded.engine.shift() if loaded.limits.context_shift else None
     requests = [
         Request(
             one, p, client=client, continues=True, speculate=fields.speculate is not False, constraint=next(rules)[0],
             prompt_logprobs=asked.prompt_logprobs, prompt_only=fields.max_tokens == 0, adapters=loaded.adapters,
+            shift=shift,
         )
         for one in ids for p in answers.choices_of(params, n)
     ]  # fmt: skip
@@ -391,26 +392,22 @@ def _infilled(chunk: dict[str, Any], reason: str | None) -> dict[str, Any]:
 
 
 async def tokenize(server: Server, body: dict[str, Any]) -> dict[str, Any]:
-    """Ids of a text, or of messages as the chat template makes them."""
+    """Ids of a text, or of messages as the chat template makes them; pictures count as in a chat."""
     asked = parse(TokenizeRequest, body)
     text = asked.prompt if asked.prompt is not None else asked.content
     if (text is None) == (asked.messages is None):
         raise ApiError(400, "prompt or messages: exactly one of them is needed", param="prompt")
-    messages: list[Message] = []
-    for i, m in enumerate(asked.messages or ()):
-        if not isinstance(m.content, str):
-            raise ApiError(400, f"messages.{i}: content must be a text here", param="messages")
-        messages.append(Message(role="system" if m.role == "developer" else m.role, content=m.content))
+    chat = (
+        None if asked.messages is None else openai_chat.parse({"model": asked.model, "messages": body["messages"]})[1]
+    )
 
     def work(engine: Engine) -> list[int]:
-        if text is None:
-            return engine.template.encode(engine.tokenizer, messages)
         bos = engine.tokenizer.adds_bos and asked.add_special_tokens is not False
-        return engine.tokenizer.encode(text, add_bos=bos, parse_special=asked.parse_special is not False)
+        return engine.tokenizer.encode(text or "", add_bos=bos, parse_special=asked.parse_special is not False)
 
     async with server.models.use(asked.model) as loaded:
-        answers.check_size(len(text or "") + sum(len(m["content"]) for m in messages))
-        ids = await answers.prepare(loaded, work, loaded.engine)
+        answers.check_size(len(text or ""))
+        ids = await (answers.prepare(loaded, work, loaded.engine) if chat is None else core.prompt_ids(server, chat))
         out: dict[str, Any] = {"count": len(ids), "max_model_len": loaded.engine.context, "tokens": ids}
         if asked.with_pieces:
             out["pieces"] = [loaded.engine.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]

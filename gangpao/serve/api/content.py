@@ -8,7 +8,8 @@ Empty is not missing: a content of "", [], null, or of empty parts is an empty t
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gangpao.serve.answers.chat import Image, Role
+from gangpao.serve.answers.chat import Role
+from gangpao.serve.answers.pictures import Image
 from gangpao.serve.api.dialect import Notes
 from gangpao.serve.api.schema import IMAGES, TEXTS, Part, Source
 from gangpao.serve.http.errors import ApiError
@@ -22,7 +23,7 @@ _ROLES: dict[str, Role] = {
 
 
 class Content(NamedTuple):
-    """What a message says: its text, and its images in their order."""
+    """What a message says: its text, and its images in their order and with their places in it."""
 
     text: str
     images: tuple[Image, ...] = ()
@@ -59,13 +60,14 @@ def read(content: str | Sequence[Part] | None, where: str, notes: Notes, *, betw
     """A content's text, its parts' texts with `between` between them, and its images. Raises ApiError for an image of nothing."""
     if content is None or isinstance(content, str):
         return Content(content or "")
-    texts, pictures = [], []
+    text, pictures, any_text = "", [], False
     for i, part in enumerate(content):
         if part.type in IMAGES:
-            pictures.append(_image(part, where))
-        elif (text := _text(part, f"{where}.content.{i}", notes)) is not None:
-            texts.append(text)
-    return Content(between.join(texts), tuple(pictures))
+            pictures.append(_image(part, where)._replace(at=len(text)))
+        elif (more := _text(part, f"{where}.content.{i}", notes)) is not None:
+            text += between + more if any_text else more
+            any_text = True
+    return Content(text, tuple(pictures))
 
 
 def _text(part: Part, where: str, notes: Notes) -> str | None:

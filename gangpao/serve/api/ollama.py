@@ -14,16 +14,17 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gangpao.engine.thinking.options import Thinking
 from gangpao.serve.answers import chat as core
 from gangpao.serve.answers.chat import Call as ToolCall
-from gangpao.serve.answers.chat import Chat, Image, Message, thinking
+from gangpao.serve.answers.chat import Chat, Message
 from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
 from gangpao.serve.answers.forms import Form
+from gangpao.serve.answers.pictures import Image
 from gangpao.serve.api import completions, content, embeddings, ollama_models, schema
 from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
 from gangpao.serve.api.ollama_models import model_name, stamp
@@ -32,6 +33,7 @@ from gangpao.serve.api.schema import Operation, Whole
 from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import Json, client_of, encoded, read_json, watched
 from gangpao.serve.server import Server
+from gangpao.validation import Field
 
 
 class Function(schema.Body):
@@ -143,8 +145,10 @@ def routes(server: Server) -> list[Route]:
 
     async def generate(request: Request) -> Response:
         asked = schema.parse(GenerateRequest, await read_json(request))
-        if not asked.prompt:
+        if not asked.prompt and not asked.images:
             return await _load(server, request, asked, {"response": ""})
+        if (asked.raw or asked.suffix) and asked.images:
+            raise ApiError(400, "images: only in a chat: leave raw and suffix out", param="images")
         if asked.raw or asked.suffix:
             return await _raw(server, request, asked)
         return await _answer(server, request, asked, chat_of(_as_chat(asked)), "response")
@@ -192,7 +196,7 @@ def chat_of(asked: ChatRequest) -> Chat:
         messages=tuple(messages), model=model_name(asked.model), sampling=_settings(asked), model_defaults=True,
         tools=functions(asked.tools or (), notes), form=_format(asked.format),
         continues=last.role == "assistant" and not last.calls,
-        variables=thinking(on, effort), left_out=notes.all,
+        thinking=Thinking.asked(on, effort), left_out=notes.all,
     )  # fmt: skip
 
 

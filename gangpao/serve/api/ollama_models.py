@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,6 +24,7 @@ from gangpao.serve.api.dialect import Body
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.http.stream import Json, read_json
 from gangpao.serve.server import Server
+from gangpao.validation import Field
 
 SPEAKS = "0.33.0"  # the Ollama whose API this is: clients compare it with what they need
 _NEVER_S = 100 * 365 * 86400  # "stays loaded", as Ollama writes it: a date far away
@@ -61,7 +61,8 @@ def routes(server: Server) -> list[Route]:
     async def show(request: Request) -> Response:
         asked = schema.parse(ShowRequest, await read_json(request))
         name = server.models.name_of(model_name(asked.model or asked.name))
-        return Json(await asyncio.to_thread(_shown, server.models.files[server.models.base_of(name)]))
+        base = server.models.base_of(name)
+        return Json(await asyncio.to_thread(_shown, server.models.files[base], base in server.models.sights))
 
     plain = [("version", version), ("tags", tags), ("ps", running)]
     return [
@@ -104,7 +105,7 @@ def _details(family: str, size: str, quantization: str) -> Body:
     }  # fmt: skip
 
 
-def _shown(path: Path) -> Body:
+def _shown(path: Path, sees: bool) -> Body:
     try:
         with GGUF.open(path) as gguf:
             kinds: Counter[str] = Counter()
@@ -124,7 +125,8 @@ def _shown(path: Path) -> Body:
         "modified_at": stamp(path.stat().st_mtime),
         "details": _details(family, size, kinds.most_common(1)[0][0] if kinds else ""),
         "model_info": info | {"general.parameter_count": total},
-        "capabilities": ["completion", "tools", "embedding"],
+        "capabilities": ["completion", "tools", "embedding", *(["vision"] if sees else [])],
+        **({"projector_info": {"general.architecture": "clip"}} if sees else {}),
     }
 
 

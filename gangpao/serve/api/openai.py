@@ -93,16 +93,22 @@ def _about(server: Server) -> list[Route]:
         server.models.name_of(name)  # 404 where there is none
         return Json(_model(server, name))
 
+    async def props(request: Request) -> Response:
+        return Json(_props(server))
+
     async def health(request: Request) -> Response:
         return _health(server)
 
     async def metrics(request: Request) -> Response:
-        counters = {name: m.scheduler.counters for name, m in server.models.loaded().items()}
-        return PlainTextResponse(server.metrics.text(counters), media_type="text/plain; version=0.0.4")
+        loaded = server.models.loaded()
+        counters = {name: m.scheduler.counters for name, m in loaded.items()}
+        sights = {name: m.engine.seeing.counters for name, m in loaded.items() if m.engine.seeing is not None}
+        return PlainTextResponse(server.metrics.text(counters, sights), media_type="text/plain; version=0.0.4")
 
     return [
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
+        Route("/props", props, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
     ]
@@ -126,7 +132,11 @@ def _model(server: Server, name: str) -> dict[str, Any]:
     if base != own:
         out["parent"] = base
     loaded = server.models.loaded().get(base)
-    meta: dict[str, Any] = {"loaded": loaded is not None, "input_modalities": ["text"]}
+    sees = base in server.models.sights
+    modalities = ["text", "image"] if sees else ["text"]
+    # Under architecture, OpenRouter's clients and llama.cpp's look for what a model takes.
+    out["architecture"] = {"input_modalities": modalities, "output_modalities": ["text"]}
+    meta: dict[str, Any] = {"loaded": loaded is not None, "input_modalities": modalities}
     if loaded is not None:
         config = loaded.engine.model.config
         meta |= {
@@ -138,6 +148,23 @@ def _model(server: Server, name: str) -> dict[str, Any]:
             "embeddings": "the mean of the last hidden states, of length 1; not trained for search",
         }
     return out | {"meta": meta}
+
+
+def _props(server: Server) -> dict[str, Any]:
+    """What clients of llama-server look for: whether the default model sees, and how many tokens it takes."""
+    models = server.models
+    name = next(iter(models.files))
+    loaded = models.loaded().get(name)
+    out: dict[str, Any] = {
+        "model_alias": name,
+        "modalities": {"vision": name in models.sights, "audio": False},
+        "total_slots": server.settings.batch,
+        "build_info": f"gangpao-{gangpao.__version__}",
+    }
+    if loaded is not None:
+        out["default_generation_settings"] = {"n_ctx": loaded.engine.context}
+        out["chat_template"] = loaded.engine.template.source or ""
+    return out
 
 
 def _health(server: Server) -> Response:

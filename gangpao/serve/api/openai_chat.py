@@ -11,10 +11,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic import Field
-
+from gangpao.engine.thinking.options import MAX_BUDGET, NO_LIMIT, Thinking
 from gangpao.serve.answers import answers
-from gangpao.serve.answers.chat import Call, Chat, Json, Message, thinking
+from gangpao.serve.answers.chat import Call, Chat, Json, Message
 from gangpao.serve.answers.events import (
     CallArguments,
     CallBegan,
@@ -33,6 +32,7 @@ from gangpao.serve.api.schema import ChatMessage, Many, Whole
 from gangpao.serve.http import json_bounds
 from gangpao.serve.http.errors import PLAIN, ApiError
 from gangpao.serve.http.stream import DONE, sse
+from gangpao.validation import Field
 
 log = logging.getLogger("gangpao.serve")
 
@@ -40,9 +40,16 @@ log = logging.getLogger("gangpao.serve")
 class Reasoning(schema.Body):
     """How much to think, as other APIs write it."""
 
-    effort: str | None = None
+    effort: str | None = Field(None, max_length=32)
     enabled: bool | None = None
     type: str | None = None
+    budget_tokens: Whole | None = schema.budget("Anthropic's name.")
+    max_tokens: Whole | None = schema.budget("OpenRouter's name.")
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens that it may take, under either name."""
+        return self.max_tokens if self.budget_tokens is None else self.budget_tokens
 
 
 class ChatRequest(schema.Sampling):
@@ -63,6 +70,10 @@ class ChatRequest(schema.Sampling):
     enable_thinking: bool | None = None
     thinking: Reasoning | bool | None = None
     reasoning: Reasoning | None = None
+    thinking_budget: Whole | None = schema.budget("The name of Qwen's API.")
+    thinking_token_budget: Whole | None = schema.budget("The name of vLLM.")
+    thinking_budget_tokens: Whole | None = schema.budget("A name of llama.cpp's server.")
+    reasoning_budget: Whole | None = schema.budget("Another one.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the model's chat template.")
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -92,7 +103,8 @@ def parse(body: Body) -> tuple[ChatRequest, Chat]:
         form=limits.form, ends=limits.ends, n=asked.n or 1,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         continues=_continues(asked), add_generation_prompt=asked.add_generation_prompt is not False,
-        variables=_variables(asked), speculate=asked.speculate is not False, left_out=notes.all,
+        thinking=_thinking(asked), variables=asked.chat_template_kwargs or {},
+        speculate=asked.speculate is not False, left_out=notes.all,
     )  # fmt: skip
 
 
@@ -107,18 +119,32 @@ def _continues(asked: ChatRequest) -> bool:
     return False
 
 
-def _variables(asked: ChatRequest) -> dict[str, Any]:
-    """The template's switches that the request sets, in any of the words for them; the template's own names win."""
-    said = asked.thinking
+def _thinking(asked: ChatRequest) -> Thinking:
+    """What the request says of thinking, in any of the words for it; the template's own names win. Raises ApiError (400)."""
+    said, other, own = asked.thinking, asked.reasoning, asked.chat_template_kwargs or {}
     on, effort = asked.enable_thinking, asked.reasoning_effort
+    budgets = [
+        own.get("thinking_budget"),
+        asked.thinking_budget,
+        asked.thinking_token_budget,
+        asked.thinking_budget_tokens,
+    ]
+    budgets.append(asked.reasoning_budget)
     if isinstance(said, Reasoning):
         on = on if said.type not in ("enabled", "disabled") else said.type == "enabled"
+        budgets.append(said.budget)
     elif said is not None:
         on = said
-    if asked.reasoning is not None:
-        on = on if asked.reasoning.enabled is None else asked.reasoning.enabled
-        effort = effort or asked.reasoning.effort
-    return thinking(on, effort) | (asked.chat_template_kwargs or {})
+    if other is not None:
+        on = on if other.enabled is None else other.enabled
+        effort = effort or other.effort
+        budgets.append(other.budget)
+    for name in ("enable_thinking", "thinking"):
+        on = own[name] if isinstance(own.get(name), bool) else on
+    budget = next((one for one in budgets if one is not None), None)
+    if budget is not None and (not isinstance(budget, int) or not NO_LIMIT <= budget <= MAX_BUDGET):
+        raise ApiError(400, f"thinking_budget must be a whole number from {NO_LIMIT}", field="chat_template_kwargs")
+    return Thinking.asked(on, effort, budget)
 
 
 def _tools(asked: ChatRequest, notes: Notes) -> tuple[tuple[Json, ...], str | Json | None]:

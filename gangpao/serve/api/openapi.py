@@ -7,8 +7,6 @@ fields of answers are OpenAI's and are not written down a second time here.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,12 +14,14 @@ from starlette.routing import Route
 import gangpao
 from gangpao.serve.api import schema
 from gangpao.serve.api.schema import Operation
-from gangpao.serve.http.errors import ErrorForm, openai_body
+from gangpao.serve.http.errors import ApiError, ErrorForm, openai_body
 from gangpao.serve.http.stream import Json
+from gangpao.validation import BaseModel
 
 _GETS = {
     "/v1/models": "Models that may be asked for.",
     "/v1/models/{name}": "One of them.",
+    "/props": "What the default model takes, in llama-server's form.",
     "/health": "200 when the server answers, 503 while it is loading its model.",
     "/openapi.json": "This document.",
 }
@@ -57,7 +57,11 @@ def routes(dialects: Sequence[Dialect]) -> list[Route]:
 
 
 def document(dialects: Sequence[Dialect]) -> dict[str, Any]:
-    """The whole description."""
+    """The whole description. Raises ApiError (501) where pydantic is missing, which writes the schemas."""
+    try:
+        from pydantic.json_schema import models_json_schema
+    except ImportError:
+        raise ApiError(501, "this document is written by pydantic, which is not installed here") from None
     kinds: list[type[BaseModel]] = [
         *(one.kind for dialect in dialects for one in dialect.OPERATIONS.values()),
         schema.ErrorBody,

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gangpao.engine.thinking.options import Thinking
 from gangpao.serve.answers import chat as core
-from gangpao.serve.answers.chat import Call, Chat, Json, Message, thinking
+from gangpao.serve.answers.chat import Call, Chat, Json, Message
 from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
 from gangpao.serve.answers.forms import Form
 from gangpao.serve.api import constraints, content, schema
@@ -31,6 +31,7 @@ from gangpao.serve.api.schema import Operation, Part, Whole
 from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import client_of, read_json, sse
 from gangpao.serve.server import Server
+from gangpao.validation import Field
 
 _CALLS = frozenset({"function_call", "custom_tool_call", "local_shell_call"})
 _OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output", "local_shell_call_output"})
@@ -180,12 +181,12 @@ def chat_of(asked: ResponsesRequest, body: Body, tools: _Tools, notes: Notes) ->
             _add(messages, item, f"input.{i}", notes)
     form = asked.text.format if asked.text else None
     limits = constraints.read(body, Form("json", form) if form else None)
-    effort, limit = asked.reasoning.effort if asked.reasoning else None, asked.max_output_tokens
+    said, limit = asked.reasoning or Reasoning(), asked.max_output_tokens
     return Chat(
         messages=tuple(messages), model=asked.model,
         sampling=given(max_tokens=None if limit == -1 else limit, temperature=asked.temperature, top_p=asked.top_p),
         tools=tuple(offered), tool_choice=_choice(asked.tool_choice), parallel=asked.parallel_tool_calls is not False,
-        form=limits.form, ends=limits.ends, variables=thinking(None, effort), left_out=notes.all,
+        form=limits.form, ends=limits.ends, thinking=Thinking.asked(said.enabled, said.effort, said.budget), left_out=notes.all,
     )  # fmt: skip
 
 

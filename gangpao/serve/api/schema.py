@@ -15,7 +15,11 @@ from dataclasses import fields
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import (
+from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP_CHARS, SamplingParams
+from gangpao.engine.thinking.options import MAX_BUDGET, NO_LIMIT
+from gangpao.serve.http.errors import ApiError
+from gangpao.serve.http.json_bounds import MAX_NUMBERS
+from gangpao.validation import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,10 +31,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-
-from gangpao.engine.sample import MAX_LOGIT_BIAS, MAX_STOP_CHARS, SamplingParams
-from gangpao.serve.http.errors import ApiError
-from gangpao.serve.http.json_bounds import MAX_NUMBERS
 
 T = TypeVar("T", bound=BaseModel)
 E = TypeVar("E")
@@ -102,6 +102,12 @@ def setting(name: str, note: str = "", *, low: float | None = None) -> Any:
     info = _BOUNDS[name]
     lowest = info["low"] if low is None else low
     return Field(None, ge=lowest, le=info["high"], description=f"{info['help']} {note}".rstrip())
+
+
+def budget(note: str = "") -> Any:
+    """An optional budget of a thought."""
+    what = "Tokens that a thought may take; 0 is none, -1 no limit."
+    return Field(None, ge=NO_LIMIT, le=MAX_BUDGET, description=f"{what} {note}".rstrip())
 
 
 class Body(BaseModel):

@@ -6,6 +6,8 @@ from pathlib import Path
 from gangpao.machine import is_loopback
 from gangpao.options import option
 
+_KEY = "key "
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listen:
@@ -66,3 +68,13 @@ def check_binding(listen: Listen, access: Access) -> None:
             f"--host {listen.host}: others can reach this address, so the server needs a key: add --api-key KEY or "
             "--api-key-file FILE (or stay on 127.0.0.1)"
         )
+
+
+def client_of_key(digest: bytes) -> str:
+    """The client of a request that came with the API key of this sha256."""
+    return _KEY + digest.hex()[:16]
+
+
+def is_key(client: str) -> bool:
+    """Whether a client is an API key, and not an address, which several people may have."""
+    return client.startswith(_KEY)

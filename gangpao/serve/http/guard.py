@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gangpao.serve.http.access import Access, Listen
+from gangpao.serve.http.access import Access, Listen, client_of_key
 from gangpao.serve.http.errors import ApiError, ErrorForm, form_for
 from gangpao.serve.http.metrics import Metrics
 from gangpao.serve.http.stream import ClientGone, Json
@@ -146,7 +146,7 @@ class Guard:
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
         # Every key is compared, so that the time says nothing about which one was nearly right.
         if sum(hmac.compare_digest(digest, key) for key in self._keys):
-            return digest.hex()[:16]
+            return client_of_key(digest)
         path = scope["path"]
         if path in self._public or any(p.endswith("/") and p != "/" and path.startswith(p) for p in self._public):
             return peer

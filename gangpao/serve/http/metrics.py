@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gangpao.engine.answer import Stats
+from gangpao.engine.pictures.seeing import SightCounters
 from gangpao.engine.scheduler import Counters
 from gangpao.machine import rss_mb
 
@@ -39,6 +40,13 @@ _SCHEDULER = (
     ("gangpao:requests_refused_total", "counter", "Requests refused because the queue was full.", "refused"),
     ("gangpao:steps_total", "counter", "Passes over the weights.", "steps"),
     ("gangpao:step_seconds_total", "counter", "Seconds in those passes.", "step_s"),
+)
+# name, help, field of SightCounters
+_SIGHT = (
+    ("gangpao:pictures_total", "Pictures in prompts.", "pictures"),
+    ("gangpao:picture_pieces_encoded_total", "Pieces of pictures that were encoded.", "pieces"),
+    ("gangpao:picture_pieces_cached_total", "Pieces of pictures whose rows were there already.", "pieces_cached"),
+    ("gangpao:picture_seconds_total", "Seconds in the encoder.", "seconds"),
 )
 # name, help, upper bounds; each is kept by model
 _HISTOGRAMS = (
@@ -115,10 +123,10 @@ class Metrics:
         with self._lock:
             self._statuses[code] += 1
 
-    def text(self, models: Mapping[str, Counters]) -> str:
-        """The whole document; models: name -> its scheduler's counters."""
+    def text(self, models: Mapping[str, Counters], sights: Mapping[str, SightCounters] | None = None) -> str:
+        """The whole document; models: name -> its scheduler's counters; sights: the same of those that see."""
         with self._lock:
-            return "\n".join([*self._scheduler_lines(models), *self._own_lines()]) + "\n"
+            return "\n".join([*self._scheduler_lines(models), *_sight_lines(sights or {}), *self._own_lines()]) + "\n"
 
     def _scheduler_lines(self, models: Mapping[str, Counters]) -> Iterator[str]:
         for name, kind, text, field in _SCHEDULER:
@@ -149,6 +157,11 @@ class Metrics:
 def _head(name: str, kind: str, text: str) -> Iterator[str]:
     yield f"# HELP {name} {text}"
     yield f"# TYPE {name} {kind}"
+
+
+def _sight_lines(sights: Mapping[str, SightCounters]) -> Iterator[str]:
+    for name, text, field in _SIGHT if sights else ():
+        yield from _family(name, "counter", text, ((_labels(m), getattr(c, field)) for m, c in sights.items()))
 
 
 def _family(name: str, kind: str, text: str, values: Iterable[tuple[str, float]]) -> Iterator[str]:

@@ -6,6 +6,7 @@ A browser keeps no file of some gigabytes in one buffer, so a GGUF file larger t
 What it gives up: a file that changes while somebody fetches it gets another ETag, and the phone starts over.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -119,16 +120,19 @@ def describe(name: str, found: Offer) -> dict[str, Any]:
 
 
 def notice(url: str, models: dict[str, Path], *, authority: bool = False) -> str:
-    """What is printed for a phone: a QR code of the page's address, the address, and what will be downloaded.
+    """What is printed for a phone: a QR code of the page's address (where segno is installed), the address, and what will be
+    downloaded.
 
     authority: the phone does not trust the server's certificate before it has installed /ca.crt.
     """
-    import segno
-
     page = url.rstrip("/") + "/phone"
-    code = io.StringIO()
-    segno.make(page, error="m").terminal(code, compact=True, border=2)
-    lines = [code.getvalue().rstrip("\n"), f"on the phone: {page}"]
+    lines = [f"on the phone: {page}"]
+    with contextlib.suppress(ImportError):
+        import segno
+
+        code = io.StringIO()
+        segno.make(page, error="m").terminal(code, compact=True, border=2)
+        lines.insert(0, code.getvalue().rstrip("\n"))
     for name, found in offers(models):
         pieces = f" in {len(found.pieces)} files" if len(found.pieces) > 1 else ""
         lines.append(

@@ -1,4 +1,4 @@
-"""The pages of a server: the chat at /, the phone page at /phone, their files, and the models for the phone.
+"""The pages of a server: the chat at /, the camera at /watch, the phone page at /phone, their files, and the models for the phone.
 
 The idea: everything in the folder `web` is read once when the routes are made and served from memory by exact name, so no
 path of a request ever touches the disk. Every page forbids itself everything by its Content-Security-Policy but what it
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Handler = Callable[[Request], Awaitable[Response]]
 
 # What needs no API key: exact paths, and prefixes that end in "/" (the path "/" itself is exact).
-PUBLIC = frozenset({"/", "/ca.crt", "/favicon.ico", "/licences", "/phone", "/phone/app/", "/web/", "/parts/"})
+PUBLIC = frozenset({"/", "/ca.crt", "/favicon.ico", "/licences", "/phone", "/phone/app/", "/watch", "/web/", "/parts/"})
 
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -62,12 +62,21 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+# The browser's own speech recognition needs the microphone.
+WATCH_HEADERS = {
+    **HEADERS,
+    "content-security-policy": CHAT_CSP,
+    "permissions-policy": "camera=(self), microphone=(self), geolocation=()",
+}
 PHONE_HEADERS = {
     **HEADERS,
     "content-security-policy": PHONE_CSP,
     "cross-origin-embedder-policy": "require-corp",
     "service-worker-allowed": "/phone",
 }
+_NOT_OFFLINE = {
+    "index.html", "phone.html", "sw.js", "phone.webmanifest", "watch.css", "watch.html", "watch.js",
+}  # fmt: skip
 _WORTH_PACKING = {".html", ".css", ".js", ".svg", ".webmanifest"}
 
 
@@ -122,6 +131,7 @@ def routes(server: "Server") -> list[Route]:
 
     return [
         Route("/", page("index.html", chat_headers)),
+        Route("/watch", page("watch.html", WATCH_HEADERS)),
         Route("/favicon.ico", page("icon.svg", HEADERS)),
         Route("/web/parts", state, methods=["POST"]),
         Route("/web/{name:path}", web),
@@ -199,7 +209,7 @@ def _shell(assets: Mapping[str, Asset]) -> dict[str, object]:
         for name in library.files.values()
         if libraries.find(name) and name != "wllama-compat.wasm" and name != "wllama-compat.js"
     ]
-    names = [name for name in assets if name not in ("index.html", "phone.html", "sw.js", "phone.webmanifest")]
+    names = [name for name in assets if name not in _NOT_OFFLINE]
     urls = [
         "/phone", "/phone/app/manifest.webmanifest", *(f"/web/{name}" for name in names),
         *(f"/parts/{name}" for name, _ in files),

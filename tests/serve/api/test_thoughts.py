@@ -21,7 +21,7 @@ from gangpao.text.thoughts import Marks
 from tests.serve.conftest import Live
 
 ASK = [{"role": "user", "content": "Say something long."}]
-GREEDY = {"temperature": 0, "max_tokens": 40}
+GREEDY = {"temperature": 0, "max_tokens": 100}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_thought_that_the_prompt_opened(live: Live, wire: httpx2.Client, parts
 
 def test_anthropic(anthropic_client: anthropic.Anthropic, parts: tuple[str, str]) -> None:
     client = anthropic_client
-    asked: Any = {"model": "tiny", "max_tokens": 40, "messages": ASK, "extra_body": {"temperature": 0}}
+    asked: Any = {"model": "tiny", "max_tokens": 100, "messages": ASK, "extra_body": {"temperature": 0}}
     blocks = client.messages.create(**asked).content
     assert [block.type for block in blocks] == ["thinking", "text"]
     assert (blocks[0].thinking, blocks[1].text) == parts  # type: ignore[union-attr]
@@ -140,7 +140,7 @@ def test_anthropic(anthropic_client: anthropic.Anthropic, parts: tuple[str, str]
 
 def test_ollama(live: Live, wire: httpx2.Client, ollama_client: ollama.Client, parts: tuple[str, str]) -> None:
     client = ollama_client
-    options = {"temperature": 0, "num_predict": 40}
+    options = {"temperature": 0, "num_predict": 100}
     message = client.chat("tiny", ASK, options=options).message
     assert (message.thinking, message.content) == parts
     thought, words = "", ""
@@ -155,7 +155,7 @@ def test_ollama(live: Live, wire: httpx2.Client, ollama_client: ollama.Client, p
 
 def test_responses(openai_client: openai.OpenAI, parts: tuple[str, str]) -> None:
     client = openai_client
-    asked: Any = {"model": "tiny", "input": ASK[0]["content"], "temperature": 0, "max_output_tokens": 40}
+    asked: Any = {"model": "tiny", "input": ASK[0]["content"], "temperature": 0, "max_output_tokens": 100}
     found = client.responses.create(**asked)
     assert [item.type for item in found.output] == ["reasoning", "message"]
     assert (found.output[0].content[0].text, found.output_text) == parts  # type: ignore[union-attr,index]

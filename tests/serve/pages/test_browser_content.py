@@ -145,7 +145,7 @@ def test_a_thought_is_a_block_to_open(reader: Reader, endpoint: Endpoint) -> Non
     endpoint.thoughts, endpoint.hold, endpoint.pieces = ["hm"], True, []
     reader.ask("and now?")
     page.wait_for_function(
-        "() => document.querySelector('article:last-child .thought summary')?.textContent === 'Thinking …'"
+        "() => document.querySelector('article:last-child .thought:not([hidden]) summary')?.textContent === 'Thinking …'"
     )
     page.keyboard.press("Escape")
     reader.answered(2)

@@ -147,7 +147,7 @@ def test_pages_have_nothing_inline_and_nothing_from_elsewhere() -> None:
 
 
 def test_modules_are_preloaded() -> None:
-    for page in ("index.html", "phone.html"):
+    for page in ("index.html", "phone.html", "watch.html"):
         text = (WEB / page).read_text(encoding="utf-8")
         todo = re.findall(r'type="module" src="/web/([\w-]+\.js)"', text)
         (entry,) = todo

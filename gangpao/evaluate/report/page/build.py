@@ -6,10 +6,8 @@ import datetime
 from pathlib import Path
 
 import gangpao
-from gangpao import atomic
-from gangpao.evaluate.report.page import facts, items, pictures, scores
-from gangpao.evaluate.report.page.document import Block, Heading, Paragraph, as_html, as_markdown
-from gangpao.evaluate.report.page.document import pictures as pictures_in
+from gangpao.evaluate.report.page import document, facts, items, pictures, scores
+from gangpao.evaluate.report.page.document import Block, Heading, Paragraph
 from gangpao.evaluate.report.page.given import Given
 
 
@@ -41,12 +39,4 @@ def blocks(given: Given) -> list[Block]:
 
 def write(given: Given, folder: Path) -> tuple[Path, Path]:
     """report.<language>.html, which needs nothing else, and report.<language>.md with its pictures beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = blocks(given)
-    page, text = folder / f"report.{given.language}.html", folder / f"report.{given.language}.md"
-    files = {page: as_html(given.say("title"), found, given.language), text: as_markdown(found)}
-    files |= {folder / f"{picture.name}.svg": picture.svg for picture in pictures_in(found)}
-    for path, content in files.items():
-        with atomic.new_file(path) as temporary:
-            temporary.write_text(content, encoding="utf-8", errors="replace")
-    return page, text
+    return document.write(folder, "report", given.language, given.say("title"), blocks(given))

@@ -11,7 +11,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from gangpao.atomic import new_file
 from gangpao.page import STYLE, Language, frame, html_table, markdown_table
 
 # Nothing is loaded from anywhere and nothing runs, whatever a text may hold.
@@ -62,11 +64,27 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An SVG picture; name: of its file beside the Markdown."""
+    """An SVG picture, or where there is none a PNG; name: of its file beside the Markdown, without suffix."""
 
     name: str
     alt: str
-    svg: str
+    svg: str = ""
+    png: bytes = b""
+
+    @property
+    def content(self) -> bytes:
+        """Of its file."""
+        return self.svg.encode(errors="replace") or self.png
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.name}.{'svg' if self.svg else 'png'}"
+
+    @property
+    def kind(self) -> str:
+        """Of media."""
+        return "image/svg+xml" if self.svg else "image/png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,24 @@ def pictures(blocks: Sequence[Block]) -> list[Picture]:
     return found
 
 
+def write(
+    folder: Path, name: str, language: Language, title: str, blocks: Sequence[Block], beside: str = ""
+) -> tuple[Path, Path]:
+    """NAME.LANGUAGE.html, which needs nothing else, and NAME.LANGUAGE.md with its pictures beside it, or in the folder `beside`."""
+    pictured = folder / beside
+    pictured.mkdir(parents=True, exist_ok=True)
+    page, text = folder / f"{name}.{language}.html", folder / f"{name}.{language}.md"
+    files = {
+        page: as_html(title, blocks, language).encode(errors="replace"),
+        text: as_markdown(blocks, f"{beside}/" if beside else "").encode(errors="replace"),
+        **{pictured / picture.file: picture.content for picture in pictures(blocks)},
+    }
+    for path, content in files.items():
+        with new_file(path) as temporary:
+            temporary.write_bytes(content)
+    return page, text
+
+
 # --- HTML
 
 
@@ -124,9 +160,10 @@ def _html(block: Block) -> str:
             return "<ul>" + "".join(f"<li>{_text(point)}</li>" for point in points) + "</ul>"
         case Table(rows, kind):
             return html_table([[cell.translate(_CONTROL) for cell in row] for row in rows], kind)
-        case Picture(_, alt, svg):
-            data = base64.b64encode(svg.encode()).decode()
-            return f'<div class="picture"><img alt="{_text(alt)}" src="data:image/svg+xml;base64,{data}"></div>'
+        case Picture():
+            data = base64.b64encode(block.content).decode()
+            image = f'<img alt="{_text(block.alt)}" src="data:{block.kind};base64,{data}">'
+            return f'<div class="picture">{image}</div>'
         case Verbatim(text):
             return f"<pre>\n{_text(text)}</pre>"  # the first line break is not shown
         case Fold(title, blocks):
@@ -185,8 +222,8 @@ def _markdown(block: Block, folder: str) -> str:
             return "\n".join(f"- {_marked(point)}" for point in points)
         case Table(rows, _):
             return markdown_table([[_marked(cell, keep_lines=True) for cell in row] for row in rows])
-        case Picture(name, alt, _):
-            return f"![{_marked(alt)}]({folder}{name}.svg)"
+        case Picture():
+            return f"![{_marked(block.alt)}]({folder}{block.file})"
         case Verbatim(text):
             text = text.translate(_CONTROL)
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -1,15 +1,11 @@
 """Pictures of scores as SVG: a radar and bars over tasks, a radar over categories of conversations, quality against price.
 
-They are drawn on nothing, in ink that is dark on a light page and light on a dark one. Letters are outlines, so a picture looks the
-same everywhere; labels are Chinese only where the machine that draws has a font with the signs.
-
 What it gives up: tooltips; the numbers are in the tables.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,28 +14,14 @@ from gangpao.evaluate.fonts import chinese_font
 from gangpao.evaluate.report import compare
 from gangpao.evaluate.report.page import facts, scores
 from gangpao.evaluate.report.page.document import Block, Paragraph, Picture, line
+from gangpao.evaluate.report.page.drawing import COLOURS, INK, MARKERS, known, legend, picture
 from gangpao.evaluate.report.page.given import Given
 from gangpao.evaluate.report.page.words import WORDS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_SERIES = 8
-_INK = "#010203"  # becomes the colour of the page's text
-_COLOURS = (
-    "#3b82f6",
-    "#f59e0b",
-    "#10b981",
-    "#ef4444",
-    "#8b5cf6",
-    "#06b6d4",
-    "#ec4899",
-    "#84cc16",
-)  # on black and on white
-_MARKERS = "osD^vP*X"
-_LIGHT_AND_DARK = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6e8eb}}</style>"
-
 Series = tuple[str, Sequence[float | None], Sequence[float | None]]  # label, values, standard errors
 
 
@@ -144,15 +126,15 @@ def _priced(given: Given) -> tuple[int, list[tuple[str, float, float]]] | None:
 def _radar(figure: Figure, names: Sequence[str], series: Sequence[Series], top: float) -> None:
     axes: Any = figure.add_subplot(projection="polar")
     angles = [2 * math.pi * i / len(names) for i in range(len(names))]
-    for (label, values, _), colour, marker in zip(series, _COLOURS, _MARKERS, strict=False):
+    for (label, values, _), colour, marker in zip(series, COLOURS, MARKERS, strict=False):
         closed = [*values, values[0]]
         axes.plot(
-            [*angles, angles[0]], closed, color=colour, marker=marker, markersize=4, linewidth=1.6, label=_known(label)
+            [*angles, angles[0]], closed, color=colour, marker=marker, markersize=4, linewidth=1.6, label=known(label)
         )
         axes.fill([*angles, angles[0]], closed, color=colour, alpha=0.07)
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
-    axes.set_xticks(angles, [_known(name) for name in names])
+    axes.set_xticks(angles, [known(name) for name in names])
     axes.set_ylim(
         0,
         top
@@ -161,14 +143,14 @@ def _radar(figure: Figure, names: Sequence[str], series: Sequence[Series], top: 
     )
     axes.set_rlabel_position(180 / len(names))
     axes.grid(alpha=0.35)
-    _legend(figure, axes)
+    legend(figure, axes)
 
 
 def _bars(figure: Figure, names: Sequence[str], series: Sequence[Series]) -> None:
     figure.set_size_inches(7.2, max(2.5, 0.8 + 0.26 * len(names) * (len(series) + 0.8)))
     axes = figure.add_subplot()
     high = 0.8 / len(series)
-    for i, ((label, values, errors), colour) in enumerate(zip(series, _COLOURS, strict=False)):
+    for i, ((label, values, errors), colour) in enumerate(zip(series, COLOURS, strict=False)):
         places = [place + (i - (len(series) - 1) / 2) * high for place in range(len(names))]
         bars, lengths = [e or 0.0 for e in errors], [v or 0.0 for v in values]
         axes.barh(
@@ -177,23 +159,23 @@ def _bars(figure: Figure, names: Sequence[str], series: Sequence[Series]) -> Non
             high * 0.92,
             xerr=bars,
             color=colour,
-            label=_known(label),
-            error_kw={"ecolor": _INK, "lw": 0.9},
+            label=known(label),
+            error_kw={"ecolor": INK, "lw": 0.9},
         )
-    axes.set_yticks(range(len(names)), [_known(name) for name in names])
+    axes.set_yticks(range(len(names)), [known(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.35)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    _legend(figure, axes)
+    legend(figure, axes)
 
 
 def _scatter(figure: Figure, given: Given, tasks: int, points: Sequence[tuple[str, float, float]]) -> None:
     axes = figure.add_subplot()
-    for (label, price, quality), colour, marker in zip(points, _COLOURS, _MARKERS, strict=False):
-        axes.scatter([price], [quality], color=colour, marker=marker, s=60, label=_known(label), zorder=3)
+    for (label, price, quality), colour, marker in zip(points, COLOURS, MARKERS, strict=False):
+        axes.scatter([price], [quality], color=colour, marker=marker, s=60, label=known(label), zorder=3)
     prices, qualities = [p for _, p, _ in points], [q for _, _, q in points]
     if max(prices) > 5 * min(prices):
         axes.set_xscale("log")
@@ -204,51 +186,8 @@ def _scatter(figure: Figure, given: Given, tasks: int, points: Sequence[tuple[st
     axes.set_xlabel(WORDS[language]["price_axis"])
     axes.set_ylabel(WORDS[language]["quality_axis"].format(n=tasks))
     axes.grid(alpha=0.35)
-    _legend(figure, axes)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    found = figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, fontsize=9
-    )
-    for text in found.get_texts():
-        text.set_parse_math(False)
+    legend(figure, axes)
 
 
 def _picture(given: Given, name: str, alt: str, draw: Callable[[Figure], None]) -> Picture:
-    """A figure as SVG that takes its ink from the page."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
-    family = [*([chinese_font()] if chinese_font() else []), "DejaVu Sans"]
-    style: Any = {**dict.fromkeys(ink, _INK), "font.family": family, "text.parse_math": False}
-    style |= {"svg.hashsalt": name, "svg.fonttype": "path"}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, 5.2), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure)
-        for text in figure.findobj(Text):
-            text.set_parse_math(False)
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = out.getvalue().decode().replace(_INK, "currentColor")
-    start = svg.index("<svg")
-    head, _, rest = svg[start:].partition(">")
-    return Picture(f"{name}.{given.language}", alt, f"{head}>{_LIGHT_AND_DARK}{rest}")
-
-
-def _known(text: str) -> str:
-    """A label in signs that the fonts have; "?" stands for others."""
-    return "".join(c if any(ord(c) in signs for signs in _signs()) else "?" for c in text)
-
-
-@functools.cache
-def _signs() -> list[frozenset[int]]:
-    from matplotlib import font_manager
-
-    names = [name for name in (chinese_font(), "DejaVu Sans") if name]
-    return [frozenset(font_manager.get_font(font_manager.findfont(name)).get_charmap()) for name in names]
+    return picture(given.language, name, alt, draw)

@@ -5,9 +5,9 @@ import { ChatError } from "./backend-server.js";
 import { Composer } from "./composer.js";
 import { h, iconButton } from "./dom.js";
 import { dropTarget, withFiles } from "./files.js";
-import { setLanguage, setTheme, t } from "./i18n.js";
+import { errorText, setLanguage, setTheme, t } from "./i18n.js";
 import { loadLibraries } from "./markdown.js";
-import { Messages, errorText, greeting } from "./messages.js";
+import { Messages, greeting } from "./messages.js";
 import { askKey, openHelp, openSettings } from "./settings.js";
 import { Sidebar, titleOf } from "./sidebar.js";
 import { loadSettings, openStore, saveSettings } from "./store.js";
@@ -105,6 +105,7 @@ export class App {
     this.picker.replaceChildren(...this.models.map(({ id }) => h("option", { value: id, textContent: id })));
     this.picker.value = this.model;
     this.picker.hidden = this.models.length === 0;
+    this.sidebar.showLink("/watch", this.models.some(({ sees }) => sees));
     this.composer.setSees(this.models.find(({ id }) => id === this.model)?.sees ?? false);
   }
 

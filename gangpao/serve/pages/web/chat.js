@@ -5,6 +5,6 @@ import { App } from "./app.js";
 import { t } from "./i18n.js";
 
 const app = new App(document.getElementById("app"), (settings) => new ServerBackend(settings), {
-  links: () => [[t("phonePage"), "/phone"]],
+  links: () => [[t("watchPage"), "/watch"], [t("phonePage"), "/phone"]],
 });
 app.start();

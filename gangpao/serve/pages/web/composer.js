@@ -4,9 +4,10 @@ import { dialog, h, iconButton } from "./dom.js";
 import { ACCEPT, MAX_FILES, readText, tag } from "./files.js";
 import { t } from "./i18n.js";
 
-const MAX_SIDE = 1344; // pixels; no small model looks closer
+const MAX_PIXELS = 1344 * 1344; // no small model looks closer; a long screenshot keeps its letters
+const MAX_SIDE = 8192;
 const MAX_IMAGES = 8;
-const IMAGES = "image/png,image/jpeg,image/webp";
+const IMAGES = "image/png,image/jpeg,image/webp,image/gif";
 
 export class Composer {
   /** `actions`: send(content, files), stop(), problem(text). content is a string, or parts where images are attached. */
@@ -37,6 +38,11 @@ export class Composer {
   /** Whether the chosen model takes images; the buttons for them are there then only. */
   setSees(sees) {
     this.sees = sees;
+    if (!sees && this.images.length) {
+      this.images = [];
+      this.#drawAttached();
+      this.actions.problem(t("imagesTakenBack"));
+    }
     this.attach.hidden = this.camera.hidden = !sees;
   }
 
@@ -71,7 +77,7 @@ export class Composer {
     const text = this.field.value.trim();
     if (this.blocked || this.#empty) return this.field.focus();
     const parts = this.images.map((url) => ({ type: "image_url", image_url: { url } }));
-    const content = parts.length ? [...parts, { type: "text", text }] : text;
+    const content = parts.length ? [...parts, ...(text || this.files.length ? [{ type: "text", text }] : [])] : text;
     const { files } = this;
     this.field.value = "";
     this.images = [];
@@ -131,6 +137,7 @@ export class Composer {
       throw new Error(t("badImage", { name: file.name }));
     });
     this.images.push(shrunk(bitmap, bitmap.width, bitmap.height));
+    bitmap.close();
   }
 
   async #addText(file) {
@@ -170,10 +177,14 @@ export class Composer {
   }
 }
 
-/** A picture as a JPEG data URL of at most MAX_SIDE pixels a side. */
+/** A picture as a JPEG data URL of at most MAX_PIXELS, over white where it is transparent, and without what a camera noted in it. */
 function shrunk(source, width, height) {
-  const scale = Math.min(1, MAX_SIDE / Math.max(width, height));
-  const canvas = h("canvas", { width: Math.round(width * scale), height: Math.round(height * scale) });
-  canvas.getContext("2d").drawImage(source, 0, 0, canvas.width, canvas.height);
+  const scale = Math.min(1, MAX_SIDE / Math.max(width, height), Math.sqrt(MAX_PIXELS / (width * height)));
+  const canvas = h("canvas", { width: Math.max(1, Math.floor(width * scale)), height: Math.max(1, Math.floor(height * scale)) });
+  const paper = canvas.getContext("2d");
+  paper.fillStyle = "#fff";
+  paper.fillRect(0, 0, canvas.width, canvas.height);
+  paper.imageSmoothingQuality = "high";
+  paper.drawImage(source, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/jpeg", 0.9);
 }

@@ -38,3 +38,9 @@ export function yuan(amount) {
   const digits = Math.min(12, Math.max(2, 1 - Math.floor(Math.log10(amount))));
   return `¥${amount.toFixed(digits)}`;
 }
+
+/** What happened and what to do, in the page's language. */
+export function errorText({ kind, message, retryAfter }) {
+  const text = t(`error_${kind}`, { n: retryAfter || 5 });
+  return ["request", "server", "stream", "device"].includes(kind) && message ? `${text} ${message}` : text;
+}

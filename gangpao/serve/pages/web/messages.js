@@ -2,10 +2,10 @@
 
 import { copyFrom, h, icon, iconButton } from "./dom.js";
 import { shown } from "./files.js";
-import { t, yuan } from "./i18n.js";
+import { errorText, t, yuan } from "./i18n.js";
 import { Markdown } from "./markdown.js";
 import { Thought } from "./thought.js";
-import { path, place, textOf } from "./tree.js";
+import { imagesOf, path, place, textOf } from "./tree.js";
 
 const NEAR_PX = 80;
 
@@ -91,8 +91,7 @@ export class Messages {
   }
 
   #question(body, node) {
-    const images = typeof node.content === "string" ? [] : node.content.filter((part) => part.type === "image_url");
-    for (const part of images) body.append(h("img", { src: part.image_url.url, alt: t("attachedImage") }));
+    for (const url of imagesOf(node.content)) body.append(h("img", { src: url, alt: t("attachedImage") }));
     body.append(...(node.files ?? []).map(shown));
     const text = textOf(node.content);
     if (text) body.append(h("p", { className: "plain", textContent: text }));
@@ -164,12 +163,6 @@ export function statistics(stats) {
   if (stats.first > 0) out.push(t("firstAfter", { n: stats.first.toFixed(stats.first < 10 ? 1 : 0) }));
   if (stats.yuan > 0) out.push(yuan(stats.yuan));
   return out.join(" · ");
-}
-
-/** What happened and what to do, in the page's language. */
-export function errorText({ kind, message, retryAfter }) {
-  const text = t(`error_${kind}`, { n: retryAfter || 5 });
-  return ["request", "server", "stream", "device"].includes(kind) && message ? `${text} ${message}` : text;
 }
 
 /** What is shown before the first question. */

@@ -4,8 +4,7 @@ import { App } from "./app.js";
 import { DeviceBackend, defaultThreads, lacking, libraryFiles, memoryNeeded } from "./backend-device.js";
 import { ModelStore, freeStorage } from "./model-store.js";
 import { h } from "./dom.js";
-import { bytes, t } from "./i18n.js";
-import { errorText } from "./messages.js";
+import { bytes, errorText, t } from "./i18n.js";
 import { askKey, choice, confirmed, section } from "./settings.js";
 
 const POLL_MS = 1500;

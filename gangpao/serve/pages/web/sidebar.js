@@ -2,7 +2,7 @@
 
 import { download, h, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
-import { path, textOf, toMarkdown } from "./tree.js";
+import { imagesOf, path, textOf, toMarkdown } from "./tree.js";
 
 const DAY_MS = 86_400_000;
 
@@ -21,6 +21,11 @@ export class Sidebar {
       this.search, this.list,
       h("div", { className: "foot" }, h("button", { type: "button", className: "quiet", textContent: t("settings"), onclick: () => actions.settings() }),
         ...(actions.links ?? []).map(([text, url]) => h("a", { className: "quiet", href: url, textContent: text }))));
+  }
+
+  /** Show or hide one of the links at the foot. */
+  showLink(url, shown) {
+    for (const link of this.element.querySelectorAll(`.foot a[href="${url}"]`)) link.hidden = !shown;
   }
 
   /** Open or close the drawer that the list is on a narrow screen. */
@@ -122,6 +127,6 @@ export function exportJson(conversations) {
 /** The first words of the first question, or the name of what came with it. */
 export function titleOf(conversation) {
   const first = path(conversation)[0];
-  const text = (first && textOf(first.content).trim().split("\n")[0]) || first?.files?.[0].name || "";
+  const text = (first && textOf(first.content).trim().split("\n")[0]) || first?.files?.[0].name || (first && imagesOf(first.content).length && t("onlyImage")) || "";
   return text.length > 48 ? `${text.slice(0, 47)}…` : text;
 }

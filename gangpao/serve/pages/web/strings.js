@@ -19,7 +19,7 @@ const en = {
   key: "API key", keyHint: "This server wants an API key: the one it was started with. It is kept in this browser.", language: "Language",
   licences: "Licences of the libraries in this page", look: "Appearance", model: "Model", newConversation: "New conversation", newName: "New name",
   nextVersion: "Next version", noCamera: "There is no camera, or this page may not use it.", noConversations: "Nothing here yet.",
-  noImages: "{name} is an image, and this model reads text only.", notImported: "{name} holds no conversations of gangpao; nothing was imported.",
+  noImages: "{name} is an image, and this model reads text only.", imagesTakenBack: "This model reads text only: the images are taken back.", onlyImage: "An image", notImported: "{name} holds no conversations of gangpao; nothing was imported.",
   notKept: "This browser does not let the page keep anything: conversations end with the page.", notSaved: "The browser could not save the conversation ({why}). Export it, or delete old ones.",
   nothingFound: "Nothing found.", openList: "Open the list of conversations", phonePage: "On this device", plainText: "Formatting is not available; answers are plain text.",
   previousVersion: "Previous version", removeFile: "Remove {name}", removeImage: "Remove the image", renameNamed: "Rename {title}", sampling: "Sampling",
@@ -38,7 +38,7 @@ const en = {
 
   device: "This device", deviceAccelerator: "Use the graphics processor", deviceDelete: "Delete the model from this device", deviceDeleteSure: "Delete {name} ({size}) from this device? It can be downloaded again.",
   deviceDownload: "Download ({size})", deviceFailed: "The download failed: {why} What has come is kept; press again to go on.", deviceFetching: "The server is fetching the browser library, some megabytes, once.",
-  deviceFine: "Answers are computed on this device and may be wrong. Nothing leaves it.",
+  deviceFine: "Answers are computed on this device and may be wrong. Nothing leaves it. It reads text only; pictures are for the chat of a server whose model sees.",
   deviceFull: "Not enough storage: the model has {size}, the browser allows {free}. Free some, or choose a smaller model.", deviceGreeting: "A model on your own device",
   deviceInsecure: "This address is not secure, so the browser keeps nothing and gives no threads. Start the server with TLS and open the https address, or open the page on the machine itself.",
   deviceIntro: "The model runs in this browser. It is downloaded once; after that it needs no network, and nothing you write leaves the device.",
@@ -47,6 +47,15 @@ const en = {
   deviceOld: "This browser is too old for the model: it lacks {what}. A current Chrome, Edge, Firefox or Safari works.", deviceOneThread: "one thread",
   deviceProgress: "{done} of {size}, {rate}/s", deviceReady: "Ready, also without a network. {how}", deviceStop: "Pause", deviceThreads: "{n} threads", deviceThreadsLabel: "Threads",
   deviceUnload: "Release the memory", deviceUpdate: "A new version of the page is here.", deviceUpdateNow: "Load it", deviceWait: "First get the model, above", choice_off: "Off", choice_on: "On",
+
+  watchAloud: "Read aloud", watchAsk: "Ask about what was seen", watchBack: "Chat", watchBadVideo: "{name} is not a video this browser can play.",
+  watchBehind: "{n} s behind", watchDeaf: "The browser's speech recognition does not work here.", watchEmpty: "Start the camera or choose a video. What is seen is written here.",
+  watchEvery: "Look every", watchFile: "Choose a video", watchForget: "Forget what was seen", watchListen: "Speak", watchLog: "What was seen",
+  watchNoModel: "No model of this server sees. Start one that does, and open this page again.", watchNothing: "(nothing yet)", watchNow: "with the picture of now",
+  watchPage: "Watch", watchPicture: "What the camera sees", watchPrompt: "Describe what this picture shows in one short sentence.", watchPromptLabel: "What is asked of each picture",
+  watchSave: "Save what was seen", watchSeconds: "{n} s", watchStart: "Start the camera", watchStop: "Stop",
+  watchSystem: "You watch through a camera. Below is what was seen, each line with its time. Answer the question from these lines, briefly; say so when they do not tell.",
+  watchTitle: "Watch", watchUnchanged: "nothing new ({n})",
 };
 
 const zh = {
@@ -68,7 +77,7 @@ const zh = {
   key: "API 密钥", keyHint: "此服务器需要 API 密钥，即启动时设置的那一个。密钥保存在这个浏览器里。", language: "语言",
   licences: "本页所用程序库的许可证", look: "外观", model: "模型", newConversation: "新对话", newName: "新名称",
   nextVersion: "下一版本", noCamera: "没有相机，或此页面无权使用。", noConversations: "还没有对话。",
-  noImages: "{name} 是图片，而此模型只能读文字。", notImported: "{name} 中没有 gangpao 的对话，未导入任何内容。",
+  noImages: "{name} 是图片，而此模型只能读文字。", imagesTakenBack: "此模型只能读文字，图片已移除。", onlyImage: "一张图片", notImported: "{name} 中没有 gangpao 的对话，未导入任何内容。",
   notKept: "浏览器不允许此页面保存内容，关闭页面后对话会消失。", notSaved: "浏览器无法保存对话（{why}）。请导出，或删除旧对话。",
   nothingFound: "没有找到。", openList: "打开对话列表", phonePage: "在本机运行", plainText: "排版功能不可用，回答以纯文本显示。",
   previousVersion: "上一版本", removeFile: "移除 {name}", removeImage: "移除图片", renameNamed: "重命名 {title}", sampling: "采样",
@@ -87,7 +96,7 @@ const zh = {
 
   device: "本机", deviceAccelerator: "使用图形处理器", deviceDelete: "从本机删除模型", deviceDeleteSure: "从本机删除 {name}（{size}）？以后可以重新下载。",
   deviceDownload: "下载（{size}）", deviceFailed: "下载失败：{why} 已下载的部分会保留，再按一次继续。", deviceFetching: "服务器正在获取浏览器程序库（几兆字节，仅一次）。",
-  deviceFine: "回答在本机生成，可能有误。内容不会离开此设备。",
+  deviceFine: "回答在本机生成，可能有误。内容不会离开此设备。它只能读文字；图片请到服务器的聊天页面，由能看图的模型回答。",
   deviceFull: "存储空间不足：模型 {size}，浏览器允许 {free}。请清理空间，或选择更小的模型。", deviceGreeting: "模型就在你的设备上",
   deviceInsecure: "此地址不安全，浏览器不会保存数据，也不提供多线程。请用 TLS 启动服务器并打开 https 地址，或在服务器本机打开此页。",
   deviceIntro: "模型在这个浏览器里运行。只需下载一次，之后无需网络，你写的内容不会离开此设备。",
@@ -96,6 +105,15 @@ const zh = {
   deviceOld: "浏览器版本过旧，缺少 {what}。请使用新版 Chrome、Edge、Firefox 或 Safari。", deviceOneThread: "单线程",
   deviceProgress: "{done} / {size}，{rate}/秒", deviceReady: "已就绪，无需网络。{how}", deviceStop: "暂停", deviceThreads: "{n} 个线程", deviceThreadsLabel: "线程数",
   deviceUnload: "释放内存", deviceUpdate: "页面有新版本。", deviceUpdateNow: "载入", deviceWait: "请先在上方获取模型", choice_off: "关", choice_on: "开",
+
+  watchAloud: "朗读", watchAsk: "问问看到了什么", watchBack: "对话", watchBadVideo: "浏览器无法播放视频 {name}。",
+  watchBehind: "滞后 {n} 秒", watchDeaf: "浏览器的语音识别在此不可用。", watchEmpty: "启动相机或选择视频，看到的内容会写在这里。",
+  watchEvery: "观察间隔", watchFile: "选择视频", watchForget: "忘记看到的内容", watchListen: "说话", watchLog: "看到的内容",
+  watchNoModel: "此服务器没有能看图的模型。请启动一个，再打开此页。", watchNothing: "（还没有内容）", watchNow: "附上此刻的画面",
+  watchPage: "观看", watchPicture: "相机画面", watchPrompt: "用一句短话描述这张图片。", watchPromptLabel: "对每张图片的提问",
+  watchSave: "保存看到的内容", watchSeconds: "{n} 秒", watchStart: "启动相机", watchStop: "停止",
+  watchSystem: "你通过相机观看。下面是看到的内容，每行带有时间。请根据这些内容简短回答问题；内容中没有答案时请直说。",
+  watchTitle: "观看", watchUnchanged: "没有新内容（{n}）",
 };
 
 export const STRINGS = { en, zh };

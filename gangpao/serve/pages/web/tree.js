@@ -64,6 +64,11 @@ export function textOf(content) {
   return content.filter((part) => part.type === "text").map((part) => part.text).join("\n");
 }
 
+/** The data: URLs of a message's images. */
+export function imagesOf(content) {
+  return typeof content === "string" ? [] : content.filter((part) => part.type === "image_url").map((part) => part.image_url.url);
+}
+
 /** A conversation out of a file: what is not one is refused with an Error; what we do not know is dropped. */
 export function checked(raw) {
   const fail = () => {
@@ -136,7 +141,8 @@ export function toMarkdown(conversation, names) {
   const blocks = [`# ${conversation.title || names.untitled}`];
   if (conversation.system) blocks.push(`> ${conversation.system.replaceAll("\n", "\n> ")}`);
   for (const node of path(conversation)) {
-    blocks.push(`## ${node.role === "user" ? names.you : node.model || names.model}`, withFiles(textOf(node.content), node.files));
+    const images = imagesOf(node.content).map((url) => `![](${url})`);
+    blocks.push(`## ${node.role === "user" ? names.you : node.model || names.model}`, ...images, withFiles(textOf(node.content), node.files));
   }
   return `${blocks.join("\n\n")}\n`;
 }
