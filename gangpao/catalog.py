@@ -22,11 +22,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
-
 from gangpao.config import Frozen, config_dir, load_toml
 from gangpao.formats.split_names import parts_of
 from gangpao.units import show_bytes
+from gangpao.validation import AfterValidator, Field, model_validator
 
 STAGING = ".staging"
 RECORD = ".gangpao.json"
@@ -156,8 +155,17 @@ class Entry(Frozen):
     engine: bool = Field(False, description="Whether our engine has what the file needs.")
     tested: bool = Field(False, description="Whether we have run this very file.")
     note: str = ""
+    mmproj: Annotated[str, AfterValidator(lambda n: n and check_name(n))] = Field(
+        "", description="Name of the entry whose file is what it sees with; it is pulled with it."
+    )
+    draft: Annotated[str, AfterValidator(lambda n: n and check_name(n))] = Field(
+        "",
+        description="Name of the entry of a small model with the same vocabulary that may draft for it (--draft auto).",
+    )
     question: str = Field("", description="What `gangpao chat` asks it where there is no terminal.")
     sampling: Sampling = Field({}, description="Settings that its publisher recommends for a talk.")
+    sampling_think: Sampling = Field({}, description="Others of them where thinking is switched on.")
+    sampling_no_think: Sampling = Field({}, description="Others of them where thinking is switched off.")
     sources: tuple[Source, ...] = ()
 
     @property
@@ -230,6 +238,13 @@ def sampling_of(name: str) -> dict[str, float]:
     """The settings recommended for a name: temperature, top_k, ... -> value; empty where the catalog says nothing."""
     found = load().models.get(name)
     return {str(key): value for key, value in found.sampling.items()} if found else {}
+
+
+def modes_of(name: str) -> dict[bool, dict[str, float]]:
+    """What is recommended otherwise for a name where thinking is switched on (True) or off; empty where nothing is."""
+    found = load().models.get(name)
+    modes = {True: found.sampling_think, False: found.sampling_no_think} if found else {}
+    return {on: {str(key): value for key, value in more.items()} for on, more in modes.items() if more}
 
 
 def near(text: str) -> str:

@@ -26,6 +26,10 @@ COMMANDS = {
     "chat": ("gangpao.commands.chat:chat", "Talk with a model in the terminal."),
     "run": ("gangpao.commands.run:run", "Answer one prompt: text, or one JSON object, on stdout."),
     "serve": ("gangpao.commands.serve:serve", "Serve models over an OpenAI-compatible HTTP API."),
+    "watch": (
+        "gangpao.commands.watch.watch:watch",
+        "Tell what a camera, a video or a folder of pictures shows, and answer questions about it.",
+    ),
     "pull": ("gangpao.commands.pull:pull", "Download a model of the catalog or of a hub, verified and resumable."),
     "list": ("gangpao.commands.list:list_", "Show the catalog, what is installed, and what runs."),
     "show": ("gangpao.commands.show:show", "Say what is known of a model: its file, its size, its source."),
@@ -35,6 +39,10 @@ COMMANDS = {
     "cost": ("gangpao.commands.cost:price", "Say what tokens cost on a machine, and which assumption moves that most."),
     "doctor": ("gangpao.commands.doctor:doctor", "Say what this machine can run, and how fast."),
     "eval": ("gangpao.commands.eval:app", "Measure a model: benchmarks, conversations, perplexity, speed and price."),
+    "compare": (
+        "gangpao.commands.compress.compare:compare",
+        "Say what smaller models lost beside the first: texts, answers that end, speed, price.",
+    ),
     "data": (
         "gangpao.data.command:app",
         "Training data: get text, build a corpus from a configuration, count it, read it.",
@@ -49,8 +57,28 @@ COMMANDS = {
         "Merge adapters onto a base; the result appears only if it answers as the adapter does.",
     ),
     "sandbox": ("gangpao.sandbox.command:app", "Small experiments that decide a large run: sweeps, laws, a plan."),
+    "forge": (
+        "gangpao.forge.command:app",
+        "Data, sandbox, training, tuning, compression, evaluation, export and a check in one line, resumable, reported.",
+    ),
+    "report": (
+        "gangpao.forge.report.command:report",
+        "Write one page of a run of `gangpao forge`, as HTML without a network and as Markdown.",
+    ),
     "model": ("gangpao.model.command:app", "Look at presets and checkpoints: shapes, parameters, FLOPs, memory."),
     "export": ("gangpao.deploy.export:export", "Write a Hugging Face folder as GGUF, or folded into Llama's form."),
+    "quantize": (
+        "gangpao.commands.compress.quantize:quantize",
+        "Write a smaller file of a model: any type or mixture of llama-quantize, with an importance matrix or without.",
+    ),
+    "compress": (
+        "gangpao.commands.compress.compress:compress",
+        "Prune, distil, train for few bits, cut into experts, quantize: the steps of a TOML file, resumable, each measured.",
+    ),
+    "imatrix": (
+        "gangpao.commands.compress.imatrix:imatrix",
+        "Collect an importance matrix: how much each column of a model's weights matters on texts or chats.",
+    ),
 }
 
 # Commands of other tools -> what to type here.
@@ -194,9 +222,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name in EVALUATION_PACKAGES:
             return _fail(f"this command needs {error.name}: pip install 'gangpao[eval]'")
-        if error.name not in LAB_PACKAGES:
+        if error.name in LAB_PACKAGES:
+            return _fail(f"this command belongs to the lab and needs {error.name}: pip install 'gangpao[lab]'")
+        from gangpao.optional import PACKAGES, missing
+
+        if error.name not in PACKAGES:
             raise
-        return _fail(f"this command belongs to the lab and needs {error.name}: pip install 'gangpao[lab]'")
+        return _fail(missing(error.name, "this command"))
     except MemoryError:
         return _fail("out of memory: take a smaller context or model; `gangpao doctor` shows what fits")
     return code if isinstance(code, int) else 0

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from gangpao.validation import BaseModel, ConfigDict, ErrorDetails, ValidationError
 
 
 class Frozen(BaseModel):
@@ -109,7 +108,16 @@ def _anchored(data: dict[str, Any], model_cls: type[BaseModel], base: Path) -> d
             out[name] = os.path.normpath((base / Path(value).expanduser()).absolute())
         elif isinstance(value, dict) and (inner := _model_in(field.annotation)):
             out[name] = _anchored(value, inner, base)
+        elif inner := _model_of_items(field.annotation):
+            if isinstance(value, dict):
+                out[name] = {key: _item(one, inner, base) for key, one in value.items()}
+            elif isinstance(value, list):
+                out[name] = [_item(one, inner, base) for one in value]
     return out
+
+
+def _item(value: Any, model_cls: type[BaseModel], base: Path) -> Any:
+    return _anchored(value, model_cls, base) if isinstance(value, dict) else value
 
 
 def _anchored_override(text: str, model_cls: type[BaseModel], base: Path) -> str:
@@ -144,6 +152,13 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model that a field holds one of, or one of or none."""
     options = (annotation, *typing.get_args(annotation)) if typing.get_origin(annotation) in _UNIONS else (annotation,)
     return next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+
+
+def _model_of_items(annotation: Any) -> type[BaseModel] | None:
+    """The model that the tables of a list, or of a table by name, are."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    item = {dict: args[-1:], list: args[:1], tuple: args[:1]}.get(origin, ())
+    return next((one for one in item if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 _UNIONS = (typing.Union, types.UnionType)
@@ -382,3 +397,33 @@ def _step(annotation: Any, part: int | str) -> Any:
 def _is_tagged(model: Any, tag: int | str) -> bool:
     fields = getattr(model, "model_fields", {})
     return any(tag in typing.get_args(field.annotation) for field in fields.values())
+
+
+# --- TOML out of values: Python reads TOML and does not write it
+
+
+def to_toml(values: dict[str, Any], name: str = "") -> str:
+    """TOML of plain data: values, then tables and lists of tables; name: the table that `values` is."""
+    out = "".join(f"{_key(k)} = {_value(v)}\n" for k, v in values.items() if not _is_table(v))
+    for key, inner in values.items():
+        full = f"{name}.{_key(key)}" if name else _key(key)
+        if isinstance(inner, dict):
+            out += f"\n[{full}]\n" + to_toml(inner, full)
+        elif _is_table(inner):
+            out += "".join(f"\n[[{full}]]\n" + to_toml(item, full) for item in inner)
+    return out
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    # JSON's numbers, strings and booleans are TOML's.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

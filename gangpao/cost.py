@@ -19,9 +19,8 @@ import math
 from datetime import date
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
-
 from gangpao.config import Frozen, config_dir, load_toml
+from gangpao.validation import ConfigDict, Field
 
 SECONDS_PER_YEAR = 365 * 86400
 JOULES_PER_KWH = 3.6e6

@@ -138,24 +138,31 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 @dataclass(frozen=True, slots=True)
 class Busy:
     """How busy others kept the processors that we may use. others: in processors, None where the system does not say;
-    steal: share of time that the host gave to its other guests; load: average run queue of the last minute."""
+    steal: share of time that the host gave to its other guests; load: average run queue of the last minute, None where the
+    system does not say (an app on Android may not look)."""
 
     cpus: int
     others: float | None
     steal: float
-    load: float
+    load: float | None
+
+    @property
+    def known(self) -> bool:
+        """Whether the system says what others do."""
+        return self.others is not None or self.load is not None
 
     @property
     def is_quiet(self) -> bool:
         """Whether figures that were measured meanwhile can be taken for this machine's."""
-        used = self.others if self.others is not None else max(0.0, self.load - 1)
-        return used < 0.1 * self.cpus and self.steal < 0.05
+        used = self.others if self.others is not None else max(0.0, (self.load or 0.0) - 1)
+        return self.known and used < 0.1 * self.cpus and self.steal < 0.05
 
     def __str__(self) -> str:
+        if not self.known:
+            return "unknown: this system does not say what others do with its CPUs; close other programs and repeat"
         share = "unknown" if self.others is None else f"{self.others:.1f}"
-        seen = (
-            f"other processes used {share} of {self.cpus} CPUs meanwhile, steal {self.steal:.0%}, load {self.load:.1f}"
-        )
+        load = "unknown" if self.load is None else f"{self.load:.1f}"
+        seen = f"other processes used {share} of {self.cpus} CPUs meanwhile, steal {self.steal:.0%}, load {load}"
         if self.is_quiet:
             return f"quiet ({seen})"
         return f"BUSY: {seen}; the figures are lower than this machine can do, repeat when it is quiet"
@@ -181,7 +188,7 @@ class Watch:
             else max(0.0, (now[2] - busy) / ticks * len(self._cpus) - (now[1] - ours) / wall)
         )
         steal = (now[3] - stolen) / ticks if ticks > 0 else 0.0
-        return Busy(len(self._cpus), others, steal, os.getloadavg()[0])
+        return Busy(len(self._cpus), others, steal, load_average())
 
     def _now(self) -> tuple[float, float, int, int, int]:
         """Wall clock, our own seconds of processor, and ticks of our processors: busy, stolen, all."""
@@ -196,6 +203,15 @@ class Watch:
                 total += user + nice + system + idle + iowait + irq + softirq + steal
         ours = os.times()
         return time.monotonic(), ours.user + ours.system, busy, stolen, total
+
+
+def load_average() -> float | None:
+    """Average run queue of the last minute, None where the system does not say (Termux's Python has no such function)."""
+    ask = getattr(os, "getloadavg", None)
+    try:
+        return float(ask()[0]) if ask else None
+    except OSError:
+        return None
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

@@ -150,10 +150,10 @@ class Server:
             f"{self.base} has {len(names)} models, choose with {self._flags.model}: {', '.join(names[:50])}"
         )
 
-    def chat(self, body: Mapping[str, Any]) -> httpx2.Response:
-        """An open response (status 200) to a chat request; the caller closes it."""
+    def open(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
+        """An open response (status 200) to a request, to read events from; the caller closes it."""
         with self._naming_models():
-            return self._send("POST", "/chat/completions", body)
+            return self._send("POST", path, body)
 
     def ask(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON of a whole answer. Raises RemoteError."""

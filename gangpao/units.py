@@ -1,12 +1,18 @@
 """Bytes, seconds, tables and the texts of others as people read them."""
 
 import os
+from datetime import UTC, datetime
 from typing import TextIO
 
 
 def colors(stream: TextIO) -> bool:
     """Whether to send escape codes to a stream."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def utc_now() -> str:
+    """The time in UTC, to the second, as ISO 8601 has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def plain(text: str) -> str:

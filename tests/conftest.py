@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +44,14 @@ def model_path() -> Callable[[str], Path]:
         return here[name]
 
     return find
+
+
+@pytest.fixture
+def same_kernels_afterwards() -> Iterator[None]:
+    """The instruction set and the number of threads are those from before when a test has ended."""
+    from gangpao import kernels
+
+    isa, threads = kernels.isa_name(), kernels.num_threads()
+    yield
+    kernels.set_isa(isa)
+    kernels.set_num_threads(threads)

@@ -16,7 +16,7 @@ from tests.child import ROOT, environment
 DRIVER = ROOT / "tests" / "commands" / "fake_cli.py"
 FIELDS = {
     "text", "model", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",
-    "yuan", "seed",
+    "yuan", "seed", "drafted", "accepted",
 }  # fmt: skip
 
 

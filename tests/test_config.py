@@ -1,5 +1,7 @@
 """Configuration files: merging, overrides, and errors that name the file, the key and the nearest valid one."""
 
+import tomllib
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -211,3 +213,26 @@ def test_config_dir_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config.config_dir() == tmp_path / ".config" / "gangpao"
+
+
+def test_paths_of_tables_by_name_and_of_lists_start_at_the_file(tmp_path):
+    class Yards(config.Frozen):
+        locks: dict[str, Lock] = Field({})
+        spare: tuple[Lock, ...] = ()
+
+    path = tmp_path / "yards.toml"
+    path.write_text("[locks.front]\nmanual = 'a.pdf'\n[[spare]]\nmanual = 'b.pdf'\n[[spare]]\n", encoding="utf-8")
+    found = config.load_toml(path, Yards, ["locks.back.manual=c.pdf"])
+    assert {name: lock.manual for name, lock in found.locks.items()} == {
+        "front": str(tmp_path / "a.pdf"), "back": str(Path("c.pdf").absolute()),
+    }  # fmt: skip
+    assert [lock.manual for lock in found.spare] == [str(tmp_path / "b.pdf"), ""]
+
+
+def test_toml_of_awkward_values_reads_back():
+    values = {
+        "a": 'quo"te\\ \n \x7f 中文', "f": 1e-05, "g": 1e16, "b": True, "l": ["x", "y"], "n": [],
+        "t": {"k.with dots": {"z": 1}, "y": 2.5},
+        "s": [{"name": "one", "m": {"u": 0.5}}, {"name": "two"}],
+    }  # fmt: skip
+    assert tomllib.loads(config.to_toml(values)) == values

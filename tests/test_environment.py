@@ -68,6 +68,6 @@ def test_native_code_reads_none():
 
 @pytest.mark.parametrize("page", ["docs/models.md", "docs/models.zh.md"])
 def test_the_preference_of_quantizations_is_as_documented(page):
-    words = re.findall(r"\b(?:T?Q\d_[A-Z0-9_]+|B?F16|F32|Q\dK?)\b", (ROOT / page).read_text(encoding="utf-8"))
+    words = re.findall(r"\b(?:[IT]?Q\d_[A-Z0-9_]+|B?F16|F32|Q\dK?)\b", (ROOT / page).read_text(encoding="utf-8"))
     start = next(i for i in range(len(words)) if words[i : i + 2] == list(PREFERENCE[:2]))
     assert tuple(words[start : start + len(PREFERENCE)]) == PREFERENCE

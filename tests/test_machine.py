@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gangpao import machine
+from tests import seams
 
 
 def fake_root(tmp_path, files):
@@ -64,7 +65,7 @@ def test_a_full_group_has_no_memory(tmp_path):
 
 
 def test_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    seams.replace(monkeypatch, machine, "os", sched_getaffinity=lambda _: {0, 1, 2, 3})
     top = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     files = {top.format(0): "0,2\n", top.format(1): "1,3\n", top.format(2): "0,2\n", top.format(3): "1,3\n"}
     root = fake_root(tmp_path, files)
@@ -95,11 +96,11 @@ def stat(*cpus):
     ],
 )
 def test_what_others_do_is_seen(tmp_path, monkeypatch, after, others, steal, words):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    ours = os.times_result((5.0, 5.0, 0, 0, 0))
+    seams.replace(monkeypatch, machine, "os", sched_getaffinity=lambda _: {0, 1}, times=lambda: ours)
     clock = iter([100.0, 101.0])
-    monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
+    seams.replace(monkeypatch, machine, "time", monotonic=lambda: next(clock))
     root = fake_root(tmp_path, {"proc/stat": stat((0,) * 8, (0,) * 8, (0,) * 8)})
-    monkeypatch.setattr(os, "times", lambda: os.times_result((5.0, 5.0, 0, 0, 0)))
     watch = machine.Watch(root)
     fake_root(tmp_path, {"proc/stat": stat(*after, (900, 0, 0, 0, 0, 0, 0, 0))})  # cpu2 is not ours
     busy = watch.read()

@@ -13,7 +13,12 @@ ROOT = Path(__file__).parent.parent
 LAB = {"model", "data", "sandbox", "train", "tune", "compress", "evaluate", "deploy"}
 # Evaluation measures both halves: prices are there on a device, and the command that asks questions is the lab's.
 BOTH = {"evaluate"}
-LAB_COMMANDS = {"gangpao.commands.eval"}
+LAB_COMMANDS = {
+    "gangpao.commands.eval",
+    "gangpao.commands.compress.quantize",
+    "gangpao.commands.compress.compare",
+    "gangpao.commands.compress.imatrix",
+}
 
 FORBID = f"""
 import sys

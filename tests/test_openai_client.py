@@ -8,6 +8,7 @@ import pytest
 
 from gangpao import openai_client
 from gangpao.openai_client import Flags, Patience, RemoteError, Server, address
+from tests import seams
 from tests.commands.fake_server import answer, fake
 
 PATIENT = Patience(silence_s=5, wait_s=60, broken=3)
@@ -31,7 +32,7 @@ def asking(url, script_patience=PATIENT, key=None, **options):
     "bad", [[None], [GOOD[0][:-3]], answer(500, b""), answer(200, b"half {"), answer(429, b"", Retry_After="0")]
 )
 def test_what_breaks_off_is_asked_again(monkeypatch, bad):
-    monkeypatch.setattr(openai_client.time, "sleep", lambda _: None)
+    seams.replace(monkeypatch, openai_client, "time", sleep=lambda _: None)
     left = [bad, bad, GOOD]
     with fake(lambda _: left.pop(0)) as server:
         assert asking(server.url) == {"choices": []}
@@ -40,7 +41,7 @@ def test_what_breaks_off_is_asked_again(monkeypatch, bad):
 
 @pytest.mark.parametrize("bad", [[None], answer(500, {"error": "no"}), answer(200, b"half {")])
 def test_and_given_up_in_the_end(monkeypatch, bad):
-    monkeypatch.setattr(openai_client.time, "sleep", lambda _: None)
+    seams.replace(monkeypatch, openai_client, "time", sleep=lambda _: None)
     with fake(lambda _: bad) as server:
         with pytest.raises(RemoteError):
             asking(server.url)

@@ -17,24 +17,27 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import typer
 
-from gangpao import catalog, cost, machine
+from gangpao import catalog, cost
 from gangpao.commands import options as opt
 from gangpao.commands.model import loading
 from gangpao.commands.model.find import one_of
-from gangpao.commands.terminal import screen, wrap
-from gangpao.commands.terminal.conversation import Conversation, Run, Talk
+from gangpao.commands.terminal import attach, screen, wrap
+from gangpao.commands.terminal.conversation import Run, Talk
 from gangpao.commands.terminal.history import History, history_path
-from gangpao.engine.generate import Engine
+from gangpao.commands.terminal.kept import KeptChat
+from gangpao.commands.terminal.local import Local
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams
+from gangpao.engine.thinking.options import Thinking
+from gangpao.images.look import Picture
 from gangpao.options import Fields, command_of
+from gangpao.text.templates.chat import Message
 from gangpao.units import plain
 
 DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一起去 hiking 吧！"
@@ -42,11 +45,10 @@ DEMO = "请把这句话翻译成法语：今天的 weather 真不错，我们一
 HELP = (
     ("/help", "this list"),
     ("/model NAME", "go on with another model; without NAME, the models there are"),
-    (
-        "/set KEY VALUE",
-        "change temperature, top_p, max_tokens, seed, system ...; without VALUE, show it; without KEY, show all",
-    ),
+    ("/set KEY VALUE", "change temperature, top_p, seed, system ...; without VALUE, show it; without KEY, show all"),
+    ("/image FILE [TEXT]", "show a picture with the next question, or with TEXT; dragging a file in does it, too"),
     ("/retry", "another answer to the last question"),
+    ("/think WHAT", "on, off, default, low, medium, high, or the most tokens of a thought; without WHAT, show it"),
     ("/thoughts", "what the model thought before its last answer"),
     ("/reset", "forget the conversation (the system message stays)"),
     ("/system TEXT", "set who the model is to be; without TEXT, show it"),
@@ -76,8 +78,18 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Do not check the ser
 NoHistory = Annotated[
     bool, typer.Option("--no-history", help="Do not read or keep the file of questions typed before.")
 ]
+SessionName = Annotated[
+    str | None,
+    typer.Option(
+        "--session",
+        metavar="NAME",
+        help="Keep the conversation, and what the model computed of it, under NAME; go on with it.",
+    ),
+]
 # Options that belong to a model in this process, and those that belong to a server.
-LOCAL_ONLY = frozenset({*Fields(EngineOptions).chosen(), "cost_profile", "yes", "adapter"})
+LOCAL_ONLY = frozenset(
+    {*Fields(EngineOptions).chosen(), "cost_profile", "yes", "adapter", "mmproj", "session", "context_shift"}
+)
 REMOTE_ONLY = frozenset({"api_key", "ca", "insecure"})
 
 
@@ -95,10 +107,12 @@ def chat(
     named: opt.Named = None,
     model: opt.Model = None,
     adapter: opt.Adapters = None,
+    mmproj: opt.Mmproj = None,
     yes: opt.Yes = False,
     system: opt.System = "",
     *,
     sampling: Params,
+    thinking: Thinking,
     engine: EngineOptions,
     cost_profile: opt.CostProfile = None,
     connect: Connect = None,
@@ -106,6 +120,8 @@ def chat(
     ca: Ca = None,
     insecure: Insecure = False,
     no_history: NoHistory = False,
+    session: SessionName = None,
+    context_shift: opt.ContextShift = None,
 ) -> None:
     """Talk with a model in the terminal."""
     given = _given(ctx)
@@ -118,16 +134,27 @@ def chat(
 
         asked = {name: value for name, value in chosen.items() if name in given}
         with closing(
-            remote.connect(connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure)
+            remote.connect(
+                connect, model, asked, system=system, api_key=api_key, ca=ca, insecure=insecure, thinking=thinking
+            )
         ) as there:
             converse(there, history=history)
     else:
-        meter = cost.Meter(cost_profile)
-        load = loading.with_adapters(partial(loading.load_engine, options=engine, yes=yes), model, adapter)
+        meter, kept = cost.Meter(cost_profile), KeptChat(session) if session else None
+        load = loading.with_own(partial(loading.load_engine, options=engine, yes=yes), model, adapter, mmproj)
         # Nobody else holds the engine, so that another one finds its memory free.
-        here = Local(load(model), chosen, meter=meter, load=load, source=model, system=system)
+        here = Local(
+            load(model), chosen, meter=meter, load=load, source=model, system=system, kept=kept, shifts=context_shift is not False,
+            thinking=thinking,
+        )  # fmt: skip
         known = catalog.load().models.get(here.model_name)
-        converse(here, known.question if known else "", history)
+        if kept is not None:
+            note(kept.begin(here))
+        try:
+            converse(here, known.question if known else "", history)
+        finally:
+            if kept is not None:
+                kept.end(here)
 
 
 def converse(talk: Talk, question: str = "", history: History | None = None) -> None:
@@ -158,70 +185,6 @@ def check_sides(given: set[str]) -> None:
         raise ValueError(f"{names}: only for {why}")
 
 
-@dataclass(slots=True, kw_only=True)
-class Local(Conversation):
-    """A conversation with an engine of this process, and what its answers cost here."""
-
-    meter: cost.Meter
-    load: Callable[[str | None], Engine] = loading.load_engine
-    source: str | None = None  # what was asked to be loaded
-    unset: ClassVar[str] = "random"
-
-    @property
-    def model_name(self) -> str:
-        """The model that answers."""
-        return self.engine.name
-
-    def setting(self, name: str) -> object:
-        """A sampling option as it is; None is a random seed."""
-        return getattr(self.params, name)
-
-    def set(self, name: str, value: Any) -> None:
-        """Change a sampling option from the next question on; None is the model's own."""
-        self.chosen = {**self.chosen, name: value}
-
-    def models(self) -> list[str]:
-        """Models of this machine that the engine can read."""
-        return [name for name, path in catalog.installed().items() if path.suffix == ".gguf"]
-
-    def switch(self, model: str) -> None:
-        """Go on with another installed model. The one before leaves memory first, and comes back when the other cannot be loaded.
-
-        Raises ValueError saying what to do.
-        """
-        catalog.resolve(model)
-        before = self.source or self.engine.name
-        try:
-            self.use(lambda: self.load(model))
-        except BaseException:
-            self.engine = self.load(before)
-            raise
-        self.source = model
-
-    def greeting(self) -> str:
-        """Who answers, in one line."""
-        return f"{self.engine.name}, context {self.engine.context} tokens"
-
-    def figures(self, run: Run) -> str:
-        """What the answer took, in one line."""
-        return screen.figures(run.stats, self.meter.yuan(run.stats.seconds))
-
-    def facts(self) -> list[tuple[str, str]]:
-        """The model, its kernels, and how full its context is."""
-        engine = self.engine
-        return [
-            ("model", f"{engine.name} ({engine.model.config.architecture}), {screen.kernels_line()}"),
-            ("context", f"{self.cached_tokens} of {engine.context} tokens, KV {engine.kv_dtype}"),
-        ]
-
-    def costs(self, seconds: float) -> list[tuple[str, str]]:
-        """Memory in use, and the price of `seconds` of this machine."""
-        return [
-            ("memory", f"{machine.rss_mb():.0f} MB"),
-            ("cost", f"{cost.show_yuan(self.meter.yuan(seconds))} ({self.meter.name})"),
-        ]
-
-
 class Chat:
     """One conversation with its totals. Prints to stdout."""
 
@@ -234,6 +197,7 @@ class Chat:
         self.decode_s = 0.0
         self.attempts = 0  # answers to the last question after the first
         self.thoughts = ""
+        self.pictures: list[Picture] = []  # for the next question
 
     def loop(self, history: History) -> None:
         """Read and answer until the user leaves."""
@@ -263,13 +227,51 @@ class Chat:
                     return
             elif text.strip():
                 self.attempts = 0
-                self.answer(text.strip())
+                self._ask(text.strip())
 
-    def answer(self, text: str) -> bool:
+    def _ask(self, text: str) -> None:
+        """A question, or a picture that was dragged in, with or without words beside it."""
+        path, words = attach.dragged(text)
+        try:
+            if path is not None:
+                self._attach(path)
+        except ValueError as error:
+            complain(error)
+            return
+        if path is not None and not words:
+            note(self._attached())
+        elif self.answer(words, self.pictures):
+            self.pictures = []
+
+    def _attach(self, path: Path) -> None:
+        if why := self.conversation.sees():
+            raise ValueError(why)
+        self.pictures = [*self.pictures, attach.load(path)]
+
+    def _attached(self) -> str:
+        shown = ", ".join(f"{p.width} x {p.height}" for p in self.pictures)
+        return f"{len(self.pictures)} picture{'s' if len(self.pictures) > 1 else ''} ({shown}) for your next question"
+
+    def _image(self, line: str) -> str:
+        if line == "none":
+            self.pictures = []
+            return "no picture"
+        path, words = attach.split_path(line)
+        if path is None:
+            return self._attached() if self.pictures else "which? /image FILE; /image none takes pictures back"
+        self._attach(path)
+        if not words:
+            return self._attached()
+        self.attempts = 0
+        if self.answer(words, self.pictures):
+            self.pictures = []
+        return ""
+
+    def answer(self, text: str, pictures: Sequence[Picture] = ()) -> bool:
         """Stream the answer to one question; Ctrl-C ends it and keeps what was said. False after an error, which is shown."""
         try:
             progress = _prefill_progress if sys.stdout.isatty() else None
-            run = self.conversation.ask(text, progress, attempt=self.attempts)
+            run = self.conversation.ask(text, progress, attempt=self.attempts, pictures=pictures)
         except ValueError as error:
             complain(error)
             return False
@@ -284,6 +286,10 @@ class Chat:
         self.thoughts = run.thoughts
         self._count(run)
         note(self.conversation.figures(run) + (" · stopped" if stopped else ""))
+        if run.stats.dropped_tokens:
+            note(
+                f"(the context is full: its {run.stats.dropped_tokens} oldest tokens were dropped; a larger --context holds more)"
+            )
         if failure:
             complain(failure)
         elif run.finish_reason == "length":
@@ -331,7 +337,10 @@ class Chat:
             "help": _help,
             "model": self._model,
             "set": self._set,
+            "image": self._image,
             "retry": self._retry,
+            "think": self._think,
+            "no_think": lambda _: self._think("off"),
             "thoughts": lambda _: self.thoughts or "the last answer came without a thought",
             "reset": self._reset,
             "system": self._system,
@@ -392,11 +401,16 @@ class Chat:
         count = len(self.conversation.turns)
         self.attempts += 1
         try:
-            self.answer(taken[0]["content"])
+            self.answer(taken[0]["content"], [picture for _, picture in taken[0].get("pictures", ())])
         finally:
             if len(self.conversation.turns) == count:  # no word came: what was there stays
                 self.conversation.turns += taken
         return ""
+
+    def _think(self, text: str) -> str:
+        if text:
+            self.conversation.thinking = Thinking.typed(text)
+        return f"thinking: {self.conversation.thinking}"
 
     def _reset(self, _: str) -> str:
         self.conversation.reset()
@@ -423,9 +437,9 @@ class Chat:
         path = Path(name).expanduser()
         messages = self.conversation.messages
         if path.suffix == ".json":
-            text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n"
+            text = json.dumps({"messages": [attach.as_parts(m) for m in messages]}, ensure_ascii=False, indent=1) + "\n"
         else:
-            text = "".join(f"## {m['role']}\n\n{m['content']}\n\n" for m in messages)
+            text = "".join(f"## {m['role']}\n\n{_pictured(m)}{m['content']}\n\n" for m in messages)
         try:
             with path.open("x", encoding="utf-8") as out:
                 out.write(text)
@@ -460,6 +474,12 @@ def _help(_: str) -> str:
     width = max(len(name) for name, _ in HELP) + 1
     rows = [f"{name:{width}}{wrap.wrapped(text, ' ' * width)}" for name, text in HELP]
     return "\n".join([*rows, HELP_END])
+
+
+def _pictured(message: Message) -> str:
+    """A line about the pictures of a message, for a file of text."""
+    shown = [f"{p.kind} {p.width} x {p.height}" for _, p in message.get("pictures", ())]
+    return f"[{', '.join(shown)}]\n\n" if shown else ""
 
 
 def _nearest(word: str, known: Sequence[str], mark: str = "") -> str:

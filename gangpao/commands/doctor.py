@@ -8,6 +8,7 @@ with the efficiency our kernels reach on real models (benchmarks/results). `gang
 the catalog's own estimate, the same that chooses the default model.
 """
 
+import contextlib
 import json
 import platform
 import time
@@ -18,7 +19,9 @@ import gangpao
 from gangpao import catalog, cost, kernels, machine
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
+from gangpao.commands.model.sight import sight_of
 from gangpao.engine.memory import EngineOptions
+from gangpao.engine.vision.opened import sight_bytes
 from gangpao.options import Fields, command_of
 from gangpao.units import show_bytes, table
 
@@ -73,18 +76,29 @@ def examine(threads: int | None = None, cost_profile: str | None = None) -> dict
         "read_gb_per_s": round(bandwidth, 2),
         "others_cpus": None if busy.others is None else round(busy.others, 2),
         "steal": round(busy.steal, 3),
-        "load_1m": round(busy.load, 2),
+        "load_1m": None if busy.load is None else round(busy.load, 2),
         "quiet": busy.is_quiet,
         "machine": str(busy),
         "disk_free_bytes": machine.free_disk(store),
         "store": str(store),
         "store_bytes": catalog.size_of(store) if store.is_dir() else 0,
         "installed": sorted(catalog.installed()),
+        "sees": _seeing(),
         "cost_profile": profile_name,
         "models": models,
         "largest": catalog.largest_fitting(memory),
         "next": _next(memory, store),
     }
+
+
+def _seeing() -> dict[str, int]:
+    """Installed models that see -> bytes of memory that this takes beside the model, as far as the files tell."""
+    found = {}
+    for name, path in catalog.installed().items():
+        if path.suffix == ".gguf" and (sight := sight_of(path, name)) is not None:
+            with contextlib.suppress(ValueError, OSError):  # a damaged file is told of where it is used
+                found[name] = sight_bytes(sight) or 0
+    return found
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
@@ -135,6 +149,8 @@ def report(facts: dict[str, Any]) -> str:
         ("disk", f"{show_bytes(facts['disk_free_bytes'])} free for models in {facts['store']}"),
         ("store", f"{show_bytes(facts['store_bytes'])}: {', '.join(facts['installed']) or 'no models yet'}"),
     ]
+    if facts["sees"]:
+        rows.append(("sees", ", ".join(f"{name} (+ {show_bytes(size)})" for name, size in facts["sees"].items())))
     models = [
         [
             m["name"],

@@ -69,6 +69,12 @@ Shots = Annotated[
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Ask as a conversation, by the model's template.")]
 Think = Annotated[bool | None, typer.Option("--think/--no-think", help="Switch a thinking model's thoughts on or off.")]
+ThinkBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--think-budget", min=0, help="Tokens that a thought may take; then it is closed and the answer follows."
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option("--max-tokens", min=1, help="End answers after so many tokens, instead of the task's own number."),
@@ -104,6 +110,7 @@ def run(
     shots: Shots = None,
     chat: Chat = False,
     think: Think = None,
+    think_budget: ThinkBudget = None,
     max_tokens: MaxTokens = None,
     batch: Batch = 8,
     run_code: RunCode = False,
@@ -136,8 +143,8 @@ def run(
     names = [*suites, *(task or [])]
     settings = Settings(
         tasks=tasks_of(names), suite=" ".join(suites), optional=frozenset(tasks_of(suites)) - frozenset(task or []), data=data,
-        limit=limit, shots=shots, chat=chat, think=think, max_tokens=max_tokens, seed=seed, run_code=run_code, corpus=corpus,
-        cost_profile=cost,
+        limit=limit, shots=shots, chat=chat, think=think, think_budget=think_budget, max_tokens=max_tokens, seed=seed,
+        run_code=run_code, corpus=corpus, cost_profile=cost,
     )  # fmt: skip
     folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{'-'.join(names)}")
     serving = load.Serving(name=server_model, api_key=api_key)

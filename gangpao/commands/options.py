@@ -31,6 +31,13 @@ Adapters = Annotated[
         help="A LoRA adapter: a PEFT folder or a GGUF file; repeatable, all are added.",
     ),
 ]
+Mmproj = Annotated[
+    str | None,
+    typer.Option(
+        "--mmproj", metavar="FILE",
+        help="What the model sees with, an mmproj GGUF file; found beside the model if not given, none is to read text only.",
+    ),
+]  # fmt: skip
 Named = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as -m.", show_default=False)]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL}.")]
 StoreName = Annotated[
@@ -41,6 +48,14 @@ CostProfile = Annotated[
     str | None, typer.Option("--cost-profile", help="The machine whose price and power make the yuan.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+ContextShift = Annotated[
+    bool | None,
+    typer.Option(
+        "--context-shift/--no-context-shift",
+        help="Drop the oldest of what was said when the context is full, and go on.",
+        show_default=False,
+    ),
+]
 
 
 def chosen(**options: Any) -> dict[str, Any]:

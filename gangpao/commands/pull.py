@@ -49,6 +49,8 @@ def pull(
         else:
             _agree(name, yes)
             path = fetch(name, sources=source, from_path=from_path, unverified=unverified, progress=progress, jobs=jobs)
+            if sight := catalog.entry(name).mmproj:
+                fetch(sight, sources=source, unverified=unverified, progress=progress, jobs=jobs)
     print(path)
 
 

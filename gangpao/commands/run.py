@@ -7,20 +7,25 @@ ended.
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gangpao import catalog, cost
 from gangpao.commands import options as opt
-from gangpao.commands.model import find, loading
-from gangpao.commands.terminal import screen
-from gangpao.commands.terminal.conversation import fit
-from gangpao.engine.generate import Engine, Generation
+from gangpao.commands.model import find, loading, sight
+from gangpao.commands.terminal import attach, screen
+from gangpao.commands.terminal.conversation import NO_SIGHT, fit, head_of, question_of
+from gangpao.engine.generate import Engine, Generation, Session
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams, TokenLogprob
+from gangpao.engine.saved import session as session_file
+from gangpao.engine.thinking.options import Thinking
+from gangpao.engine.thinking.rule import NOTHING_SAID, rule_of
+from gangpao.images.look import Picture
 from gangpao.options import Fields, command_of
 from gangpao.pull import refs
 from gangpao.text.thoughts import Said, split
@@ -33,7 +38,20 @@ Words = Annotated[
         help="What to ask, behind the model unless -m names it; - or nothing reads stdin.",
     ),
 ]  # fmt: skip
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", metavar="FILE", help="A picture in front of the prompt: PNG, JPEG, WebP or GIF; repeatable."
+    ),
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
+SessionFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--session", metavar="FILE", show_default=False,
+        help="Keep what was computed of prompt and answer in FILE, and take from it what a prompt has in common with it.",
+    ),
+]  # fmt: skip
 
 
 Params = Annotated[
@@ -53,14 +71,19 @@ def run(
     words: Words = None,
     model: opt.Model = None,
     adapter: opt.Adapters = None,
+    mmproj: opt.Mmproj = None,
+    image: Images = None,
     yes: opt.Yes = False,
     as_json: opt.Json = False,
     system: opt.System = "",
     raw: Raw = False,
+    session: SessionFile = None,
+    context_shift: opt.ContextShift = None,
     *,
     sampling: Params,
     stop: opt.Stop = None,
     logit_bias: opt.LogitBias = None,
+    thinking: Thinking,
     engine: EngineOptions,
     cost_profile: opt.CostProfile = None,
 ) -> None:
@@ -68,18 +91,47 @@ def run(
     chosen = opt.chosen(**sampling, stop=tuple(stop or ()), logit_bias=opt.bias_of(logit_bias))
     model, prompt = model_and_prompt(words or [], model)
     talks = prompt is None and model is not None and sys.stdin.isatty() and not (as_json or raw)
+    pictures = [attach.load(path.expanduser()) for path in image or ()]
+    if pictures and (talks or raw):
+        raise ValueError("--image needs a prompt, and a chat template: leave --raw out, and ask something")
+    if session and talks:
+        raise ValueError("--session FILE needs a prompt; a conversation is kept by `gangpao chat --session NAME`")
     text = "" if talks else read_prompt(prompt)
     meter = cost.Meter(cost_profile)
-    load = loading.with_adapters(partial(loading.load_engine, options=engine, yes=yes), model, adapter)
+    # Without a picture nothing is to be seen, and what it takes to see is memory and seconds.
+    sees = mmproj if talks or pictures or mmproj is not None else sight.NONE
+    load = loading.with_own(partial(loading.load_engine, options=engine, yes=yes), model, adapter, sees)
     if talks:  # `run MODEL` at a terminal is a conversation, as with Ollama
         from gangpao.commands import chat
+        from gangpao.commands.terminal.local import Local
 
-        chat.converse(chat.Local(load(model), chosen, meter=meter, load=load, source=model, system=system))
+        chat.converse(
+            Local(load(model), chosen, meter=meter, load=load, source=model, system=system, thinking=thinking)
+        )
     else:
         loaded = load(model)
-        params = loaded.recommended(**chosen)
-        generation = start(loaded, text, params, system=system, raw=raw)
-        _answer(generation, loaded, meter, as_json, params.logprobs is not None)
+        params = loaded.recommended(thinking=thinking.on, **chosen)
+        kept = _restored(loaded, session)
+        generation = start(
+            loaded, text, params, system=system, raw=raw, pictures=pictures, session=kept, shifts=bool(context_shift),
+            thinking=thinking,
+        )  # fmt: skip
+        try:
+            _answer(generation, loaded, meter, as_json, params.logprobs is not None)
+        finally:
+            generation.close()
+            if session and kept:
+                session_file.save(session, kept)
+
+
+def _restored(engine: Engine, path: Path | None) -> Session | None:
+    """A session with what the file has, if there is one. Raises ValueError for a file that cannot be used; it stays as it is."""
+    if path is None:
+        return None
+    session = engine.session()
+    if path.exists():
+        session_file.restore(path, session)
+    return session
 
 
 def _answer(generation: Generation, engine: Engine, meter: cost.Meter, as_json: bool, logprobs: bool) -> None:
@@ -120,13 +172,38 @@ def read_prompt(argument: str | None) -> str:
     return text
 
 
-def start(engine: Engine, text: str, params: SamplingParams, *, system: str = "", raw: bool = False) -> Generation:
-    """Begin an answer to one message, or (raw) a continuation of the text, in which special tokens count as such."""
+def start(
+    engine: Engine,
+    text: str,
+    params: SamplingParams,
+    *,
+    system: str = "",
+    raw: bool = False,
+    pictures: Sequence[Picture] = (),
+    session: Session | None = None,
+    shifts: bool = False,
+    thinking: Thinking = NOTHING_SAID,
+) -> Generation:
+    """Begin an answer to one message behind its pictures, or (raw) a continuation of the text, in which special tokens count as
+    such. shifts: whether the oldest is dropped of what fills the context."""
     if raw:
         ids = engine.tokenizer.encode(text, add_bos=engine.tokenizer.adds_bos, parse_special=True)
-        return engine.generate(ids, params, continues=True)
-    ids, _ = fit(engine, system, [{"role": "user", "content": text}], room=1)
-    return engine.generate(ids, params, stop=engine.template.stop)
+        shift = engine.shift() if shifts else None
+        return engine.generate(ids, params, continues=True, session=session, shift=shift, pool=False)
+    if pictures and engine.seeing is None:
+        raise ValueError(NO_SIGHT.format(engine.name))
+    ids, _, shown = fit(engine, system, [question_of(text, pictures)], room=1, cuts=shifts, thinking=thinking)
+    hold, axes = attach.see(engine, shown) if shown else None, engine.axes(ids, shown)
+    if shifts and axes is not None:
+        raise ValueError(
+            "--context-shift: pictures of this model lie on a canvas, from which nothing can be dropped: leave it out"
+        )
+    shift = engine.shift(head_of(system)) if shifts else None
+    rule = rule_of(engine.template, engine.tokenizer, ids, thinking) if engine.template.thoughts else None
+    return engine.generate(
+        ids, params, session=session, stop=engine.template.stop, pictures=hold, axes=axes, shift=shift, thinking=rule,
+        pool=False,
+    )  # fmt: skip
 
 
 def _consume(generation: Generation, tokens: list[TokenLogprob] | None, *, quiet: bool) -> None:
@@ -168,9 +245,14 @@ def document(
         "finish_reason": generation.finish_reason,
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.completion_tokens,
+        **({"dropped_tokens": stats.dropped_tokens} if stats.dropped_tokens else {}),
+        **({"cached_tokens": stats.cached_tokens} if stats.cached_tokens else {}),
+        **({"reasoning_tokens": stats.reasoning_tokens} if stats.reasoning_tokens else {}),
         "ttft_s": round(stats.ttft_s, 4),
         "prefill_tps": round(stats.prefill_tps, 2),
         "decode_tps": round(stats.decode_tps, 2),
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
         "yuan": meter.yuan(stats.seconds),
         "seed": generation.seed,
     }

@@ -26,10 +26,15 @@ from gangpao import catalog
 from gangpao.commands import options as opt
 from gangpao.commands.model import find
 from gangpao.commands.model.adapters import served
+from gangpao.commands.model.draft import AUTO, draft_of
+from gangpao.commands.model.sight import sight_of
 from gangpao.commands.terminal import screen
 from gangpao.commands.terminal.screen import Percent
 from gangpao.engine import adapters
 from gangpao.engine.config import ModelConfig
+from gangpao.engine.generate import Engine
+from gangpao.engine.speculate.loading import open_draft
+from gangpao.engine.thinking.options import Thinking
 from gangpao.formats.gguf import GGUF
 from gangpao.options import Fields, command_of, flag_of, option
 from gangpao.serve import app
@@ -37,6 +42,7 @@ from gangpao.serve.http import tls
 from gangpao.serve.http.access import Access, Listen, check_binding
 from gangpao.serve.models import AdapterFile, Limits
 from gangpao.serve.server import Server, Settings
+from gangpao.text.tokenizer import Tokenizer
 from gangpao.units import show_bytes
 
 Models = Annotated[
@@ -85,11 +91,16 @@ _LIMITS = (
     "queue",
     "context",
     "kv",
+    "draft",
     "threads",
     "memory",
+    "packed_cache",
     "idle_unload_s",
     "max_stop",
     "max_prompts",
+    "context_shift",
+    "prefix_cache",
+    "prefix_cache_bytes",
 )  # in the order of the help
 
 
@@ -99,12 +110,14 @@ def serve(
     extra: Extra = None,
     model: Models = None,
     adapter: Adapter = None,
+    mmproj: opt.Mmproj = None,
     yes: opt.Yes = False,
     *,
     listen: Listen,
     access: Access,
     tls_files: Certificate,
     limits: Annotated[Limits, Fields(Limits, _LIMITS)],
+    thinking: Thinking,
     cost_profile: opt.CostProfile = None,
     grace: Grace = app.GRACE_S,
     alias: Alias = None,
@@ -129,7 +142,8 @@ def serve(
     models, opened = find_models(model, yes=yes)
     on_base = read_adapters(adapter, models, opened)
     settings = Settings(
-        models, aliases=read_aliases(alias, [*models, *on_base]), adapters=on_base, short_paths=short_paths,
+        models, aliases=read_aliases(alias, [*models, *on_base]), adapters=on_base, sights=find_sights(models, mmproj),
+        drafts=find_drafts(models, limits.draft, opened, yes=yes), short_paths=short_paths, thinking=thinking,
         **vars(listen), **vars(access), **vars(limits), cost_profile=cost_profile,
     )  # fmt: skip
     _run(Server(settings, opened), cert, grace, phone)
@@ -149,6 +163,33 @@ def read_adapters(
         except ValueError as error:
             raise ValueError(f"--adapter {name}: {error}") from None
     return found
+
+
+def find_sights(models: Mapping[str, Path], given: str | None) -> dict[str, Path]:
+    """What models see with: --mmproj for the first, and what lies beside the others. Raises ValueError for a file that is none."""
+    first = next(iter(models))
+    found = {name: sight_of(path, name, given if name == first else None) for name, path in models.items()}
+    if given is not None and (named := found[first]) is not None:
+        with GGUF.open(named) as gguf:
+            if gguf.get_str("general.architecture") != "clip":
+                raise ValueError(f"--mmproj {given}: this is a model, not an mmproj file (an encoder of pictures)")
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def find_drafts(
+    models: Mapping[str, Path], given: str | None, opened: Mapping[str, GGUF], *, yes: bool = False
+) -> dict[str, Path]:
+    """What drafts: --draft for the first model, or for all what the catalog names. Raises ValueError for one that cannot draft for
+    the first, before anything is loaded."""
+    first = next(iter(models))
+    if given is None or given.lower() == AUTO:
+        found = {name: draft_of(name, given) for name in models}
+        return {name: path for name, path in found.items() if path is not None}
+    path = draft_of(first, given, yes=yes)
+    if path is None:
+        return {}
+    open_draft(path, Tokenizer.from_gguf(opened[first].metadata))
+    return {first: path}
 
 
 def read_aliases(given: list[str] | None, models: Collection[str]) -> dict[str, str]:
@@ -207,9 +248,11 @@ def certificate(host: str, allowed: Sequence[str], given: Certificate) -> tls.Fi
 def _check_vllm(ctx: typer.Context, model: list[str] | None) -> None:
     """Raises ValueError for options of our own engine: vLLM has its own for the same things, behind --."""
     ours: dict[str, type] = {**dict.fromkeys(_LIMITS, Limits), "allow_image_hosts": Access}
+    ours |= dict.fromkeys(Fields(Thinking).chosen(), Thinking)
     flags = {name: flag_of(record, name) for name, record in ours.items()}
     flags |= {
         "adapter": "--adapter",
+        "mmproj": "--mmproj",
         "cost_profile": "--cost-profile",
         "phone": "--phone",
         "yes": "--yes",
@@ -241,6 +284,7 @@ def _run(server: Server, cert: tls.Files | None, grace: float, phone: bool) -> N
         (loaded,) = server.models.loaded().values()
         print(
             f"ready: {loaded.name}, context {loaded.engine.context}, up to {show_bytes(loaded.need)} of memory, "
+            f"{_sees(loaded.engine)}"
             f"{settings.batch} answers at once; {screen.kernels_line()}",
             flush=True,
         )
@@ -267,6 +311,13 @@ def _run(server: Server, cert: tls.Files | None, grace: float, phone: bool) -> N
     if failures:
         raise ValueError(failures[0])
     print("stopped", file=sys.stderr, flush=True)
+
+
+def _sees(engine: Engine) -> str:
+    """What it sees with, for a line of text."""
+    return (
+        f"sees ({engine.seeing.sight.vision.name}, {show_bytes(engine.seeing.sight.nbytes)}), " if engine.seeing else ""
+    )
 
 
 def start_line(settings: Settings, url: str, cert: tls.Files | None) -> str:

@@ -13,6 +13,7 @@ from gangpao import catalog
 from gangpao.commands import options as opt
 from gangpao.commands.list import sampling_line
 from gangpao.commands.model import find
+from gangpao.commands.model.sight import sight_of
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.sample import recommended_in
 from gangpao.formats.gguf import GGUF
@@ -86,19 +87,72 @@ def _file(path: Path) -> dict[str, Any]:
             config, reason = None, str(error).removeprefix(f"{gguf.path}: ")
         metadata = gguf.metadata
         architecture = metadata.get("general.architecture", "")
-        return out | {
-            "state": "untested" if config else "cannot run",
-            "reason": reason,
-            "architecture": architecture,
-            "title": metadata.get("general.name", ""),
-            "licence": metadata.get("general.license", ""),
-            "parameters": sum(kinds.values()),
-            "context_length": metadata.get(f"{architecture}.context_length"),
-            "types": dict(kinds.most_common()),
-            "vocabulary": len(metadata.get("tokenizer.ggml.tokens", ())),
-            "sampling": recommended_in(metadata),
-            "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str),
-        }
+        if architecture == "clip":
+            return out | _encoder(gguf, dict(kinds.most_common()))
+        return (
+            out
+            | _sees(path)
+            | {
+                "state": "untested" if config else "cannot run",
+                "reason": reason,
+                "architecture": architecture,
+                "title": metadata.get("general.name", ""),
+                "licence": metadata.get("general.license", ""),
+                "parameters": sum(kinds.values()),
+                "experts": f"{config.num_experts_per_tok} of {config.num_experts}"
+                if config and config.num_experts
+                else None,
+                "active": _active(gguf, config) if config and config.num_experts else None,
+                "context_length": metadata.get(f"{architecture}.context_length"),
+                "types": dict(kinds.most_common()),
+                "vocabulary": len(metadata.get("tokenizer.ggml.tokens", ())),
+                "sampling": recommended_in(metadata),
+                "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str),
+            }
+        )
+
+
+def _encoder(gguf: GGUF, kinds: dict[str, int]) -> dict[str, Any]:
+    """What an mmproj file says of itself."""
+    from gangpao.engine.vision.mmproj import read_vision
+    from gangpao.engine.vision.sight import weight_bytes, work_bytes
+
+    facts: dict[str, Any] = {"architecture": "clip", "title": gguf.metadata.get("general.name", "")}
+    facts |= {"parameters": sum(kinds.values()), "types": kinds}
+    try:
+        vision = read_vision(gguf)
+    except ValueError as error:
+        return facts | {"state": "cannot run", "reason": str(error).removeprefix(f"{gguf.path}: ")}
+    width = gguf.get_int("clip.vision.projection_dim", 0)
+    return facts | {
+        "state": "what a model sees with",
+        "encoder": f"{vision.name}, {vision.encoder.layers} layers of {vision.encoder.hidden_size}, {vision.merger.kind}",
+        "memory": f"{show_bytes(weight_bytes(gguf))} of weights, {show_bytes(work_bytes(vision, width))} while a piece is encoded",
+    }
+
+
+def _sees(path: Path) -> dict[str, Any]:
+    """What the model at that path would see with."""
+    found = sight_of(path)
+    if found is None:
+        return {}
+    try:
+        with GGUF.open(found) as gguf:
+            facts = _encoder(gguf, {})
+    except (ValueError, OSError) as error:
+        return {"sees": f"{found.name}: {error}"}
+    return {
+        "sees": f"with {found.name}: {facts.get('encoder') or facts.get('reason')}; {facts.get('memory', '')}".rstrip(
+            "; "
+        )
+    }
+
+
+def _active(gguf: GGUF, config: ModelConfig) -> int:
+    """Weights that one token meets."""
+    share = config.num_experts_per_tok / config.num_experts
+    sizes = {name: math.prod(tensor.shape) for name, tensor in gguf.tensors.items()}
+    return round(sum(size * (share if "_exps." in name else 1) for name, size in sizes.items()))
 
 
 def _shown(name: str, value: Any) -> str:

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gangpao.commands.model.checkpoint import folder_of
-from gangpao.commands.model.find import find_model
+from gangpao.commands.model.find import find_weights
 from gangpao.long_command import RunByDefault, ctrl_c_later
 from gangpao.units import colors
 
@@ -67,7 +66,7 @@ def tune(
         from gangpao.tune import run, summary
     wanted = _config(config, model, data, overrides or [])
     run_and_tell(
-        lambda: run.run_config(wanted, _path(wanted), out, resume=resume, stream=progress.stderr()),
+        lambda: run.run_config(wanted, _weights(wanted), out, resume=resume, stream=progress.stderr()),
         out, summary.facts, summary.text, as_json=as_json,
     )  # fmt: skip
 
@@ -89,9 +88,13 @@ def data_(
     from gangpao.tune.base.load import base_tokenizer
     from gangpao.tune.data.prepare import prepare
     from gangpao.tune.data.show import facts, show
+    from gangpao.tune.pictures.load import sees, shapes
+    from gangpao.tune.pictures.table import PictureTable
 
     wanted = _config(config, model, data, overrides or [])
-    tokenizer, architecture = base_tokenizer(_path(wanted))
+    model_path = _there(wanted)
+    tokenizer, architecture = base_tokenizer(model_path)
+    pictures = PictureTable(shapes(model_path)[0], tokenizer.vocab_size) if sees(model_path) else None
     prepared = prepare(
         wanted.data,
         tokenizer,
@@ -99,6 +102,7 @@ def data_(
         wanted.seq_len,
         kind=wanted.data_kind,
         architecture=architecture,
+        pictures=pictures,
     )
     if as_json:
         print(json.dumps(facts(prepared, tokenizer, rows), ensure_ascii=False))
@@ -118,8 +122,21 @@ def plan(
     from gangpao.tune import memory
 
     wanted = _config(config, model, data, overrides or [])
-    found = memory.plan_of(wanted, _path(wanted))
+    found = memory.plan_of(wanted, _there(wanted))
     print(json.dumps(found.as_json()) if as_json else found.text())
+
+
+def _weights(wanted: TuneConfig) -> Path:
+    """The model that is tuned, or the language model of one that is put together."""
+    name = wanted.model if wanted.new is None else wanted.new.text
+    return find_weights(name) if name else Path()
+
+
+def _there(wanted: TuneConfig) -> Path:
+    """The model that is tuned. Raises ValueError for one that its run has yet to put together."""
+    if wanted.new is not None:
+        raise ValueError("this run puts its model together when it begins: begin it, then name RUN/base with -m")
+    return find_weights(wanted.model)
 
 
 def _config(config: Path | None, model: str | None, data: list[Path] | None, overrides: list[str]) -> TuneConfig:
@@ -145,9 +162,3 @@ def _flat(said: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     for key, value in said.items():
         out += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
     return out
-
-
-def _path(config: TuneConfig) -> Path:
-    """The file or folder that the configuration's model means."""
-    given = Path(config.model).expanduser()
-    return folder_of(given) if given.is_dir() else find_model(config.model)[1]

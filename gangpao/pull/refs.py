@@ -25,8 +25,8 @@ Kind = Literal["huggingface", "modelscope"]
 
 # The first that is there is taken when none is asked for. 4 bits first: half of 8 bits' size and time, and the loss is small.
 PREFERENCE = (
-    "Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q4_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q8_0", "Q3_K_M", "Q3_K_L", "Q3_K_S",
-    "F16", "BF16", "F32", "Q2_K", "TQ2_0", "TQ1_0",
+    "Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q4_K", "IQ4_XS", "IQ4_NL", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q8_0", "Q3_K_M",
+    "Q3_K_L", "Q3_K_S", "F16", "BF16", "F32", "Q2_K", "TQ2_0", "TQ1_0",
 )  # fmt: skip
 _ALIASES = {"FP16": "F16", "FP32": "F32"}
 

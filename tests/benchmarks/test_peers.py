@@ -1,31 +1,13 @@
 """The benchmark scripts, without building or measuring anything."""
 
-import importlib.util
 import io
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("peers", "engines", "report"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+from tests.scripts import load
 
 
 @pytest.mark.parametrize(
@@ -105,7 +87,6 @@ def test_the_servers_are_builds_of_their_own(monkeypatch):
 
 
 def measured(ours: list[float], native: list[float], wheel: list[float]):
-    load("peers")
     engines, report = load("engines"), load("report")
     rows = {"gangpao": ours, "native": native, "xllamacpp": wheel}
     samples = {(e, "decode"): [engines.Sample(v, 200, 0.0, 120) for v in values] for e, values in rows.items()}
@@ -130,7 +111,6 @@ def test_the_report_names_engines_settings_and_goals(monkeypatch):
 
 
 def test_a_sample_is_taken_again_while_others_are_busy(monkeypatch):
-    load("peers")
     engines = load("engines")
     loads = iter([0.5, 0.4, 0.0, 0.9, 0.3, 0.2, 0.8, 0.7])
     monkeypatch.setattr(engines, "measure", lambda *_: engines.Sample(1.0, 1, next(loads)))
@@ -141,7 +121,6 @@ def test_a_sample_is_taken_again_while_others_are_busy(monkeypatch):
 
 
 def test_a_failing_engine_is_quoted(tmp_path):
-    load("peers")
     engines = load("engines")
     code = "import sys; print('broken model', file=sys.stderr); sys.exit(3)"
     with pytest.raises(ValueError, match=r"ended with 3:\nbroken model"):
@@ -150,3 +129,29 @@ def test_a_failing_engine_is_quoted(tmp_path):
     assert out == "x" * 10 + "\n"
     assert peak > 1e6
     assert 0 <= others <= 1
+
+
+def test_an_older_build_of_ours_is_no_peer(monkeypatch):
+    report, engines, one = measured([20, 30], [10, 15], [9, 14])
+    one.samples["gangpao@abc", "decode"] = [engines.Sample(v, 200, 0.0) for v in (16.0, 20.0)]
+    one.settings["gangpao@abc", "decode"] = {}
+    assert one.best_peer("decode") == "native"
+    assert one.ratios("decode", "gangpao@abc") == [1.25, 1.5]
+    test = engines.Test("decode", 64)
+    assert report.summary(one, [test])["decode"]["ratio_to_gangpao@abc"] == 1.375
+    assert "1.375 x gangpao@abc" in report.markdown([one], [test], {})
+
+
+def test_the_share_of_the_bandwidth_is_of_the_same_process():
+    report, engines, _ = measured([1], [1], [1])
+    rows = [engines.Sample(20, 200, 0.0, 120, "", 40.0, 38.0), engines.Sample(10, 200, 0.0, 120, "", 20.0, 18.0)]
+    one = report.Measured("m", 100, {("gangpao", "decode"): {}}, {("gangpao", "decode"): rows})
+    assert one.shares("decode") == [0.95, 0.9]
+    assert one.shares("prefill") == []
+    assert "28.0 GB/s, 92% of what" in report.markdown([one], [engines.Test("decode", 64)], {})
+
+
+def test_a_commit_that_is_not_there_is_named():
+    builds = load("builds")
+    with pytest.raises(ValueError, match="no commit 'nothing-of-this-name'"):
+        builds.folder("gangpao@nothing-of-this-name")

@@ -5,19 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.test_peers import load
 from tests.engine.tiny import write_tiny
+from tests.scripts import load
 
-MODULES = ("peers", "engines", "report", "against_llama", "serving_load", "serving")
 
-
-@pytest.fixture(autouse=True)
-def scripts(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    for name in MODULES[:-1]:
-        load(name)
+@pytest.fixture
+def scripts():
     return load("serving")
 
 

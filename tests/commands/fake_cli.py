@@ -24,13 +24,13 @@ from tests.engine.fakes import fake_engine
 real_load_engine = loading.load_engine
 
 
-def load_engine(model, *, options=loading.DEFAULT, yes=False, adapters=None):
+def load_engine(model, *, options=loading.DEFAULT, yes=False, adapters=None, mmproj="none"):
     if "FAKE_REPLIES" in os.environ:
         engine = fake_engine(*json.loads(os.environ["FAKE_REPLIES"]), context=options.context or 512)
         engine.name = model or "fake"
         engine.template.thoughts = KNOWN[0]
     else:
-        engine = real_load_engine(model, options=options, yes=yes, adapters=adapters)
+        engine = real_load_engine(model, options=options, yes=yes, adapters=adapters, mmproj=mmproj)
     delay = float(os.environ.get("FAKE_DELAY", "0"))
     forward = engine.model.forward
 

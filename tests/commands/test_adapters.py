@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gangpao import cli
+from gangpao.commands.model import loading
 from gangpao.commands.model.adapters import chosen, served, split_scale
 from gangpao.engine.generate import Engine
 from gangpao.formats.adapters import write_peft
@@ -84,3 +86,17 @@ def test_names_and_files():
     assert chosen(["a", "b:2"]) == {"a": (Path("a"), 1.0), "b": (Path("b"), 2.0)}
     assert chosen(None) == {}
     assert served(["x=a=b:0.5"], "base", ["base"]) == {"x": AdapterFile("base", Path("a=b"), 0.5)}
+
+
+def test_what_was_named_for_a_model_is_not_for_the_one_that_a_talk_goes_on_with():
+    asked = []
+
+    def load(name, **more):
+        asked.append((name, more))
+        return SimpleNamespace(name=f"{name}-of-the-file")
+
+    loaded = loading.with_own(load, "a", ["x"], "sees.gguf")
+    for name in ("a", "b", "a-of-the-file"):
+        loaded(name)
+    mine = {"adapters": ["x"], "mmproj": "sees.gguf"}
+    assert asked == [("a", mine), ("b", {"mmproj": None}), ("a-of-the-file", mine)]

@@ -20,8 +20,8 @@ import pytest
 
 from gangpao import catalog, cost
 from gangpao.commands.chat import Chat, Local, read_question
+from gangpao.commands.model.loading import load_engine
 from gangpao.commands.terminal import screen
-from gangpao.text.thoughts import KNOWN
 from tests.child import environment
 from tests.commands.screen import Screen
 from tests.engine.fakes import fake_engine
@@ -109,7 +109,7 @@ def terminal(tmp_path):
 
 PROMPT = r">\x1b\[0m "
 LAST = r"yuan\x1b\[0m"  # of the figures, which a narrow window wraps
-FIGURES = r"\d+ tokens · [\d.]+ tok/s · first after [\d.]+ s · [\d.]+ yuan"
+FIGURES = r"\d+ tokens · [\d.]+ tok/s · first after [\d.]+ s( · \d+ of \d+ drafted)? · [\d.]+ yuan"
 
 
 def test_a_chat_with_an_interrupt_stats_save_and_history(terminal, tmp_path):
@@ -294,7 +294,7 @@ def test_without_a_terminal_one_question_is_answered(tmp_path):
 
 
 def chat_of(*replies, context=512, **params):
-    return Chat(Local(fake_engine(*replies, context=context), params, meter=cost.Meter()))
+    return Chat(Local(fake_engine(*replies, context=context), params, meter=cost.Meter(), load=load_engine))
 
 
 def lines(*given):
@@ -355,7 +355,20 @@ def test_help_lists_every_command(capsys):
     chat = chat_of("x")
     chat.command("/help")
     listed = re.findall(r"^/(\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["help", "model", "set", "retry", "thoughts", "reset", "system", "stats", "save", "quit"]
+    assert listed == [
+        "help",
+        "model",
+        "set",
+        "image",
+        "retry",
+        "think",
+        "thoughts",
+        "reset",
+        "system",
+        "stats",
+        "save",
+        "quit",
+    ]
     for name in listed[1:-1]:
         chat.command(f"/{name}")
         assert "there is no command" not in capsys.readouterr().out
@@ -387,7 +400,14 @@ def test_set_shows_changes_and_checks(capsys):
 
 
 def test_retry_gives_another_answer_to_the_same_question(capsys):
-    chat = Chat(Local(fake_engine(context=512), {"temperature": 1, "seed": 7, "max_tokens": 20}, meter=cost.Meter()))
+    chat = Chat(
+        Local(
+            fake_engine(context=512),
+            {"temperature": 1, "seed": 7, "max_tokens": 20},
+            meter=cost.Meter(),
+            load=load_engine,
+        )
+    )
     chat.command("/retry")
     assert "error: there is no question yet" in capsys.readouterr().out
     answers = []
@@ -397,7 +417,14 @@ def test_retry_gives_another_answer_to_the_same_question(capsys):
         assert [m["role"] for m in chat.conversation.turns] == ["user", "assistant"]
         chat.command("/retry")
     assert len(set(answers)) == 3
-    same = Chat(Local(fake_engine(context=512), {"temperature": 1, "seed": 8, "max_tokens": 20}, meter=cost.Meter()))
+    same = Chat(
+        Local(
+            fake_engine(context=512),
+            {"temperature": 1, "seed": 8, "max_tokens": 20},
+            meter=cost.Meter(),
+            load=load_engine,
+        )
+    )
     same.answer("say")
     assert same.conversation.turns[-1]["content"] == answers[1]  # the seeds follow each other
     capsys.readouterr()
@@ -454,17 +481,7 @@ def test_an_answer_that_was_cut_off_says_by_what(capsys):
     assert "(cut off: max_tokens is 10, /set max_tokens changes it)" in capsys.readouterr().out
     chat.command("/set max_tokens 1000")
     chat.answer("q")
-    assert "(cut off: the context is full, a larger --context holds more)" in capsys.readouterr().out
-
-
-def test_a_thought_without_an_answer_says_so(capsys):
-    chat = chat_of("<think>" + "hm " * 40, max_tokens=30)
-    chat.conversation.engine.template.thoughts = KNOWN[0]
-    chat.answer("q")
-    out = capsys.readouterr().out
-    assert "thought for" in out
-    assert "(cut off: max_tokens is 30, /set max_tokens changes it; nothing but a thought came" in out
-    assert chat.conversation.turns == []
+    assert "oldest tokens were dropped; a larger --context holds more)" in capsys.readouterr().out
 
 
 def test_a_question_too_long_is_said_and_forgotten(capsys):

@@ -10,6 +10,7 @@ import pytest
 from gangpao import openai_client as client
 from gangpao.commands.terminal import remote
 from gangpao.openai_client import RemoteError, address, events
+from tests import seams
 from tests.commands.fake_server import answer, fake, streamed
 from tests.commands.remote import GOOD, no_key, say, server_at, talk  # noqa: F401
 
@@ -18,7 +19,7 @@ from tests.commands.remote import GOOD, no_key, say, server_at, talk  # noqa: F4
 def naps(monkeypatch):
     """Seconds that would have been slept."""
     taken: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", taken.append)
+    seams.replace(monkeypatch, client, "time", sleep=taken.append)
     return taken
 
 

@@ -85,10 +85,12 @@ def test_bench(store, capsys):
     result = json.loads(lines[-1])
     assert set(result) == {
         "prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s", "others_cpus", "steal", "load_1m",
+        "picture_s", "rows", "drafts",
     }  # fmt: skip
+    assert list(result["rows"]) == ["2", "4", "8", "16"]
     assert all(result[name] > 0 for name in ("prefill_tps", "decode_tps", "gb_per_s", "mbu", "rss_mb", "load_s"))
     assert [line.split()[0] for line in lines[:-1]] == [
-        "model", "kernels", "prefill", "decode", "weights", "memory", "load", "machine",
+        "model", "kernels", "prefill", "decode", "weights", "rows", "memory", "load", "machine",
     ]  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def test_doctor(store, capsys, monkeypatch):
     qwen = by_name["qwen2.5-coder-1.5b"]
     assert qwen["expected_tps"] == pytest.approx(0.6 * 20e9 / qwen["bytes"], abs=0.06)
     assert qwen["fits"] == (qwen["memory_needed_bytes"] <= facts["memory_available_bytes"])
-    assert "gemma3-270m" not in by_name  # not run by our engine
+    assert "minicpm-2b-sft-bf16" not in by_name  # not run by our engine
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert facts["quiet"] is facts["machine"].startswith("quiet")

@@ -69,7 +69,7 @@ def test_fit_refuses_what_can_never_fit():
     engine = fake_engine("x", context=50)
     with pytest.raises(ValueError, match="holds 50"):
         fit(engine, "s" * 60, [{"role": "user", "content": "q"}], room=1)
-    ids, dropped = fit(engine, "", [{"role": "user", "content": "q" * 40}], room=30)
+    ids, dropped, _ = fit(engine, "", [{"role": "user", "content": "q" * 40}], room=30)
     assert dropped == 0
     assert len(ids) < 50
 

@@ -11,6 +11,7 @@ from gangpao import catalog, cli
 from gangpao.commands.model import find
 from gangpao.commands.run import model_and_prompt
 from tests.engine.tiny import write_tiny
+from tests.formats.gguf_maker import random_model
 from tests.pull.fakes import Hub
 
 
@@ -267,7 +268,7 @@ def test_a_model_of_a_hub_is_pulled_run_shown_listed_and_removed(hub, capsys):
 def test_an_architecture_that_is_not_ours_is_refused_before_it_is_fetched(hub, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert cli.main(["run", "hf.co/o/alien", "hi"]) == 2
-    assert "does not run the architecture gemma (it runs llama" in capsys.readouterr().err
+    assert "does not run the architecture gemma (it runs gemma3, llama" in capsys.readouterr().err
     assert cli.main(["pull", "hf.co/o/alien"]) == 2
     assert "cannot run here" in capsys.readouterr().err
     assert all("bytes=0-65535" in str(headers) for _, path, headers in hub.log if path.endswith(".gguf"))
@@ -285,7 +286,8 @@ def test_an_architecture_that_is_not_ours_is_refused_before_it_is_fetched(hub, m
     [
         ("llama", "Q4_K_M", ""),
         ("", "", ""),
-        ("gemma3", "Q4_K_M", "gemma3"),
+        ("gemma3", "Q4_K_M", ""),
+        ("gemma2", "Q4_K_M", "gemma2"),
         ("llama", "IQ4_XS", "IQ4_XS"),
         ("qwen3", "UD-IQ2_M", "IQ2_M"),
     ],
@@ -297,6 +299,16 @@ def test_what_speaks_against_a_file_is_said(architecture, quantization, words):
 
 
 # --- show and ps
+
+
+def test_show_says_how_many_weights_of_experts_a_token_meets(tmp_path, capsys):
+    path = random_model(tmp_path / "m.gguf", "llama", experts=(8, 2))
+    assert cli.main(["show", "--json", str(path)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["experts"] == "2 of 8"
+    assert facts["parameters"] - facts["active"] == 6 * 3 * 64 * 96 * 2  # experts, matrices, two layers
+    assert cli.main(["show", str(path)]) == 0
+    assert "experts        2 of 8" in capsys.readouterr().out
 
 
 def test_show_says_what_is_known(home, capsys):

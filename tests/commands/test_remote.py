@@ -9,6 +9,7 @@ import time
 import pytest
 
 from gangpao.commands.chat import Chat, check_sides
+from gangpao.engine.thinking.options import Thinking
 from gangpao.openai_client import RemoteError
 from tests.child import environment
 from tests.commands.fake_server import DONE, Asked, answer, chunk, fake, streamed
@@ -162,6 +163,18 @@ def test_a_refusal_is_one_line(body, said):
     assert "\n" not in text
     assert said in text
     assert "<" not in text
+
+
+def test_what_was_chosen_of_thinking_is_sent():
+    with fake(lambda _: streamed(*GOOD, DONE)) as server:
+        remote = talk(server.url)
+        for typed in ("default", "200", "off"):
+            remote.thinking = Thinking.typed(typed)
+            say(remote)
+    bodies = [asked.body for asked in server.chats()]
+    sent = [(b.get("chat_template_kwargs"), b.get("thinking_budget")) for b in bodies]
+    on, off = ({"enable_thinking": value, "thinking": value} for value in (True, False))
+    assert sent == [(None, None), (on, 200), (off, None)]
 
 
 def test_settings_models_and_another_answer():
@@ -351,7 +364,9 @@ def test_our_own_server_says_what_an_engine_here_says(live_server, reference):
     assert text == reference.greedy(messages, 24)
     assert run.stats.completion_tokens == 24 or run.finish_reason == "stop"
     assert run.yuan is not None
-    assert re.fullmatch(r"\d+ tokens · [\d.]+ tok/s · first after [\d.]+ s · [\d.]+ yuan", remote.figures(run))
+    assert re.fullmatch(
+        r"\d+ tokens · [\d.]+ tok/s · first after [\d.]+ s( · \d+ of \d+ drafted)? · [\d.]+ yuan", remote.figures(run)
+    )
     with pytest.raises(RemoteError, match=f"the server has .*{live_server.model}"):
         talk(live_server.base_url, "no-such-model").ask("hi")
 

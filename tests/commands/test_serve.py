@@ -126,7 +126,7 @@ def test_a_model_that_the_engine_does_not_run_is_refused_before_the_start(tiny_p
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gemma3-270m", "our engine does not run this model"),
+        ("minicpm3-4b", "our engine does not run this model"),
         ("minicpm-2b-sft-bf16", "`-m minicpm-2b-sft-bf16` exports it on first use"),
     ],
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gangpao import catalog
 from gangpao.progress import Progress
 from gangpao.pull import PullError, fetch, staging
 from gangpao.units import show_seconds
+from tests import seams
 from tests.child import environment
 from tests.pull.fakes import DATA, SEGMENT, SHA, Notes, get, visible
 
@@ -76,7 +78,7 @@ def test_too_little_disk_says_need_have_and_ways_out(world, hub, monkeypatch):
     other = store / "smollm2-135m"
     other.mkdir(parents=True)
     (other / "smollm2-135m.gguf").write_bytes(b"x" * 2000)
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda p: type("Usage", (), {"free": 12_000_000})())
+    seams.replace(monkeypatch, staging, "shutil", disk_usage=lambda p: types.SimpleNamespace(free=12_000_000))
     with pytest.raises(
         PullError, match=r"64\.7 MB more are needed and 12 MB are free.*gangpao rm.*smollm2-135m.*GANGPAO_HOME"
     ):
@@ -94,11 +96,11 @@ def test_a_disk_that_fills_up_keeps_what_came(world, hub, monkeypatch):
         written.append(len(data))
         return real(descriptor, data, at)
 
-    monkeypatch.setattr(fetch.os, "pwrite", full)
+    seams.replace(monkeypatch, fetch, "os", pwrite=full)
     with pytest.raises(PullError, match=r"not enough disk in .*are free\. Ways out: .*What was downloaded is kept"):
         get(jobs=1)
     assert visible(store) == []
-    monkeypatch.setattr(fetch.os, "pwrite", real)
+    seams.replace(monkeypatch, fetch, "os", pwrite=real)
     hub.sent = 0
     assert get().read_bytes() == DATA
     assert hub.sent <= len(DATA) - 4 * SEGMENT + 1

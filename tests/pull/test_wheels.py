@@ -8,6 +8,7 @@ from gangpao import catalog
 from gangpao.progress import Silent
 from gangpao.pull import PullError, staging, wheels
 from gangpao.pull.staging import SourceError
+from tests import seams
 from tests.pull.fakes import DATA, get, make_wheel, visible
 
 
@@ -83,8 +84,8 @@ def test_what_is_no_wheel(world, tmp_path):
 
 def test_without_pip_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(wheels.shutil, "which", lambda name: "/bin/pip" if name == "pip3" else None)
+    seams.replace(monkeypatch, wheels, "shutil", which=lambda name: "/bin/pip" if name == "pip3" else None)
     assert wheels.pip_command() == ["/bin/pip"]
-    monkeypatch.setattr(wheels.shutil, "which", lambda name: None)
+    seams.replace(monkeypatch, wheels, "shutil", which=lambda name: None)
     with pytest.raises(SourceError, match="ensurepip"):
         wheels.pip_command()

@@ -46,8 +46,22 @@ def find_model(model: str | None, *, yes: bool = False) -> tuple[str, Path]:
         size = f", {show_bytes(entry.bytes)}" if entry.bytes else ""
         say(f"{model} is not on this machine yet, pulling it{size} ({entry.licence or 'licence unknown'})")
         with Progress() as progress:
-            return model, pull(model, progress=progress)
+            path = pull(model, progress=progress)
+            if entry.mmproj:
+                pull(entry.mmproj, progress=progress)
+            return model, path
     return model, _of_path(catalog.resolve(model))[1]
+
+
+def find_weights(model: str) -> Path:
+    """The Hugging Face folder or the .gguf file that a name or path means: a run's export, floats where there are any.
+
+    Raises ValueError and typer.Exit as find_model does.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() and (catalog.is_path(model) or checkpoint.is_model_folder(model)):
+        return checkpoint.folder_of(path)
+    return find_model(model)[1]
 
 
 def _of_path(path: Path) -> tuple[str, Path]:

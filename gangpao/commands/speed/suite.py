@@ -88,7 +88,7 @@ def run(
     if len(files) < len(models):
         raise ValueError(f"a model is named twice: {', '.join(models)}; name each once")
     kernels.set_num_threads(options.threads or machine.physical_cores())
-    facts = {name: _facts(name, path) for name, path in files.items()}
+    facts = {name: file_facts(name, path) for name, path in files.items()}
     cells = {
         name: [Cell(name, c, b) for c in contexts for b in (ALONE, *batches) if c + decode_tokens <= limit_of(facts[name])]
         for name in files
@@ -142,7 +142,7 @@ def limit_of(facts: dict[str, Any]) -> int:
     return int(facts["context_length"])
 
 
-def _facts(name: str, path: Path) -> dict[str, Any]:
+def file_facts(name: str, path: Path) -> dict[str, Any]:
     """What tells a file from another one of its name; its type as the catalog says, else the most frequent one."""
     found, entry = examine(str(path)), catalog.load().models.get(name)
     kind = (entry.quantization if entry else "") or next(iter(found["types"]), "")

@@ -9,13 +9,13 @@ does it.
 A model's thought comes apart from its answer (reasoning_content or reasoning), as a part of it (type thinking), or in front of it
 between <think> and </think>; it is shown in all three cases and never sent back.
 
-What it gives up: no images, no tools.
+A picture is sent as a part of its question, in a data: URL. What it gives up: no tools.
 """
 
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +24,12 @@ import httpx2
 
 from gangpao import cost
 from gangpao.commands.terminal import screen
-from gangpao.commands.terminal.conversation import Run, Transcript, Turns
+from gangpao.commands.terminal.attach import as_parts
+from gangpao.commands.terminal.conversation import Run, Transcript, Turns, question_of
 from gangpao.engine.answer import Progress, Stats
+from gangpao.engine.thinking.options import Thinking
+from gangpao.engine.thinking.rule import NOTHING_SAID
+from gangpao.images.look import Picture
 from gangpao.openai_client import (
     NO_LIST,
     SHOWN,
@@ -54,6 +58,7 @@ def connect(
     api_key: str | None = None,
     ca: Path | None = None,
     insecure: bool = False,
+    thinking: Thinking = NOTHING_SAID,
 ) -> "Remote":
     """A conversation with the server at `url`; `params` are OpenAI's names of what the user chose.
 
@@ -62,7 +67,7 @@ def connect(
     """
     server = Server(url, api_key, tls(ca, insecure), on_wait=screen.note)
     try:
-        return Remote(server, server.pick(model), dict(params), system=system)
+        return Remote(server, server.pick(model), dict(params), system=system, thinking=thinking)
     except BaseException:
         server.close()
         raise
@@ -111,25 +116,32 @@ class Remote(Turns):
             raise RemoteError(f"{self.server.base} lists no model {model}; it has {', '.join(known[:50]) or 'none'}")
         self.model, self.forgotten = model, 0
 
-    def ask(self, text: str, on_prefill: Progress | None = None, *, attempt: int = 0) -> "RemoteRun":
-        """Start the answer to `text`; give it to `keep` when it has ended or was interrupted. attempt: how many answers to the
-        same question came before; a given seed goes on by so many.
+    def sees(self) -> str:
+        """Nobody knows before the server is asked."""
+        return ""
+
+    def ask(
+        self, text: str, on_prefill: Progress | None = None, *, attempt: int = 0, pictures: Sequence[Picture] = ()
+    ) -> "RemoteRun":
+        """Start the answer to `text` behind pictures; give it to `keep` when it has ended or was interrupted. attempt: how many
+        answers to the same question came before; a given seed goes on by so many.
 
         on_prefill is not called: the server does not say how far it is. Raises RemoteError, and remembers nothing.
         """
         dropped = 0
+        question = question_of(text, pictures)
         start = time.perf_counter()
         while True:
-            turns = [*self.turns[self.forgotten + dropped :], Message(role="user", content=text)]
+            turns = [*self.turns[self.forgotten + dropped :], question]
             try:
-                response = self.server.chat(self._body([*self.head, *turns], attempt))
+                response = self.server.open("/chat/completions", self._body([*self.head, *turns], attempt))
                 break
             except RemoteError as error:
                 if not too_long(error) or len(turns) < 2:
                     raise
                 half = len(turns) // 2
                 dropped += next((i for i in range(half, len(turns)) if turns[i]["role"] == "user"), len(turns) - 1)
-        self.asked(text, dropped)
+        self.asked(question, dropped)
         return RemoteRun(response, start)
 
     def keep(self, run: Run) -> None:
@@ -167,13 +179,20 @@ class Remote(Turns):
         seed = self.params.get("seed")
         return {
             "model": self.model,
-            "messages": messages,
+            "messages": [as_parts(message) for message in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
             **({"model_defaults": True} if self.server.ours else {}),  # others may refuse what they do not know
             **self.params,
+            **self._switches(),
             **({} if seed is None else {"seed": seed + attempt}),
         }
+
+    def _switches(self) -> dict[str, Any]:
+        """What was chosen about thinking, as vLLM, SGLang, llama.cpp's server and ours take it."""
+        variables, budget = self.thinking.variables(), self.thinking.think_budget
+        out: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
+        return out | ({} if budget is None else {"thinking_budget": budget})
 
 
 class RemoteRun(Transcript):
@@ -263,6 +282,8 @@ class RemoteRun(Transcript):
             yuan = timings.get("yuan")
             if isinstance(yuan, int | float) and math.isfinite(yuan) and yuan >= 0:
                 self.yuan = float(yuan)
+            self.stats.drafted = whole_number(timings, "drafted", whole_number(timings, "draft_n", 0))
+            self.stats.accepted = whole_number(timings, "accepted", whole_number(timings, "draft_n_accepted", 0))
             # Network and client out of the figure: ours says decode_tps, llama.cpp predicted_per_second.
             speed = timings.get("decode_tps", timings.get("predicted_per_second"))
             if isinstance(speed, int | float) and math.isfinite(speed) and speed > 0 and self.stats.decode_steps:

@@ -11,6 +11,10 @@ from gangpao.units import plain
 def figures(stats: Stats, yuan: float | None) -> str:
     """The line under an answer; yuan is None where nobody says what the machine costs."""
     line = f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after {stats.ttft_s:.2f} s"
+    if stats.dropped_tokens:
+        line += f" · {stats.dropped_tokens} oldest tokens dropped"
+    if stats.drafted:
+        line += f" · {stats.accepted} of {stats.drafted} drafted"
     return line if yuan is None else f"{line} · {show_yuan(yuan)}"
 
 
