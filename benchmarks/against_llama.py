@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+import builds
 import engines
 import peers
 import report
@@ -93,7 +94,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=512, help="tokens of a prefill")
     parser.add_argument("--decode-tokens", type=int, default=64, help="tokens of a decode")
     parser.add_argument(
-        "--engines", default="", help="comma separated, instead of all: gangpao,native,without-amx,xllamacpp"
+        "--engines",
+        default="",
+        help="comma separated, instead of all: gangpao,native,without-amx,xllamacpp; gangpao@COMMIT is an older build of ours",
     )
     parser.add_argument("--quick", action="store_true", help="two rounds with default settings, no result file")
     parser.add_argument("--hardware", default="", help="name of this machine in the result's file name")
@@ -106,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         known = ["gangpao", *peers.variants(), "xllamacpp"]
         names = args.engines.split(",") if args.engines else known
-        if unknown := set(names) - set(known):
+        older = set(filter(builds.is_build, names))
+        for build in older:
+            builds.folder(build)
+        if unknown := set(names) - set(known) - older:
             raise ValueError(f"no such engine here: {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
         for variant in set(names) & set(peers.VARIANTS):
             peers.llama_bench(variant)

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import builds
 import peers
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +37,8 @@ class Test:
 class Sample:
     """tok/s, peak memory in bytes, share of the machine used by others (0 to 1), and what the engine says of itself.
 
-    read_gb_per_s: what the memory gave in the same process, where the engine measures it (ours does), else 0.
+    read_gb_per_s: what the memory gave in the same process, where the engine measures it (ours does), else 0;
+    weights_gb_per_s: what a decode step read of weights.
     """
 
     tps: float
@@ -45,6 +47,7 @@ class Sample:
     rss_bytes: int = 0
     says: str = ""
     read_gb_per_s: float = 0.0
+    weights_gb_per_s: float = 0.0
 
 
 def knobs(test: Test, num_cores: int) -> dict[str, list[str]]:
@@ -59,9 +62,12 @@ def knobs(test: Test, num_cores: int) -> dict[str, list[str]]:
 
 
 def measure(engine: str, model: Path, test: Test, settings: Settings) -> Sample:
-    """One sample of "gangpao", "xllamacpp" or a variant of the native build. Raises ValueError when it fails."""
-    if engine == "gangpao":
-        return ours(model, test)
+    """One sample of "gangpao", "gangpao@COMMIT" (builds.py), "xllamacpp" or a variant of the native build.
+
+    Raises ValueError when it fails.
+    """
+    if engine == "gangpao" or builds.is_build(engine):
+        return ours(model, test, builds.environment(engine))
     if engine == "xllamacpp":
         return xllamacpp(model, test, settings)
     return llama_bench(engine, model, test, settings)
@@ -77,7 +83,7 @@ def measure_quietly(engine: str, model: Path, test: Test, settings: Settings) ->
     return min(samples, key=lambda s: s.others)
 
 
-def ours(model: Path, test: Test) -> Sample:
+def ours(model: Path, test: Test, environment: Mapping[str, str]) -> Sample:
     """`gangpao bench`, with the settings that a user gets without asking."""
     prompt, decode = (test.tokens, 1) if test.kind == "prefill" else (DECODE_CONTEXT, test.tokens)
     # -P: the installed gangpao, not a folder that happens to be here.
@@ -85,12 +91,14 @@ def ours(model: Path, test: Test) -> Sample:
         sys.executable, "-P", "-m", "gangpao.cli", "bench", str(model),
         "--prompt-tokens", str(prompt), "--decode-tokens", str(decode), "--repeat", "1",
     ]  # fmt: skip
-    out, peak, others = run(command)
+    out, peak, others = run(command, environment)
     lines = out.strip().splitlines()
     result = json.loads(lines[-1])
     kernels = next((line.partition(" ")[2].strip() for line in lines if line.startswith("kernels")), "")
     memory = result["gb_per_s"] / result["mbu"]
-    return Sample(result[f"{test.kind}_tps"], peak, others, int(result["rss_mb"] * 1e6), kernels, memory)
+    return Sample(
+        result[f"{test.kind}_tps"], peak, others, int(result["rss_mb"] * 1e6), kernels, memory, result["gb_per_s"]
+    )
 
 
 def llama_bench(variant: str, model: Path, test: Test, settings: Settings) -> Sample:
@@ -116,11 +124,11 @@ def xllamacpp(model: Path, test: Test, settings: Settings) -> Sample:
     return Sample(result["tps"], peak, others, says=result["system"])
 
 
-def run(command: Sequence[str]) -> tuple[str, int, float]:
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[str, int, float]:
     """Run to the end; stdout, peak memory in bytes, and the share of the machine that others used meanwhile."""
     before, start = busy_seconds(), time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         assert process.stdout is not None
         out = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -150,7 +158,7 @@ def best_settings(engine: str, model: Path, test: Test, num_cores: int) -> Setti
     """Coordinate search over llama.cpp's settings: a change stays when it is more than 1 % faster."""
     options = knobs(test, num_cores)
     best = {name: values[0] for name, values in options.items()}
-    if engine == "gangpao":
+    if engine == "gangpao" or builds.is_build(engine):
         return {}
     tps = measure_quietly(engine, model, test, best).tps
     for name, values in options.items():

@@ -100,19 +100,19 @@ def draw(rng: np.random.Generator, type_: Type, rows: int, columns: int) -> np.n
     return blocks.reshape(rows, -1)
 
 
-def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """A SentencePiece vocabulary: three controls, 256 bytes, ASCII characters, then made-up words."""
+def add_vocabulary(writer: gguf.GGUFWriter, size: int = VOCAB) -> None:
+    """A SentencePiece vocabulary of `size` pieces: three controls, 256 bytes, ASCII characters, then made-up words."""
     controls = ["<unk>", "<s>", "</s>"]
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     characters = ["\u2581", *map(chr, range(33, 127))]
-    words = [f"\u2581w{i}" for i in range(VOCAB - len(controls) - len(bytes_) - len(characters))]
+    words = [f"\u2581w{i}" for i in range(size - len(controls) - len(bytes_) - len(characters))]
     kinds = gguf.TokenType
     types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.BYTE] * 256
     tokens = [*controls, *bytes_, *characters, *words]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(types) + [-float(i) for i in range(VOCAB - len(types))])
-    writer.add_token_types(types + [kinds.NORMAL] * (VOCAB - len(types)))
+    writer.add_token_scores([0.0] * len(types) + [-float(i) for i in range(size - len(types))])
+    writer.add_token_types(types + [kinds.NORMAL] * (size - len(types)))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

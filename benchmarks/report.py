@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import builds
 import peers
 from engines import QUIET, Sample, Settings, Test
 
@@ -38,16 +39,21 @@ class Measured:
 
     def best_peer(self, kind: str) -> str | None:
         """The fastest engine that is not ours."""
-        rivals = [e for e in self.engines() if e != "gangpao"]
+        rivals = [e for e in self.engines() if e != "gangpao" and not builds.is_build(e)]
         return max(rivals, key=lambda e: self.median(e, kind)) if rivals else None
 
-    def ratios(self, kind: str) -> list[float]:
-        """Ours / best peer of each round, in order; empty where one of them was not measured."""
-        peer = self.best_peer(kind)
+    def ratios(self, kind: str, other: str | None = None) -> list[float]:
+        """Ours / other (not given: the best peer) of each round, in order; empty where one of them was not measured."""
+        peer = other or self.best_peer(kind)
         if peer is None or "gangpao" not in self.engines():
             return []
         pairs = zip(self.samples["gangpao", kind], self.samples[peer, kind], strict=True)
         return [mine.tps / theirs.tps for mine, theirs in pairs]
+
+    def shares(self, kind: str) -> list[float]:
+        """Of what the memory gave in the same process, what our decoding read of weights; empty for a prefill."""
+        rows = self.samples.get(("gangpao", kind), []) if kind == "decode" else []
+        return [s.weights_gb_per_s / s.read_gb_per_s for s in rows if s.read_gb_per_s]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -67,6 +73,11 @@ def summary(measured: Measured, tests: Sequence[Test]) -> dict[str, object]:
         if ratios := measured.ratios(test.kind):
             low, middle, high = quartiles(ratios)
             row |= {"ratio": round(middle, 3), "ratio_q1": round(low, 3), "ratio_q3": round(high, 3)}
+        for earlier in filter(builds.is_build, measured.engines()):
+            if ratios := measured.ratios(test.kind, earlier):
+                row[f"ratio_to_{earlier}"] = round(statistics.median(ratios), 3)
+        if share := measured.shares(test.kind):
+            row["share_of_bandwidth"] = round(statistics.median(share), 3)
         out[test.kind] = row
     if "gangpao" in measured.engines():
         rss, peak = memory(measured)
@@ -137,6 +148,25 @@ def speed_table(one: Measured, tests: Sequence[Test]) -> list[str]:
                     "Round by round, with what the memory gave: "
                     + ", ".join(f"{r:.2f} ({m:.0f} GB/s)" for r, m in pairs),
                 ]
+        lines += _builds_and_bytes(one, test)
+    return lines
+
+
+def _builds_and_bytes(one: Measured, test: Test) -> list[str]:
+    """What an older build of ours did in the same rounds, and the share of the bandwidth that decoding uses."""
+    lines = []
+    for earlier in filter(builds.is_build, one.engines()):
+        if ratios := one.ratios(test.kind, earlier):
+            low, middle, high = quartiles(ratios)
+            lines += ["", f"**{test.kind}: {middle:.3f} x {earlier}** (quartiles {low:.3f} to {high:.3f})."]
+    if share := one.shares(test.kind):
+        low, middle, high = quartiles(share)
+        read = statistics.median(s.weights_gb_per_s for s in one.samples["gangpao", test.kind])
+        lines += [
+            "",
+            f"Weights are read at {read:.1f} GB/s, {middle:.0%} of what the memory gave in the same process "
+            f"(quartiles {low:.0%} to {high:.0%}).",
+        ]
     return lines
 
 

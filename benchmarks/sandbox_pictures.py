@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gangpao.atomic import read_json
-from gangpao.sandbox.experiments.predictions import Prediction, Target, judged
 from gangpao.sandbox.experiments.scaling import curves
-from gangpao.sandbox.experiments.scaling_study import Study, fits_of
+from gangpao.sandbox.experiments.study.predictions import Prediction, Target, judged
+from gangpao.sandbox.experiments.study.study import Study, fits_of
 from gangpao.sandbox.experiments.text import scaling as words
 from gangpao.sandbox.trials.trial import Result, Spec
 
