@@ -44,8 +44,9 @@ bench: $(VENV)/developing  ## measure decode and prefill against llama.cpp; ARGS
 clean:  ## delete .venv and everything that was built; downloaded models stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# Stamps: an install is repeated only when its sources are newer. Without build isolation the compiler's work in build/
-# is kept between installs, and the build tools are the pinned ones.
+# Stamps: an install is repeated only when its sources are newer. Our own wheel is built without isolation, so that the compiler's
+# work in build/ is kept between installs and the build tools are the pinned ones. What we depend on is installed in a step of its own:
+# some of it (rouge_score) is published as sources alone and needs the tools of its own that pip gives it in isolation.
 $(VENV)/tools: constraints.txt
 	@$(require)
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -55,12 +56,12 @@ $(VENV)/tools: constraints.txt
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	@echo "building the kernels and installing gangpao (a minute the first time)"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -c constraints.txt .
+	@$(call install,)
 	@touch $@
 
 $(VENV)/developing: $(VENV)/tools $(SOURCES)
 	@echo "building the kernels and installing gangpao with its development set (some minutes the first time)"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -c constraints.txt '.[dev]'
+	@$(call install,[dev])
 	@touch $(VENV)/installed $@
 
 # What the system must bring; each missing piece is named together with the package that has it.
@@ -74,4 +75,12 @@ for missing in \
 do \
   if [ -n "$$missing" ]; then echo "error: this machine lacks $$missing" >&2; failed=1; fi; \
 done; test -z "$$failed"
+endef
+
+# $(1): the extras in brackets, or nothing.
+define install
+rm -rf build/wheel \
+  && PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-deps --no-build-isolation --wheel-dir build/wheel . \
+  && $(PIP) install --no-deps --force-reinstall build/wheel/gangpao-*.whl \
+  && $(PIP) install -c constraints.txt "$$(echo build/wheel/gangpao-*.whl)$(1)"
 endef
