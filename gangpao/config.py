@@ -415,7 +415,10 @@ def to_toml(values: dict[str, Any], name: str = "") -> str:
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+    """Whether a value has lines of its own: a table, or a list of nothing but tables."""
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+    )
 
 
 def _key(key: str) -> str:
@@ -425,5 +428,7 @@ def _key(key: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
     # JSON's numbers, strings and booleans are TOML's.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -234,5 +234,7 @@ def test_toml_of_awkward_values_reads_back():
         "a": 'quo"te\\ \n \x7f 中文', "f": 1e-05, "g": 1e16, "b": True, "l": ["x", "y"], "n": [],
         "t": {"k.with dots": {"z": 1}, "y": 2.5},
         "s": [{"name": "one", "m": {"u": 0.5}}, {"name": "two"}],
+        "mixed": [{"path": "a b", "more": {"x.y": [1, {"z": []}]}}, "c", {}],
+        "u": {"files": ["c", {"path": "a", "weight": 2.0}], "deep": [{"files": [{"path": "a"}, "b"]}]},
     }  # fmt: skip
     assert tomllib.loads(config.to_toml(values)) == values
