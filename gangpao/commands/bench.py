@@ -80,7 +80,7 @@ def bench(
     mmproj: opt.Mmproj = None,
     share: Share = False,
     *,
-    options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv", "draft"))],
+    options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv", "sparse", "draft"))],
     suite: SuiteOptions,
 ) -> None:
     """Measure prefill and decode speed against the memory's bandwidth."""

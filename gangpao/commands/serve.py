@@ -91,6 +91,7 @@ _LIMITS = (
     "queue",
     "context",
     "kv",
+    "sparse",
     "draft",
     "threads",
     "memory",

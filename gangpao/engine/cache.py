@@ -23,6 +23,7 @@ import numpy.typing as npt
 from gangpao import kernels
 from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.layers.kept import KVType, kv_bits
+from gangpao.engine.layers.sparse import rule_of
 from gangpao.engine.layers.states import StatePool, TextState, slot_bytes, slots_for
 from gangpao.engine.rope import Angles
 from gangpao.engine.sample import PromptScores, TokenLogprob
@@ -100,6 +101,8 @@ class KVCache:
         keep = -(-length // PAGE)
         self.pool.free(self.pages[keep:])
         del self.pages[keep:]
+        if length % PAGE:
+            self.pool.rewritten(self.pages[-1])
         return length
 
     @property
@@ -150,12 +153,13 @@ class KVPool:
     """Pages for many sequences of at most `context` positions, and the prefixes that are remembered.
 
     tokens: positions in all, at least one context. angles: the rotary ones it is made for (longrope depends on the context).
-    adapters: those of a sequence for which none are named. What one mix of adapters computed is never taken for another.
+    adapters: those of a sequence for which none are named. What one mix of adapters computed is never taken for another. sparse:
+    positions that a token looks at in long contexts (layers/sparse.py); 0: all.
     """
 
     def __init__(
-        self, config: ModelConfig, context: int, dtype: KVType, tokens: int, angles: Angles, adapters: Mix = ()
-    ) -> None:
+        self, config: ModelConfig, context: int, dtype: KVType, tokens: int, angles: Angles, adapters: Mix = (), sparse: int = 0
+    ) -> None:  # fmt: skip
         bits = kv_bits(config, dtype)
         if context < 1:
             raise ValueError(f"a KV cache of {context} positions holds nothing; ask for at least 1")
@@ -172,6 +176,8 @@ class KVPool:
         self.native = kernels.Cache(
             max(1, recurs.count(False)), config.num_key_value_heads, config.head_dim, self.pages, *bits
         )
+        self.sparse, self._rule = sparse, rule_of(sparse) if sparse else None
+        self._means = kernels.PageMeans(self.native) if sparse else None
         self.states: StatePool | None = None
         if config.delta is not None and any(recurs):
             slots = slots_for(context, tokens)
@@ -185,7 +191,8 @@ class KVPool:
     @property
     def nbytes(self) -> int:
         """Bytes when full."""
-        return int(self.native.nbytes) + (self.states.native.nbytes if self.states else 0)
+        beside = (self.states.native.nbytes if self.states else 0) + (self._means.nbytes if self._means else 0)
+        return int(self.native.nbytes) + beside
 
     @property
     def nbytes_of_page(self) -> int:
@@ -206,6 +213,16 @@ class KVPool:
         """An empty sequence, to be computed with those adapters; None: with those of the pool."""
         state = TextState(self.states) if self.states else None
         return KVCache(self, [], 0, self.adapters if adapters is None else adapters, state)
+
+    def attend(
+        self, qkv: kernels.Array, rows: kernels.Rows, spec: kernels.AttentionSpec, layer: int, result: kernels.Array,
+        out: kernels.Activation,
+    ) -> None:  # fmt: skip
+        """What the rows of q find in a layer that attends, whose keys and values are in the pages."""
+        if self._rule is None or self._means is None:
+            kernels.attend(qkv, rows, spec, self.native, layer, result, out)
+        else:
+            kernels.attend_sparse(qkv, rows, spec, self.native, layer, self._means, self._rule, result, out)
 
     def _root(self, adapters: Mix) -> _Node:
         """Where what is remembered of those adapters begins."""
@@ -407,7 +424,13 @@ class KVPool:
             return None
         page = self._free.pop()
         self._users[page] = 1
+        self.rewritten(page)
         return page
+
+    def rewritten(self, page: int) -> None:
+        """Other keys will stand in that page: what is known of those that do is forgotten."""
+        if self._means is not None:
+            self._means.forget(page)
 
     def _forget(self) -> None:
         """Drop the prefixes that were not used for longest, a sixteenth of the pool at a time, ends before beginnings."""

@@ -91,14 +91,16 @@ class Engine:
         sight: Sight | str | os.PathLike[str] | None = None,
         packed: int = 0,
         draft: str | os.PathLike[str] | GGUF | None = None,
+        sparse: int = 0,
     ) -> "Engine":
         """Load a GGUF file, or one that is open already.
 
         Without `context`, the widest of 8192, 4096, ... that the model and the memory allow. float32: compute with weights and
         activations of that type, which takes more memory and time, to be compared with programs that do. adapters: by name, as
         they are or as PEFT folders and GGUF files; an answer uses those that it names, or else those of `use`. sight: what it sees
-        with, or its mmproj file. packed: bytes of disk for packed weights, with which a model starts at once the next time. draft:
-        a small model of the same vocabulary that drafts for it, which never changes an answer.
+        with, or its mmproj file. packed: bytes of disk for packed weights, with which a model starts at once the next time.
+        draft: a small model of the same vocabulary, which never changes an answer. sparse: positions that a token looks at far
+        into a context (layers/sparse.py); 0: all.
 
         progress(done, total) is called in bytes. Raises ValueError when memory does not suffice, naming need, have and
         ways out, and ModelFileError (a ValueError) for a damaged or unsupported file.
@@ -117,7 +119,7 @@ class Engine:
         small = None if draft is None else open_draft(draft, tokenizer)
         context = memory.plan_memory(
             gguf, config, context, kv, float32=float32, adapters=beside, sight=None if eyes is None else eyes.nbytes,
-            draft=(small.gguf, small.config) if small else None,
+            draft=(small.gguf, small.config) if small else None, sparse=sparse,
         )  # fmt: skip
         kernels.set_num_threads(num_threads or machine.physical_cores())
         template = ChatTemplate.for_model(
@@ -125,18 +127,16 @@ class Engine:
         )
         store = PackedStore(packed) if packed else None
         model = Transformer.load(gguf, progress=progress, float32=float32, store=store)
+        model.sparse = sparse
         for name, adapter in found.items():
             model.add_adapter(name, adapter)
         sampling, fill = recommended_in(gguf.metadata), fill_marks(tokenizer, gguf.metadata)
-        seeing = None
-        if eyes is not None:
-            seeing = Seeing(eyes, config.vocab_size, memory.row_bytes(config, context))
-            model.rows = seeing.table
+        seeing = None if eyes is None else Seeing(eyes, config.vocab_size, memory.row_bytes(config, context))
+        model.rows = None if seeing is None else seeing.table
         speculation = Speculation(small.load(context, kv, model.bytes_per_token) if small else None)
-        seconds = time.perf_counter() - start
-        label = gguf.path.name.removesuffix(".gguf")
         return cls(
-            label, model, tokenizer, template, context, kv, seconds, sampling, fill, seeing, gguf, speculation=speculation
+            gguf.path.name.removesuffix(".gguf"), model, tokenizer, template, context, kv, time.perf_counter() - start,
+            sampling, fill, seeing, gguf, speculation=speculation,
         )  # fmt: skip
 
     def recommended(self, *, thinking: bool | None = None, **given: Any) -> SamplingParams:

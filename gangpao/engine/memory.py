@@ -16,6 +16,7 @@ from gangpao import catalog, kernels, machine
 from gangpao.engine.cache import PAGE, bytes_needed, page_bytes
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.layers.kept import KVChoice, KVType
+from gangpao.engine.layers.sparse import means_bytes, rule_of
 from gangpao.engine.layers.states import SPARE, slot_bytes
 from gangpao.engine.transformer import CHUNK
 from gangpao.formats.gguf import GGUF
@@ -39,6 +40,12 @@ class EngineOptions:
     context: int | None = option(None, "Most tokens of prompt and answer; by memory if not given.", 16, 1_048_576)
     kv: KVChoice = option(
         "f16", "KV cache type; int8 takes half the memory, int4 a quarter; auto is int8 where keys have no biases."
+    )
+    sparse: int = option(
+        0,
+        "Positions that a token looks at in a context beyond 8192, in blocks of 64 chosen by their keys; 0: all.",
+        0,
+        1_048_576,
     )
     draft: str | None = option(
         None, "A small model of the same vocabulary that drafts for it, by name or path; auto is the catalog's."
@@ -76,9 +83,11 @@ def estimate(
     adapters: int = 0,
     sight: int | None = None,
     draft: int = 0,
+    sparse: int = 0,
 ) -> Need:
     """Peak memory of the model with a full cache of `context` positions. adapters: bytes of those beside it; sight: bytes of
-    the encoder that it sees with, None where it does not; draft: bytes of the model that drafts for it."""
+    the encoder that it sees with, None where it does not; draft: bytes of the model that drafts for it; sparse: positions that a
+    token looks at in long contexts, 0: all."""
     untied = "output.weight" in gguf.tensors
     weights, layers = adapters + (sight or 0), config.num_hidden_layers
     unread = tuple(f"blk.{i}." for i in range(layers, layers + config.draft_layers))
@@ -91,7 +100,8 @@ def estimate(
             *stacked, rows, cols = info.shape
             weights += math.prod(stacked) * kernels.packed_bytes("F32" if float32 else info.type, rows, cols)
     rows = PICTURE_BYTES + row_bytes(config, context) if sight is not None else 0
-    return Need(weights, bytes_needed(config, context, kv_dtype), work_bytes(config) + rows, draft)
+    cache = bytes_needed(config, context, kv_dtype) + (means_bytes(config, context) if sparse else 0)
+    return Need(weights, cache, work_bytes(config) + rows, draft)
 
 
 def draft_bytes(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType) -> int:
@@ -105,15 +115,16 @@ def row_bytes(config: ModelConfig, positions: int) -> int:
     return 2 * positions * config.hidden_size * np.dtype(np.float32).itemsize
 
 
-def pool_tokens(config: ModelConfig, context: int, kv_dtype: KVType, batch: int) -> int:
+def pool_tokens(config: ModelConfig, context: int, kv_dtype: KVType, batch: int, sparse: int = 0) -> int:
     """Positions for `batch` sequences at once: all their contexts, or what half of the free memory holds, at least one."""
-    return max(context, min(batch * context, tokens_in(config, context, kv_dtype, machine.available_memory() // 2)))
+    room = tokens_in(config, context, kv_dtype, machine.available_memory() // 2, sparse)
+    return max(context, min(batch * context, room))
 
 
-def tokens_in(config: ModelConfig, context: int, kv_dtype: KVType, size: int) -> int:
-    """Positions of sequences of `context` whose keys and values, and recurrent states, `size` bytes hold."""
+def tokens_in(config: ModelConfig, context: int, kv_dtype: KVType, size: int, sparse: int = 0) -> int:
+    """Positions of sequences of `context` whose keys and values, recurrent states, and means where `sparse`, `size` bytes hold."""
     state = slot_bytes(config.recurrent_layers, config.delta)
-    a_page = page_bytes(config, kv_dtype) + 2 * state * PAGE / context
+    a_page = page_bytes(config, kv_dtype) + 2 * state * PAGE / context + (means_bytes(config, PAGE) if sparse else 0)
     return max(0, int((size - (SPARE + 2) * state) / a_page)) * PAGE
 
 
@@ -149,17 +160,29 @@ def plan_memory(
     adapters: int = 0,
     sight: int | None = None,
     draft: tuple[GGUF, ModelConfig] | None = None,
+    sparse: int = 0,
 ) -> int:
     """The context to load with. A given one is taken or refused; else the widest default that fits. adapters: their bytes; sight:
-    those of the encoder that it sees with, None where it does not; draft: a model that drafts for it.
+    those of the encoder that it sees with, None where it does not; draft: a model that drafts for it; sparse: as for estimate.
 
     Raises ValueError naming need, have and ways out, or the model's own limit.
     """
 
     def need_of(context: int) -> Need:
         beside = draft_bytes(*draft, context, kv_dtype) if draft else 0
-        return estimate(gguf, config, context, kv_dtype, float32=float32, adapters=adapters, sight=sight, draft=beside)
+        return estimate(
+            gguf,
+            config,
+            context,
+            kv_dtype,
+            float32=float32,
+            adapters=adapters,
+            sight=sight,
+            draft=beside,
+            sparse=sparse,
+        )
 
+    rule_of(sparse)  # refused before anything is read
     limit = config.max_position_embeddings
     if context is not None and context > limit:
         raise ValueError(f"{gguf.path}: --context {context} is more than the {limit} positions this model knows")

@@ -105,7 +105,9 @@ class Scheduler:
     ) -> None:
         self.engine = engine
         self.counters = Counters()
-        tokens = pool_tokens or memory.pool_tokens(engine.model.config, engine.context, engine.kv_dtype, batch)
+        tokens = pool_tokens or memory.pool_tokens(
+            engine.model.config, engine.context, engine.kv_dtype, batch, engine.model.sparse
+        )
         self.pool = engine.model.new_pool(engine.context, engine.kv_dtype, tokens)
         self.store = PrefixStore.open(prefixes, engine.model, engine.model_id, self.pool) if prefixes else None
         if engine.seeing is not None:

@@ -138,7 +138,8 @@ class Transformer:
     """A model ready to run. `bytes_per_token` is what one decode step reads of the weights.
 
     adapters: those that are loaded beside it (`add_adapter`), A and B in float32 if asked for, else in int8. rows: those of
-    pictures, whose ids stand behind the vocabulary; None where the model does not see.
+    pictures, whose ids stand behind the vocabulary; None where the model does not see. sparse: positions that a token of a pool
+    made from now on looks at in long contexts (layers/sparse.py); 0: all.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, embed: Embed, *, float32: bool = False) -> None:
@@ -146,6 +147,7 @@ class Transformer:
         self.weights = weights
         self.embed = embed
         self.rows: RowTable | None = None
+        self.sparse = 0
         self.adapters = Adapters(config, weights, float32=float32)
         self._gate = kernels.geglu if config.row.parts.gelu else kernels.swiglu
         self._buffers = _Buffers(config, weights)
@@ -183,7 +185,7 @@ class Transformer:
         """Memory for sequences of at most `context` positions, `tokens` positions (at least one context) in all."""
         inverse, factor = inverse_frequencies(self.config, context=context, factors=self.weights.rope_factors)
         angles = Angles(inverse, factor, self.config.rope_sections)
-        pool = KVPool(self.config, context, dtype, tokens, angles, self.adapters.chosen)
+        pool = KVPool(self.config, context, dtype, tokens, angles, self.adapters.chosen, self.sparse)
         if self.config.window:
             pool.local_angles = Angles(plain_frequencies(self.config.local_theta, self.config.rope_dim // 2), 1.0)
         return pool
@@ -308,9 +310,9 @@ class Transformer:
         b, eps = self._buffers, self.config.rms_norm_eps
         kernels.rmsnorm(b.hidden, n, layer.attn_norm, eps, b.normed)
         if isinstance(layer.mixer, Attention):
-            self._attention(layer, layer.mixer, more, pool.place_of_layer[i], n, pool.native)
+            self._attention(layer, layer.mixer, more, pool.place_of_layer[i], n, pool)
         elif isinstance(layer.mixer, LatentAttention):
-            self._latent_attention(layer.mixer, pool.place_of_layer[i], n, pool.native)
+            self._latent_attention(layer.mixer, pool.place_of_layer[i], n, pool)
         else:
             self._gated_delta(layer.mixer, pool.place_of_layer[i], pool)
         kernels.rmsnorm(b.hidden, n, layer.ffn_norm, eps, b.normed)
@@ -336,26 +338,24 @@ class Transformer:
         kernels.linear(w, x, b.branch, False, 1.0, table, b.runs)
         kernels.add_normed(b.branch, n, norm, self.config.rms_norm_eps, b.hidden)
 
-    def _attention(
-        self, layer: Layer, m: Attention, more: LayerTables, place: int, n: int, cache: kernels.Cache
-    ) -> None:
+    def _attention(self, layer: Layer, m: Attention, more: LayerTables, place: int, n: int, pool: KVPool) -> None:
         """hidden += residual_scale * attention(normed). place: of the layer among those that attend."""
         b = self._buffers
         kernels.linear(m.qkv, b.normed, b.qkv, False, 1.0, more.qkv, b.runs)
         cos, sin = (b.local_cos, b.local_sin) if m.local else (b.cos, b.sin)
-        kernels.rope_append(b.qkv, b.rows, m.spec, cos, sin, cache, place)
-        kernels.attend(b.qkv, b.rows, m.spec, cache, place, b.attended, b.heads)
+        kernels.rope_append(b.qkv, b.rows, m.spec, cos, sin, pool.native, place)
+        pool.attend(b.qkv, b.rows, m.spec, place, b.attended, b.heads)
         if m.gate:
             kernels.sigmoid_gate(b.attended, b.qkv, m.gate, n, b.heads)
         self._add_branch(m.o, b.heads, n, layer.post_norms and layer.post_norms[0], more.o)
 
-    def _latent_attention(self, m: LatentAttention, place: int, n: int, cache: kernels.Cache) -> None:
+    def _latent_attention(self, m: LatentAttention, place: int, n: int, pool: KVPool) -> None:
         """The same with queries, keys and values from latents."""
         b, low = self._buffers, self._buffers.latent
         assert low is not None
         low.queries_keys_values(m, b.normed, n, self.config.rms_norm_eps, b.qkv)
-        kernels.rope_append(b.qkv, b.rows, m.spec, b.cos, b.sin, cache, place)
-        kernels.attend(b.qkv, b.rows, m.spec, cache, place, b.attended, low.unread)
+        kernels.rope_append(b.qkv, b.rows, m.spec, b.cos, b.sin, pool.native, place)
+        pool.attend(b.qkv, b.rows, m.spec, place, b.attended, low.unread)
         kernels.linear(m.o, low.narrowed(b.attended, n), b.hidden, True, self.config.residual_scale)
 
     def _gated_delta(self, m: GatedDelta, place: int, pool: KVPool) -> None:

@@ -112,6 +112,21 @@ class Cache:
     @staticmethod
     def page_bytes(layers: int, kv_heads: int, head_dim: int, key_bits: int, value_bits: int) -> int: ...
 
+class PageMeans:
+    """Means of the keys of a cache's whole pages, made when they are first asked for; `forget` a page whose keys change."""
+
+    def __init__(self, cache: Cache) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def forget(self, page: int) -> None: ...
+    @staticmethod
+    def page_bytes(layers: int, kv_heads: int, head_dim: int) -> int: ...
+
+class SparseRule:
+    """From position `dense` on a token looks at the first pages, at the last `near` ones, and at the `chosen` best between."""
+
+    def __init__(self, dense: int, first: int, near: int, chosen: int) -> None: ...
+
 class Rows:
     """The tokens of one step: `add` puts n of a sequence with these pages, at positions start, start + 1, ..."""
 
@@ -196,6 +211,18 @@ def rope_append(
 def attend(
     qkv: Array, rows: Rows, spec: AttentionSpec, cache: Cache, layer: int, result: Array, out: Activation
 ) -> None: ...
+def attend_sparse(
+    qkv: Array,
+    rows: Rows,
+    spec: AttentionSpec,
+    cache: Cache,
+    layer: int,
+    means: PageMeans,
+    rule: SparseRule,
+    result: Array,
+    out: Activation,
+) -> None:
+    """Attention in which a token far into a long context looks at some pages, chosen by the means of their keys."""
 
 class DeltaSpec: ...
 

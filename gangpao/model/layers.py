@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -351,3 +352,57 @@ class MLP(nn.Module):
         if self.gelu:
             return self.down_proj(F.gelu(gate, approximate="tanh") * up)
         return self.down_proj(cpu.swiglu(gate, up) if cpu.applies(gate) else F.silu(gate) * up)
+
+
+# --- sparse attention: a reference
+
+BLOCK, MEAN = 64, 16  # positions of a block, and of those that one mean stands for
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Block-sparse attention of long contexts, as the engine has it (gangpao/engine/layers/sparse.py).
+
+    From position `dense` on, a query looks at the first blocks, at the newest ones (its own is one of them), and at the `chosen`
+    best between: every 16 keys are known by their mean, a head gives the means weights that add up to one, the heads that
+    share keys add theirs, and a block is worth what its best mean is worth.
+
+    Source: InfLLM v2 (arXiv:2509.24663), whose means overlap.
+    """
+
+    dense: int
+    first: int
+    near: int
+    chosen: int
+
+
+def looked_at(q: torch.Tensor, k: torch.Tensor, position: int, scale: float, rule: Sparse) -> torch.Tensor:
+    """Which of the positions up to `position` the heads of a group look at [position + 1], bool. q [G, D], k [N, D]."""
+    seen = torch.ones(position + 1, dtype=torch.bool)
+    begin, end = rule.first, position // BLOCK + 1 - rule.near
+    if position < rule.dense or end - begin <= rule.chosen:
+        return seen
+    means = k[: end * BLOCK].view(-1, MEAN, k.shape[-1]).mean(1)[begin * BLOCK // MEAN :]
+    weights = torch.softmax(q @ means.T * scale, -1).sum(0)
+    best = weights.view(-1, BLOCK // MEAN).amax(-1).topk(rule.chosen).indices + begin
+    blocks = torch.zeros(end, dtype=torch.bool)
+    blocks[:begin] = True
+    blocks[best] = True
+    seen[: end * BLOCK] = blocks.repeat_interleave(BLOCK)
+    return seen
+
+
+def sparse_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, scale: float, rule: Sparse
+) -> torch.Tensor:
+    """[T, H, D] of queries [T, H, D] at positions start, start + 1, ... over keys and values [N, K, D] of all positions so far."""
+    group, out = q.shape[1] // k.shape[1], torch.empty_like(q)
+    for t, row in enumerate(q):
+        position = start + t
+        for head in range(k.shape[1]):
+            own = slice(head * group, (head + 1) * group)
+            seen = looked_at(row[own], k[:, head], position, scale, rule)
+            scores = row[own] @ k[: position + 1, head].T * scale
+            weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
+            out[t, own] = weights @ v[: position + 1, head]
+    return out

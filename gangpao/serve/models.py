@@ -25,6 +25,7 @@ from gangpao.engine.cache import bytes_needed
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.engine.layers.kept import KVType, chosen_kv
+from gangpao.engine.layers.sparse import means_bytes
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.pictures.seeing import Sight
 from gangpao.engine.sample import MAX_STOP
@@ -282,7 +283,8 @@ class Models:
         limits = self.limits
         engine = Engine.load(
             gguf, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress, adapters=adapters,
-            sight=self.sights.get(name), packed=limits.packed_cache, draft=small.gguf if small else None,
+            sight=self.sights.get(name), packed=limits.packed_cache, sparse=limits.sparse,
+            draft=small.gguf if small else None,
         )  # fmt: skip
         engine.name = name
         engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
@@ -307,7 +309,9 @@ class Models:
         while True:
             kv = self._kv(config)
             draft = memory.draft_bytes(small.gguf, small.config, context, kv) if small else 0
-            need = memory.estimate(gguf, config, context, kv, adapters=adapters, sight=sight, draft=draft)
+            need = memory.estimate(
+                gguf, config, context, kv, adapters=adapters, sight=sight, draft=draft, sparse=limits.sparse
+            )
             have = self._free_bytes()
             if need.total <= have:
                 return self._size_cache(need, config, context, have, sight is not None)
@@ -324,15 +328,16 @@ class Models:
 
     def _size_cache(self, need: memory.Need, config: ModelConfig, context: int, have: int, sees: bool) -> _Plan:
         """The cache that all running answers share: as much of their contexts as there is memory for, at least one."""
-        kv = self._kv(config)
-        wanted = memory.pool_tokens(config, context, kv, self.limits.batch)
+        kv, sparse = self._kv(config), self.limits.sparse
+        wanted = memory.pool_tokens(config, context, kv, self.limits.batch, sparse)
         fixed = need.weights + need.work + need.draft
-        tokens = max(context, min(wanted, memory.tokens_in(config, context, kv, have - fixed)))
+        tokens = max(context, min(wanted, memory.tokens_in(config, context, kv, have - fixed, sparse)))
         if sees:  # rows of pictures are kept for as many positions
             rows = memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
-            tokens = max(context, min(tokens, memory.tokens_in(config, context, kv, have - fixed - rows)))
+            tokens = max(context, min(tokens, memory.tokens_in(config, context, kv, have - fixed - rows, sparse)))
             fixed += memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
-        return _Plan(context, tokens, fixed + bytes_needed(config, tokens, kv, context))
+        means = means_bytes(config, tokens) if sparse else 0
+        return _Plan(context, tokens, fixed + bytes_needed(config, tokens, kv, context) + means)
 
     def _no_room(self, name: str, need: int, have: int) -> ApiError:
         others = ", ".join(f"{m.name} ({show_bytes(m.need)})" for m in self._loaded.values())

@@ -18,6 +18,7 @@ from gangpao.formats.gguf import GGUF
 from tests.kernels import test_gated_delta as delta
 from tests.kernels import test_kernels as dense
 from tests.kernels import test_low_rank as low_rank
+from tests.kernels import test_sparse as sparse
 from tests.kernels.random_blocks import SHAPES, random_rows
 from tests.kernels.test_vision import array, floats
 
@@ -72,7 +73,7 @@ def small() -> Named:
 
 
 def attention() -> Named:
-    """Over the cache in both its types, with norms, a window and a cut; over all rows at once."""
+    """Over the cache in all its types, with norms, a window and a cut; over chosen pages; over all rows at once."""
     for heads, kv_heads, dim, window in ((6, 1, 64, 0), (4, 4, 32, 70), (9, 3, 48, 0)):
         norms = (draw(9, dim), draw(10, dim)) if window else (None, None)
         spec = kernels.attention_spec(heads, kv_heads, dim, dim, dim**-0.5, 1e-6, *norms, window)
@@ -84,6 +85,10 @@ def attention() -> Named:
                 part, where = slice(begin, end), [([3, 0, 4], begin, end - begin)]
                 parts.append(dense.run_attention(spec, cache, qkv[part], cos[part], sin[part], where, heads, dim))
             yield f"attend/{heads}/{dim}/{bits[0]}-{bits[1]}", np.concatenate(parts)
+    for bits in ((16, 16), (8, 8), (4, 4)):
+        case = sparse.Case(bits)
+        case.qkv = draw(16, *case.qkv.shape)
+        yield f"attend_sparse/{bits[0]}", case.run(0, sparse.TOTAL)
     for dim, window in ((72, 0), (16, 5)):
         q, k, v = (draw(seed, 70, 3 * dim) for seed in (13, 14, 15))
         out = kernels.Array(70, 3 * dim)

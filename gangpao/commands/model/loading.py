@@ -37,7 +37,7 @@ def load_engine(
     progress = Percent(f"loading {name}")
     load = partial(
         Engine.load, path, context=options.context, kv_dtype=options.kv, num_threads=options.threads, progress=progress,
-        packed=options.packed_cache, adapters={label: file for label, (file, _) in with_scales.items()},
+        packed=options.packed_cache, sparse=options.sparse, adapters={label: file for label, (file, _) in with_scales.items()},
     )  # fmt: skip
     try:
         engine = _loaded(load, name, sight, mmproj is None, draft, (options.draft or "").lower() == AUTO)

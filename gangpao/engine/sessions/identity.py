@@ -32,6 +32,7 @@ NAMES = {
     "model": "another model",
     "computed_in": "other arithmetic (float32)",
     "kv": "another type of KV cache (--kv)",
+    "sparse": "another number of positions that a token looks at (--sparse)",
     "angles": "other rotary angles (another --context)",
     "adapters": "other adapters, or other scales of them",
 }
@@ -67,6 +68,7 @@ def identity_of(model: Transformer, model_id: str, pool: KVPool, mix: Mix) -> Id
         "model": model_id,
         "computed_in": "float32" if model.adapters.float32 else "int8",
         "kv": pool.dtype,
+        "sparse": pool.sparse,
         "angles": digest(*(part for one in angles for part in one.identity())),
         "adapters": [[adapters[number], float(np.float32(scale))] for number, scale in mix],
     }

@@ -62,7 +62,7 @@ def load_engine(
 
     name, path = _finder(model)
     engine = Engine.load(
-        path, context=options.context, kv_dtype=options.kv, num_threads=options.threads, float32=float32,
+        path, context=options.context, kv_dtype=options.kv, sparse=options.sparse, num_threads=options.threads, float32=float32,
         packed=options.packed_cache,
         adapters={label: file for label, (file, _) in (adapters or {}).items()},
     )  # fmt: skip

@@ -89,6 +89,9 @@ struct Kernels {
   // Rows are (token, head) pairs of one KV head: q and out rows of `tokens`, `group` heads each. scratch: 2 * kPage * head_dim floats.
   void (*attend)(const HeadPages&, const float* q, int q_stride, float* out, int out_stride, int group, int tokens, const Place*,
                  float* scratch);
+  // Means of the keys of a whole page, [kPage / 16][head_dim]; and what pages are worth to the queries of one KV head (choose.h).
+  void (*page_means)(const HeadCache&, float* out, float* scratch);
+  void (*page_worth)(const float* q, int heads, int head_dim, const float* const* means, int pages, float* worth, float* scratch);
   // h [rows, h_stride]: one group of ranks of A x; out += B h for panels [begin, end) of one part.
   void (*low_rank_down)(const LowRankMatrices&, int group, const float* x, int x_stride, int rows, float scale, float* h, int h_stride);
   void (*low_rank_up)(bool bytes, const LowRankPart&, int begin, int end, const float* h, int h_stride, int rows, float* out,

@@ -10,6 +10,7 @@
 #include "linear_any.h"
 #include "ops.h"
 #include "attention.h"
+#include "choose.h"
 #include "vision.h"
 #include "low_rank.h"
 #include "blocks.h"
@@ -33,5 +34,5 @@ static void attend_tokens(const HeadPages& c, const float* q, int q_stride, floa
 
 constexpr Kernels make_table(const char* name) {
   return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row,
-          layernorm_row, gelu_row, attend_all_rows, exp_total_row, rope_append_token, attend_tokens, low_rank_down, low_rank_up, dequantize_row, write_blocks};
+          layernorm_row, gelu_row, attend_all_rows, exp_total_row, rope_append_token, attend_tokens, page_means, page_worth, low_rank_down, low_rank_up, dequantize_row, write_blocks};
 }

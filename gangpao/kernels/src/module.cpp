@@ -12,6 +12,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "attend.h"
 #include "pack.h"
 #include "profile.h"
 #include "quantize_rows.h"
@@ -287,6 +288,15 @@ NB_MODULE(_native, m) {
         nb::arg("cache"), nb::arg("layer"), Release());
   m.def("attend", &attend, nb::arg("qkv"), nb::arg("rows"), nb::arg("spec"), nb::arg("cache"), nb::arg("layer"),
         nb::arg("result"), nb::arg("out"), Release());
+  nb::class_<PageMeans>(m, "PageMeans")
+      .def(nb::init<const Cache&>(), nb::arg("cache"))
+      .def_prop_ro("nbytes", [](const PageMeans& p) { return p.pages->size(); })
+      .def("forget", &PageMeans::forget, nb::arg("page"))
+      .def_static("page_bytes", &PageMeans::page_bytes, nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"));
+  nb::class_<SparseRule>(m, "SparseRule")
+      .def(nb::init<int, int, int, int>(), nb::arg("dense"), nb::arg("first"), nb::arg("near"), nb::arg("chosen"));
+  m.def("attend_sparse", &attend_sparse, nb::arg("qkv"), nb::arg("rows"), nb::arg("spec"), nb::arg("cache"), nb::arg("layer"),
+        nb::arg("means"), nb::arg("rule"), nb::arg("result"), nb::arg("out"), Release());
   nb::class_<DeltaSpec>(m, "DeltaSpec");
   m.def("delta_spec", &make_delta_spec, nb::arg("k_heads"), nb::arg("v_heads"), nb::arg("k_dim"), nb::arg("v_dim"), nb::arg("filter"),
         nb::arg("a"), nb::arg("dt"), nb::arg("norm"), nb::arg("eps"));

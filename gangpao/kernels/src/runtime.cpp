@@ -361,39 +361,6 @@ void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const 
   each_token(n, [&](int t) { k.rope_append(qkv.row(t), s, cos.row(t), sin.row(t), places[size_t(t)], heads.data()); });
 }
 
-void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const Cache& cache, int layer, Array& result,
-            Activation& out) {
-  const AttentionShape& s = spec.shape;
-  int n = rows.size();
-  require(n > 0 && result.rows >= n && result.cols == s.num_heads * s.head_dim, "attend: result has another shape");
-  require(layer >= 0 && layer < cache.layers, "attend: outside the cache");
-  require(cache.kv_heads == s.num_kv_heads && cache.head_dim == s.head_dim, "attend: cache of another shape");
-  Runtime& rt = Runtime::get();
-  std::vector<Place> places = rows.places(cache.num_pages);
-  for (Place& place : places) place.first = s.window ? std::max(0, place.position - s.window + 1) : 0;
-  int group = s.num_heads / s.num_kv_heads;
-  // A piece of work is a KV head and a few tokens, so that its rows share what they load: as many as go through at once, or fewer
-  // where that makes too few pieces for the threads. Where it still does, it is cut by query heads as well.
-  int tokens = std::max(1, kRowsAtOnce / group), threads = rt.pool->threads();
-  auto pieces = [&] { return (n + tokens - 1) / tokens * s.num_kv_heads; };
-  while (tokens > 1 && pieces() < 4 * threads) tokens = (tokens + 1) / 2;
-  int cut = pieces() < threads ? group : 1;
-  while (group % cut || (cut > 1 && pieces() * cut > 2 * threads)) --cut;
-  int heads = group / cut;
-  auto job = [&](int begin, int end, int thread) {
-    auto* scratch = reinterpret_cast<float*>(rt.scratch(thread, size_t(2) * kPage * s.head_dim * sizeof(float)));
-    for (int i = begin; i < end; ++i) {
-      int part = i % (s.num_kv_heads * cut), t = i / (s.num_kv_heads * cut) * tokens;
-      int h = part / cut, q = h * group + part % cut * heads;
-      rt.kernels->attend(cache.head(layer, h), qkv.row(t) + size_t(q) * s.head_dim, qkv.stride,
-                         result.row(t) + size_t(q) * s.head_dim, result.stride, heads, std::min(tokens, n - t), &places[size_t(t)],
-                         scratch);
-    }
-  };
-  rt.pool->run(pieces() * cut, 1, job);
-  quantize(result, n, out);
-}
-
 static const SourceType* source_of(const std::string& type, int rows, int cols) {
   const SourceType* source = find_source(type);
   if (!source) throw std::invalid_argument("weights of type " + type + " cannot be packed");

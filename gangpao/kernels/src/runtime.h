@@ -130,7 +130,6 @@ void attend_all(const Array& q, const Array& k, const Array& v, int heads, float
 // Of each of the first n rows: its largest value, NaN if any is none, and the sum of e^(x - peak) in units of 2^-44.
 std::vector<std::tuple<float, int64_t>> exp_totals(const Array& x, int n, const double* coarse, const double* fine);
 void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer);
-void attend(const Array& qkv, const Rows& rows, const AttentionSpec& spec, const Cache& cache, int layer, Array& scratch, Activation& out);
 std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
                              const int32_t* order, Arena& arena);
 // Bytes of a packed matrix. Throws for a type that cannot be packed, and for columns that are not whole blocks.
