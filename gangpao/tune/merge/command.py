@@ -29,7 +29,8 @@ def merge(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--type", help=f"Type of the changed matrices of a .gguf file: {', '.join(WRITTEN)}. Default: as they are."
+            "--type",
+            help=f"Type of the changed matrices of a .gguf file: {', '.join(WRITTEN)}. Default: as they are, else Q8_0.",
         ),
     ] = None,
     max_difference: Annotated[
