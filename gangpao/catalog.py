@@ -35,6 +35,7 @@ RESIDENT_RATIO = 1.2
 PROCESS_BYTES = 150_000_000
 DISK_MARGIN = 64_000_000
 DEFAULT_JOBS = 4
+BUNDLED = Path(__file__).with_name("bundled")  # models that gangpao brings itself
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -130,7 +131,20 @@ class LocalFile(Frozen):
     path: str = Field(min_length=1)
 
 
-Source = Annotated[HuggingFace | ModelScope | PyPI | LocalFile, Field(discriminator="kind")]
+class Bundled(Frozen):
+    """A file that gangpao itself brings."""
+
+    kind: Literal["bundled"]
+    file: Annotated[str, AfterValidator(check_name)]
+
+    @property
+    def path(self) -> str:
+        """Where it lies."""
+        return str(BUNDLED / self.file)
+
+
+OnDisk = LocalFile | Bundled
+Source = Annotated[HuggingFace | ModelScope | PyPI | LocalFile | Bundled, Field(discriminator="kind")]
 
 
 # What a model's publisher recommends for a talk; the sampler (engine/sample.py) knows the bounds.
@@ -175,6 +189,11 @@ class Entry(Frozen):
             return "for training"
         return "cannot run" if not self.engine else "runs" if self.tested else "untested"
 
+    @property
+    def bundled(self) -> bool:
+        """Whether gangpao brings the file, so that it needs no network."""
+        return any(isinstance(source, Bundled) for source in self.sources)
+
     @model_validator(mode="after")
     def _fits_its_format(self) -> "Entry":
         if (self.format == "gguf") != bool(self.file):
@@ -189,7 +208,7 @@ class Entry(Frozen):
                 raise ValueError("sources: a hub source has as many parts (x-00001-of-0000N.gguf) as the entry's file")
             if isinstance(source, HuggingFace | ModelScope) and (self.format == "gguf") != bool(source.file):
                 raise ValueError("sources: a hub source names a file for gguf, and none for safetensors")
-            if isinstance(source, PyPI | LocalFile) and self.format != "gguf":
+            if isinstance(source, PyPI | OnDisk) and self.format != "gguf":
                 raise ValueError(f"sources: a {source.kind} source can only give one file, which must be gguf")
         return self
 
@@ -433,10 +452,12 @@ def default_model(
     """The model to take where none was named, and why, in one sentence.
 
     An installed one before any that would have to come: the best default, else the largest. Of those that are not
-    installed, the best default that memory and disk allow and that can be had. Raises ValueError where there is none.
+    installed, the best default that memory and disk allow and that can be had. What gangpao brings itself is never better for
+    being installed. Raises ValueError where there is none.
     """
     catalog = load()
-    fits = {name: path for name, path in installed.items() if _memory_for(bytes_of(path)) <= memory_bytes}
+    own = {name for name, model in catalog.models.items() if model.bundled}
+    fits = {n: path for n, path in installed.items() if n not in own and _memory_for(bytes_of(path)) <= memory_bytes}
     known = [name for name in catalog.defaults if name in fits]
     if fits:
         name = known[0] if known else max(fits, key=lambda name: bytes_of(fits[name]))
@@ -465,31 +486,3 @@ def largest_fitting(memory_bytes: int) -> str | None:
     models = load().models
     fits = [name for name, m in models.items() if m.engine and m.bytes and memory_needed(m) <= memory_bytes]
     return max(fits, key=lambda name: models[name].bytes, default=None)
-
-
-def listing() -> list[dict[str, Any]]:
-    """One row a model for `gangpao list`: name, path (None if not installed), bytes, licence, what it is, and its state;
-    of an installed file that the catalog does not know, the state is None: its header tells."""
-    catalog, here = load(), installed()
-    rows = []
-    for name in [*catalog.models, *(name for name in here if name not in catalog.models)]:
-        model, path = catalog.models.get(name), here.get(name)
-        record = read_record(name) if model is None else {}
-        rows.append(
-            {
-                "name": name,
-                "path": str(path) if path else None,
-                "bytes": bytes_of(path) if path else model.bytes if model else 0,
-                "licence": model.licence if model else "",
-                "title": model.title if model else str(record.get("title") or "not in the catalog"),
-                "quantization": model.quantization if model else str(record.get("quantization") or ""),
-                "format": model.format if model else "",
-                "languages": list(model.languages) if model else [],
-                "engine": bool(model and model.engine),
-                "state": model.state if model else None,
-                "default": name in catalog.defaults,
-                "note": model.note if model else "",
-                "sampling": sampling_of(name),
-            }
-        )
-    return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gangpao import catalog
+from gangpao.commands.list import listing
 from gangpao.config import merge, read_toml
 
 GB = 10**9
@@ -232,14 +233,14 @@ def test_installed_and_listing(store):
     assert catalog.installed() == {"smollm2-135m": path, "not-in-the-catalog": gone}  # a folder without record is half
     (store / "minicpm-v-2" / catalog.RECORD).write_text('{"files": {"config.json": 2}}')
     assert catalog.installed()["minicpm-v-2"] == store / "minicpm-v-2"
-    rows = {row["name"]: row for row in catalog.listing()}
+    rows = {row["name"]: row for row in listing()}
     assert rows["smollm2-135m"]["path"] == str(path)
     assert rows["smollm2-135m"]["bytes"] == 10
     assert rows["qwen2.5-coder-1.5b"]["path"] is None
     assert rows["qwen2.5-coder-1.5b"]["bytes"] == 1_117_320_768
     assert rows["not-in-the-catalog"]["title"] == "not in the catalog"
     assert {"name", "path", "bytes", "licence"} <= set(rows["gemma3-270m"])
-    json.dumps(catalog.listing())
+    json.dumps(listing())
 
 
 def test_a_damaged_record_is_no_record(store):

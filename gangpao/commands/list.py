@@ -13,7 +13,7 @@ from gangpao.units import show_bytes, table
 
 def list_(as_json: opt.Json = False) -> None:
     """Show the catalog, what is installed, and what runs."""
-    rows = [row | {"state": row["state"] or find.file_state(Path(row["path"]))} for row in catalog.listing()]
+    rows = [row | {"state": row["state"] or find.file_state(Path(row["path"]))} for row in listing()]
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
@@ -24,6 +24,34 @@ def list_(as_json: opt.Json = False) -> None:
         "sampling: what its publisher recommends; taken where you say nothing else\n"
         "for training: weights of the lab, `gangpao export` makes a file to run   any other: gangpao pull hf.co/OWNER/REPOSITORY"
     )
+
+
+def listing() -> list[dict[str, Any]]:
+    """One row a model for `gangpao list`: name, path (None if not installed), bytes, licence, what it is, and its state;
+    of an installed file that the catalog does not know, the state is None: its header tells."""
+    known, here = catalog.load(), catalog.installed()
+    rows = []
+    for name in [*known.models, *(name for name in here if name not in known.models)]:
+        model, path = known.models.get(name), here.get(name)
+        record = catalog.read_record(name) if model is None else {}
+        rows.append(
+            {
+                "name": name,
+                "path": str(path) if path else None,
+                "bytes": catalog.bytes_of(path) if path else model.bytes if model else 0,
+                "licence": model.licence if model else "",
+                "title": model.title if model else str(record.get("title") or "not in the catalog"),
+                "quantization": model.quantization if model else str(record.get("quantization") or ""),
+                "format": model.format if model else "",
+                "languages": list(model.languages) if model else [],
+                "engine": bool(model and model.engine),
+                "state": model.state if model else None,
+                "default": name in known.defaults,
+                "note": model.note if model else "",
+                "sampling": catalog.sampling_of(name),
+            }
+        )
+    return rows
 
 
 def _row(row: dict[str, Any]) -> list[str]:

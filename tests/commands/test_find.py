@@ -146,6 +146,60 @@ def test_yes_downloads_and_the_question_suits_the_model(home, monkeypatch, capsy
     assert "> What is other?" in capsys.readouterr().out
 
 
+@pytest.fixture
+def bundled(home, monkeypatch):
+    """`own`, which gangpao brings itself, behind a default that no source has any more."""
+    monkeypatch.setattr(catalog, "BUNDLED", home / "bundled")
+    (home / "bundled").mkdir()
+    path = write_tiny(home / "bundled" / "own.gguf", seed=2)
+    (home / "other.gguf").rename(home / "other.away")
+    (home / "tiny.gguf").rename(home / "tiny.away")
+    with (home / "config" / "gangpao" / "catalog.toml").open("a") as file:
+        file.write(
+            f'[models.own]\ntitle = "Own"\nfamily = "x"\nfile = "own.gguf"\nengine = true\nbytes = {path.stat().st_size}\n'
+            f'note = "It knows little."\nsha256 = "{hashlib.sha256(path.read_bytes()).hexdigest()}"\n'
+            'sources = [{ kind = "bundled", file = "own.gguf" }]\n'
+        )
+    text = (home / "config" / "gangpao" / "catalog.toml").read_text()
+    (home / "config" / "gangpao" / "catalog.toml").write_text(text.replace('"other"]', '"other", "own"]', 1))
+    catalog._load.cache_clear()
+    return home
+
+
+def test_where_nothing_can_be_had_the_model_that_gangpao_brings_answers(bundled, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert find.find_model(None) == ("own", catalog.path_of("own"))  # nobody is asked: nothing is downloaded
+    err = capsys.readouterr().err
+    assert "no source of tiny answers" in err
+    assert "own, which gangpao brings itself. It knows little." in err
+    assert "[y/N]" not in err
+    assert catalog.path_of("own").read_bytes() == (bundled / "bundled" / "own.gguf").read_bytes()
+
+
+def test_a_download_that_fails_ends_with_the_model_that_gangpao_brings(bundled, capsys):
+    (bundled / "tiny.gguf").write_bytes(b"another file")  # it is there, so it is offered, and then it is refused
+    assert find.find_model(None, yes=True)[0] == "own"
+    err = capsys.readouterr().err
+    assert "tiny: could not be had" in err
+    assert "until then own" in err
+    with pytest.raises(ValueError, match="tiny: could not be had"):
+        find.find_model("tiny")  # who names a model gets that one or the reason
+
+
+def test_the_model_that_gangpao_brings_is_no_reason_to_stay_with_it(bundled):
+    assert find.find_model("own")[0] == "own"
+    assert "own" in catalog.installed()
+    (bundled / "other.away").rename(bundled / "other.gguf")
+    assert find.find_model(None, yes=True)[0] == "other"
+
+
+def test_without_a_file_to_bring_the_first_error_stands(home, monkeypatch):
+    monkeypatch.setattr(catalog.Entry, "bundled", property(lambda self: False))
+    (home / "tiny.gguf").write_bytes(b"another file")
+    with pytest.raises(ValueError, match="tiny: could not be had"):
+        find.find_model(None, yes=True)
+
+
 def test_offline_takes_what_is_there_and_names_it(home, monkeypatch, capsys):
     monkeypatch.setenv("GANGPAO_OFFLINE", "1")
     assert cli.main(["pull", "other"]) == 0
@@ -288,7 +342,10 @@ def test_an_architecture_that_is_not_ours_is_refused_before_it_is_fetched(hub, m
         ("", "", ""),
         ("gemma3", "Q4_K_M", ""),
         ("gemma2", "Q4_K_M", "gemma2"),
-        ("llama", "IQ4_XS", "IQ4_XS"),
+        ("llama", "IQ4_XS", ""),
+        ("llama", "IQ4_NL", ""),
+        ("llama", "IQ3_M", "IQ3_M"),
+        ("llama", "MXFP4", "MXFP4"),
         ("qwen3", "UD-IQ2_M", "IQ2_M"),
     ],
 )

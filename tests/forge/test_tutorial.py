@@ -1,5 +1,7 @@
 """docs/own-model.md: its commands are those of the program, in both languages the same; a slow test runs all of them."""
 
+import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gangpao.cli import COMMANDS
 from gangpao.forge.config import load_forge_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,6 +39,17 @@ def test_the_page_names_every_stage_of_its_line():
             if line.startswith("| ")
         ]
         assert rows[1:] == stages
+
+
+def test_the_answers_that_our_own_model_learns_name_commands_that_exist():
+    rows = (ROOT / "configs" / "nano-talks.jsonl").read_text(encoding="utf-8").splitlines()
+    turns = [[turn["content"] for turn in json.loads(row)["messages"]] for row in rows]
+    questions, answers = [question for question, _ in turns], " ".join(answer for _, answer in turns)
+    assert len(set(questions)) == len(questions)
+    named = re.findall(r"gangpao ([a-z]+) (?:-m|--|[A-Zq]|configs/)", answers)
+    assert len(set(named)) >= 8
+    assert {verb for verb in named if verb not in COMMANDS} == set()
+    assert {file for file in re.findall(r"configs/[\w.-]+", answers) if not (ROOT / file).is_file()} == set()
 
 
 @pytest.mark.slow

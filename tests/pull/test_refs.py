@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from gangpao import catalog
+from gangpao.commands.list import listing
 from gangpao.pull import PullError, pull_ref
 from gangpao.pull.hubs import architecture_in
 from gangpao.pull.refs import Ref, choose, groups, label, match, parse, store_name
@@ -191,7 +192,7 @@ def test_an_address_becomes_an_installed_model(repo, hub):
     assert record["source"] == {"kind": "huggingface", "repo": "o/r", "file": "Tiny-Q4_K_M.gguf", "revision": "main"}
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert catalog.installed() == {name: path}
-    row = next(r for r in catalog.listing() if r["name"] == name)
+    row = next(r for r in listing() if r["name"] == name)
     assert (row["title"], row["quantization"], row["bytes"]) == ("o/r", "Q4_K_M", path.stat().st_size)
     assert match(parse("O/R:q4_k_m"), catalog.records()) == name
     assert match(parse("modelscope.cn/o/r"), catalog.records()) is None

@@ -18,10 +18,11 @@ from gangpao.commands.model import checkpoint
 from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.config import ModelConfig
 from gangpao.formats.architectures import by_gguf_name
+from gangpao.formats.blocks import BY_NAME
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import stem_of
 from gangpao.progress import Progress
-from gangpao.pull import Offer, can_be_had, pull, pull_ref, refs
+from gangpao.pull import Offer, PullError, can_be_had, pull, pull_ref, refs
 from gangpao.units import show_bytes
 
 
@@ -128,7 +129,8 @@ def cannot_run(architecture: str, quantization: str) -> str:
     """Why the engine does not run such a file, as far as its head and its name tell; "" where nothing speaks against it."""
     if architecture and architecture not in by_gguf_name():
         return f"our engine does not run the architecture {architecture} (it runs {', '.join(sorted(by_gguf_name()))})"
-    if quantization.removeprefix("UD-").startswith(("IQ", "MXFP")):
+    kind = quantization.removeprefix("UD-")
+    if kind.startswith(("IQ", "MXFP", "NVFP")) and kind not in BY_NAME:
         return f"our engine does not read the type {quantization} (take Q4_K_M or Q8_0)"
     return ""
 
@@ -186,8 +188,10 @@ def _best(yes: bool) -> tuple[str, Path]:
 
 
 def _offered(name: str, why: str, none: str, disk: int, yes: bool) -> tuple[str, Path]:
-    """A default model that is not here, downloaded after the user agreed."""
+    """A default model that is not here, downloaded after the user agreed; the one that gangpao brings where that fails."""
     entry, command = catalog.load().models[name], f"gangpao pull {name}"
+    if entry.bundled:
+        return _brought(name, f"{none} {why}")
     offer = (
         f"{none} On offer: {why}. It is {entry.title} {entry.quantization}, licence {entry.licence}. {entry.note} "
         f"{show_bytes(entry.bytes)} to download, {show_bytes(disk)} free in {catalog.models_dir()}"
@@ -197,8 +201,20 @@ def _offered(name: str, why: str, none: str, disk: int, yes: bool) -> tuple[str,
             f"Nothing was downloaded. Later: {command}. Others: gangpao list. A file of your own: gangpao chat FILE.gguf"
         )
         raise typer.Exit(1)
-    with Progress() as progress:
-        return name, pull(name, progress=progress)
+    try:
+        with Progress() as progress:
+            return name, pull(name, progress=progress)
+    except PullError as error:
+        spare = next((name for name, model in catalog.load().models.items() if model.bundled), None)
+        if spare is None:
+            raise
+        return _brought(spare, str(error))
+
+
+def _brought(name: str, why: str) -> tuple[str, Path]:
+    """The model that gangpao brings itself, and what may be expected of it."""
+    say(f"{why}\nuntil then {name}, which gangpao brings itself. {catalog.load().models[name].note}")
+    return name, pull(name)
 
 
 def _better(name: str, memory: int, disk: int) -> str:
