@@ -175,6 +175,8 @@ def _shown(name: str, value: Any) -> str:
 def _source(source: dict[str, Any]) -> str:
     if source.get("kind") == "pypi":
         return f"pypi {source['packages'][0]} {source['version']}, {len(source['packages'])} packages"
+    if source.get("kind") == "bundled":
+        return "gangpao itself"
     where = source.get("repo") or source.get("path") or ""
     file = f"/{source['file']}" if source.get("file") else ""
     return f"{source.get('kind')} {where}{file}"
