@@ -205,7 +205,7 @@ def _offered(name: str, why: str, none: str, disk: int, yes: bool) -> tuple[str,
         with Progress() as progress:
             return name, pull(name, progress=progress)
     except PullError as error:
-        spare = next((name for name, model in catalog.load().models.items() if model.bundled), None)
+        spare = next((name for name in catalog.load().defaults if catalog.entry(name).bundled), None)
         if spare is None:
             raise
         return _brought(spare, str(error))
