@@ -1,4 +1,4 @@
-"""The model that gangpao brings itself: the file of the catalog, answering without a network what it was taught, alike everywhere."""
+"""The model that gangpao brings itself: the file of the catalog, answering without a network what it was taught."""
 
 import hashlib
 import io
