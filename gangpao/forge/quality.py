@@ -31,8 +31,10 @@ def _built(facts: Facts, zh: bool) -> str:
 
 def _experiments(facts: Facts, zh: bool) -> str:
     found = facts["experiments"]
-    trials = sum(one["trials"] for one in found.values())
-    return f"{', '.join(found)}：{trials:,} 个试验" if zh else f"{', '.join(found)}: {trials:,} trials"
+    trials, yuan = (sum(one[key] or 0 for one in found.values()) for key in ("trials", "yuan"))
+    if zh:
+        return f"{', '.join(found)}：{trials:,} 个试验，共 {yuan:.3g} 元"
+    return f"{', '.join(found)}: {trials:,} trials that cost {yuan:.3g} yuan"
 
 
 def _choice(facts: Facts, zh: bool) -> str:
