@@ -100,8 +100,14 @@ def estimate(
             *stacked, rows, cols = info.shape
             weights += math.prod(stacked) * kernels.packed_bytes("F32" if float32 else info.type, rows, cols)
     rows = PICTURE_BYTES + row_bytes(config, context) if sight is not None else 0
-    cache = bytes_needed(config, context, kv_dtype) + (means_bytes(config, context) if sparse else 0)
-    return Need(weights, cache, work_bytes(config) + rows, draft)
+    return Need(weights, cache_bytes(config, context, kv_dtype, sparse=sparse), work_bytes(config) + rows, draft)
+
+
+def cache_bytes(
+    config: ModelConfig, positions: int, kv_dtype: KVType, context: int | None = None, *, sparse: int = 0
+) -> int:
+    """Bytes of a full cache, and of the means of its keys where `sparse`. context: of each sequence, if there are several."""
+    return bytes_needed(config, positions, kv_dtype, context) + (means_bytes(config, positions) if sparse else 0)
 
 
 def draft_bytes(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType) -> int:

@@ -21,11 +21,9 @@ from gangpao import catalog, machine
 from gangpao.engine import memory
 from gangpao.engine.adapters import bytes_of, read
 from gangpao.engine.answer import Progress
-from gangpao.engine.cache import bytes_needed
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.engine.layers.kept import KVType, chosen_kv
-from gangpao.engine.layers.sparse import means_bytes
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.pictures.seeing import Sight
 from gangpao.engine.sample import MAX_STOP
@@ -336,8 +334,7 @@ class Models:
             rows = memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
             tokens = max(context, min(tokens, memory.tokens_in(config, context, kv, have - fixed - rows, sparse)))
             fixed += memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
-        means = means_bytes(config, tokens) if sparse else 0
-        return _Plan(context, tokens, fixed + bytes_needed(config, tokens, kv, context) + means)
+        return _Plan(context, tokens, fixed + memory.cache_bytes(config, tokens, kv, context, sparse=sparse))
 
     def _no_room(self, name: str, need: int, have: int) -> ApiError:
         others = ", ".join(f"{m.name} ({show_bytes(m.need)})" for m in self._loaded.values())

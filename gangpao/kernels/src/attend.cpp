@@ -145,7 +145,10 @@ void attend_sparse(const Array& qkv, const Rows& rows, const AttentionSpec& spec
   int n = rows.size(), group = s.num_heads / s.num_kv_heads;
   bool all = true;
   for (const Place& place : places) all = all && between(place, rule).end == 0;
-  if (all || s.window) return attend(qkv, rows, spec, cache, layer, result, out);
+  if (all || s.window) {
+    attend_at(qkv, s, cache, layer, places, false, result);
+    return quantize(result, n, out);
+  }
   make_means(places, rule, cache, layer, means);
   Runtime& rt = Runtime::get();
   std::vector<std::vector<int32_t>> lists(size_t(n) * s.num_kv_heads);
