@@ -121,6 +121,13 @@ def test_our_own_work_is_not_others(tmp_path, monkeypatch):
     assert nothing.read().others is None
 
 
+def test_who_made_the_processor(tmp_path):
+    (tmp_path / "proc").mkdir()
+    assert machine.cpu_vendor(tmp_path) == ""
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n")
+    assert machine.cpu_vendor(tmp_path) == "AuthenticAMD"
+
+
 def test_this_machine():
     assert 0 < machine.available_memory() <= machine.total_memory()
     assert 1 <= machine.physical_cores() <= machine.logical_cores()

@@ -30,7 +30,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gangpao import machine
 from gangpao.train.checkpoints import checkpoint
 from gangpao.train.config import GuardConfig, SaveConfig
 from gangpao.train.progress import Report
@@ -206,8 +205,6 @@ class Training:
 
     def fit(self) -> Outcome:
         """Train to the end, or until a signal; whatever comes after can go on from what is saved."""
-        if self.job.world.device.type == "cpu":
-            machine.keep_freed_memory()
         with self.signals:
             if self.job.world.rank == 0:
                 checkpoint.clean(self.checkpoints)

@@ -175,3 +175,27 @@ def test_a_model_has_the_gradients_it_would_have_without(monkeypatch, packed):
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
     for name, g in found[0][1].items():
         assert error(g, found[1][1][name]) < 1e-5, name
+
+
+def test_full_width_is_exact():
+    """Whatever library computes products of float32 on this machine, errors are those of float32."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    cpu.use_full_width.cache_clear()
+    try:
+        changed = cpu.use_full_width()
+        a, b = torch.randn(3, 200, 300), torch.randn(3, 300, 100)
+        exact = a.double() @ b.double()
+        assert error(a @ b, exact) < 1e-6
+        assert error(torch.addmm(torch.zeros(200, 100), a[0], b[0]), exact[0]) < 1e-6
+        assert changed or torch.backends.mkldnn.matmul.fp32_precision == before
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_full_width_is_taken_back_where_products_err(monkeypatch):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    monkeypatch.setattr(cpu.machine, "cpu_flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(cpu.machine, "cpu_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(cpu, "_errs", lambda: True)
+    assert not cpu.use_full_width.__wrapped__()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -76,11 +76,12 @@ class Checkpoint:
         """
         import torch
 
-        from gangpao.model import weights
+        from gangpao.model import cpu, weights
 
         folder = folder / "export" if (folder / "run.json").is_file() else folder
         if threads:
             torch.set_num_threads(threads)
+        cpu.use_full_width()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = _dtype(dtype) if dtype else (torch.float32 if device == "cpu" else None)
         tokenizer = Tokenizer.from_dir(folder)

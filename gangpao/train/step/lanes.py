@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gangpao import machine
+from gangpao.model import cpu
 from gangpao.train.step.loss import Terms
 
 MOST_BYTES = 1 << 29  # of gradients for each lane: 134 M parameters
@@ -44,6 +46,8 @@ class Lanes:
         if min(count, inside) < 1:
             raise ValueError(f"lanes: {count} with {inside} threads each; both must be at least 1")
         self.count = count
+        machine.keep_freed_memory()
+        cpu.use_full_width()
         if count == 1:
             torch.set_num_threads(inside)
             return

@@ -28,16 +28,22 @@ from gangpao.train.step.frozen_head import IGNORE as IGNORE
 # A piece of logits is 16 MB of float32 (larger ones are new pages from the system every time), but at least this many rows, or the
 # head's gradient is rewritten too often.
 CHUNK_LOGITS, MIN_ROWS = 1 << 22, 128
+CACHED_LOGITS = 1 << 18  # of which a CPU makes probabilities while they lie in its cache: 1 MB of float32
 SMALLEST = 1e-30  # a probability above it is a normal float32, and its logarithm has all digits
 
 
 def rows_at_once(vocab_size: int) -> int:
-    """Tokens whose logits exist at one time."""
+    """Tokens whose logits exist in float32 at one time."""
     return max(MIN_ROWS, CHUNK_LOGITS // vocab_size)
 
 
+def chunk_rows(rows: int, vocab_size: int) -> int:
+    """Rows that go through the head at one time: thrice as many, since only their logits exist whole; in equal parts."""
+    return -(-rows // max(1, -(-rows // (3 * rows_at_once(vocab_size)))))
+
+
 def logits_bytes(vocab_size: int) -> int:
-    """Memory of such a piece: logits, probabilities and their gradient, float32."""
+    """Memory of a loss at most: logits of one piece in float32, or a larger one's in the dtype of the products."""
     return 3 * 4 * rows_at_once(vocab_size) * vocab_size
 
 
@@ -69,20 +75,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_RD) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
-        size = rows_at_once(len(weight))
+        size = chunk_rows(len(labels_R), len(weight))
+        space = hidden_RD.new_empty(size, len(weight))
         for start in range(0, len(labels_R), size):
             h, labels = hidden_RD[start : start + size], labels_R[start : start + size]
-            loss, gradient = _chunk(h, weight, labels, z_loss, needs_hidden or needs_weight)
-            total += loss
-            if gradient is None:
-                continue
-            gradient = gradient.to(h.dtype)
+            logits = torch.mm(h, weight.T, out=space[: len(h)])
+            total += _to_gradient(logits, labels, z_loss, needs_hidden or needs_weight)
             if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[start : start + size])
-            if grad_weight is not None and gradient.dtype == torch.float32:
-                grad_weight.addmm_(gradient.T, h, alpha=scale)
+                torch.mm(logits, weight, out=grad_hidden[start : start + size])
+            if grad_weight is not None and logits.dtype == torch.float32:
+                grad_weight.addmm_(logits.T, h, alpha=scale)
             elif grad_weight is not None:  # the sum over chunks in float32
-                grad_weight.add_(gradient.T @ h, alpha=scale)
+                grad_weight.add_(logits.T @ h, alpha=scale)
         if grad_hidden is not None:
             grad_hidden *= scale
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
@@ -98,9 +102,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grads[0], grads[1], None, None, None, None
 
 
-def _chunk(h: Tensor, weight: Tensor, labels: Tensor, z_loss: float, wants: bool) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of some rows and, when wanted, its gradient with respect to their logits."""
-    logits = F.linear(h, weight).float()
+def _to_gradient(logits: Tensor, labels: Tensor, z_loss: float, wants: bool) -> Tensor:
+    """Summed loss of some rows; where its gradient with respect to their logits is wanted, it takes the place of these."""
+    size = max(1, (CHUNK_LOGITS if logits.is_cuda else CACHED_LOGITS) // logits.shape[1])
+    loss = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for rows, some in zip(torch.split(logits, size), torch.split(labels, size), strict=True):
+        part, gradient = _rows(rows.float(), some, z_loss, wants)
+        loss += part
+        if gradient is not None:
+            rows.copy_(gradient)
+    return loss
+
+
+def _rows(logits: Tensor, labels: Tensor, z_loss: float, wants: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed loss of float32 logits and, when wanted, its gradient."""
     valid = labels != IGNORE
     index = torch.where(valid, labels, 0)[:, None]
     picked = logits.gather(1, index)

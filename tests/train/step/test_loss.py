@@ -31,10 +31,12 @@ def plain(hidden, weight, labels, scale, z_loss):
 
 
 @pytest.mark.parametrize("rows_a_chunk", [1, 7, 36, 37, 1000])
+@pytest.mark.parametrize("rows_in_cache", [1, 5, 1000])
 @pytest.mark.parametrize("z_loss", [0.0, 0.03])
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
-def test_chunked_is_plain(monkeypatch, rows_a_chunk, z_loss, ignored):
+def test_chunked_is_plain(monkeypatch, rows_a_chunk, rows_in_cache, z_loss, ignored):
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", rows_a_chunk * V)
+    monkeypatch.setattr(loss_module, "CACHED_LOGITS", rows_in_cache * V)
     monkeypatch.setattr(loss_module, "MIN_ROWS", 1)
     hidden, weight, labels = problem(ignored=ignored)
     ours = cross_entropy(hidden, weight, labels, scale=0.37, z_loss=z_loss)
@@ -45,6 +47,16 @@ def test_chunked_is_plain(monkeypatch, rows_a_chunk, z_loss, ignored):
     assert float(ours.detach()) == pytest.approx(float(reference.detach()), rel=1e-6, abs=1e-7)
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 2048, 5000])
+@pytest.mark.parametrize("vocab", [300, 8192, 122_753])
+def test_chunks_are_equal_parts_and_as_few_as_memory_allows(rows, vocab):
+    size = loss_module.chunk_rows(rows, vocab)
+    parts = -(-rows // size)
+    assert 4 * size * vocab <= loss_module.logits_bytes(vocab)
+    assert parts == 1 or rows > (parts - 1) * 3 * loss_module.rows_at_once(vocab)
+    assert rows - (parts - 1) * size > size - parts
 
 
 def test_huge_logits_neither_overflow_nor_lose_the_loss():
