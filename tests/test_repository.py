@@ -65,7 +65,7 @@ ALLOWED = {
         "images",
     },
     "serve": {"engine", "text", "kernels", "formats", "images"},
-    "model": {"formats", "images"},
+    "model": {"formats", "images", "kernels"},
     "data": {"text", "images"},
     "evaluate": {"engine", "model", "data", "text", "formats", "kernels", "images"},
     "train": _TRAIN,

@@ -65,7 +65,14 @@ def run(command: Command, state: Path, log: Path, stream: TextIO | None) -> str:
     with log.open("a", encoding="utf-8") as kept:
         print(f"$ {shown(command)}", file=kept, flush=True)
         with subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=os.environ
+            | {"PYTHONSAFEPATH": "1"},  # this gangpao also behind a launcher, not one that lies in the folder
         ) as process:
             (state / PROCESS).write_text(f"{process.pid}\n{_begun(process.pid)}\n", encoding="utf-8")
             said, last, received = _listen(process, kept, stream)

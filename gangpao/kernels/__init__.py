@@ -14,7 +14,7 @@ import os
 if importlib.util.find_spec("gangpao.kernels._native") is None:
     raise ImportError(
         f"the compiled kernels are not in {os.path.dirname(__file__)}: this is a checkout, not the installed gangpao. "
-        "Run .venv/bin/gangpao (make chat builds it), or python with -P from inside the checkout"
+        "Run .venv/bin/gangpao (make chat builds it), python with -P, or PYTHONSAFEPATH=1 before torchrun"
     )
 
 from gangpao.kernels import _native
@@ -61,11 +61,17 @@ from gangpao.kernels._native import (
     quantize_rows,
     read_bandwidth,
     rmsnorm,
+    rmsnorm_back_bf16,
+    rmsnorm_bf16,
     rope_append,
     set_isa,
     set_num_threads,
     sigmoid_gate,
     swiglu,
+    swiglu_back_bf16,
+    swiglu_bf16,
+    turn_back_bf16,
+    turn_bf16,
     weight_types,
 )
 
@@ -113,11 +119,17 @@ __all__ = [
     "quantize_rows",
     "read_bandwidth",
     "rmsnorm",
+    "rmsnorm_back_bf16",
+    "rmsnorm_bf16",
     "rope_append",
     "set_isa",
     "set_num_threads",
     "sigmoid_gate",
     "swiglu",
+    "swiglu_back_bf16",
+    "swiglu_bf16",
+    "turn_back_bf16",
+    "turn_bf16",
     "weight_types",
 ]
 

@@ -5,6 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Bits = npt.NDArray[np.uint16]  # of bfloat16
 LowRankSource = (
     tuple[npt.NDArray[np.int8], npt.NDArray[np.int8], Floats, Floats] | tuple[Floats, Floats, Floats, Floats]
 )
@@ -285,6 +286,23 @@ def add_normed(x: Array, n: int, weight: Array, eps: float, out: Array) -> None:
     """out += rmsnorm(x) * weight; x is overwritten."""
 
 def sigmoid_gate(x: Array, gates: Array, column: int, n: int, out: Activation) -> None: ...
+def swiglu_bf16(gate: Bits, up: Bits, out: Bits) -> None:
+    """out = silu(gate) * up; these six are of training: bfloat16 as bits, in the thread that calls."""
+
+def swiglu_back_bf16(gate: Bits, up: Bits, d: Bits, d_gate: Bits, d_up: Bits) -> None:
+    """The gradients of its inputs, where d is that of its result."""
+
+def rmsnorm_bf16(x: Bits, weight: Floats, eps: float, out: Bits, inverse: Floats) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight over rows of as many numbers as weight has, a multiple of 16; inverse: the factor
+    1 / sqrt(...) of every row, for the way back."""
+
+def rmsnorm_back_bf16(x: Bits, d: Bits, weight: Floats, inverse: Floats, dx: Bits, d_weight: Floats | None) -> None: ...
+def turn_bf16(x: Bits, cos: Floats, sin: Floats, scale: float, out: Floats) -> None:
+    """x [B, T, K, G, H] times scale, pairs (i, i + H / 2) turned by the angles [B or 1, ..., T, H / 2], to out [B, K, T, G, H]."""
+
+def turn_back_bf16(d: Bits, cos: Floats, sin: Floats, scale: float, out: Bits) -> None:
+    """The gradient [B, T, K, G, H] of what was turned, where d [B, K, T, G, H] is that of the result."""
+
 def set_num_threads(n: int) -> None: ...
 def num_threads() -> int: ...
 def isa_name() -> str: ...

@@ -280,6 +280,22 @@ def swiglu(gate_up: Floats) -> Floats:
     return out
 
 
+def swiglu_back(gate: Floats, up: Floats, d: Floats) -> tuple[Floats, Floats]:
+    """Gradients of gate and up, where d is that of silu(gate) * up."""
+    g, u, dy = (x.astype(np.float64) for x in (gate, up, d))
+    s = 1 / (1 + np.exp(-g))
+    return (dy * u * s * (1 + g * (1 - s))).astype(np.float32), (dy * g * s).astype(np.float32)
+
+
+def rmsnorm_back(x: Floats, weight: Floats, eps: float, d: Floats) -> tuple[Floats, Floats]:
+    """Gradients of rows x [T, D] and of the weight, where d is that of rmsnorm."""
+    wide, dy = x.astype(np.float64), d.astype(np.float64)
+    r = 1 / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + eps)
+    along = np.mean(dy * weight * wide, axis=-1, keepdims=True)
+    dx = r * (dy * weight - wide * r**2 * along)
+    return dx.astype(np.float32), (dy * wide * r).sum(0).astype(np.float32)
+
+
 def rope(x: Floats, cos: Floats, sin: Floats) -> Floats:
     """Rotates pairs (i, i + half) of heads [T, N, H] by angles [T, half]; values past 2 * half stay."""
     half = cos.shape[-1]

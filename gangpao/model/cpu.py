@@ -4,6 +4,7 @@ torch's attention on a CPU reaches a third of the speed of a matrix product, and
 queries is multiplied with the keys that it may see, by plain batched products: scores, softmax, values. Probabilities
 of a layer are kept for the backward pass where they are small, else made again. In bf16 the scores are float32, because
 the exponential makes large of small errors; the gradients of scores are bf16, which adds a third to torch's own error there.
+In bf16 norm, RoPE and SwiGLU are kernels of ours (kernels/src/between.h): torch takes two to nine passes over memory for each.
 
 What it gives up: memory that does not grow with the square of the length, up to KEPT_BYTES a layer; past that it does not.
 On a GPU torch's own kernels are better, and without gradients there is nothing to gain.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gangpao import machine
+from gangpao import kernels, machine
 
 BLOCK = 64  # queries: less and products are thin, more and half of a block is hidden by the causal mask
 KEPT_BYTES = 32 << 20
@@ -31,6 +32,16 @@ def applies(x: Tensor) -> bool:
     """Whether a gradient will be wanted of something that is computed from `x` on a CPU, in at most single precision."""
     wanted = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return wanted and x.device.type == "cpu" and x.dtype != torch.float64
+
+
+def _bits(x: Tensor) -> Any:
+    """The numbers of a tensor of bfloat16 for a kernel, in place."""
+    return x.detach().view(torch.uint16).numpy()
+
+
+def _in_kernels(*tensors: Tensor) -> bool:
+    """Whether what lies between the products is done by our kernels (training.cpp): bfloat16 that lies in a row."""
+    return all(x.dtype == torch.bfloat16 and x.is_contiguous() for x in tensors)
 
 
 def _errs() -> bool:
@@ -115,15 +126,25 @@ class _Attention(torch.autograd.Function):
 def _gather(x_BTNH: Tensor, groups: int, turn: Turn | None, scale: float = 1.0) -> Tensor:
     """float32 [Z, T * G, H] times scale, with its pairs (i, i + H / 2) turned."""
     batch, time, heads, width = x_BTNH.shape
-    x = x_BTNH.view(batch, time, groups, -1, width).float()
+    x = x_BTNH.view(batch, time, groups, -1, width)
     out = torch.empty(batch, groups, time, heads // groups, width)
+    if turn is not None and width % 32 == 0 and _in_kernels(x):
+        cos, sin = (t.contiguous().numpy() for t in turn)
+        kernels.turn_bf16(_bits(x), cos, sin, scale, out.numpy())
+        return out.view(batch * groups, -1, width)
+    x = x.float()
     _turned(x, out.permute(0, 2, 1, 3, 4), turn, scale, 1)
     return out.view(batch * groups, -1, width)
 
 
 def _scatter(x_BKTGH: Tensor, turn: Turn | None, scale: float) -> Tensor:
-    """The way back: float32 [B, T, N, H] times scale, turned by the opposite angles."""
+    """The way back: [B, T, N, H] times scale, turned by the opposite angles, in bfloat16 or float32."""
     batch, groups, time, share, width = x_BKTGH.shape
+    if turn is not None and width % 32 == 0 and _in_kernels(x_BKTGH):
+        cos, sin = (t.contiguous().numpy() for t in turn)
+        back = x_BKTGH.new_empty(batch, time, groups * share, width)
+        kernels.turn_back_bf16(_bits(x_BKTGH), cos, sin, scale, _bits(back))
+        return back
     out = torch.empty(batch, time, groups, share, width)
     _turned(x_BKTGH.float().permute(0, 2, 1, 3, 4), out, turn, scale, -1)
     return out.view(batch, time, groups * share, width)
@@ -185,15 +206,28 @@ def attention(
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.ours = x.shape[-1] % 16 == 0 and _in_kernels(x)
+        if ctx.ours:
+            y, r = torch.empty_like(x), torch.empty(*x.shape[:-1], 1)
+            kernels.rmsnorm_bf16(_bits(x), weight.detach().float().numpy(), eps, _bits(y), r.numpy())
+            ctx.save_for_backward(x, weight, r)
+            return y
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         r = r.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
-        y: Tensor = (x * r).to(x.dtype)
-        return y.mul_(weight.to(x.dtype))
+        done: Tensor = (x * r).to(x.dtype).mul_(weight.to(x.dtype))
+        return done
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, r = ctx.saved_tensors
+        if ctx.ours:
+            dx = torch.empty_like(x)
+            dw = torch.empty(weight.shape) if ctx.needs_input_grad[1] else None
+            sums = None if dw is None else dw.numpy()
+            d = _bits(gradients[0].contiguous())
+            kernels.rmsnorm_back_bf16(_bits(x), d, weight.detach().float().numpy(), r.numpy(), _bits(dx), sums)
+            return dx, None if dw is None else dw.to(weight.dtype), None
         width = x.shape[-1]
         flat, g, r = x.reshape(-1, width).float(), gradients[0].reshape(-1, width).float(), r.reshape(-1, 1)
         product = g * flat
@@ -240,12 +274,20 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)  # and not silu(gate), which is as large and quickly made again
+        if _in_kernels(gate, up):
+            out = torch.empty_like(gate)
+            kernels.swiglu_bf16(_bits(gate), _bits(up), _bits(out))
+            return out
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (d,) = gradients
         gate, up = ctx.saved_tensors
+        if _in_kernels(gate, up, d):
+            d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+            kernels.swiglu_back_bf16(_bits(gate), _bits(up), _bits(d), _bits(d_gate), _bits(d_up))
+            return d_gate, d_up
         t = d * up
         torch.ops.aten.silu_backward.grad_input(t, gate, grad_input=t)
         return t, F.silu(gate).mul_(d)

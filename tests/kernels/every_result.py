@@ -19,6 +19,7 @@ from tests.kernels import test_gated_delta as delta
 from tests.kernels import test_kernels as dense
 from tests.kernels import test_low_rank as low_rank
 from tests.kernels import test_sparse as sparse
+from tests.kernels import test_training as between
 from tests.kernels.random_blocks import SHAPES, random_rows
 from tests.kernels.test_vision import array, floats
 
@@ -96,6 +97,26 @@ def attention() -> Named:
         yield f"attend_all/{dim}", out.numpy().copy()
 
 
+def training() -> Named:
+    """What lies between the products of a training step, in bfloat16."""
+    (gate, _), (up, _), (d, _) = (between.rounded(draw(seed, 5, 208)) for seed in (30, 31, 32))
+    weight, angles = draw(33, 208), draw(34, 2, 5, 16, scale=0.25)
+    out = [between.empty(5, 208) for _ in range(3)]
+    kernels.swiglu_bf16(gate, up, out[0])
+    kernels.swiglu_back_bf16(gate, up, d, out[1], out[2])
+    yield "training/swiglu", np.stack(out)
+    inverse, sums = np.empty(5, np.float32), np.empty(208, np.float32)
+    kernels.rmsnorm_bf16(gate, weight, 1e-5, out[0], inverse)
+    kernels.rmsnorm_back_bf16(gate, d, weight, inverse, out[1], sums)
+    yield "training/rmsnorm", np.concatenate([between.numbers(np.stack(out[:2])).ravel(), inverse, sums])
+    heads, turned = between.rounded(draw(35, 1, 5, 2, 3, 32))[0], np.empty((1, 2, 5, 3, 32), np.float32)
+    kernels.turn_bf16(heads, angles[0], angles[1], 0.25, turned)
+    kernels.turn_back_bf16(
+        heads.reshape(1, 2, 5, 3, 32), angles[0], angles[1], 0.25, back := between.empty(1, 5, 2, 3, 32)
+    )
+    yield "training/turn", np.stack([turned.ravel(), between.numbers(back).ravel()])
+
+
 def others() -> Named:
     """Adapters, recurrent layers, rows from blocks and rows to blocks."""
     layer = low_rank.make_layer(np.random.default_rng(16))
@@ -145,7 +166,7 @@ def results(models: list[Path], kinds: list[str]) -> dict[str, np.ndarray]:
     out = {}
     for isa in kinds:
         kernels.set_isa(isa)
-        for part in (linear(), small(), attention(), others(), *(model(path) for path in models)):
+        for part in (linear(), small(), attention(), training(), others(), *(model(path) for path in models)):
             out |= {f"{isa}/{name}": value for name, value in part}
     return out
 

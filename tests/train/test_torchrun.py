@@ -11,6 +11,7 @@ import pytest
 
 from gangpao.train import pretrain
 from gangpao.train.checkpoints import checkpoint
+from tests.child import environment
 from tests.train.conftest import CONFIGS
 from tests.train.tiny import losses, same_end
 
@@ -21,7 +22,7 @@ def torchrun(out, overrides, *options):
     with out.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
             [*command, "-m", "gangpao.cli", "train", str(CONFIGS / "train-tiny.toml"), "--out", str(out), *settings],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=environment(OMP_NUM_THREADS="1"),
             stdout=log,
             stderr=subprocess.STDOUT,
         )

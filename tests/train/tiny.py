@@ -21,6 +21,7 @@ from gangpao.train.progress import Report, read_metrics
 from gangpao.train.schedule import Schedule
 from gangpao.train.step.loss import NextToken
 from gangpao.train.step.optim import Average, Optimizer
+from tests.child import environment
 
 SEQ_LEN, VOCAB = 24, 50
 
@@ -153,8 +154,9 @@ def in_child(log: Path, work: Callable[..., object], *arguments: Any, **options:
     From a fork server, because this process may have threads by now (torch's, the tokenizers'), and a fork would inherit
     their locks for ever. The server has torch imported and nothing running, so a child is there in milliseconds.
     """
+    os.environ |= environment()  # the server begins without our path
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["gangpao.train.loop", "gangpao.model.transformer"])
     process = context.Process(target=_child, args=(log, work, arguments, options))
     process.start()
     return process

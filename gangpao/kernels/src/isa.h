@@ -72,6 +72,16 @@ struct LowRankMatrices {
   const float* factor;  // [ranks]
 };
 
+// Training in bfloat16 (between.h): n, and a head's half, are multiples of 16.
+struct TrainingKernels {
+  void (*swiglu)(const uint16_t* gate, const uint16_t* up, int n, uint16_t* out);
+  void (*swiglu_back)(const uint16_t* gate, const uint16_t* up, const uint16_t* d, int n, uint16_t* d_gate, uint16_t* d_up);
+  float (*rmsnorm)(const uint16_t* x, const float* weight, int n, float eps, uint16_t* out);
+  void (*rmsnorm_back)(const uint16_t* x, const uint16_t* d, const float* weight, float r, int n, uint16_t* dx, float* d_weight);
+  void (*turn)(const uint16_t* x, const float* cos, const float* sin, int half, float scale, float* out);
+  void (*turn_back)(const uint16_t* d, const float* cos, const float* sin, int half, float scale, uint16_t* out);
+};
+
 struct Kernels {
   const char* name;
   void (*linear)(const Packed&, const Acts&, const Out&, Ahead, int begin, int end, uint8_t* scratch);
@@ -100,6 +110,7 @@ struct Kernels {
   void (*dequantize)(int source, const uint8_t* row, int cols, float* out);
   // Blocks [begin, end) of rows of `cols` weights, in a type that is `Written`; columns: what each weighs, or null.
   void (*write_blocks)(int type, const float* values, const float* columns, size_t cols, size_t begin, size_t end, uint8_t* out);
+  TrainingKernels training;
 };
 
 extern const Kernels portable_kernels;

@@ -18,6 +18,7 @@
 #include "quantize_search.h"
 #include "quantize_blocks.h"
 #include "quantize_write.h"
+#include "between.h"
 
 static void attend_tokens(const HeadPages& c, const float* q, int q_stride, float* out, int out_stride, int group, int tokens,
                           const Place* places, float* scratch) {
@@ -34,5 +35,6 @@ static void attend_tokens(const HeadPages& c, const float* q, int q_stride, floa
 
 constexpr Kernels make_table(const char* name) {
   return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row,
-          layernorm_row, gelu_row, attend_all_rows, exp_total_row, rope_append_token, attend_tokens, page_means, page_worth, low_rank_down, low_rank_up, dequantize_row, write_blocks};
+          layernorm_row, gelu_row, attend_all_rows, exp_total_row, rope_append_token, attend_tokens, page_means, page_worth, low_rank_down, low_rank_up, dequantize_row, write_blocks,
+          {swiglu_bf16, swiglu_back_bf16, rmsnorm_bf16, rmsnorm_back_bf16, turn_bf16, turn_back_bf16}};
 }

@@ -18,6 +18,7 @@
 #include "quantize_rows.h"
 #include "recurrent.h"
 #include "runtime.h"
+#include "training.h"
 
 namespace nb = nanobind;
 using namespace gangpao;
@@ -321,6 +322,7 @@ NB_MODULE(_native, m) {
   m.def("sigmoid_gate", &sigmoid_gate, nb::arg("x"), nb::arg("gates"), nb::arg("column"), nb::arg("n"), nb::arg("out"), Release());
   m.def("geglu", &geglu, nb::arg("gate_up"), nb::arg("n"), nb::arg("out"), Release());
   m.def("add_normed", &add_normed, nb::arg("x"), nb::arg("n"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"), Release());
+  bind_training(m);
   m.def("set_num_threads", [](int n) { Runtime::get().set_threads(n); }, nb::arg("n"));
   m.def("num_threads", [] { return Runtime::get().pool->threads(); });
   m.def("isa_name", [] { return std::string(Runtime::get().kernels->name); });

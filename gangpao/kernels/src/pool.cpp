@@ -93,7 +93,8 @@ void Pool::run_alone(int items, int chunk, Fn fn, void* context) {
     return;
   }
   uint64_t epoch = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-  ticket_.store(epoch << 32 | kNext, std::memory_order_seq_cst);  // closed while the fields change
+  ticket_.store(epoch << 32 | kNext, std::memory_order_seq_cst);  // closed while the fields change,
+  std::atomic_thread_fence(std::memory_order_seq_cst);            // and seen to be before any of them (ARM may turn stores around)
   done_.store(0, std::memory_order_relaxed);
   items_.store(items, std::memory_order_relaxed);
   chunk_.store(chunk, std::memory_order_relaxed);

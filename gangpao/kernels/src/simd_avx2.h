@@ -30,6 +30,15 @@ static inline void hstore(uint16_t* p, F a) {
 }
 static inline __m256 bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 static inline F bf16load(const uint16_t* p) { return {bf16(load128(p)), bf16(load128(p + 8))}; }
+static inline __m128i to_bf16(__m256 a) {
+  __m256i u = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  u = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
+}
+static inline void bf16store(uint16_t* p, F a) {  // to the nearest, halves to the even one
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bf16(a.l));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), to_bf16(a.h));
+}
 static inline F s8load(const int8_t* p) {
   __m128i x = load128(p);
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};

@@ -56,6 +56,14 @@ static inline F bf16load(const uint16_t* p) {
   return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(l), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(l, 16)),
           vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
 }
+static inline uint16x4_t to_bf16(float32x4_t a) {
+  uint32x4_t u = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+  return vshrn_n_u32(vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
+}
+static inline void bf16store(uint16_t* p, F x) {  // to the nearest, halves to the even one
+  vst1q_u16(p, vcombine_u16(to_bf16(x.a), to_bf16(x.b)));
+  vst1q_u16(p + 8, vcombine_u16(to_bf16(x.c), to_bf16(x.d)));
+}
 static inline I widened(int16x8_t l, int16x8_t h) {
   return {vmovl_s16(vget_low_s16(l)), vmovl_high_s16(l), vmovl_s16(vget_low_s16(h)), vmovl_high_s16(h)};
 }

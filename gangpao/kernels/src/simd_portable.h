@@ -57,6 +57,13 @@ static inline F bf16load(const uint16_t* p) {
   LANES { uint32_t u = uint32_t(p[i]) << 16; std::memcpy(&r.v[i], &u, 4); }
   return r;
 }
+static inline void bf16store(uint16_t* p, F a) {  // to the nearest, halves to the even one
+  LANES {
+    uint32_t u;
+    std::memcpy(&u, &a.v[i], 4);
+    p[i] = uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+  }
+}
 static inline F s8load(const int8_t* p) { F r; LANES r.v[i] = float(p[i]); return r; }
 static inline F add(F a, F b) { LANES a.v[i] += b.v[i]; return a; }
 static inline F sub(F a, F b) { LANES a.v[i] -= b.v[i]; return a; }

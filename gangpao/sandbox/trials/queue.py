@@ -458,7 +458,7 @@ def start_worker(
 ) -> subprocess.Popen[bytes]:
     """A process that takes trials until there are none, on cores of its own where the machine has them."""
     command = [
-        sys.executable, "-m", "gangpao.cli", "sandbox", "worker", str(config_file), "--out", str(out), "--storage", storage,
+        sys.executable, "-P", "-m", "gangpao.cli", "sandbox", "worker", str(config_file), "--out", str(out), "--storage", storage,
         "--study", name, "--core", str(core),
     ]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

@@ -20,6 +20,7 @@ from gangpao.sandbox.trials.queue import enqueue, grid_of, open_storage, open_st
 from gangpao.sandbox.trials.search import Range, SearchConfig
 from gangpao.sandbox.trials.trial import RESULT, ensure, key_of
 from gangpao.train.progress import read_metrics
+from tests.child import ROOT, environment
 
 
 def whole(lab, specs):
@@ -62,10 +63,17 @@ def specs_of(lab):
 def started(config, tmp_path, out, until):
     """A driver in a process of its own, when until()."""
     file = write_config(config, tmp_path)
-    code = f"import sys; from pathlib import Path; from {__name__} import _drive; _drive(*map(Path, sys.argv[1:]))"
+    code = (
+        f"import sys; from pathlib import Path; sys.path.append({str(ROOT)!r}); from {__name__} import _drive; "
+        "_drive(*map(Path, sys.argv[1:]))"
+    )
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen(
-            [sys.executable, "-c", code, str(file), str(out)], start_new_session=True, stdout=log, stderr=log
+            [sys.executable, "-c", code, str(file), str(out)],
+            env=environment(),
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
         )
     end = time.monotonic() + 90
     while not until():
@@ -273,6 +281,7 @@ def test_workers_share_a_postgresql_study_and_one_is_killed(config, tmp_path, po
     file = write_config(driver.config, out)
     command = [
         sys.executable,
+        "-P",
         "-m",
         "gangpao.cli",
         "sandbox",

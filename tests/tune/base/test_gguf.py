@@ -53,7 +53,7 @@ def as_the_engine(monkeypatch):
 
 def close(a, b):
     """Where rounding to fp16 falls on the other side now and then, the limit is not that of float32."""
-    assert np.abs(a - b).max() < 3e-4 * np.abs(b).max()
+    assert np.abs(a - b).max() < 6e-4 * np.abs(b).max()
 
 
 REFUSED = ("window", "mla", "delta")  # kinds of layers that are not trained on from a file
