@@ -133,17 +133,17 @@ def encode(template: ChatTemplate, tokenizer: Tokenizer, system: str, question: 
 # --- servers
 
 
-def command(engine: str, job: Work, settings: Settings, port: int) -> list[str]:
-    """The command line of "gangpao" or of a variant of llama-server."""
+def command(engine: str, job: Work, settings: Settings, port: int, streams: int = STREAMS) -> list[str]:
+    """The command line of "gangpao" or of a variant of llama-server, for so many answers at once."""
     if engine == "gangpao":
         return [
             sys.executable, "-P", "-m", "gangpao.cli", "serve", "-m", str(job.path), "--port", str(port),
-            "--batch", str(STREAMS), "--context", str(job.slot),
+            "--batch", str(streams), "--context", str(job.slot),
         ]  # fmt: skip
     spec = ["--spec-type", settings["spec"]] if settings["spec"] != "none" else []
     return [
         str(peers.llama_server(engine)), "-m", str(job.path), "--port", str(port), "--host", "127.0.0.1",
-        "-np", str(STREAMS), "-cb", "-c", str(STREAMS * job.slot), "-t", settings["threads"], "-fa", settings["flash"],
+        "-np", str(streams), "-cb", "-c", str(streams * job.slot), "-t", settings["threads"], "-fa", settings["flash"],
         "-ub", settings["ubatch"], "-b", "2048", "--repack" if settings["repack"] == "1" else "-nr",
         "-lm", settings["load"], "--cache-prompt", "--cache-reuse", settings["reuse"],
         "-kvu" if settings["kv"] == "unified" else "-no-kvu", *spec,
@@ -165,13 +165,13 @@ def knobs(job: Work, num_cores: int) -> dict[str, list[str]]:
 
 
 @contextmanager
-def server(engine: str, job: Work, settings: Settings) -> Iterator[tuple[str, int]]:
+def server(engine: str, job: Work, settings: Settings, streams: int = STREAMS) -> Iterator[tuple[str, int]]:
     """A server that is ready: its address and its process group. Raises ValueError with its last lines when it fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryFile("w+") as log:
-        argv = command(engine, job, settings, port)
+        argv = command(engine, job, settings, port, streams)
         process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
         try:
             url = f"http://127.0.0.1:{port}"
@@ -231,7 +231,7 @@ class Client:
         async with self._http.stream("POST", f"{self._url}/v1/completions", json=body) as response:
             if response.status_code != 200:
                 raise ValueError(f"{response.status_code}: {(await response.aread()).decode()[:300]}")
-            async for chunk in _chunks(response):
+            async for chunk in chunks(response):
                 piece = "".join(c.get("text") or "" for c in chunk.get("choices") or ())
                 first = first or (time.perf_counter() - start if piece else 0.0)
                 text += piece
@@ -247,7 +247,7 @@ class Client:
         return answers, sum(a.tokens for a in answers) / (time.perf_counter() - start)
 
 
-async def _chunks(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
+async def chunks(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     rest = b""
     async for raw in response.aiter_bytes():
         *events, rest = (rest + raw).split(b"\n\n")
