@@ -144,7 +144,7 @@ def main() -> None:
         for engine in engines:
             found[engine].append(one := sample(engine, path, wanted))
             say(
-                f"  round {number + 1} of {options.rounds}: {engine:10} {one.gap_median:.0f} ms between tokens, p99 {one.gap_p99:.0f} "
+                f"  round {number + 1} of {options.rounds}: {engine:10} {one.gap_median:.0f} ms a token, p99 {one.gap_p99:.0f} "
                 f"({one.ratio:.2f} x, goal {GOAL:g}), longest {one.gap_longest:.0f}; first token {one.first_median:.0f}, p99 "
                 f"{one.first_p99:.0f} ms; {one.tps:.0f} tok/s"
             )
