@@ -142,10 +142,13 @@ class Engine:
     def recommended(self, *, thinking: bool | None = None, **given: Any) -> SamplingParams:
         """The settings for a talk: what is given (None is not), else what the model recommends, else UNSAID.
 
-        thinking: whether it was switched on or off. Raises ValueError naming a value that is out of bounds.
+        Where a temperature of 0 is given, no penalty is recommended: it asks for the most likely token. thinking: whether it was
+        switched on or off. Raises ValueError naming a value that is out of bounds.
         """
         mode = {} if thinking is None else self.modes.get(thinking, {})
         chosen: dict[str, Any] = {**UNSAID, **self.sampling, **mode}
+        if given.get("temperature") == 0:
+            chosen.pop("repetition_penalty", None)
         return SamplingParams(**chosen | {name: value for name, value in given.items() if value is not None})
 
     def see(self, pictures: Iterable[Picture], check: Check = lambda: None) -> Hold:

@@ -37,7 +37,7 @@ _MANY = 4096  # candidates for which exact weights take longer than rough ones t
 _MARGIN = 2e-4
 _BLOCK = 512
 MAX_STOP = 4096  # each costs some microseconds a token
-MAX_STOP_CHARS = 256
+MAX_STOP_CHARS = 4096
 MAX_LOGIT_BIAS = 1024
 
 
@@ -128,7 +128,9 @@ def _check_stop(stop: object) -> None:
         raise ValueError(f"stop takes at most {MAX_STOP} strings, got {len(stop)}")
     for s in stop:
         if not 1 <= len(s) <= MAX_STOP_CHARS:
-            raise ValueError(f"a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(s)}")
+            raise ValueError(
+                f"stop: a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(s)}; give a part of it"
+            )
 
 
 def _check_bias(bias: object) -> None:

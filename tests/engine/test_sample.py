@@ -172,7 +172,7 @@ BAD = [
     {"temperature": "1"}, {"temperature": True}, {"top_k": -1}, {"top_k": 1.5}, {"top_k": 10**9}, {"top_p": 1.01},
     {"top_p": -1}, {"min_p": 2}, {"repetition_penalty": 0}, {"presence_penalty": 3}, {"frequency_penalty": -3},
     {"seed": -1}, {"seed": 2**64}, {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 10**9}, {"max_tokens": None},
-    {"logprobs": 21}, {"logprobs": -1}, {"stop": "a"}, {"stop": ("",)}, {"stop": ("a",) * 4097}, {"stop": ("a" * 257,)},
+    {"logprobs": 21}, {"logprobs": -1}, {"stop": "a"}, {"stop": ("",)}, {"stop": ("a",) * 4097}, {"stop": ("a" * 4097,)},
     {"stop": (1,)}, {"logit_bias": {-1: 1.0}}, {"logit_bias": {1: 101.0}}, {"logit_bias": {"1": 1.0}},
     {"logit_bias": {1: math.nan}}, {"logit_bias": dict.fromkeys(range(1025), 1.0)}, {"logit_bias": [1]},
 ]  # fmt: skip

@@ -142,8 +142,10 @@ async def prompt_ids(server: Server, chat: Chat) -> list[int]:
 
 
 def _with_defaults(server: Server, chat: Chat) -> Chat:
-    """The chat with the server's own word on thinking where the request has none."""
-    return replace(chat, thinking=chat.thinking.over(server.settings.thinking))
+    """The chat with the server's own word on thinking where the request has none, and without tools that cannot be offered."""
+    tools, notes = tool_calls.sound(chat.tools or (), chat.tool_choice)
+    thinking = chat.thinking.over(server.settings.thinking)
+    return replace(chat, thinking=thinking, tools=tools, left_out=(*chat.left_out, *notes))
 
 
 async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str) -> tuple[list[Request], list[str]]:

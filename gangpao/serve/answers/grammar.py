@@ -14,8 +14,8 @@ grammars are kept, as programs send the same schema with every request.
 A part of a schema that no grammar can hold is refused in a response format and for strict functions, with its path. Elsewhere it
 is left out, that part only, and named in the log and in GrammarConstraint.loosened (loosen.py).
 
-What it gives up: keywords beyond a grammar's reach (uniqueItems, not, if) are ignored where nothing is strict; properties come in
-the schema's order.
+What it gives up: keywords beyond a grammar's reach (uniqueItems, not, if) are ignored where nothing is strict, and named in the
+same way; properties come in the schema's order.
 """
 
 from __future__ import annotations
@@ -70,11 +70,14 @@ class Loosened(NamedTuple):
 
 
 class Grammar(NamedTuple):
-    """A grammar in llguidance's Lark dialect. whole: it says all of the answer, and so where it ends."""
+    """A grammar in llguidance's Lark dialect. whole: it says all of the answer, and so where it ends. answer, parameters: the ready
+    schemas in it."""
 
     text: str
     whole: bool
     loosened: tuple[Loosened, ...] = ()
+    answer: Json | None = None
+    parameters: Sequence[Json] = ()
 
 
 class GrammarConstraint:
@@ -238,6 +241,19 @@ class AnswerForm:
                 raise ValueError(f"response_format or tools: this cannot be guaranteed: {why}")
             count = (count + len(order) + 1) // 2  # half of what is left, as each try takes long
 
+    def ignored(self, grammar: Grammar) -> tuple[Loosened, ...]:
+        """What its grammar does not hold of schemas that are not strict, though it compiles. The same budget is for all."""
+        budget = Budget()
+        found = []
+        if self.answer is not None and grammar.answer is not None and not self.answer.exact:
+            parts = json_schema.ignored({**grammar.answer}, budget, whole=True)
+            found += [Loosened("response_format", *part) for part in parts]
+        for p, schema in zip(self._parameters(), grammar.parameters, strict=True):
+            parts = [] if p.exact else json_schema.ignored({**schema}, budget, whole=False)
+            found += [Loosened(p.name, f"parameters.{part.path}".rstrip("."), part.why) for part in parts]
+        known = {one[:2] for one in grammar.loosened}
+        return tuple(one for one in found if one[:2] not in known)
+
     def _parameters(self) -> Iterator[Parameters]:
         for i, function in zip(self.choice.places, self.choice.functions, strict=True):
             schema = function.get("parameters")
@@ -260,16 +276,16 @@ class AnswerForm:
         names = [function["name"] for function in self.choice.functions]
         answer_rule = f"answer: %json {json.dumps(answer)}\n"
         if not names:
-            return Grammar(f"start: answer\n{answer_rule}", True, faults)
+            return Grammar(f"start: answer\n{answer_rule}", True, faults, answer)
         faults += self._unheld(parameters)
         rules = call_rules(self.calls, names, parameters, self.parallel)
         mark = literal(self.calls.mark)
         if self.choice.must:
-            return Grammar(f"start: {mark} calls\n{rules}", True, faults)
+            return Grammar(f"start: {mark} calls\n{rules}", True, faults, answer, parameters)
         if answer is not None:
-            return Grammar(f"start: answer | {mark} calls\n{answer_rule}{rules}", True, faults)
+            return Grammar(f"start: answer | {mark} calls\n{answer_rule}{rules}", True, faults, answer, parameters)
         free = free_rules(self.calls, names, parameters, self.parallel)
-        return Grammar(f"{free}{rules}", False, faults)
+        return Grammar(f"{free}{rules}", False, faults, answer, parameters)
 
 
 def _answer_schema(response_format: Mapping[str, Any] | None) -> AnswerSchema | None:
@@ -385,7 +401,9 @@ class _Table:
             why = str(error)
         if why:
             grammar = form.loosened(why_not)
-        return grammar, tried[-1]
+        matcher = tried[-1]
+        more = form.ignored(grammar) if matcher.get_grammar_warnings() else ()
+        return Grammar(grammar.text, grammar.whole, (*grammar.loosened, *more)), matcher
 
     def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
         import llguidance

@@ -6,6 +6,7 @@ what passes compiles in milliseconds.
 
     ready       a schema within the bounds, in the form the grammar takes; no more is known of it
     held        the same, tried; what a grammar cannot hold is refused (exact) or left out, by name (loosen.py)
+    ignored     names of what the grammar of a schema that is not exact passes over
 
 Formats that llguidance takes too widely (23:13:60Z, labels that end in a hyphen) are patterns of ours: a text that the grammar lets
 through is a value that a validator accepts.
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from gangpao.serve.answers.loosen import Budget, Fault, loosened
+from gangpao.serve.answers.loosen import TOO_LONG, Budget, Fault, loosened
 
 if TYPE_CHECKING:
     import llguidance
@@ -104,6 +105,22 @@ def held(
     return _form(kept, exact, whole), faults
 
 
+def ignored(ready: dict[str, Any], budget: Budget, *, whole: bool) -> list[Fault]:
+    """What a grammar does not hold of a ready schema that is not exact and compiles: keywords that the compiler only warns of.
+
+    whole: it may describe any value, not only an object. Where the budget ends first, the compiler's words stand for the whole.
+    """
+    import llguidance
+
+    warnings = llguidance.LLMatcher.validate_grammar_with_warnings(_lark(ready))[1]
+    if not warnings:
+        return []
+    fits = functools.partial(_why_not, exact=True, whole=whole)
+    _, faults = loosened(ready, fits, budget, {} if whole else {"type": "object"})
+    known = [fault for fault in faults if fault.why != TOO_LONG]
+    return known if known and known == faults else [*known, *(Fault("", " ".join(text.split())) for text in warnings)]
+
+
 def size_of(schema: object) -> int:
     """Values in a schema, which compiling costs by; no more than one above MAX_VALUES are counted."""
     count, left = 0, [schema]
@@ -176,9 +193,14 @@ def _why_not(schema: object, *, exact: bool, whole: bool) -> str:
     import llguidance
 
     index, limits = _bytes()
-    text = json.dumps(_form(schema, exact, whole))
-    lark = llguidance.LLMatcher.grammar_from_lark(f"start: %json {text}")
+    lark = _lark(_form(schema, exact, whole))
     return compile_error(llguidance.LLMatcher(index, lark, log_level=0, limits=limits))
+
+
+def _lark(ready: dict[str, Any]) -> str:
+    import llguidance
+
+    return llguidance.LLMatcher.grammar_from_lark(f"start: %json {json.dumps(ready)}")
 
 
 def compile_error(matcher: llguidance.LLMatcher) -> str:

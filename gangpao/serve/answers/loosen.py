@@ -19,10 +19,13 @@ _DEEPEST = 140  # more levels than JSON from clients has
 _MOST_FAULTS = 20  # of one schema
 _PATH_CHARS = 160
 _WHY_CHARS = 160
-_TOO_LONG = "left out, as finding the part at fault took too long"
+TOO_LONG = "left out, as finding the part at fault took too long"
+
+_NOTHING = "Unsatisfiable schema"  # the compiler's word for one that no value fits
 
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # name -> schema
-_LISTED = ("anyOf", "allOf", "oneOf", "prefixItems")
+_LISTED = ("allOf", "prefixItems")
+_UNIONS = ("anyOf", "oneOf")
 _SINGLE = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
 # A keyword that says what others leave over: without it, they would forbid what it allowed.
 _LEFT_OVER = {
@@ -104,7 +107,7 @@ class _Search:
         node: dict[str, Any] = dict(placeholder) if isinstance(placeholder, dict) else {}
         holder[key] = node
         self._keywords(node, part, path)
-        inside = list(_inside(node, part, path))
+        inside = sorted(_inside(node, part, path), key=lambda one: one.last)  # it is stable
         self._halves(
             inside,
             put=lambda one: one.holder.__setitem__(one.key, one.part),
@@ -112,6 +115,24 @@ class _Search:
             single=lambda one, _: self.restore(one.holder, one.key, one.part, one.path, depth + 1),
             path=path,
         )
+        for key in _UNIONS:
+            if key in node and isinstance(part[key], list):
+                self._branches(node, key, part[key], f"{path}.{key}" if path else key, depth + 1)
+
+    def _branches(self, node: dict[str, Any], key: str, branches: list[Any], path: str, depth: int) -> None:
+        """Put back the branches of a union: each alone, as one that allows everything would hide the fault of another. One that
+        matches nothing beside the schema's other keywords is no fault of a union."""
+        found = []
+        for i, branch in enumerate(branches):
+            node[key] = [branch]
+            if not self._why_not().startswith(_NOTHING):
+                node[key] = [{}]
+                self.restore(node[key], 0, branch, f"{path}[{i}]", depth)
+            found += node[key]
+        node[key] = found
+        if why := self._why_not():
+            node[key] = [{}]
+            self._note(path, why)
 
     def _keywords(self, node: dict[str, Any], part: dict[str, Any], path: str) -> None:
         """Put back a schema's own keywords, with an empty schema in the place of each schema in it."""
@@ -166,7 +187,7 @@ class _Search:
 
     def _why_not(self) -> str:
         self._budget.spend()
-        return _TOO_LONG if self._budget.spent else self._fits(self.holder["root"])
+        return TOO_LONG if self._budget.spent else self._fits(self.holder["root"])
 
     def _note(self, path: str, why: str) -> None:
         fault = Fault(path if len(path) <= _PATH_CHARS else f"...{path[-_PATH_CHARS:]}", why[:_WHY_CHARS])
@@ -177,31 +198,35 @@ class _Search:
 
 
 class _Place(NamedTuple):
-    """A schema in a schema: where it goes, what it is, its path in words."""
+    """A schema in a schema: where it goes, what it is, its path in words. last: its turn comes behind what refers to it."""
 
     holder: Any
     key: Any
     part: object
     path: str
+    last: bool = False
 
 
 def _skeleton(key: str, value: object) -> object:
-    """A keyword's value with {} for each schema in it."""
+    """A keyword's value with {} for each schema in it, and one for all branches of a union."""
     if key in _NAMED and isinstance(value, dict):
         return {name: {} for name in value}
     if (key in _LISTED or key == "items") and isinstance(value, list):
         return [{} for _ in value]
+    if key in _UNIONS and isinstance(value, list):
+        return [{} for _ in value[:1]]
     return {} if key in _SINGLE and isinstance(value, dict) else value
 
 
 def _inside(node: dict[str, Any], part: dict[str, Any], path: str) -> Iterator[_Place]:
-    """The schemas of `part` whose keywords are in `node`."""
+    """The schemas of `part` whose keywords are in `node`, but not the branches of unions."""
     for key, value in part.items():
         if key not in node:
             continue
         here = f"{path}.{key}" if path else key
         if key in _NAMED and isinstance(value, dict):
-            yield from (_Place(node[key], name, one, f"{here}.{name}") for name, one in value.items())
+            last = key in ("$defs", "definitions")
+            yield from (_Place(node[key], name, one, f"{here}.{name}", last) for name, one in value.items())
         elif (key in _LISTED or key == "items") and isinstance(value, list):
             yield from (_Place(node[key], i, one, f"{here}[{i}]") for i, one in enumerate(value))
         elif key in _SINGLE and isinstance(value, dict):

@@ -1,5 +1,6 @@
 """Functions of a chat request: checked, put into the prompt, and read out of the answer while it streams.
 
+    sound        the request's tools -> those that can be offered, and notes on the others
     offered      the request's tools and tool_choice -> the functions that may be called, and whether one must be
     encode       messages and tools -> prompt ids
     ToolParser   the answer's text, piece by piece -> OpenAI's deltas: words, then calls with their arguments in pieces
@@ -14,7 +15,7 @@ call, perhaps one that was cut off.
 import functools
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -63,23 +64,48 @@ def offered(tools: Sequence[Json] | None, tool_choice: str | Json | None) -> Off
     return _chosen(tool_choice, functions)
 
 
+def sound(tools: Sequence[Json], tool_choice: str | Json | None) -> tuple[tuple[Json, ...], tuple[str, ...]]:
+    """The tools that can be offered, and a note on each other one. One that is strict, or that tool_choice names, stays, to be
+    refused."""
+    wanted = set(map(_named, _wanted(tool_choice) or ()))
+    kept: list[Json] = []
+    notes = []
+    known: set[str] = set()
+    for i, tool in enumerate(tools):
+        where, why = _fault(tool, known)
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        strict = isinstance(function, Mapping) and function.get("strict") is True
+        name = _named(tool)
+        if why and not strict and (name is None or name not in wanted):
+            notes.append(f"tools.{i}{where}: the tool is left out: {why}")
+            continue
+        kept.append(tool)
+        if name is not None:
+            known.add(name)
+    return tuple(kept), tuple(notes)
+
+
 def _functions(tools: Sequence[Json]) -> tuple[Json, ...]:
     if len(tools) > MAX_TOOLS:
         raise ValueError(f"tools: at most {MAX_TOOLS}, got {len(tools)}")
     found: dict[str, Json] = {}
     for i, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
-            raise ValueError(f'tools[{i}]: must look like {{"type": "function", "function": {{"name": ...}}}}')
-        name = function.get("name")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(
-                f"tools[{i}].function.name: letters, digits and _ - . : / only, 1 to 128; got {name!r:.60}"
-            )
-        if name in found:
-            raise ValueError(f"tools[{i}].function.name: there are two functions called {name}")
-        found[name] = function
+        where, why = _fault(tool, found)
+        if why:
+            raise ValueError(f"tools[{i}]{where}: {why}")
+        found[tool["function"]["name"]] = tool["function"]
     return tuple(found.values())
+
+
+def _fault(tool: object, known: Container[str]) -> tuple[str, str]:
+    """Where and why a tool cannot be offered; ("", "") where it can. known: names of the functions before it."""
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(tool, Mapping) or not isinstance(function, Mapping) or tool.get("type", "function") != "function":
+        return "", 'must look like {"type": "function", "function": {"name": ...}}'
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return ".function.name", f"letters, digits and _ - . : / only, 1 to 128; got {name!r:.60}"
+    return (".function.name", f"there are two functions called {name}") if name in known else ("", "")
 
 
 def _chosen(choice: str | Json, functions: tuple[Json, ...]) -> Offered:
@@ -87,11 +113,8 @@ def _chosen(choice: str | Json, functions: tuple[Json, ...]) -> Offered:
     wrong = ValueError(
         'tool_choice: must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}'
     )
-    if not isinstance(choice, Mapping):
-        raise wrong
-    among = choice.get("allowed_tools", choice) if choice.get("type") == "allowed_tools" else {"tools": [choice]}
-    wanted = among.get("tools") if isinstance(among, Mapping) else None
-    if not isinstance(wanted, list) or not wanted:
+    wanted = _wanted(choice)
+    if not wanted or not isinstance(choice, Mapping):
         raise wrong
     names = [_named(one) for one in wanted]
     known = {f["name"] for f in functions}
@@ -101,8 +124,18 @@ def _chosen(choice: str | Json, functions: tuple[Json, ...]) -> Offered:
         if name not in known:
             raise ValueError(f"tool_choice: no function called {name!r:.80} is among the tools")
     single = choice.get("type") != "allowed_tools"
+    must = single or choice.get("allowed_tools", choice).get("mode") == "required"
     places = tuple(i for i, f in enumerate(functions) if f["name"] in names)
-    return Offered(tuple(functions[i] for i in places), single or among.get("mode") == "required", single, places)
+    return Offered(tuple(functions[i] for i in places), must, single, places)
+
+
+def _wanted(choice: object) -> list[Any] | None:
+    """What tool_choice lists, as an object; None for another."""
+    if not isinstance(choice, Mapping):
+        return None
+    among = choice.get("allowed_tools", choice) if choice.get("type") == "allowed_tools" else {"tools": [choice]}
+    wanted = among.get("tools") if isinstance(among, Mapping) else None
+    return wanted if isinstance(wanted, list) else None
 
 
 def _named(choice: object) -> str | None:

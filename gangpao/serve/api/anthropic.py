@@ -12,8 +12,8 @@ many input tokens came from the cache a stream says in its last event.
 
 import json
 import uuid
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,7 +25,7 @@ from gangpao.serve.answers.chat import Call, Chat, Json, Message
 from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
 from gangpao.serve.answers.forms import Form
 from gangpao.serve.api import constraints, content, schema
-from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
+from gangpao.serve.api.dialect import Body, Notes, given, left_out, refuse_others, respond
 from gangpao.serve.api.schema import Operation, Whole
 from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import Json as JsonResponse
@@ -58,7 +58,7 @@ class Tool(schema.Body):
 
     name: str | None = None
     description: str | None = None
-    input_schema: dict[str, Any] | None = None
+    input_schema: Any = None
     type: str | None = None
     strict: bool | None = None
 
@@ -106,7 +106,7 @@ class CountRequest(schema.Body):
 class MessagesRequest(CountRequest):
     """POST /v1/messages."""
 
-    max_tokens: Whole = Field(ge=1, le=schema.MAX_TOKENS)
+    max_tokens: Whole = Field(ge=-1, le=schema.MAX_TOKENS, description="-1 is no limit.")
     stop_sequences: schema.Many[str] | None = None
     temperature: float | None = schema.setting("temperature")
     top_p: float | None = schema.setting("top_p")
@@ -164,20 +164,29 @@ def routes(server: Server) -> list[Route]:
 
 # --- requests
 
+_OTHERS = {
+    "stop": "take stop_sequences", "response_format": "take output_config.format", "functions": "take tools",
+    "function_call": "take tool_choice",
+}  # fmt: skip
+
 
 def chat_of(asked: CountRequest, body: Body) -> Chat:
     """The request as a chat. Raises ApiError (400)."""
+    refuse_others(body, _OTHERS)
     notes = Notes()
     messages: list[Message] = []
     if asked.system is not None:
         blocks = content.without_attribution(asked.system)
-        messages.append(Message("system", content.read(blocks, "system", notes, between="\n").text))
+        said = content.read(blocks, "system", notes, between="\n")
+        messages.append(Message("system", said.text))
+        if said.images:
+            notes.add("system", "images of the system prompt are left out")
     for i, turn in enumerate(asked.messages):
         messages += _turn(turn, f"messages.{i}", notes)
     choice, last = asked.tool_choice, messages[-1]
     limits = constraints.read(body, _form(asked))
     return Chat(
-        messages=tuple(messages), model=asked.model, sampling=_sampling(asked), tools=_tools(asked, notes),
+        messages=content.settled(messages, notes), model=asked.model, sampling=_sampling(asked), tools=_tools(asked, notes),
         tool_choice=_choice(choice) if choice else None, parallel=not (choice and choice.disable_parallel_tool_use),
         form=limits.form, ends=limits.ends, continues=last.role == "assistant" and not last.calls,
         thinking=_thinking(asked), left_out=notes.all,
@@ -187,11 +196,12 @@ def chat_of(asked: CountRequest, body: Body) -> Chat:
 def _sampling(asked: CountRequest) -> Body:
     if not isinstance(asked, MessagesRequest):
         return {}
+    if asked.max_tokens == 0:
+        raise ApiError(400, "must be at least 1, or -1 for no limit", field="max_tokens")
     top_k = None if asked.top_k is None else max(0, asked.top_k)
     stop = tuple(s for s in asked.stop_sequences or () if s)
-    return given(
-        max_tokens=asked.max_tokens, stop=stop, temperature=asked.temperature, top_p=asked.top_p, top_k=top_k
-    )  # fmt: skip
+    limit = None if asked.max_tokens == -1 else asked.max_tokens
+    return given(max_tokens=limit, stop=stop, temperature=asked.temperature, top_p=asked.top_p, top_k=top_k)
 
 
 def _form(asked: CountRequest) -> Form | None:
@@ -217,11 +227,13 @@ _ERROR = "Error: "
 
 def _turn(turn: Turn, where: str, notes: Notes) -> Iterator[Message]:
     role = content.role_of(turn.role, where, notes)
-    if turn.content is None or isinstance(turn.content, str):
-        yield Message(role, turn.content or "")
+    blocks = content.without_attribution(turn.content) if role == "system" else turn.content
+    if blocks is None or isinstance(blocks, str):
+        yield Message(role, blocks or "")
         return
-    others, calls = [], []
-    for i, block in enumerate(turn.content):
+    others: list[Block] = []
+    calls: list[Call] = []
+    for i, block in enumerate(cast(Sequence[Block], blocks)):
         if block.type == "tool_result":
             text, images = content.read(block.content, f"{where}.content.{i}", notes, between="\n")
             if block.is_error:
@@ -229,18 +241,19 @@ def _turn(turn: Turn, where: str, notes: Notes) -> Iterator[Message]:
                 images = tuple(image._replace(at=image.at + len(_ERROR)) for image in images)
             yield Message("tool", text, images, call_id=block.tool_use_id or "")
         elif block.type == "tool_use":
-            calls.append(_call(block, f"{where}.content.{i}"))
+            calls += _call(block, f"{where}.content.{i}", notes)
         else:
             others.append(block)
-    if others or calls or not any(block.type == "tool_result" for block in turn.content):
+    if others or calls or not any(block.type == "tool_result" for block in blocks):
         said = content.read(others, where, notes, between="\n" if role == "system" else "")
         yield Message(role, said.text, said.images, tuple(calls))
 
 
-def _call(block: Block, where: str) -> Call:
-    if not block.id or not block.name:
-        raise ApiError(400, f"{where}: a tool_use block needs an id and a name", param="messages")
-    return Call(block.name, {} if block.input is None else block.input, block.id)
+def _call(block: Block, where: str, notes: Notes) -> Iterator[Call]:
+    if block.name:
+        yield Call(block.name, {} if block.input is None else block.input, block.id or "")
+    else:
+        notes.add(where, "a tool_use block without a name is left out")
 
 
 def _tools(asked: CountRequest, notes: Notes) -> tuple[Json, ...]:
@@ -249,8 +262,9 @@ def _tools(asked: CountRequest, notes: Notes) -> tuple[Json, ...]:
         if tool.type not in (None, "custom", "function"):
             notes.add(f"tools.{i}", f"a tool of type {tool.type!r:.60} is left out")
             continue
-        if tool.name is None:
-            raise ApiError(400, f"tools.{i}.name: a tool needs a name", param="tools")
+        if not tool.name:
+            notes.add(f"tools.{i}", "a tool without a name is left out")
+            continue
         function = given(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
         tools.append({"type": "function", "function": function})
     return tuple(tools)

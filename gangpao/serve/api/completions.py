@@ -46,6 +46,14 @@ log = logging.getLogger("gangpao.serve")
 Prompt = str | list[int]
 Files = Sequence[tuple[str, str]]
 _OWN = ("echo", "prompt_logprobs")  # of the constraints of other servers, what is a field here
+_NO_FIGURES = "what fills a hole comes without log-probabilities; /v1/completions with a suffix gives its own"
+_NOT_IN_HOLES = {
+    "echo": "what fills a hole does not repeat what is around it",
+    "n": "a hole is filled once; ask again for another answer",
+    "logprobs": _NO_FIGURES,
+    "n_probs": _NO_FIGURES,
+    "prompt_logprobs": "a prompt with a hole has no log-probabilities of its own",
+}
 
 
 async def complete(server: Server, body: dict[str, Any], client: str) -> dict[str, Any]:
@@ -103,7 +111,7 @@ class _Asked(NamedTuple):
 
 def _parse(body: dict[str, Any]) -> _Asked:
     asked = parse(CompletionRequest, body)
-    form = Form("json", asked.response_format) if asked.response_format else None
+    form = None if asked.response_format is None else Form("json", asked.response_format)
     limits = constraints.read({name: value for name, value in body.items() if name not in _OWN}, form)
     if extra := unknown(body, CompletionRequest, constraints.NAMES):
         log.info("fields that mean nothing here were ignored: %s", ", ".join(extra))
@@ -155,7 +163,7 @@ async def _requests(
     requests = [
         Request(
             one, p, client=client, continues=True, speculate=fields.speculate is not False, constraint=next(rules)[0],
-            prompt_logprobs=asked.prompt_logprobs, prompt_only=fields.max_tokens == 0, adapters=loaded.adapters,
+            prompt_logprobs=asked.prompt_logprobs, prompt_only=fields.limit == 0, adapters=loaded.adapters,
             shift=shift,
         )
         for one in ids for p in answers.choices_of(params, n)
@@ -234,7 +242,7 @@ async def to_ids(
                 ids = prompt
             check_ids(engine, ids, name)
             if not ids:
-                raise ValueError(f"{name}: it is empty")
+                raise ApiError(400, "it is empty; give at least one token", field=name)
             out.append(ids if cut is None else cut.of(ids))
         return out
 
@@ -255,10 +263,10 @@ class Cut(NamedTuple):
 
 
 def check_ids(engine: Engine, ids: Sequence[int], name: str) -> None:
-    """Raises ValueError for an id that the model does not have."""
+    """Raises ApiError (400) for an id that the model does not have."""
     size = engine.model.config.vocab_size
     if ids and not (min(ids) >= 0 and max(ids) < size):
-        raise ValueError(f"{name}: token ids go from 0 to {size - 1}")
+        raise ApiError(400, f"token ids go from 0 to {size - 1}", field=name)
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -347,10 +355,12 @@ class _Choice:
 async def infill(server: Server, body: dict[str, Any], client: str) -> AsyncGenerator[dict[str, Any], None]:
     """The pieces of what fills a hole, in llama-server's form; the last has stop: true and the figures. Raises ApiError."""
     asked = parse(InfillRequest, body)
+    constraints.refuse(body, _NOT_IN_HOLES)
     limit = asked.max_tokens if asked.n_predict is None else asked.n_predict
-    plain = {name: value for name, value in body.items() if name in CompletionRequest.model_fields}
+    taken = CompletionRequest.model_fields.keys() | constraints.NAMES
+    plain = {name: value for name, value in body.items() if name in taken}
     plain |= {
-        "prompt": asked.input_prefix + asked.prompt, "suffix": asked.input_suffix, "stream": True, "n": 1, "echo": False,
+        "prompt": asked.input_prefix + (asked.prompt or ""), "suffix": asked.input_suffix, "stream": True, "n": 1, "echo": False,
         "max_tokens": -1 if limit is None else limit, "stream_options": {"include_usage": True}, "logprobs": None,
     }  # fmt: skip
     files = [(extra.filename or "tmp", extra.text) for extra in asked.input_extra or ()]

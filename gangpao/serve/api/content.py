@@ -6,9 +6,10 @@ Empty is not missing: a content of "", [], null, or of empty parts is an empty t
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from gangpao.serve.answers.chat import Role
+from gangpao.serve.answers.chat import Message, Role
 from gangpao.serve.answers.pictures import Image
 from gangpao.serve.api.dialect import Notes
 from gangpao.serve.api.schema import IMAGES, TEXTS, Part, Source
@@ -42,14 +43,17 @@ _ATTRIBUTION = "x-anthropic-billing-header:"
 
 
 def without_attribution(content: str | Sequence[Part] | None) -> str | Sequence[Part] | None:
-    """The content of a system message without such a first line."""
+    """The content of a system message without such a line at the head of any part."""
     if content is None or isinstance(content, str):
         return _behind_attribution(content or "")
-    first = content[0] if content else None
-    if first is None or first.type not in TEXTS or first.text is None or not first.text.startswith(_ATTRIBUTION):
-        return content
-    rest = _behind_attribution(first.text)
-    return [*([first.model_copy(update={"text": rest})] if rest else []), *content[1:]]
+    parts: list[Part] = []
+    for part in content:
+        if part.type in TEXTS and part.text is not None and part.text.startswith(_ATTRIBUTION):
+            rest = _behind_attribution(part.text)
+            parts += [part.model_copy(update={"text": rest})] if rest else []
+        else:
+            parts.append(part)
+    return parts
 
 
 def _behind_attribution(text: str) -> str:
@@ -57,13 +61,13 @@ def _behind_attribution(text: str) -> str:
 
 
 def read(content: str | Sequence[Part] | None, where: str, notes: Notes, *, between: str = "") -> Content:
-    """A content's text, its parts' texts with `between` between them, and its images. Raises ApiError for an image of nothing."""
+    """A content's text, its parts' texts with `between` between them, and its images (`settled` sees to those of nothing)."""
     if content is None or isinstance(content, str):
         return Content(content or "")
     text, pictures, any_text = "", [], False
     for i, part in enumerate(content):
         if part.type in IMAGES:
-            pictures.append(_image(part, where)._replace(at=len(text)))
+            pictures.append(_image(part)._replace(at=len(text)))
         elif (more := _text(part, f"{where}.content.{i}", notes)) is not None:
             text += between + more if any_text else more
             any_text = True
@@ -103,13 +107,24 @@ def _inside(part: Part, where: str, notes: Notes) -> str | None:
     return f"{head}\n{text}\n" if head else text
 
 
-def _image(part: Part, where: str) -> Image:
+def _image(part: Part) -> Image:
     source: Any = part.source
     if isinstance(source, Source):
-        image = Image(url=source.url or "") if source.type == "url" else Image(base64=source.data or "")
-    else:
-        url = part.image_url if isinstance(part.image_url, str) else part.image_url and part.image_url.url
-        image = Image(url=url or "")
-    if not any(image):
-        raise ApiError(400, f"{where}: a part of type {part.type} needs an image", param="messages")
-    return image
+        return Image(url=source.url or "") if source.type == "url" else Image(base64=source.data or "")
+    url = part.image_url if isinstance(part.image_url, str) else part.image_url and part.image_url.url
+    return Image(url=url or "")
+
+
+def settled(messages: Sequence[Message], notes: Notes) -> tuple[Message, ...]:
+    """The messages without images of nothing (a file of another server, an empty address), which are left out before the latest
+    question. Raises ApiError (400) for one in that."""
+    latest = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+    out = []
+    for i, message in enumerate(messages):
+        there = tuple(image for image in message.images if image.url or image.base64)
+        if len(there) < len(message.images):
+            if i >= latest:
+                raise ApiError(400, f"{i}: an image needs its data or an address", field="messages")
+            notes.add(f"messages.{i}", "an image that is not in the request is left out")
+        out.append(replace(message, images=there))
+    return tuple(out)

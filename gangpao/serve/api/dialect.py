@@ -3,7 +3,7 @@
 A dialect is a module with OPERATIONS (its POST routes, for the description), ERRORS (how it says an error) and routes(server).
 """
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -81,6 +81,13 @@ class Notes:
     def all(self) -> tuple[str, ...]:
         """The sentences, the first MAX_NOTES of them."""
         return (*self._found, f"and {self._more} more") if self._more else tuple(self._found)
+
+
+def refuse_others(body: Body, ways: Mapping[str, str]) -> None:
+    """Raises ApiError (400) for a field of another API that restricts the answer and would do nothing here. ways: what to do."""
+    for name, way in ways.items():
+        if body.get(name) not in (None, [], ""):
+            raise ApiError(400, f"{name}: this API has no such field: {way}", param=name)
 
 
 def left_out(notes: Iterable[str]) -> Body:

@@ -25,37 +25,29 @@ from gangpao.serve.answers.chat import Chat, Message
 from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
 from gangpao.serve.answers.forms import Form
 from gangpao.serve.answers.pictures import Image
-from gangpao.serve.api import completions, content, embeddings, ollama_models, schema
+from gangpao.serve.api import completions, constraints, content, embeddings, ollama_models, schema
 from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
 from gangpao.serve.api.ollama_models import model_name, stamp
-from gangpao.serve.api.openai_chat import functions
+from gangpao.serve.api.openai_chat import arguments_of, functions
 from gangpao.serve.api.schema import Operation, Whole
 from gangpao.serve.http.errors import ApiError, ErrorForm
 from gangpao.serve.http.stream import Json, client_of, encoded, read_json, watched
 from gangpao.serve.server import Server
 from gangpao.validation import Field
 
-
-class Function(schema.Body):
-    """What was called."""
-
-    name: str
-    arguments: Any = None
-
-
-class Call(schema.Body):
-    """A call of an earlier answer."""
-
-    function: Function
+_NOT_HERE = {
+    "logprobs": "Ollama's API has none here; /v1/chat/completions gives them",
+    "top_logprobs": "Ollama's API has none here; /v1/chat/completions gives them",
+}
 
 
 class Turn(schema.Body):
-    """A message; images are base64."""
+    """A message; images are base64. tool_calls: those of an earlier answer."""
 
     role: str
-    content: str | None = None
+    content: schema.TextOr[schema.Part] | None = None
     images: schema.Many[str] | None = None
-    tool_calls: schema.Many[Call] | None = None
+    tool_calls: schema.Many[dict[str, Any]] | None = None
     tool_name: str | None = None
 
 
@@ -87,7 +79,7 @@ class ChatRequest(_Asked):
     """POST /api/chat."""
 
     messages: schema.Many[Turn] | None = None
-    tools: schema.Many[dict[str, Any]] | None = None
+    tools: schema.Many[dict[str, Any] | None] | None = None
 
 
 class GenerateRequest(_Asked):
@@ -138,20 +130,22 @@ def routes(server: Server) -> list[Route]:
     """The routes of this API."""
 
     async def chat(request: Request) -> Response:
-        asked = schema.parse(ChatRequest, await read_json(request))
+        body = await read_json(request)
+        asked = schema.parse(ChatRequest, body)
         if not asked.messages:
             return await _load(server, request, asked, {"message": {"role": "assistant", "content": ""}})
-        return await _answer(server, request, asked, chat_of(asked), "message")
+        return await _answer(server, request, asked, chat_of(asked, body), "message")
 
     async def generate(request: Request) -> Response:
-        asked = schema.parse(GenerateRequest, await read_json(request))
+        body = await read_json(request)
+        asked = schema.parse(GenerateRequest, body)
         if not asked.prompt and not asked.images:
             return await _load(server, request, asked, {"response": ""})
         if (asked.raw or asked.suffix) and asked.images:
             raise ApiError(400, "images: only in a chat: leave raw and suffix out", param="images")
         if asked.raw or asked.suffix:
-            return await _raw(server, request, asked)
-        return await _answer(server, request, asked, chat_of(_as_chat(asked)), "response")
+            return await _raw(server, request, asked, body)
+        return await _answer(server, request, asked, chat_of(_as_chat(asked), body), "response")
 
     async def embed(request: Request) -> Response:
         start = time.perf_counter()
@@ -185,29 +179,46 @@ def routes(server: Server) -> list[Route]:
 # --- requests
 
 
-def chat_of(asked: ChatRequest) -> Chat:
-    """The request as a chat. Raises ApiError (400)."""
+def chat_of(asked: ChatRequest, body: Body) -> Chat:
+    """The request as a chat; body: as it came. Raises ApiError (400)."""
     notes = Notes()
-    messages = [_message(turn, f"messages.{i}", notes) for i, turn in enumerate(asked.messages or ())]
-    last = messages[-1]
+    turns = asked.messages or []
+    messages = content.settled([_message(turn, f"messages.{i}", notes) for i, turn in enumerate(turns)], notes)
+    limits = constraints.read(_limits(body), _format(asked.format))
     on = asked.think if isinstance(asked.think, bool) else None
     effort = asked.think if isinstance(asked.think, str) and asked.think else None
     return Chat(
-        messages=tuple(messages), model=model_name(asked.model), sampling=_settings(asked), model_defaults=True,
-        tools=functions(asked.tools or (), notes), form=_format(asked.format),
-        continues=last.role == "assistant" and not last.calls,
+        messages=messages, model=model_name(asked.model), sampling=_settings(asked), model_defaults=True,
+        tools=functions(asked.tools or (), notes), form=limits.form, ends=limits.ends,
+        continues=messages[-1].role == "assistant" and not turns[-1].tool_calls,
         thinking=Thinking.asked(on, effort), left_out=notes.all,
     )  # fmt: skip
 
 
+def _limits(body: Body) -> Body:
+    """What restricts the answer, of the body and of its options. Raises ApiError (400) for what Ollama's API does not give here."""
+    options = body.get("options") or {}
+    for place in (body, options):
+        constraints.refuse(place, _NOT_HERE)
+    return constraints.joined(body, options)
+
+
 def _message(turn: Turn, where: str, notes: Notes) -> Message:
-    calls = tuple(
-        ToolCall(c.function.name, c.function.arguments or {}, f"call_{where}_{j}")
-        for j, c in enumerate(turn.tool_calls or ())
-    )
+    calls = [_call(call, f"{where}.tool_calls.{i}", notes) for i, call in enumerate(turn.tool_calls or ())]
     pictures = tuple(Image(base64=one) for one in turn.images or ())
     role = content.role_of(turn.role, where, notes)
-    return Message(role, turn.content or "", pictures, calls, name=turn.tool_name)
+    text, images = content.read(turn.content, where, notes)
+    return Message(role, text, (*pictures, *images), tuple(c for c in calls if c), name=turn.tool_name)
+
+
+def _call(call: Body, where: str, notes: Notes) -> ToolCall | None:
+    """An earlier call, with an id, as Ollama's have none; None for half of one."""
+    function = call.get("function")
+    if isinstance(function, dict) and isinstance(name := function.get("name"), str):
+        arguments = arguments_of(function.get("arguments") or {}, f"{where}: arguments", "messages")
+        return ToolCall(name, arguments, f"call_{where}")
+    notes.add(where, "a call without a function's name is left out")
+    return None
 
 
 def _as_chat(asked: GenerateRequest) -> ChatRequest:
@@ -219,13 +230,13 @@ def _as_chat(asked: GenerateRequest) -> ChatRequest:
 
 
 def _format(form: str | Body | None) -> Form | None:
-    if not form:
+    if form is None or form == "":
         return None
     if isinstance(form, dict):
-        return Form("json", {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}})
+        return Form("json", {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}, "format")
     if form != "json":
         raise ApiError(400, 'must be "json" or a JSON schema', field="response_format")
-    return Form("json", {"type": "json_object"})
+    return Form("json", {"type": "json_object"}, "format")
 
 
 def _settings(asked: _Asked) -> Body:
@@ -267,10 +278,13 @@ async def _answer(
     return await respond(request, answer, _Writer(key), stream=asked.stream is not False)
 
 
-async def _raw(server: Server, request: Request, asked: GenerateRequest) -> Response:
-    if asked.format:
+async def _raw(server: Server, request: Request, asked: GenerateRequest, body: Body) -> Response:
+    if _format(asked.format) is not None:
         raise ApiError(400, "needs the chat template: leave out raw", field="response_format")
+    limits = _limits(body)
+    constraints.read(limits)  # refuses what a completion takes and Ollama's answer has no place for
     settings = {
+        **limits,
         "max_tokens": schema.MAX_TOKENS,
         **_settings(asked),
         "model": model_name(asked.model),
@@ -278,8 +292,8 @@ async def _raw(server: Server, request: Request, asked: GenerateRequest) -> Resp
     }
     settings["stop"] = list(settings.get("stop", ()))
     settings["suffix"] = asked.suffix
-    body = {"prompt": asked.prompt, "stream": True, "stream_options": {"include_usage": True}, **settings}
-    answer = _raw_events(completions.stream(server, body, client_of(request)))
+    sent = {"prompt": asked.prompt, "stream": True, "stream_options": {"include_usage": True}, **settings}
+    answer = _raw_events(completions.stream(server, sent, client_of(request)))
     return await respond(request, answer, _Writer("response"), stream=asked.stream is not False)
 
 

@@ -61,7 +61,7 @@ class ChatRequest(schema.Sampling):
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=20, description="Alternatives a token; needs logprobs.")
     response_format: dict[str, Any] | None = None
-    tools: Many[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any] | None] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     functions: Many[dict[str, Any]] | None = Field(None, description="The old form of tools.")
@@ -87,10 +87,10 @@ def parse(body: Body) -> tuple[ChatRequest, Chat]:
     notes = Notes()
     if extra := schema.unknown(body, ChatRequest, constraints.NAMES):
         log.info("fields that mean nothing here were ignored: %s", ", ".join(extra))
-    form = Form("json", asked.response_format) if asked.response_format else None
+    form = None if asked.response_format is None else Form("json", asked.response_format)
     limits = constraints.read(body, form)
     tools, choice = _tools(asked, notes)
-    messages = tuple(_message(m, f"messages.{i}", notes) for i, m in enumerate(asked.messages))
+    messages = content.settled([_message(m, f"messages.{i}", notes) for i, m in enumerate(asked.messages)], notes)
     sampling = asked.given()
     if asked.max_completion_tokens is not None:
         sampling["max_tokens"] = asked.max_completion_tokens
@@ -157,12 +157,14 @@ def _tools(asked: ChatRequest, notes: Notes) -> tuple[tuple[Json, ...], str | Js
     return functions([*(asked.tools or ()), *old], notes), choice
 
 
-def functions(tools: Sequence[Json], notes: Notes) -> tuple[Json, ...]:
+def functions(tools: Sequence[Json | None], notes: Notes) -> tuple[Json, ...]:
     """Those of the tools that are functions; others are left out."""
     found = []
     for i, tool in enumerate(tools):
-        kind = tool.get("type", "function")
-        if isinstance(kind, str) and kind != "function" and "function" not in tool:
+        kind = None if tool is None else tool.get("type", "function")
+        if tool is None:
+            notes.add(f"tools.{i}", "null is left out")
+        elif isinstance(kind, str) and kind != "function":
             notes.add(f"tools.{i}", f"a tool of type {kind!r:.40} is left out")
         else:
             found.append(tool)

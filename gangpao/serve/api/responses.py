@@ -25,7 +25,7 @@ from gangpao.serve.answers.chat import Call, Chat, Json, Message
 from gangpao.serve.answers.events import CallArguments, CallBegan, Ended, Event, Finished, Started, Text, Thought
 from gangpao.serve.answers.forms import Form
 from gangpao.serve.api import constraints, content, schema
-from gangpao.serve.api.dialect import Body, Notes, given, left_out, respond
+from gangpao.serve.api.dialect import Body, Notes, given, left_out, refuse_others, respond
 from gangpao.serve.api.openai_chat import Reasoning, arguments_of
 from gangpao.serve.api.schema import Operation, Part, Whole
 from gangpao.serve.http.errors import ApiError, ErrorForm
@@ -42,13 +42,13 @@ class Item(schema.Body):
 
     _loose = schema.loose(_CALLS | _OUTPUTS | {"message"})
 
-    type: str = "message"
+    type: str | None = "message"
     role: str | None = None
     content: schema.TextOr[Part] | None = None
     call_id: str | None = None
     name: str | None = None
     namespace: str | None = None
-    arguments: str | None = None
+    arguments: Any = None
     input: str | None = None
     action: dict[str, Any] | None = None
     output: schema.TextOr[Part] | dict[str, Any] | None = None
@@ -62,7 +62,8 @@ class Tool(schema.Body):
     type: str
     name: str | None = None
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Any = None
+    format: Any = None
     strict: bool | None = None
     tools: "schema.Many[Tool] | None" = None
 
@@ -77,8 +78,8 @@ class ResponsesRequest(schema.Body):
     """POST /v1/responses."""
 
     model: str | None = Field(None, max_length=512)
-    input: schema.TextOr[Item]
-    instructions: str | None = None
+    input: schema.TextOr[Item] | None = None
+    instructions: schema.TextOr[Part] | None = None
     tools: schema.Many[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -145,8 +146,11 @@ class _Tools(dict[str, _Named]):
         if tool.type not in ("function", "custom"):
             notes.add(where, f"a tool of type {tool.type!r:.60} is left out")
             return
-        if tool.name is None:
-            raise ApiError(400, f"{where}.name: a tool needs a name", param="tools")
+        if not tool.name:
+            notes.add(where, "a tool without a name is left out")
+            return
+        if tool.type == "custom" and isinstance(tool.format, dict) and tool.format.get("type") not in (None, "text"):
+            notes.add(where, "the grammar of a custom tool is not held: its text is free")
         named = _Named(tool.name, namespace, tool.type == "custom")
         name = _seen(tool.name, namespace)
         self[name] = named
@@ -165,6 +169,12 @@ def _seen(name: str, namespace: str | None) -> str:
     return f"{namespace}__{name}" if namespace else name
 
 
+_OTHERS = {
+    "stop": "take /v1/chat/completions for stop strings", "response_format": "take text.format", "functions": "take tools",
+    "function_call": "take tool_choice",
+}  # fmt: skip
+
+
 def chat_of(asked: ResponsesRequest, body: Body, tools: _Tools, notes: Notes) -> Chat:
     """The request as a chat. Raises ApiError (400)."""
     for name in _KEPT:
@@ -173,17 +183,20 @@ def chat_of(asked: ResponsesRequest, body: Body, tools: _Tools, notes: Notes) ->
                 400, f"{name}: this server keeps no answers; send the whole conversation as input", param=name
             )
     offered = [f for i, tool in enumerate(asked.tools or ()) for f in tools.offer(tool, f"tools.{i}", notes)]
-    messages = [] if asked.instructions is None else [Message("system", asked.instructions)]
+    refuse_others(body, _OTHERS)
+    messages = []
+    if asked.instructions is not None:
+        messages.append(Message("system", content.read(asked.instructions, "instructions", notes, between="\n").text))
     if isinstance(asked.input, str):
         messages.append(Message("user", asked.input))
     else:
-        for i, item in enumerate(asked.input):
+        for i, item in enumerate(asked.input or ()):
             _add(messages, item, f"input.{i}", notes)
     form = asked.text.format if asked.text else None
-    limits = constraints.read(body, Form("json", form) if form else None)
+    limits = constraints.read(body, None if form is None else Form("json", form))
     said, limit = asked.reasoning or Reasoning(), asked.max_output_tokens
     return Chat(
-        messages=tuple(messages), model=asked.model,
+        messages=content.settled(messages, notes), model=asked.model,
         sampling=given(max_tokens=None if limit == -1 else limit, temperature=asked.temperature, top_p=asked.top_p),
         tools=tuple(offered), tool_choice=_choice(asked.tool_choice), parallel=asked.parallel_tool_calls is not False,
         form=limits.form, ends=limits.ends, thinking=Thinking.asked(said.enabled, said.effort, said.budget), left_out=notes.all,
@@ -199,37 +212,39 @@ def _choice(choice: str | Body | None) -> str | Body | None:
 
 
 def _add(messages: list[Message], item: Item, where: str, notes: Notes) -> None:
-    if item.type == "message":
-        if item.role is None or "content" not in item.model_fields_set:
-            raise ApiError(400, f"{where}: a message needs a role and content", param="input")
+    if item.type in (None, "message"):
+        if "content" not in item.model_fields_set:
+            raise ApiError(400, f"{where}: a message needs content", param="input")
         said = content.read(item.content, where, notes)
-        messages.append(Message(content.role_of(item.role, where, notes), said.text, said.images))
+        messages.append(Message(content.role_of(item.role or "no role", where, notes), said.text, said.images))
     elif item.type in _CALLS:
-        call = _call(item, where)
+        if (call := _call(item, where)) is None:
+            notes.add(where, f"a {item.type} without a name is left out")
+            return
         if not messages or messages[-1].role != "assistant":
             messages.append(Message("assistant"))
         messages[-1] = replace(messages[-1], calls=(*messages[-1].calls, call))
     elif item.type in _OUTPUTS:
-        if not item.call_id or "output" not in item.model_fields_set:
-            raise ApiError(400, f"{where}: a {item.type} needs a call_id and an output", param="input")
+        if "output" not in item.model_fields_set:
+            raise ApiError(400, f"{where}: a {item.type} needs an output", param="input")
         if isinstance(item.output, dict):
             said = content.Content(json.dumps(item.output, ensure_ascii=False))
         else:
             said = content.read(item.output, where, notes, between="\n")
-        messages.append(Message("tool", said.text, said.images, call_id=item.call_id))
+        messages.append(Message("tool", said.text, said.images, call_id=item.call_id or ""))
     elif item.type != "reasoning":
         notes.add(where, f"an item of type {item.type!r:.60} is left out")
 
 
-def _call(item: Item, where: str) -> Call:
+def _call(item: Item, where: str) -> Call | None:
     if item.type == "local_shell_call":
         return Call("local_shell", item.action or {}, item.call_id or "")
-    if not item.call_id or not item.name:
-        raise ApiError(400, f"{where}: a {item.type} needs a call_id and a name", param="input")
+    if not item.name:
+        return None
     if item.type == "custom_tool_call":
-        return Call(item.name, {"input": item.input or ""}, item.call_id)
+        return Call(item.name, {"input": item.input or ""}, item.call_id or "")
     arguments = arguments_of(item.arguments, f"{where}: arguments", "input")
-    return Call(_seen(item.name, item.namespace), arguments, item.call_id)
+    return Call(_seen(item.name, item.namespace), arguments, item.call_id or "")
 
 
 # --- answers
@@ -238,6 +253,11 @@ def _call(item: Item, where: str) -> Call:
 def _more(part: Body) -> Body:
     """What events of an answer's text have and those of a thought's have not."""
     return {"logprobs": []} if part["type"] == "output_text" else {}
+
+
+def _echo(said: Any) -> Any:
+    """A text or parts as they came."""
+    return [part.model_dump(exclude_unset=True) for part in said] if isinstance(said, list) else said
 
 
 def _id(kind: str) -> str:
@@ -253,7 +273,7 @@ class _Writer:
         form = asked.text.format if asked.text else None
         self.response: Body = {
             "id": _id("resp"), "object": "response", "created_at": int(time.time()), "status": "in_progress",
-            "error": None, "incomplete_details": None, "instructions": asked.instructions, "model": "", "output": [],
+            "error": None, "incomplete_details": None, "instructions": _echo(asked.instructions), "model": "", "output": [],
             "max_output_tokens": asked.max_output_tokens, "metadata": asked.metadata or {},
             "parallel_tool_calls": asked.parallel_tool_calls is not False, "previous_response_id": None, "store": False,
             "temperature": asked.temperature, "top_p": asked.top_p, "tool_choice": asked.tool_choice or "auto",

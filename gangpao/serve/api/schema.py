@@ -328,12 +328,17 @@ class CompletionRequest(Sampling):
     prompt_logprobs: Whole | None = Field(None, ge=0, le=20, description="The same for the prompt, in vLLM's form.")
     response_format: dict[str, Any] | None = None
 
+    @property
+    def limit(self) -> int | None:
+        """Tokens of the answer at most, under either name: 0 only reads the prompt, -1 is no limit."""
+        return self.n_predict if self.max_tokens is None else self.max_tokens
+
     def given(self) -> dict[str, Any]:
         """The same; without a limit where that is said, and without one where nothing is sampled."""
         given = super().given()
-        if self.max_tokens == -1:
+        if self.limit == -1:
             given["max_tokens"] = MAX_TOKENS
-        elif self.max_tokens == 0:
+        elif self.limit == 0:
             del given["max_tokens"]
         return given
 
@@ -351,7 +356,7 @@ class InfillRequest(Sampling):
     input_prefix: str
     input_suffix: str
     input_extra: Many[ExtraFile] | None = None
-    prompt: str = ""
+    prompt: str | None = None
     max_tokens: Whole | None = setting("max_tokens", UNLIMITED, low=-1)
     n_predict: Whole | None = setting("max_tokens", "llama-server's name for max_tokens.", low=-1)
 

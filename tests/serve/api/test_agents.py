@@ -152,7 +152,7 @@ def test_an_agent_of_the_responses_api(wide_server, wire):
 
     first = ask(codex_request(ITEMS))
     assert first["usage"]["input_tokens"] > 14_500
-    assert len(first["gangpao"]["left_out"]) == 2
+    assert len(first["gangpao"]["left_out"]) == 3
     second = ask(codex_request([*ITEMS, *HISTORY]))
     assert second["usage"]["input_tokens_details"]["cached_tokens"] > first["usage"]["input_tokens"] - 200
     assert sum("'web_search_call'" in n or "'item_reference'" in n for n in second["gangpao"]["left_out"]) == 2

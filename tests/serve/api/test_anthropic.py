@@ -111,6 +111,45 @@ def test_a_form_and_stop_sequences(client):
     assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", full[4:7])
 
 
+def test_what_cannot_be_used_is_left_out_and_said(client, wire, live_server):
+    """A conversation goes on whatever its earlier turns hold."""
+    history = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "source": {"type": "file", "file_id": "1"}}, {"type": "text", "text": "x"}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "tool_use"}]},
+        *ASK,
+    ]
+    tools = [{"input_schema": {}}, {"name": "fine", "input_schema": {}}]
+    body = {"messages": history, "max_tokens": 1, "system": [{"type": "image"}], "tools": tools}
+    answer = wire.post(f"{live_server.base_url}/v1/messages", json=body)
+    assert answer.status_code == 200, answer.text
+    notes = " ".join(answer.json()["gangpao"]["left_out"])
+    for where in (
+        "messages.1: an image that is not in the request",
+        "a tool_use block without a name",
+        "system: images",
+        "tools.0: a tool without",
+    ):
+        assert where in notes
+
+
+def test_no_limit_and_a_version_line_anywhere(client, wire, live_server):
+    head = "x-anthropic-billing-header: cc_version=1; cch={};\n"
+    counts = []
+    for letters in ("abc", "xyzw", "q"):
+        blocks = [{"type": "text", "text": "Be brief."}, {"type": "text", "text": head.format(letters)}]
+        body = {"messages": [{"role": "system", "content": blocks}, *ASK], "system": blocks}
+        counts.append(wire.post(f"{live_server.base_url}/v1/messages/count_tokens", json=body).json()["input_tokens"])
+    assert len(set(counts)) == 1
+    answer = wire.post(
+        f"{live_server.base_url}/v1/messages",
+        json={"messages": ASK, "max_tokens": -1, "stop_sequences": ["e", "a", "o", " "]},
+    )
+    assert answer.status_code == 200, answer.text
+
+
 def test_errors_have_anthropics_form(client, wire, live_server):
     with pytest.raises(anthropic.NotFoundError) as error:
         client.messages.create(model="nope", messages=ASK, max_tokens=1)
@@ -121,16 +160,15 @@ def test_errors_have_anthropics_form(client, wire, live_server):
         {"messages": [], "max_tokens": 1},
         {"messages": ASK, "max_tokens": 0},
         {"messages": ASK, "max_tokens": 1, "temperature": 9},
-        {"messages": ASK, "max_tokens": 1, "tools": [{"name": "a b"}]},
         {"messages": ASK, "max_tokens": 1, "tool_choice": {"type": "any"}},
         {
             "messages": ASK,
             "max_tokens": 1,
             "output_config": {"format": {"type": "json_schema", "schema": {"$ref": "http://a/b"}}},
         },
-        {"messages": ASK, "max_tokens": 1, "system": [{"type": "image"}]},
+        {"messages": ASK, "max_tokens": 1, "stop": ["e"]},
+        {"messages": ASK, "max_tokens": 1, "response_format": {"type": "json_object"}},
         {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 1},
-        {"messages": [{"role": "assistant", "content": [{"type": "tool_use"}]}, *ASK], "max_tokens": 1},
     ]
     for body in cases:
         for stream in (False, True):

@@ -425,3 +425,55 @@ def test_a_thought_that_was_begun_goes_on_as_one(post_wide, spoken):
         message = post_wide("/v1/chat/completions", {**body, "messages": turns}, 5)[1]["choices"][0]["message"]
         assert message[key], begun
         assert ("reasoning_content" in message) == (key == "reasoning_content")
+
+
+ANSWER = {"role": "assistant", "content": "a"}
+NOWHERE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}, {"type": "text", "text": "x"}]}
+ELSEWHERE = {"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}
+FOREIGN = {"type": "builtin_function", "function": {"name": "$web"}}
+NAMELESS = {"role": "assistant", "content": [{"type": "tool_use", "id": "1"}]}
+LISTED = {"type": "function", "name": "f", "parameters": []}
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+HALF = [
+    (CHAT, {"messages": [NOWHERE, ANSWER, HI]}, "messages.0: an image"),
+    (CHAT, {"messages": [HI], "tools": [FOREIGN, None, TOOL]}, "tools.0: a tool of type"),
+    (CHAT, {"messages": [HI], "tools": [TOOL, None]}, "tools.1: null is left out"),
+    (RESPONSES, {"input": [ELSEWHERE, ANSWER, HI]}, "messages.0: an image"),
+    (RESPONSES, {"input": [{"type": "function_call", "arguments": {"a": 1}}, HI]}, "a function_call without a name"),
+    (RESPONSES, {"input": [HI], "tools": [{"type": "function"}, LISTED]}, "tools.0: a tool without a name"),
+    ("/v1/messages", {"messages": [NAMELESS, HI]}, "a tool_use block without a name"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "note"), HALF, ids=lambda x: x if isinstance(x, str) else "")
+def test_what_is_half_there_is_left_out_and_said(post, path, body, note):
+    status, answer = post(path, body)
+    assert status == 200, answer
+    assert any(note in found for found in answer["gangpao"]["left_out"]), answer
+
+
+def test_items_without_type_id_or_role_are_read(post):
+    items = [
+        {"type": None, "role": "user", "content": "x"}, {"content": "y"},
+        {"type": "function_call", "name": "f", "arguments": {"a": 1}}, {"type": "function_call_output", "output": "1"}, HI,
+    ]  # fmt: skip
+    status, answer = post("/v1/responses", {"input": items, "instructions": []})
+    assert status == 200, answer
+    status, answer = post(
+        "/v1/responses", {"input": None, "instructions": [{"type": "input_text", "text": "Be brief."}]}
+    )
+    assert status == 200, answer
+    assert answer["instructions"] == [{"type": "input_text", "text": "Be brief."}]
+
+
+def test_an_image_of_nothing_in_the_latest_question_is_refused(post):
+    status, answer = post("/v1/responses", {"input": [ELSEWHERE]})
+    assert (status, answer["error"]["param"]) == (400, "input")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_an_empty_form_is_no_form_of_any(post, path):
+    body = (
+        {"text": {"format": {}}, "input": "x"} if path == "/v1/responses" else {"response_format": {}, "messages": [HI]}
+    )
+    assert post(path, body)[0] == 400
