@@ -6,7 +6,8 @@ not `a - b`, 7 degrees are not -7, and a patch whose lines lost a space does not
 The idea: a line with a good share of signs that prose hardly has (operators, brackets, underscores) and digits is a line of
 code. Where such lines hold a third of the text it is code: that is so for nine of ten of a collection of Python programs and
 for none of 478 books and stories; manuals lie between. Signs cost little where they do not matter, and a program costs much where
-they are not seen. A patch is known by its marks. A document is of one kind; a source may name it (`text_kind`).
+they are not seen. A patch is known by its marks, SQL by the words it begins with. A document is of one kind; a source may name it
+(`text_kind`).
 
 What it gives up: one program quoted in a long article is prose like the article.
 """
@@ -32,6 +33,11 @@ _MARKERS = re.compile(r"^[ \t]*(?:#{1,6}|[-*+>])(?= )", re.M)  # of headings, li
 _SPACES = re.compile(r"\s")
 _PATCH = re.compile(r"^(?:diff --git |@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@|--- \S.*\n\+\+\+ \S)", re.M)
 
+# A statement of SQL in capitals: in one line it has few signs. UPDATE and SELECT alone begin posts and headings, too.
+_QUERY = re.compile(
+    r"\A\s*(?:SELECT\s[^;]{1,2000}?\sFROM|INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|CREATE\s+TABLE)\b"
+)
+
 
 def is_code(text: str, kind: TextKind = "auto") -> bool:
     """Whether signs and spaces are content. kind: "prose" or "code" where a source knows, else "auto"."""
@@ -40,7 +46,9 @@ def is_code(text: str, kind: TextKind = "auto") -> bool:
     sample = text[:SAMPLE_CHARS]
     # Most prose has too few signs for any share of lines, and counting them is quick.
     few = len(_candidates().findall(sample)) < LINE_THRESHOLD * SHARE * (len(sample) - len(_SPACES.findall(sample)))
-    return (not few and code_share(text) >= SHARE) or _PATCH.search(text) is not None
+    if not few and code_share(text) >= SHARE:
+        return True
+    return _PATCH.search(text) is not None or _QUERY.match(text) is not None
 
 
 def code_share(text: str) -> float:

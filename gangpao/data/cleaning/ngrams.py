@@ -27,9 +27,15 @@ BMP = 1 << 16
 _MAX_POWER = 64
 # Those below U+10000 that mean something; the stars, ticks and arrows among them are bullets more often than words.
 _EMOJI = "⌚⌛⏩⏪⏫⏬⏰⏳☔☕☹☺♿⚓⚡⚽⚾⛄⛅⛔⛪⛵⛺⛽✅✊✋✨❌❎❓❔❗❤➕➖➗"
-# A sign in front of a number, or between two with spaces around it (without, 5-7 is a range and 1/2/2020 a date).
+# A sign in front of a number, or between two with spaces around it (without, 5-7 is a range and 1/2/2020 a date). A letter
+# that stands alone is a number, too; one behind an apostrophe does not stand alone.
+_LONG_SIGNS = r"\*\*|//|<=|>=|==|!=|<>"
 _NUMBER_SIGN = re.compile(
-    r"(?:^|(?<=[\s(:=|]))[-\u2212+](?=\.?\d)|(?<=\d )[-\u2212+*/×÷=<>≤≥^](?= [-\u2212]?\d)|(?<=\d)[+×÷^](?=\d)", re.M
+    r"(?:^|(?<=[\s(:=|]))[-\u2212+](?=\.?\d)"
+    rf"|(?:(?<=\d )|(?<=[a-z] )(?<![\w'’][a-z] ))(?:{_LONG_SIGNS}|[-\u2212+*/%×÷=<>≤≥≠^])"
+    r"(?= (?:[-\u2212]?\d|[a-z](?![\w'’])))"
+    rf"|(?<=\d)(?:{_LONG_SIGNS}|[+*%×÷=<>≤≥≠^])(?=\d)",
+    re.M,
 )
 _FORMATTING = "'\"`,;\\‘’“”，；、。"  # what formatters and typesetters change in code
 
@@ -108,7 +114,7 @@ def _few_signs(text: str, code: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]
     """The signs that are content in prose too."""
     found = ((code >= 0x1F000) & (code < 0x1FB00)) | _among(code, _EMOJI)
     for match in _NUMBER_SIGN.finditer(text):
-        found[match.end() - 1] = True
+        found[match.start() : match.end()] = True
     return found
 
 

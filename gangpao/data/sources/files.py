@@ -33,12 +33,16 @@ _SUFFIXES = {
 
 
 class Row(NamedTuple):
-    """One row: the line it begins in (parquet: its number, from 1), its value, or what is wrong with it."""
+    """One row: the line it begins in (parquet: its number, from 1), its value, or what is wrong with it.
+
+    element: of an array, which it is, from 1; 0 for all others.
+    """
 
     number: int
     value: Any
     wrong: str = ""
     encoding: bool = False  # whether its bytes are what is wrong
+    element: int = 0
 
 
 def format_of(path: Path, given: str = "auto") -> str:
@@ -131,6 +135,7 @@ def _values(chunks: Iterator[str], path: Path) -> Iterator[Row]:
     """The elements of an array, or values one after the other; commas between them do not matter."""
     decoder = json.JSONDecoder()
     text, at, line, ended, inside = "", 0, 1, False, None
+    count = 0
     while True:
         while at < len(text) and text[at] in " \t\r\n,":
             line, at = line + (text[at] == "\n"), at + 1
@@ -144,7 +149,8 @@ def _values(chunks: Iterator[str], path: Path) -> Iterator[Row]:
             value, end = decoder.raw_decode(text, at)
             # A number may go on in what has not been read; everything else says where it ends.
             if end < len(text) or ended:
-                yield Row(line, value)
+                count += 1
+                yield Row(line, value, element=count if inside else 0)
                 line, at = line + text.count("\n", at, end), end
                 continue
         except (ValueError, RecursionError) as error:

@@ -111,8 +111,11 @@ def read(source: Source, files: Iterable[Path]) -> Iterator[Document | Malformed
         return
     source = source.model_copy(update={"form": source.known_form})
     columns = {"text": [source.text], "messages": [source.messages, "tools", "system"]}.get(source.form)
+    key, told = columns[0] if columns else "", False
     for where, row in placed_rows(source, files, columns):
         found = row.wrong or (row.value if isinstance(row.value, Document) else parse(row.value, source))
+        if isinstance(found, str) and not told and isinstance(row.value, dict) and key not in row.value:
+            found, told = f"{found}; it has {keys_of(row.value)}", True
         if isinstance(found, Document) and found.images:
             found = "has pictures, and a corpus is text: tune on it (gangpao tune)"
         yield Malformed(where, found, row.encoding) if isinstance(found, str) else found
@@ -130,7 +133,7 @@ def placed_rows(
             continue
         unit = "row" if form == "parquet" else "line"
         for row in read_rows(path, form, source.encoding, columns):
-            yield f"{path} {unit} {row.number}", row
+            yield f"{path} row {row.element}" if row.element else f"{path} {unit} {row.number}", row
 
 
 def explain(source: Source, files: Sequence[Path], rows: int) -> str:

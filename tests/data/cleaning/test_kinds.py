@@ -52,6 +52,21 @@ SETS = {
         f"On day {d} it was {sign}{7 + d} degrees, people say." for d in range(5) for sign in ("", "-")
     ],
     "sums in sentences": [f"{PROSE}They had 12 {sign} 7 of them, and that is all." for sign in "+-*/"],
+    "more sums in sentences": [
+        f"Take a sheet of paper, compute {n + 3} {sign} {n % 7 + 2} in your head, and write down what comes out."
+        for n in range(30)
+        for sign in ("**", "%", "//", "*", "+", "-")
+    ],
+    "comparisons in sentences": [
+        f"Look at the table and say whether {left} {sign} {right} holds in it."
+        for left, right in (("x", "5"), ("5", "y"), ("x", "y"), ("7", "5"))
+        for sign in ("<", ">", "<=", ">=", "==", "!=", "<>", "≠")
+    ],
+    "queries": [
+        f"SELECT name, city FROM customers_{n} WHERE price {sign} {n * 3 + 10} ORDER BY name, city LIMIT 30;"
+        for n in range(30)
+        for sign in ("<", ">", "<=", ">=", "=", "<>")
+    ],
     "emoji": [f"{PROSE}{emoji}" for emoji in ("", "😀", "😡", "❤", "❌", "✅")],
     "nothing but emoji": ["😀😀 ✅", "😡😡 ❌"],
 }
@@ -72,7 +87,7 @@ def test_prose_and_formatted_copies_are_found_as_before(tmp_path):
 
 
 def test_a_source_may_name_its_kind(tmp_path):
-    assert left(tmp_path, SETS["programs"][:60], text_kind="prose") == 10
+    assert left(tmp_path, SETS["logic"], text_kind="prose") == 9
     prose = [PROSE, PROSE.replace("three towns", "(three) towns")]
     assert left(tmp_path, prose) == 1
     assert left(tmp_path, prose, text_kind="code") == 2
@@ -84,7 +99,8 @@ def test_a_source_may_name_its_kind(tmp_path):
         program(3, "<", "+"), PATCH, "12 + 7 = 19\n3 * 4 = 12\n", "a + b * c", "SELECT a.id, COUNT(*) FROM a WHERE (b >= 3);",
         "| city | low | high |\n|-|-|-|\n| Oslo | -7 | 3 |\n", "a,b\n1,2\n3,4\n", '{"name": [1, 2], "x": {"y": null}}',
         "\\frac{a}{b} + \\sum_{i=0}^{n} x_i^2 = 0", "int main(void) { return 0; }", "<ul>\n<li>one</li>\n</ul>",
-        "∀x ∈ A: x ∧ y ≤ z", "第1行：12 + 30 = 42",
+        "SELECT a, b FROM t WHERE price > 10 ORDER BY a LIMIT 30;", "UPDATE towns SET name = 'Oslo' WHERE size > 3;",
+        "DELETE FROM towns WHERE name LIKE 'Oslo';", "∀x ∈ A: x ∧ y ≤ z", "第1行：12 + 30 = 42",
     ],
 )  # fmt: skip
 def test_code_is_code(text):
@@ -97,12 +113,20 @@ def test_code_is_code(text):
     [
         "", " \n", PROSE, CHINESE, "# A title\n\nHe said: \"No (never)!\" - and left.\n\n* one thing\n* another thing\n",
         "In 1969 the crew of 3 landed, and 600 million people watched; 12 more would follow by 1972.",
+        "UPDATE: the shop is open again, and all who waited may come.", "SELECT COMMITTEE ON TRADE. A report on it follows.",
         "第八条　本法自2021年1月1日起施行，1998年12月29日通过的法律同时废止。", "x86 and w3 and mp3 are names of things",
     ],
 )  # fmt: skip
 def test_prose_is_prose(text):
     assert not is_code(text)
     assert is_code(text, "code")
+
+
+@pytest.mark.parametrize(
+    "text", ["one - two", "well-known", "don't - i say", "this / that", "and % of it", "1/2/2020", "5-7"]
+)
+def test_signs_of_prose_are_nothing(text):
+    assert units(text, "few").tolist() == units(text).tolist()
 
 
 @given(st.text(st.sampled_from("ab c\n\n12-+=()[]字→∑# *"), max_size=80))

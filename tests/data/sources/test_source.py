@@ -134,6 +134,18 @@ def test_a_bomb_does_not_fill_the_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 450_000
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_of_an_array_are_named_by_their_number(tmp_path, indent):
+    rows = [{"text": f"text {i}"} if i % 2 else {"body": "x", "id": i} for i in range(40)]
+    path = tmp_path / "half.json"
+    path.write_text(json.dumps(rows, indent=indent))
+    source = Source(path=str(path), text="text")
+    bad = [row for row in read(source, files_of(source, tmp_path)) if isinstance(row, Malformed)]
+    assert [row.where for row in bad] == [f"{path} row {i}" for i in range(1, 40, 2)]
+    assert bad[0].why == "has no text under 'text'; it has body, id"
+    assert {row.why for row in bad[1:]} == {"has no text under 'text'"}
+
+
 def test_nothing_there(tmp_path):
     for pattern in ("none.jsonl", "*.jsonl", "x/**/*.parquet"):
         with pytest.raises(ValueError, match="no such file"):
