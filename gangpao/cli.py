@@ -81,6 +81,9 @@ COMMANDS = {
     ),
 }
 
+# Those that say themselves what is kept when Ctrl-C stops them.
+SAY_STOPPED = ("data", "pull", "sandbox")
+
 # Commands of other tools -> what to type here.
 ELSEWHERE = {
     "ls": "gangpao list", "models": "gangpao list", "search": "gangpao list", "download": "gangpao pull NAME",
@@ -148,6 +151,8 @@ class LazyGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except KeyboardInterrupt:
+            if ctx.invoked_subcommand not in SAY_STOPPED:
+                print("\n" * sys.stderr.isatty() + "stopped", file=sys.stderr)
             return 130
 
 

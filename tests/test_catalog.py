@@ -9,6 +9,7 @@ import pytest
 from gangpao import catalog
 from gangpao.commands.list import listing
 from gangpao.config import merge, read_toml
+from gangpao.formats.architectures import by_gguf_name
 
 GB = 10**9
 
@@ -353,8 +354,17 @@ def test_names_as_other_tools_write_them_are_understood(typed, meant):
     assert meant in str(error.value)
 
 
+def test_what_our_engine_knows_is_not_said_not_to_run():
+    files = {name: model for name, model in catalog.load().models.items() if model.format == "gguf"}
+    known = [model for model in files.values() if model.family in by_gguf_name()]
+    assert {model.family for model in known} >= {"llama", "minicpm", "minicpm3", "qwen2", "qwen3"}
+    assert [model.title for model in known if model.state == "cannot run"] == []
+    assert files["minicpm3-4b"].state == "untested"
+
+
 def test_the_largest_that_fits():
-    assert catalog.largest_fitting(8 * GB) == "minicpm5-2b"
+    assert catalog.largest_fitting(8 * GB) == "minicpm3-4b"
+    assert catalog.largest_fitting(3 * GB) == "minicpm5-2b"
     assert catalog.largest_fitting(GB) == "minicpm5-1b"
     assert catalog.largest_fitting(10**6) is None
 

@@ -6,6 +6,7 @@ ended.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -146,13 +147,18 @@ def _answer(generation: Generation, engine: Engine, meter: cost.Meter, as_json: 
 def model_and_prompt(words: list[str], model: str | None) -> tuple[str | None, str | None]:
     """The model and the prompt of `run [-m MODEL] [MODEL] [PROMPT ...]`; None for what is not there.
 
-    Raises ValueError where the first of several words is no model.
+    Raises ValueError where the first of several words is no model, and where a lone word looks like the name of one.
     """
     if model is None and words and (find.means_model(words[0]) or (len(words) > 1 and refs.parse(words[0]))):
         model, words = words[0], words[1:]
     elif model is None and len(words) > 1:
         raise ValueError(
             f"{words[0]!r:.60}: no such model.{catalog.near(words[0])} A prompt of several words is written in quotes"
+        )
+    elif model is None and words and find.looks_like_model(words[0]):
+        prompt = shlex.quote(words[0])
+        raise ValueError(
+            f"{words[0]!r:.60}: no such model.{catalog.near(words[0])} If it is a prompt: gangpao run -m MODEL {prompt:.80}"
         )
     return model, " ".join(words) if words else None
 

@@ -16,6 +16,7 @@ Whatever was interrupted goes on when the same command is given again, and no tr
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +96,12 @@ def add(to: typer.Typer, name: str, row: Row) -> None:
     def command(
         config: Config, out: Out, overrides: Set = None, storage: Storage = None, lang: Lang = "en", only: Only = False
     ) -> None:
-        _experiment(name, config, out, overrides, storage, lang, only)
+        try:
+            _experiment(name, config, out, overrides, storage, lang, only)
+        except KeyboardInterrupt:
+            note = f"stopped; finished trials are kept in {out}, and the same command goes on from there"
+            print(note, file=sys.stderr, flush=True)
+            raise
 
     to.command(name, help=row.line)(command)
 

@@ -231,6 +231,10 @@ def test_offline_takes_what_is_there_and_names_it(home, monkeypatch, capsys):
         (["hf.co/o/r"], None, "hf.co/o/r", None),
         (["o/r", "hi"], None, "o/r", "hi"),
         (["and/or"], None, None, "and/or"),
+        (["hello"], None, None, "hello"),
+        (["24/7"], None, None, "24/7"),
+        (["owner/X-GGUF"], None, "owner/X-GGUF", None),
+        (["qwen3:0.6b"], "other", "other", "qwen3:0.6b"),
         (["-"], None, None, "-"),
         ([""], None, None, ""),
     ],
@@ -244,6 +248,20 @@ def test_a_prompt_without_quotes_and_a_slip_in_a_name_are_explained(home):
         model_and_prompt(["what", "is", "this"], None)
     with pytest.raises(ValueError, match="Did you mean other"):
         model_and_prompt(["othr", "hi"], None)
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("qwen3:0.6b", "Did you mean qwen3-0.6b"), ("llama3.2", "Did you mean"), ("smollm2-1.7b", "Did you mean smollm2-135m"),
+        ("owner/model-7b", ""), ("unknown:latest", ""),
+    ],
+)  # fmt: skip
+def test_a_lone_word_that_looks_like_a_model_is_no_prompt(home, capsys, word, near):
+    assert cli.main(["run", word]) == 2
+    err = capsys.readouterr().err
+    assert f"'{word}': no such model.{f' {near}' if near else ''}" in err
+    assert f"If it is a prompt: gangpao run -m MODEL {word}" in err
 
 
 def test_run_chat_and_serve_take_a_name(home, monkeypatch, capsys):

@@ -134,6 +134,9 @@ def test_a_catalog_model_that_the_engine_does_not_run_is_not_pulled(
     tmp_path, monkeypatch, capsys, command, name, words
 ):
     monkeypatch.setenv("GANGPAO_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "gangpao").mkdir()
+    (tmp_path / "gangpao" / "catalog.toml").write_text("[models.minicpm3-4b]\nengine = false\n")
     assert cli.main([command, "-m", name]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {name}: ")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gangpao import cli
+from gangpao.sandbox import command
 from gangpao.sandbox.experiments.config import load_sandbox_config
 from gangpao.sandbox.experiments.text.page import page_of
 from gangpao.train.config import load_train_config
@@ -111,6 +112,16 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, capsys, arguments, message
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sandbox", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_says_in_one_line_what_is_kept(monkeypatch, tmp_path, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_experiment", stop)
+    assert cli.main(["sandbox", "lr", str(QUICK), "--out", str(tmp_path / "box")]) == 130
+    kept = f"finished trials are kept in {tmp_path / 'box'}, and the same command goes on from there"
+    assert capsys.readouterr().err == f"stopped; {kept}\n"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("sandbox-*.toml")), ids=lambda p: p.name)

@@ -8,6 +8,7 @@ Everything here speaks on stderr, so that stdout belongs to the answer.
 """
 
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from gangpao.formats.split_names import stem_of
 from gangpao.progress import Progress
 from gangpao.pull import Offer, PullError, can_be_had, pull, pull_ref, refs
 from gangpao.units import show_bytes
+
+# Words that are hardly a whole question. 24/7 and 3/4 have no letters and are none of these; and/or has no digit.
+_TAGGED = re.compile(r"[A-Za-z][\w.-]*:[\w.-]+")
+_OWNED = re.compile(r"(?=.*[A-Za-z])(?=.*(?:\d|gguf))[\w.-]+/[\w.-]+", re.IGNORECASE)
+_NUMBERED = re.compile(r"[A-Za-z](?=.*\d)[\w.-]*")
 
 
 def find_model(model: str | None, *, yes: bool = False) -> tuple[str, Path]:
@@ -98,7 +104,16 @@ def means_model(word: str) -> bool:
         ref = refs.parse(word)
     except ValueError:  # half an address: its own message comes when it is looked for
         return True
-    return ref is not None and (len(ref.kinds) == 1 or refs.match(ref, catalog.records()) is not None)
+    if ref is None:
+        return False
+    return len(ref.kinds) == 1 or "gguf" in ref.repo.lower() or refs.match(ref, catalog.records()) is not None
+
+
+def looks_like_model(word: str) -> bool:
+    """Whether a lone word that is no model here was most likely meant as one: NAME:TAG, OWNER/NAME7B, or nearly a known name."""
+    if _TAGGED.fullmatch(word) or _OWNED.fullmatch(word):
+        return True
+    return _NUMBERED.fullmatch(word) is not None and bool(catalog.near(word))
 
 
 def one_of(positional: str | None, option: str | None) -> str | None:
