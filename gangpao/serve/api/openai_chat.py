@@ -179,7 +179,7 @@ def _message(message: ChatMessage, where: str, notes: Notes) -> Message:
         raise ApiError(400, f"{where}: content is missing", param="messages")
     if message.content is None and message.refusal:
         text = message.refusal
-    calls = [_call(call, f"{where}.tool_calls.{i}", notes) for i, call in enumerate(message.tool_calls or ())]
+    calls = [_call(call or {}, f"{where}.tool_calls.{i}", notes) for i, call in enumerate(message.tool_calls or ())]
     if message.function_call is not None:
         calls.append(_call({"function": message.function_call}, f"{where}.function_call", notes))
     return Message(role, text, images, tuple(c for c in calls if c), message.tool_call_id, message.name)

@@ -207,11 +207,14 @@ class ImageURL(Body):
     detail: str | None = None
 
 
-def loose(known: frozenset[str], kept: frozenset[str] = frozenset()) -> Any:
+def loose(
+    known: frozenset[str], kept: frozenset[str] = frozenset(), read: Callable[[Any], Any] = lambda value: value
+) -> Any:
     """Before a model's own check: of a value whose type is none of the `known` ones, only its type, and texts and parts in `kept`.
-    Nobody here knows what the fields of such a type are, so none of them can be wrong."""
+    Nobody here knows what the fields of such a type are, so none of them can be wrong. read: what is done with a value first."""
 
     def check(value: Any) -> Any:
+        value = read(value)
         if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str) or kind in known:
             return value
         return {"type": kind} | {name: value[name] for name in kept if _is_said(value.get(name))}
@@ -231,10 +234,19 @@ IMAGES = frozenset({"image_url", "input_image", "image"})
 _KNOWN_PARTS = TEXTS | IMAGES | {"refusal", "document", "search_result", "tool_reference", "tool_use", "tool_result"}
 
 
+def _typed(value: Any) -> Any:
+    """A part that says no type as what it looks like."""
+    if isinstance(value, str):
+        return {"type": "text", "text": value}
+    if isinstance(value, dict) and value.get("type") is None:
+        return {**value, "type": next((name for name in ("text", "image_url") if name in value), "none")}
+    return value
+
+
 class Part(Body):
     """A part of a message: text, an image, or what another program put there (content.py)."""
 
-    _loose = loose(_KNOWN_PARTS, frozenset({"text", "title", "content"}))
+    _loose = loose(_KNOWN_PARTS, frozenset({"text", "title", "content"}), _typed)
 
     type: str
     text: str | None = None
@@ -262,7 +274,7 @@ class ChatMessage(Body):
     content: TextOr[Part] | None = None
     refusal: str | None = None
     name: str | None = None
-    tool_calls: Many[dict[str, Any]] | None = None
+    tool_calls: Many[dict[str, Any] | None] | None = None
     tool_call_id: str | None = None
     function_call: dict[str, Any] | None = None
     prefix: bool | None = Field(None, description="Of the last message: the assistant's, to be continued.")

@@ -438,6 +438,8 @@ HALF = [
     (CHAT, {"messages": [NOWHERE, ANSWER, HI]}, "messages.0: an image"),
     (CHAT, {"messages": [HI], "tools": [FOREIGN, None, TOOL]}, "tools.0: a tool of type"),
     (CHAT, {"messages": [HI], "tools": [TOOL, None]}, "tools.1: null is left out"),
+    (CHAT, {"messages": [HI, {**ANSWER, "tool_calls": [None]}, HI]}, "a call without a function's name"),
+    (CHAT, {"messages": [{"role": "user", "content": ["x", {"x": 1}]}]}, "a part of type 'none'"),
     (RESPONSES, {"input": [ELSEWHERE, ANSWER, HI]}, "messages.0: an image"),
     (RESPONSES, {"input": [{"type": "function_call", "arguments": {"a": 1}}, HI]}, "a function_call without a name"),
     (RESPONSES, {"input": [HI], "tools": [{"type": "function"}, LISTED]}, "tools.0: a tool without a name"),
@@ -450,6 +452,17 @@ def test_what_is_half_there_is_left_out_and_said(post, path, body, note):
     status, answer = post(path, body)
     assert status == 200, answer
     assert any(note in found for found in answer["gangpao"]["left_out"]), answer
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES, "/v1/messages", "/api/chat"])
+def test_parts_without_a_type_are_what_they_look_like(post, path):
+    name = "input" if path == RESPONSES else "messages"
+    counts = []
+    for content in ("hello you", ["hello you"], [{"text": "hello you"}], [{"type": None, "text": "hello you"}]):
+        status, answer = post(path, {name: [{"role": "user", "content": content}]})
+        assert status == 200, answer
+        counts.append(tokens(path, answer))
+    assert len(set(counts)) == 1
 
 
 def test_items_without_type_id_or_role_are_read(post):
