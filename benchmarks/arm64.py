@@ -194,10 +194,11 @@ def python(
     options: Sequence[str] = (), timeout: float | None = None,
 ) -> str:  # fmt: skip
     """What the arm64 Python says, started in a staged folder with these arguments. Raises ValueError when it fails."""
+    command = [*emulated(processor, *options), str(arm_root() / "usr" / "bin" / "python3"), *arguments]
+    # The libraries of programs that have only now been unpacked, too.
     env = {k: v for k, v in tool_environment().items() if not k.startswith(("PYTHON", "GANGPAO", "PYTEST"))}
     env |= {"PYTHONPATH": f"{folder}{os.pathsep}{site()}", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     env |= environment or {}
-    command = [*emulated(processor, *options), str(arm_root() / "usr" / "bin" / "python3"), *arguments]
     return run(command, timeout, cwd=folder, env=env)
 
 

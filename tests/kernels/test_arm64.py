@@ -122,9 +122,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def here(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """The results of this machine, which must have one value for all of its instruction sets."""
     path = tmp_path_factory.mktemp("here") / "results.npz"
-    command = [sys.executable, "-m", "tests.kernels.every_result", str(path), *map(str, models)]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    code = "import runpy; runpy.run_module('tests.kernels.every_result', run_name='__main__')"
+    subprocess.run(installed(code, str(path), *map(str, models)), check=True)
     return one_of_all(dict(np.load(path)))
+
+
+def installed(code: str, *arguments: str) -> list[str]:
+    """A command of the installed gangpao, with the tests of this checkout behind it."""
+    return [sys.executable, "-P", "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}", *arguments]
 
 
 def one_of_all(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -188,8 +193,7 @@ def test_a_real_model_has_the_same_logits_on_arm(arm64, folder, model_path, tmp_
         ),
     )
     here = tmp_path / "here.npz"
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code, str(here), str(path)], check=True, cwd=ROOT, env=env)
+    subprocess.run(installed(code, str(here), str(path)), check=True)
     there = tmp_path / "there.npz"
     arm64.python("neoverse-n1", folder, ["-c", code, str(there), str(path)])
     a, b = dict(np.load(here)), dict(np.load(there))
