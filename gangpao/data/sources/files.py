@@ -35,7 +35,7 @@ _SUFFIXES = {
 class Row(NamedTuple):
     """One row: the line it begins in (parquet: its number, from 1), its value, or what is wrong with it.
 
-    element: of an array, which it is, from 1; 0 for all others.
+    element: of an array with several values in a line, which it is, from 1; 0 for all others, whose line says enough.
     """
 
     number: int
@@ -135,7 +135,7 @@ def _values(chunks: Iterator[str], path: Path) -> Iterator[Row]:
     """The elements of an array, or values one after the other; commas between them do not matter."""
     decoder = json.JSONDecoder()
     text, at, line, ended, inside = "", 0, 1, False, None
-    count = 0
+    count, before = 0, 0
     while True:
         while at < len(text) and text[at] in " \t\r\n,":
             line, at = line + (text[at] == "\n"), at + 1
@@ -150,8 +150,10 @@ def _values(chunks: Iterator[str], path: Path) -> Iterator[Row]:
             # A number may go on in what has not been read; everything else says where it ends.
             if end < len(text) or ended:
                 count += 1
-                yield Row(line, value, element=count if inside else 0)
-                line, at = line + text.count("\n", at, end), end
+                neighbour = line == before or bool(text[end : end + 64].partition("\n")[0].strip(" \t\r,]"))
+                before = line + text.count("\n", at, end)
+                yield Row(line, value, element=count if inside and neighbour else 0)
+                line, at = before, end
                 continue
         except (ValueError, RecursionError) as error:
             if ended and at < len(text):

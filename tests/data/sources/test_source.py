@@ -135,13 +135,15 @@ def test_a_bomb_does_not_fill_the_memory(tmp_path):
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_rows_of_an_array_are_named_by_their_number(tmp_path, indent):
+def test_rows_of_an_array_are_named_by_their_line_or_number(tmp_path, indent):
     rows = [{"text": f"text {i}"} if i % 2 else {"body": "x", "id": i} for i in range(40)]
     path = tmp_path / "half.json"
     path.write_text(json.dumps(rows, indent=indent))
     source = Source(path=str(path), text="text")
     bad = [row for row in read(source, files_of(source, tmp_path)) if isinstance(row, Malformed)]
-    assert [row.where for row in bad] == [f"{path} row {i}" for i in range(1, 40, 2)]
+    # [, then 4 lines of a bad row and 3 of a good one
+    places = [f"line {2 + 7 * i}" if indent else f"row {1 + 2 * i}" for i in range(20)]
+    assert [row.where for row in bad] == [f"{path} {place}" for place in places]
     assert bad[0].why == "has no text under 'text'; it has body, id"
     assert {row.why for row in bad[1:]} == {"has no text under 'text'"}
 

@@ -72,6 +72,7 @@ def test_an_edit_ends_the_answer_that_is_being_written(reader: Reader, endpoint:
     endpoint.hold = False
     reader.page.fill("textarea[aria-label='Edit the question']", "second")
     reader.page.click("text=Send >> visible=true >> nth=0")
+    reader.shows("second")  # before that the first answer may have come to its end
     assert reader.answered() == ["Hello there."]
     assert reader.questions() == ["second"]
 
