@@ -34,7 +34,7 @@ from gangpao.model.weights import weight_files
 from gangpao.train.step.frozen_head import ROWS, TILE_WEIGHTS
 from gangpao.train.step.lanes import lane_count
 from gangpao.train.step.lean import BLOCK as LEAN_BLOCK
-from gangpao.train.step.loss import rows_at_once
+from gangpao.train.step.loss import CACHED_LOGITS, chunk_rows
 from gangpao.tune.base.device import compute_dtype, describe
 from gangpao.tune.base.load import base_shape
 from gangpao.tune.config import TuneConfig
@@ -236,9 +236,11 @@ class HeadMemory:
         if "lm_head" in applied.modules:  # its own forward, made again: logits, log-probabilities, gradient
             self.logits = min(step.tokens, ADAPTED_ROWS) * c.vocab_size * (8.0 + width)
         elif exact:
-            rows = min(step.tokens, rows_at_once(c.vocab_size))
-            before = width if step.tokens > rows else 0  # the gradient of the piece before
-            self.logits = rows * c.vocab_size * (8.0 + before)
+            rows = chunk_rows(step.tokens, c.vocab_size)
+            some = min(
+                rows, max(1, CACHED_LOGITS // c.vocab_size)
+            )  # whose probabilities there are in float32, and logits
+            self.logits = c.vocab_size * (width * rows + (4.0 if width == 4 else 8.0) * some)
         else:  # by tiles: logits of some words, sums [R, D]
             rows, words = min(step.tokens, ROWS), min(c.vocab_size, max(64, TILE_WEIGHTS // c.hidden_size))
             pieces = 1 if words == c.vocab_size else 2  # the one before lives until the next is there
