@@ -88,29 +88,27 @@ def cpu_name(root: Path = ROOT) -> str:
     """The processor as it calls itself."""
     if sys.platform == "darwin" and root == ROOT:
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
-    for line in _text(root / "proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Hardware", "Model", "cpu model"):
-            return value.strip()
-    return platform.processor() or platform.machine()
+    found = _cpuinfo(root, "model name", "Hardware", "Model", "cpu model")
+    return found if found is not None else platform.processor() or platform.machine()
 
 
 def cpu_flags(root: Path = ROOT) -> frozenset[str]:
     """The instructions that the processor names in Linux (flags; on ARM, Features); elsewhere none."""
-    for line in _text(root / "proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+    return frozenset((_cpuinfo(root, "flags", "Features") or "").split())
 
 
 def cpu_vendor(root: Path = ROOT) -> str:
     """Who made an x86 processor, as Linux says it (GenuineIntel, AuthenticAMD); elsewhere empty."""
+    return _cpuinfo(root, "vendor_id") or ""
+
+
+def _cpuinfo(root: Path, *names: str) -> str | None:
+    """The first value that Linux gives under one of these names; None where there is none."""
     for line in _text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
-        if key.strip() == "vendor_id":
+        if key.strip() in names:
             return value.strip()
-    return ""
+    return None
 
 
 def logical_cores() -> int:

@@ -64,16 +64,12 @@ def run(command: Command, state: Path, log: Path, stream: TextIO | None) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as kept:
         print(f"$ {shown(command)}", file=kept, flush=True)
+        env = os.environ | {
+            "PYTHONSAFEPATH": "1"
+        }  # this gangpao also behind a launcher, not one that lies in the folder
         with subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=os.environ
-            | {"PYTHONSAFEPATH": "1"},  # this gangpao also behind a launcher, not one that lies in the folder
-        ) as process:
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=env
+        ) as process:  # fmt: skip
             (state / PROCESS).write_text(f"{process.pid}\n{_begun(process.pid)}\n", encoding="utf-8")
             said, last, received = _listen(process, kept, stream)
         kept.write(said)

@@ -123,14 +123,21 @@ class _Attention(torch.autograd.Function):
         return back_q, back_k, dv.view(batch, groups, time, -1).transpose(1, 2), None, None, None
 
 
+def _angles(x: Tensor, turn: Turn | None) -> tuple[Any, Any] | None:
+    """Cosine and sine for the kernels that turn heads; None where they are not for these."""
+    if turn is None or x.shape[-1] % 32 or not _in_kernels(x):
+        return None
+    cos, sin = turn
+    return cos.contiguous().numpy(), sin.contiguous().numpy()
+
+
 def _gather(x_BTNH: Tensor, groups: int, turn: Turn | None, scale: float = 1.0) -> Tensor:
     """float32 [Z, T * G, H] times scale, with its pairs (i, i + H / 2) turned."""
     batch, time, heads, width = x_BTNH.shape
     x = x_BTNH.view(batch, time, groups, -1, width)
     out = torch.empty(batch, groups, time, heads // groups, width)
-    if turn is not None and width % 32 == 0 and _in_kernels(x):
-        cos, sin = (t.contiguous().numpy() for t in turn)
-        kernels.turn_bf16(_bits(x), cos, sin, scale, out.numpy())
+    if (angles := _angles(x, turn)) is not None:
+        kernels.turn_bf16(_bits(x), *angles, scale, out.numpy())
         return out.view(batch * groups, -1, width)
     x = x.float()
     _turned(x, out.permute(0, 2, 1, 3, 4), turn, scale, 1)
@@ -140,10 +147,9 @@ def _gather(x_BTNH: Tensor, groups: int, turn: Turn | None, scale: float = 1.0) 
 def _scatter(x_BKTGH: Tensor, turn: Turn | None, scale: float) -> Tensor:
     """The way back: [B, T, N, H] times scale, turned by the opposite angles, in bfloat16 or float32."""
     batch, groups, time, share, width = x_BKTGH.shape
-    if turn is not None and width % 32 == 0 and _in_kernels(x_BKTGH):
-        cos, sin = (t.contiguous().numpy() for t in turn)
+    if (angles := _angles(x_BKTGH, turn)) is not None:
         back = x_BKTGH.new_empty(batch, time, groups * share, width)
-        kernels.turn_back_bf16(_bits(x_BKTGH), cos, sin, scale, _bits(back))
+        kernels.turn_back_bf16(_bits(x_BKTGH), *angles, scale, _bits(back))
         return back
     out = torch.empty(batch, time, groups, share, width)
     _turned(x_BKTGH.float().permute(0, 2, 1, 3, 4), out, turn, scale, -1)
