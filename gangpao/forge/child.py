@@ -64,9 +64,8 @@ def run(command: Command, state: Path, log: Path, stream: TextIO | None) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as kept:
         print(f"$ {shown(command)}", file=kept, flush=True)
-        env = os.environ | {
-            "PYTHONSAFEPATH": "1"
-        }  # this gangpao also behind a launcher, not one that lies in the folder
+        # This gangpao also behind a launcher, not one that lies in the folder.
+        env = os.environ | {"PYTHONSAFEPATH": "1"}
         with subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=env
         ) as process:  # fmt: skip
