@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gangpao.engine.sample import Logits, Sampler, SamplingParams, TokenLogprob, logprobs_of
+from gangpao.engine.sample import Logits, Need, Sampler, SamplingParams, TokenLogprob, logprobs_of
 from gangpao.engine.thinking.rule import ThoughtRule
 from gangpao.engine.thinking.tracker import ThoughtTracker
 from gangpao.text.tokenizer import Tokenizer
@@ -118,6 +118,10 @@ class Answer:
     def forced(self) -> Sequence[int]:
         """Tokens that come next whatever the model says; often none."""
         return () if self._thought is None else self._thought.forced
+
+    def need(self, ahead: Sequence[int] = ()) -> Need | None:
+        """What has to be known of the next logits, and of those behind the tokens `ahead`; None: all of them."""
+        return None if self._params.logprobs is not None else self.sampler.need(ahead)
 
     def choose(self, logits: Logits) -> int:
         """The next token: one that closes a thought, or what the sampler draws."""

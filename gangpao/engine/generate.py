@@ -33,7 +33,7 @@ from gangpao.engine.packed.store import PackedStore
 from gangpao.engine.pictures.prompts import on_own_lines
 from gangpao.engine.pictures.rows import Hold
 from gangpao.engine.pictures.seeing import Check, Seeing, Sight
-from gangpao.engine.sample import UNSAID, Logits, SamplingParams, recommended_in
+from gangpao.engine.sample import UNSAID, Logits, Need, SamplingParams, recommended_in
 from gangpao.engine.sessions.identity import model_digest
 from gangpao.engine.sessions.shift import ContextShift, Encode, turns_of
 from gangpao.engine.speculate.loading import open_draft
@@ -297,22 +297,21 @@ class Session:
         del self.ids[shared:]
         return shared
 
-    def feed(self, ids: Sequence[int], on_progress: Progress | None = None) -> Logits:
-        """Run ids through the model; logits [V] after the last. An interrupt leaves ids equal to the cache."""
+    def feed(self, ids: Sequence[int], on_progress: Progress | None = None, need: Need | None = None) -> Logits:
+        """Run ids through the model; logits [V] after the last, as far as needed. An interrupt leaves ids equal to the cache."""
         try:
             self.ids.extend(ids)
-            return self.engine.model.forward(ids, self.cache, on_progress=on_progress)
+            return self.engine.model.forward(ids, self.cache, on_progress=on_progress, need=need)
         finally:
             del self.ids[self.cache.length :]
 
-    def try_out(self, ids: Sequence[int]) -> Floats:
-        """Run ids through the model; logits [T, V] after each. `cut` takes back what was wrong, but not the first."""
+    def try_out(self, ids: Sequence[int], need: Need | None = None) -> Floats:
+        """Run ids through the model; logits [T, V] after each, as far as needed. `cut` takes back what was wrong, not the first."""
         try:
             self.ids.extend(ids)
             drafts = len(ids) - 1
-            return self.engine.model.forward(ids, self.cache, all_logits=drafts > 0, drafts=drafts).reshape(
-                len(ids), -1
-            )
+            logits = self.engine.model.forward(ids, self.cache, all_logits=drafts > 0, drafts=drafts, need=need)
+            return logits.reshape(len(ids), -1)
         finally:
             del self.ids[self.cache.length :]
 
@@ -413,7 +412,7 @@ class Generation:
         session, answer, stats = self._session, self._answer, self._answer.stats
         begin = start = time.perf_counter()
         stats.cached_tokens = session.reuse(self._prompt)
-        rows = session.feed(self._prompt[stats.cached_tokens :], self._on_prefill)[None]
+        rows = session.feed(self._prompt[stats.cached_tokens :], self._on_prefill, answer.need())[None]
         ids = self._ids
         pieces: list[Piece | None] = []
         drafts: list[int] = []
@@ -446,7 +445,7 @@ class Generation:
                 continue
             drafts = self._draft(ids)
             asked = time.perf_counter()
-            rows = session.try_out([ids[-1], *drafts])
+            rows = session.try_out([ids[-1], *drafts], answer.need(drafts))
             session.engine.speculation.costs.take(1 + len(drafts), time.perf_counter() - asked)
 
     def _drop_oldest(self, shift: ContextShift, ids: list[int]) -> Floats:

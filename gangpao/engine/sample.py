@@ -39,6 +39,8 @@ _BLOCK = 512
 MAX_STOP = 4096  # each costs some microseconds a token
 MAX_STOP_CHARS = 4096
 MAX_LOGIT_BIAS = 1024
+MOST = 128  # largest logits that are searched for: a longer list is nearly all of the vocabulary
+MOST_KNOWN = 2048  # ids whose logits are asked for by name
 
 
 _MODELS = "the model's own"  # where a command is not told; Engine.recommended fills it in
@@ -173,6 +175,26 @@ class PromptScores:
     values: list[TokenLogprob | None] = field(default_factory=lambda: [None])
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The `count` largest logits of all tokens but the known ones, and those of the known ones; the others may be -inf.
+
+    That is enough for a choice that changes logits of known tokens only and then looks at the `count` largest.
+    """
+
+    count: int
+    known: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, count: int, known: Iterable[int]) -> "Need | None":
+        """None where everything is needed, because it would be nearly that."""
+        ids = np.fromiter(set(known), np.int32)
+        return cls(count, ids) if 1 <= count <= MOST and len(ids) <= MOST_KNOWN else None
+
+
+GREEDY = Need(1, np.empty(0, np.int32))  # the largest logit and nothing else
+
+
 class Sampler:
     """The choices of one request: its settings, its random numbers, and what it has said so far.
 
@@ -211,6 +233,16 @@ class Sampler:
         ids = keep_top_p(logits, ids, p.temperature, p.top_p)
         ids = keep_min_p(logits, ids, p.temperature, p.min_p)
         return draw(logits, ids, p.temperature, self._rng)
+
+    def need(self, ahead: Iterable[int] = ()) -> Need | None:
+        """What `pick` has to know of the next logits, and of those behind the tokens `ahead` if these come; None: all of them."""
+        p = self.params
+        known = set(p.logit_bias)
+        if p.repetition_penalty != 1.0:
+            known |= {*self._window, *ahead}
+        if p.presence_penalty or p.frequency_penalty:
+            known |= {*self._counts, *ahead}
+        return Need.of(1 if p.temperature == 0 else p.top_k, known)
 
     def copy(self) -> "Sampler":
         """One that will choose as this one would, from the same random numbers, and changes nothing of it."""

@@ -258,7 +258,10 @@ class AnswerSequence(Sequence):
         assert self.cache is not None
         self._drafts = list(drafts)
         whole = len(ids) == self.to_compute and not self.request.prompt_only
-        self._segment = Segment(self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0, drafts=len(drafts))
+        need = None if self.request.constraint is not None else self.answer.need(drafts)
+        self._segment = Segment(
+            self.cache, [*ids, *drafts], 1 + len(drafts) if whole else 0, drafts=len(drafts), need=need
+        )
         if self.scores is not None:
             begin, last = self.cache.length, len(self.request.prompt_ids) - 1
             rows = range(max(begin, len(self.scores.values) - 1), min(begin + len(ids), last))

@@ -24,13 +24,14 @@ from gangpao.engine import exact
 from gangpao.engine.adapters import Adapters, LayerTables
 from gangpao.engine.cache import KVCache, KVPool
 from gangpao.engine.config import Mix, ModelConfig
+from gangpao.engine.head.output import LOGIT_ROWS, Output, put_runs
 from gangpao.engine.layers.attention import Attention, LatentAttention, LatentBuffers
 from gangpao.engine.layers.gated_delta import DeltaBuffers, GatedDelta
 from gangpao.engine.layers.kept import KVType
 from gangpao.engine.packed.store import PackedStore
 from gangpao.engine.pictures.rows import RowTable
 from gangpao.engine.rope import Angles, inverse_frequencies, plain_frequencies
-from gangpao.engine.sample import TokenLogprob, logprobs_of
+from gangpao.engine.sample import GREEDY, Need, TokenLogprob, logprobs_of
 from gangpao.engine.weights import Embedding, Layer, Weights, load_weights, weights_by_layer
 from gangpao.formats.adapters import Adapter
 from gangpao.formats.gguf import GGUF
@@ -41,7 +42,6 @@ Embed = Callable[[npt.NDArray[np.int64]], Floats]  # ids [T] to their vectors [T
 
 CHUNK = 256  # tokens of prefill at once: enough to use a weight often, few enough for the activations to stay in L2
 _ONE_AT_A_TIME = threading.Lock()  # the kernels' threads are one set a process
-LOGIT_ROWS = 16  # rows of logits at once when all are asked for: 100,000 floats each
 
 
 @dataclass(slots=True)
@@ -49,6 +49,7 @@ class Segment:
     """Ids to append to a cache in a step, and after how many of the last of them logits are wanted; or hidden states of all.
 
     drafts: how many of the last ids may be taken back, which recurrent layers have to know before they read them.
+    need: what has to be known of the logits, None: everything.
     scored: places in ids, and the token behind each whose log-probability is wanted; the step puts one entry for each, with so
     many alternatives, into scores, None for the row of a picture.
     """
@@ -60,6 +61,7 @@ class Segment:
     scored: Sequence[tuple[int, int]] = ()
     alternatives: int = 0
     drafts: int = 0
+    need: Need | None = None
     scores: list[TokenLogprob | None] = field(default_factory=list)
 
 
@@ -87,18 +89,13 @@ class _Buffers:
             CHUNK, c.intermediate_size, [mlp.down for y in w.layers for mlp in y.mlps], floats
         )
         self.experts = _ExpertBuffers(c, w) if c.num_experts else None
-        self.final = kernels.Array(LOGIT_ROWS, c.hidden_size)
-        self.final_normed = kernels.Activation(LOGIT_ROWS, c.hidden_size, [w.head], floats)
-        self.logits = kernels.Array(LOGIT_ROWS, c.vocab_size)
-        self.hidden_view, self.final_view, self.logits_view = (
-            x.numpy() for x in (self.hidden, self.final, self.logits)
-        )
+        self.hidden_view = self.hidden.numpy()
         self.branch = kernels.Array(CHUNK, c.hidden_size) if c.row.parts.post_norms else None
         self.local_cos, self.local_sin = kernels.Array(CHUNK, self.cos.cols), kernels.Array(CHUNK, self.cos.cols)
         self.local_views = self.local_cos.numpy(), self.local_sin.numpy()
         self.rows, self.states = kernels.Rows(), kernels.StateRows()
         self.segments: Sequence[Segment] = ()
-        self.runs, self.head_runs = kernels.AdapterRuns(), kernels.AdapterRuns()
+        self.runs = kernels.AdapterRuns()
         self.mixes: list[Mix] = []  # of every row
         self.cos_view, self.sin_view = self.cos.numpy(), self.sin.numpy()
 
@@ -151,6 +148,7 @@ class Transformer:
         self.adapters = Adapters(config, weights, float32=float32)
         self._gate = kernels.geglu if config.row.parts.gelu else kernels.swiglu
         self._buffers = _Buffers(config, weights)
+        self._output = Output(config, weights)
 
     @classmethod
     def load(
@@ -170,6 +168,8 @@ class Transformer:
             self.adapters.add(name, adapter, scale)
             if len(self.adapters) == 1:
                 self._buffers = _Buffers(self.config, self.weights, floats=True)
+                self._output = Output(self.config, self.weights, floats=True)
+            self._output.table = self.adapters.head if self.adapters.on_head else None
 
     @property
     def nbytes(self) -> int:
@@ -178,8 +178,10 @@ class Transformer:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that a decode step of one sequence reads: of experts the chosen ones, and the adapters in use."""
-        return self.weights.nbytes - self.weights.idle_nbytes + self.adapters.bytes_of_mix(self.adapters.chosen)
+        """Bytes of weights that a decode step of one sequence reads: of experts the chosen ones, the adapters in use, and of a head
+        that is searched what the last steps took of it."""
+        used = self.weights.nbytes - self.weights.idle_nbytes - self._output.spared
+        return used + self.adapters.bytes_of_mix(self.adapters.chosen)
 
     def new_pool(self, context: int, dtype: KVType = "f16", tokens: int = 0) -> KVPool:
         """Memory for sequences of at most `context` positions, `tokens` positions (at least one context) in all."""
@@ -202,10 +204,11 @@ class Transformer:
         all_logits: bool = False,
         drafts: int = 0,
         on_progress: Progress | None = None,
+        need: Need | None = None,
     ) -> Floats:
         """Appends `ids` to the cache. Returns logits after the last id [V], or after every id [T, V].
 
-        drafts: how many of the last ids may be taken back, at most CHUNK - 1.
+        drafts: how many of the last ids may be taken back, at most CHUNK - 1. need: see Segment.
         on_progress(done_tokens, total_tokens) runs between chunks; an exception from it leaves the cache consistent: it
         holds exactly the chunks that were done. Raises ValueError for ids outside the vocabulary or a full cache.
         """
@@ -215,7 +218,7 @@ class Transformer:
             chunk = tokens[begin : begin + CHUNK]
             last = begin + len(chunk) == len(tokens)
             wanted = len(chunk) if all_logits else int(last)
-            collected += self.step([Segment(cache, chunk, wanted, drafts=drafts if last else 0)])
+            collected += self.step([Segment(cache, chunk, wanted, drafts=drafts if last else 0, need=need)])
             if on_progress:
                 on_progress(begin + len(chunk), len(tokens))
         return np.concatenate(collected) if all_logits else collected[-1][0]
@@ -243,7 +246,10 @@ class Transformer:
                 scored += [(segment, at, begin + place, token) for at, (place, token) in enumerate(segment.scored)]
                 segment.cache.advance(len(segment.ids), segment.drafts)
             self._score(scored)
-            rows = self._logits([row for _, row in wanted])
+            needs = [segments[i].need for i, _ in wanted]
+            rows = self._output.logits(
+                self._buffers.hidden_view, [row for _, row in wanted], needs, self._buffers.mixes
+            )
         for i, group in itertools.groupby(range(len(wanted)), key=lambda at: wanted[at][0]):
             found = list(group)
             out[i] = rows[found[0] : found[-1] + 1]
@@ -296,7 +302,7 @@ class Transformer:
                 s.cache.state.plan(b.states, begin, len(s.ids), s.drafts)
             begin += len(s.ids)
         b.mixes = [s.cache.adapters for s in segments for _ in s.ids]
-        _put_runs(b.runs, b.mixes)
+        put_runs(b.runs, b.mixes)
         b.hidden_view[:n] = self._embedded(ids)
         positions = _positions(segments)
         pool.angles.take(positions, b.cos_view[:n], b.sin_view[:n])
@@ -393,32 +399,16 @@ class Transformer:
             e.total[tokens] += e.out_view[:count] * weight
         b.hidden_view[:n] += e.total[:n] * np.float32(self.config.residual_scale)
 
-    def _logits(self, rows: Sequence[int]) -> Floats:
-        """Logits [len(rows), V] of these rows of the hidden states in the buffer."""
-        out = np.empty((len(rows), self.config.vocab_size), np.float32)
-        for begin in range(0, len(rows), LOGIT_ROWS):
-            part = rows[begin : begin + LOGIT_ROWS]
-            out[begin : begin + len(part)] = self._head(part)
-        return out
-
-    def _head(self, rows: Sequence[int]) -> Floats:
-        """The same for at most LOGIT_ROWS, in the buffer."""
-        b = self._buffers
-        b.final_view[: len(rows)] = b.hidden_view[rows]
-        kernels.rmsnorm(b.final, len(rows), self.weights.final_norm, self.config.rms_norm_eps, b.final_normed)
-        _put_runs(b.head_runs, [b.mixes[row] for row in rows] if self.adapters.on_head else ())
-        kernels.linear(self.weights.head, b.final_normed, b.logits, False, 1.0, self.adapters.head, b.head_runs)
-        return b.logits_view[: len(rows)]
-
     def _score(self, wanted: Sequence[tuple[Segment, int, int, int]]) -> None:
         """Log-probabilities of tokens after rows of the buffer, to places in the scores of their segments; logits of LOGIT_ROWS
         are in memory at once. What is no token has none."""
+        b = self._buffers
         tokens = (one for one in wanted if one[3] < self.config.vocab_size)
         by_row = [(row, list(group)) for row, group in itertools.groupby(tokens, key=lambda one: one[2])]
         for begin in range(0, len(by_row), LOGIT_ROWS):
             part = by_row[begin : begin + LOGIT_ROWS]
-            rows = self._head([row for row, _ in part])
-            norms = exact.log_sum_exps(self._buffers.logits, len(part))
+            rows = self._output.at_once(b.hidden_view, [row for row, _ in part], [None] * len(part), b.mixes)
+            norms = exact.log_sum_exps(self._output.array, len(part))
             for (_, group), logits, norm in zip(part, rows, norms, strict=True):
                 for segment, at, _, token in group:
                     segment.scores[at] = logprobs_of(logits, token, segment.alternatives, norm)
@@ -452,7 +442,8 @@ def forward_by_layer(gguf: GGUF, ids: Sequence[int]) -> Generator[Floats, Floats
             hidden = model._buffers.hidden_view[: len(inputs)].copy()
             if (sent := (yield hidden)) is not None:
                 model._buffers.hidden_view[: len(inputs)] = hidden = sent
-        yield model._logits(range(len(inputs)))
+        n = len(inputs)
+        yield model._output.logits(model._buffers.hidden_view, range(n), [None] * n, model._buffers.mixes)
     finally:
         kernels.set_num_threads(threads)
 
@@ -465,16 +456,6 @@ def _positions(segments: Sequence[Segment]) -> npt.NDArray[np.int64]:
     return np.concatenate(found, axis=-1)
 
 
-def _put_runs(runs: kernels.AdapterRuns, mixes: Sequence[Mix]) -> None:
-    """Which rows use which adapters, by the mix of each row."""
-    runs.clear()
-    end = 0
-    for mix, rows in itertools.groupby(mixes):
-        begin, end = end, end + sum(1 for _ in rows)
-        for number, scale in mix:
-            runs.add(number, begin, end, scale)
-
-
 def _given(states: Floats, _: npt.NDArray[np.int64]) -> Floats:
     """An embedding for ids whose states are there already."""
     return states
@@ -483,9 +464,9 @@ def _given(states: Floats, _: npt.NDArray[np.int64]) -> Floats:
 def greedy(model: Transformer, ids: Sequence[int], steps: int, cache: KVCache | None = None) -> list[int]:
     """The `steps` most likely ids one after the other; what benchmarks and tests need of generation."""
     cache = cache or model.new_cache(len(ids) + steps)
-    logits = model.forward(ids, cache)
+    logits = model.forward(ids, cache, need=GREEDY)
     out: list[int] = []
     for _ in itertools.repeat(None, steps):
         out.append(int(np.argmax(logits)))
-        logits = model.forward(out[-1:], cache)
+        logits = model.forward(out[-1:], cache, need=GREEDY)
     return out

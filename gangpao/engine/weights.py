@@ -24,6 +24,7 @@ from gangpao.formats.gguf import GGUF, ModelFileError
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+LARGE_HEAD = 8192  # rows from which on a search for the largest logits pays (head/two_pass.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,13 @@ class _Loader:
         out.numpy()[0] = values * np.float32(scale)
         return out
 
-    def matrix(self, name: str, rows: int, cols: int, order: npt.NDArray[np.int32] | None = None) -> kernels.Matrix:
-        """`name`.weight as panels, with `name`.bias where the file has one; rows in the given order."""
+    def matrix(
+        self, name: str, rows: int, cols: int, order: npt.NDArray[np.int32] | None = None, *, planes: bool = False
+    ) -> kernels.Matrix:
+        """`name`.weight as panels, with `name`.bias where the file has one; rows in the given order. planes: see kernels.pack."""
         weight, bias = f"{name}.weight", f"{name}.bias"
         kind = self._take(weight, (rows, cols))
-        packed = self._pack(self.gguf.raw(weight), kind, rows, cols, order)
+        packed = self._pack(self.gguf.raw(weight), kind, rows, cols, order, planes=planes)
         self.gguf.release(weight)
         if self.has(bias):
             values = self.vector(bias, rows)
@@ -127,11 +130,18 @@ class _Loader:
         return packed
 
     def _pack(
-        self, raw: npt.NDArray[np.uint8], kind: str, rows: int, cols: int, order: npt.NDArray[np.int32] | None
+        self,
+        raw: npt.NDArray[np.uint8],
+        kind: str,
+        rows: int,
+        cols: int,
+        order: npt.NDArray[np.int32] | None,
+        *,
+        planes: bool = False,
     ) -> kernels.Matrix:
         if self.float32:
             raw, kind = dequantize(raw, kind).view(np.uint8), "F32"
-        return kernels.pack(raw, kind, rows, cols, order, self.arena)
+        return kernels.pack(raw, kind, rows, cols, order, self.arena, planes)
 
     def mlps(self, prefix: str) -> tuple[MLP, ...]:
         """The MLP of a layer, or all its experts."""
@@ -271,7 +281,7 @@ class _Loader:
         """The output matrix, or the embedding where they are tied."""
         c = self.config
         name = "output" if self.has("output.weight") else "token_embd"
-        return kernels.Linear([self.matrix(name, c.vocab_size, c.hidden_size)])
+        return kernels.Linear([self.matrix(name, c.vocab_size, c.hidden_size, planes=c.vocab_size >= LARGE_HEAD)])
 
     def outside_layers(self) -> tuple[kernels.Array, kernels.Linear, dict[str, Floats]]:
         """The final norm, the head and the rotary factors."""

@@ -56,6 +56,9 @@ class Linear:
     def cols(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def has_planes(self) -> bool:
+        """Whether it is one matrix, in two planes."""
 
 class LowRank:
     """What one adapter adds to one layer, panel_factor (B (rank_factor (A x))): for each of its matrices A [rank, cols] and
@@ -90,6 +93,10 @@ class Activation:
     def n(self) -> int: ...
     @property
     def cols(self) -> int: ...
+    @property
+    def has_blocks(self) -> bool:
+        """Whether it has int8 values in groups of 32; else they are in groups of 256, if it has any."""
+
     @property
     def nbytes(self) -> int: ...
     def floats(self) -> npt.NDArray[np.float32]: ...
@@ -152,8 +159,36 @@ def attention_spec(
     """window: positions that a token sees, itself among them; 0: all."""
 
 def pack(
-    raw: npt.NDArray[np.uint8], type: str, rows: int, cols: int, order: npt.NDArray[np.int32] | None, arena: Arena
-) -> Matrix: ...
+    raw: npt.NDArray[np.uint8],
+    type: str,
+    rows: int,
+    cols: int,
+    order: npt.NDArray[np.int32] | None,
+    arena: Arena,
+    planes: bool = False,
+) -> Matrix:
+    """Panels of these rows. planes: upper and lower bits apart, where the type has them (Q8_0, Q6_K; src/panel.h)."""
+
+class Candidates:
+    """The largest products of a matrix in two planes without reading all of it (src/candidates.h)."""
+
+    def __init__(self, head: Linear) -> None: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it knows about the matrix."""
+
+    @property
+    def panels(self) -> int: ...
+    @property
+    def sound(self) -> bool:
+        """Whether the matrix has numbers only; if not, everything is computed."""
+
+    def learn(self, x: Activation) -> None:
+        """The rows of x, at most 8, become the directions in which activations are expected."""
+
+    def bytes_of(self, panels: int) -> int:
+        """What a search reads of the matrix that takes all bits of so many panels."""
+
 def dequantize(
     raw: npt.NDArray[np.uint8],
     type: str,
@@ -192,6 +227,12 @@ def linear(
     table: LowRankTable | None = None,
     runs: AdapterRuns | None = None,
 ) -> None: ...
+def linear_largest(
+    candidates: Candidates, x: Activation, out: Array, wanted: Sequence[tuple[int, npt.NDArray[np.int32]]]
+) -> int:
+    """Products of x in out: as `linear` has them for the known ids and wherever one may be among the so many largest of the
+    others, -inf elsewhere. Returns for how many panels of 16 rows all bits were read. wanted: for each row of x (count, ids)."""
+
 def rmsnorm(x: Array, n: int, weight: Array, eps: float, out: Activation) -> None: ...
 def quantize(x: Array, n: int, out: Activation) -> None: ...
 def swiglu(gate_up: Array, n: int, out: Activation) -> None: ...

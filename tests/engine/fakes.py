@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gangpao.engine.generate import Engine
+from gangpao.engine.sample import Need, largest
 from gangpao.text.templates.chat import ChatTemplate
 from gangpao.text.thoughts import Marks
 
@@ -63,10 +64,10 @@ class FakeTransformer:
         return FakeCache(capacity)
 
     def forward(
-        self, ids: Sequence[int], cache: FakeCache, *, all_logits=False, drafts=0, on_progress=None
+        self, ids: Sequence[int], cache: FakeCache, *, all_logits=False, drafts=0, on_progress=None, need=None
     ) -> np.ndarray:
         if all_logits:
-            return np.stack([self.forward([i], cache) for i in ids])
+            return np.stack([self.forward([i], cache, need=need) for i in ids])
         assert cache.length + len(ids) <= cache.capacity
         for done in range(0, len(ids), self.chunk):
             piece = list(ids[done : done + self.chunk])
@@ -80,7 +81,17 @@ class FakeTransformer:
         logits = np.random.default_rng(seed).standard_normal(VOCAB).astype(np.float32)
         if self.next_id:
             logits[self.next_id(cache.ids)] = 50.0
-        return logits
+        return logits if need is None else self.needed(logits, need)
+
+    @staticmethod
+    def needed(logits: np.ndarray, need: Need) -> np.ndarray:
+        """As few logits as may come: none that is not needed."""
+        others = logits.copy()
+        others[need.known] = -np.inf
+        kept = np.concatenate([need.known, largest(others, need.count)])
+        out = np.full_like(logits, -np.inf)
+        out[kept] = logits[kept]
+        return out
 
 
 class FakeTokenizer:

@@ -89,8 +89,12 @@ def test_who_gave_way_keeps_what_it_has(engine, scheduler, monkeypatch):
 
 def test_the_head_sees_only_the_rows_that_are_asked_for(engine, scheduler, monkeypatch):
     rows = []
-    inner = engine.model._head
-    monkeypatch.setattr(engine.model, "_head", lambda wanted: rows.append(len(wanted)) or inner(wanted))
+    inner = engine.model._output.at_once
+    monkeypatch.setattr(
+        engine.model._output,
+        "at_once",
+        lambda states, wanted, *more: rows.append(len(wanted)) or inner(states, wanted, *more),
+    )
     running = scheduler()
     scored(running, list(range(100)), prompt_only=True).wait()
     assert sum(rows) == 99
@@ -101,8 +105,10 @@ def test_the_head_sees_only_the_rows_that_are_asked_for(engine, scheduler, monke
 
 
 def test_a_broken_model_is_an_error_and_not_a_nan(engine, scheduler, monkeypatch):
-    inner = engine.model._head
-    monkeypatch.setattr(engine.model, "_head", lambda rows: np.multiply(out := inner(rows), np.nan, out=out))
+    inner = engine.model._output.at_once
+    monkeypatch.setattr(
+        engine.model._output, "at_once", lambda *asked: np.multiply(out := inner(*asked), np.nan, out=out)
+    )
     with pytest.raises(ValueError, match="not finite"):
         scored(scheduler(), [1, 2, 3], prompt_only=True).wait()
 

@@ -15,6 +15,7 @@ from gangpao.engine import exact
 from gangpao.engine.transformer import Transformer
 from gangpao.formats import blocks
 from gangpao.formats.gguf import GGUF
+from tests.kernels import test_candidates as two_planes
 from tests.kernels import test_gated_delta as delta
 from tests.kernels import test_kernels as dense
 from tests.kernels import test_low_rank as low_rank
@@ -48,6 +49,19 @@ def linear() -> Named:
         layer = kernels.Linear([matrix])
         for n in TOKENS:
             yield f"linear/{kind}/{n}", dense.run_linear(layer, draw(n, n, cols))
+
+
+def heads() -> Named:
+    """Matrices in two planes: whole products, and searches for the largest."""
+    for kind in two_planes.TYPES:
+        raw = random_rows(np.random.default_rng(40), kind, two_planes.ROWS, two_planes.TYPES[kind])
+        layer = two_planes.head(kind, raw, planes=True)
+        candidates = kernels.Candidates(layer)
+        candidates.learn(two_planes.inputs(layer, draw(41, 3, two_planes.TYPES[kind])))
+        for n in TOKENS[:-1]:
+            x = draw(n, n, two_planes.TYPES[kind])
+            yield f"planes/{kind}/{n}", two_planes.products(layer, x)
+            yield f"largest/{kind}/{n}", two_planes.search(candidates, layer, x, [(2, (7,))] * n)[0]
 
 
 def small() -> Named:
@@ -166,7 +180,7 @@ def results(models: list[Path], kinds: list[str]) -> dict[str, np.ndarray]:
     out = {}
     for isa in kinds:
         kernels.set_isa(isa)
-        for part in (linear(), small(), attention(), training(), others(), *(model(path) for path in models)):
+        for part in (linear(), heads(), small(), attention(), training(), others(), *(model(path) for path in models)):
             out |= {f"{isa}/{name}": value for name, value in part}
     return out
 

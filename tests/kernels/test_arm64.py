@@ -149,7 +149,7 @@ def test_results_hold_every_kernel():
     """A kernel that is not among the results would be compared with nothing."""
     words = set(re.findall(r"kernels\.(\w+)\(", Path(every_result.__file__).read_text(encoding="utf-8")))
     text = "".join((ROOT / "tests" / "kernels" / f"test_{name}.py").read_text(encoding="utf-8")
-                   for name in ("kernels", "low_rank", "gated_delta", "sparse", "vision"))  # fmt: skip
+                   for name in ("kernels", "candidates", "low_rank", "gated_delta", "sparse", "vision"))  # fmt: skip
     words |= set(re.findall(r"kernels\.(\w+)\(", text)) | {"exp_totals"}
     interface = (ROOT / "gangpao" / "kernels" / "_native.pyi").read_text(encoding="utf-8")
     computing = set(re.findall(r"^def (\w+)\(", interface, flags=re.M)) - {

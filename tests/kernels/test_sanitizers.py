@@ -44,6 +44,7 @@ def test_kernels_under_sanitizers(tmp_path):
     tests = [
         "tests/kernels/test_kernels.py",
         "tests/kernels/test_dequantize.py",
+        "tests/kernels/test_candidates.py",
         "-q",
         "-p",
         "no:cacheprovider",

@@ -23,6 +23,7 @@ from gangpao import kernels
 from gangpao.commands.speed import sample
 from gangpao.engine.cache import PAGE, page_bytes
 from gangpao.engine.generate import Engine
+from gangpao.engine.sample import GREEDY
 from gangpao.engine.transformer import CHUNK, Transformer
 
 _NOT_TIMED = ("count_time", "counted_time", "read_bandwidth", "multiply_add_peak")
@@ -117,7 +118,7 @@ def _forward(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[Run, Run]
         for _ in range(tokens):
             best = int(logits.argmax())
             start = time.perf_counter()
-            logits = engine.model.forward([best], cache)
+            logits = engine.model.forward([best], cache, need=GREEDY)
             wall += time.perf_counter() - start
         return prefill, Run(tokens, wall, inside())
 
@@ -130,7 +131,7 @@ def _told(engine: Engine, ids: Sequence[int], tokens: int, rows: Timer) -> tuple
     prefill = Run(len(ids), time.perf_counter() - start, 0.0, rows=rows.take(engine, 0, len(ids)))
     start = time.perf_counter()
     for _ in range(tokens):
-        logits = model.forward([int(logits.argmax())], cache)
+        logits = model.forward([int(logits.argmax())], cache, need=GREEDY)
     return prefill, Run(tokens, time.perf_counter() - start, 0.0, rows=rows.take(engine, len(ids), tokens, at_once=1))
 
 
@@ -154,13 +155,13 @@ class Timer:
     def wrapped(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         """The kernel, with its time noted."""
         count, names, rows = kernels.counted_time, self._names, self._rows
-        linear = name == "linear"
+        linear, search = name == "linear", name == "linear_largest"
 
         def call(*args: Any, **options: Any) -> Any:
             before = count()[0]
             out = kernel(*args, **options)
             spent = count()[0] - before
-            label = names.get(id(args[0]), name) if linear else name
+            label = names.get(id(args[0]), name) if linear else "head" if search else name
             row = rows.get(label)
             if row is None:
                 row = rows[label] = Row(label)
@@ -169,6 +170,9 @@ class Timer:
             if linear:
                 row.bytes += args[0].nbytes
                 row.macs += float(args[0].rows) * args[0].cols * args[1].n
+            elif search:  # out is the number of panels with all bits
+                row.bytes += args[0].bytes_of(out)
+                row.macs += float(args[2].cols) * args[1].cols * args[1].n
             return out
 
         return call

@@ -11,7 +11,7 @@ import numpy as np
 
 from gangpao.engine.cache import PAGE
 from gangpao.engine.generate import Engine
-from gangpao.engine.sample import SamplingParams
+from gangpao.engine.sample import GREEDY, SamplingParams
 from gangpao.engine.scheduler import Handle, Request, Scheduler
 from gangpao.engine.sequences import Event
 
@@ -33,10 +33,10 @@ def alone(engine: Engine, ids: Sequence[int], decode_tokens: int) -> tuple[float
     """Tokens a second of reading a prompt into an empty cache, and of decoding behind it."""
     cache = engine.model.new_cache(engine.context, engine.kv_dtype)
     start = time.perf_counter()
-    logits = engine.model.forward(ids, cache)
+    logits = engine.model.forward(ids, cache, need=GREEDY)
     middle = time.perf_counter()
     for _ in range(decode_tokens):
-        logits = engine.model.forward([int(logits.argmax())], cache)
+        logits = engine.model.forward([int(logits.argmax())], cache, need=GREEDY)
     end = time.perf_counter()
     return len(ids) / (middle - start), decode_tokens / (end - middle)
 

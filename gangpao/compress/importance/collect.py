@@ -23,7 +23,8 @@ from gangpao.atomic import new_file
 from gangpao.engine.adapters import LayerTables
 from gangpao.engine.cache import KVPool
 from gangpao.engine.generate import Engine
-from gangpao.engine.transformer import CHUNK, LOGIT_ROWS, Segment, Transformer
+from gangpao.engine.head.output import LOGIT_ROWS, Output
+from gangpao.engine.transformer import CHUNK, Segment, Transformer
 from gangpao.engine.weights import Layer
 from gangpao.formats.imatrix import Importance
 from gangpao.progress import Progress, Silent
@@ -44,6 +45,7 @@ class _Watched(Transformer):
     def __init__(self, model: Transformer, head: str) -> None:
         super().__init__(model.config, model.weights, model.embed)
         self._buffers = type(self._buffers)(model.config, model.weights, floats=True)
+        self._output = Output(model.config, model.weights, floats=True)
         self._head_name = head
         self.sums: dict[str, Doubles] = {}
 
@@ -60,12 +62,9 @@ class _Watched(Transformer):
             self._add_head(n)
 
     def _add_head(self, n: int) -> None:
-        b, norm = self._buffers, self.weights.final_norm
         for begin in range(0, n, LOGIT_ROWS):
-            rows = min(LOGIT_ROWS, n - begin)
-            b.final_view[:rows] = b.hidden_view[begin : begin + rows]
-            kernels.rmsnorm(b.final, rows, norm, self.config.rms_norm_eps, b.final_normed)
-            self._add(self._head_name, b.final_normed, rows)
+            end = min(begin + LOGIT_ROWS, n)
+            self._add(self._head_name, self._output.normed(self._buffers.hidden_view, slice(begin, end)), end - begin)
 
     def _add(self, name: str, inputs: kernels.Activation, n: int) -> None:
         squares = inputs.floats()[:n].astype(np.float64)

@@ -137,7 +137,9 @@ def _layout() -> bytes:
     rows, cols = 20, 512
     for name, block, size, *_ in kernels.weight_types():
         raw = np.random.default_rng(0).integers(0, 256, (rows, cols // block * size), dtype=np.uint8)
-        digest.update(name.encode() + kernels.pack(raw, name, rows, cols, None, kernels.Arena()).bytes())
+        for planes in (False, True):
+            packed = kernels.pack(raw, name, rows, cols, None, kernels.Arena(), planes)
+            digest.update(name.encode() + packed.bytes())
     return digest.digest()
 
 

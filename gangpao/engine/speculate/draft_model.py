@@ -17,13 +17,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gangpao.engine.cache import common
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.layers.kept import KVType
-from gangpao.engine.sample import Logits, Sampler, largest
+from gangpao.engine.sample import Logits, Need, Sampler, largest
 from gangpao.engine.speculate.drafters import Guess
 from gangpao.engine.transformer import Transformer
 from gangpao.text.tokenizer import Tokenizer
@@ -123,8 +124,8 @@ class DraftModel:
         missing = len(ids) - begin - known
         return (missing * read if missing > NEW else 0.0), step
 
-    def read(self, ids: Sequence[int]) -> Logits | None:
-        """Logits behind a text; None while more of it is to be read, or where it does not fit any more."""
+    def read(self, ids: Sequence[int], need: Need | None = None) -> Logits | None:
+        """Logits behind a text, as far as needed; None while more of it is to be read, or where it does not fit any more."""
         begin, known = self._place(ids)
         if known < len(self._ids):
             known = self._cache.truncate(known)
@@ -133,12 +134,12 @@ class DraftModel:
         missing = ids[begin + known :]
         if not missing or known + len(missing) + 1 > self._cache.capacity:
             return None
-        logits = self._feed(missing[:READ])
+        logits = self._feed(missing[:READ], need)
         return logits if len(missing) <= READ else None
 
-    def feed(self, token: int) -> Logits | None:
+    def feed(self, token: int, need: Need | None = None) -> Logits | None:
         """Logits behind one more token; None where there is no room."""
-        return self._feed([token]) if self._cache.length + 1 < self._cache.capacity else None
+        return self._feed([token], need) if self._cache.length + 1 < self._cache.capacity else None
 
     def _place(self, ids: Sequence[int]) -> tuple[int, int]:
         """Where in the text its cache begins, or is to begin, and how many tokens from there on are in it."""
@@ -152,11 +153,11 @@ class DraftModel:
         begin = max(begin, last + 1)  # behind the last picture
         return begin, common(self._ids, ids[begin:-1]) if begin == self._begin else 0
 
-    def _feed(self, ids: Sequence[int]) -> Logits:
+    def _feed(self, ids: Sequence[int], need: Need | None) -> Logits:
         start = time.perf_counter()
         try:
             self._ids.extend(ids)
-            logits = self.model.forward(ids, self._cache)
+            logits = self.model.forward(ids, self._cache, need=need)
         finally:
             del self._ids[self._cache.length :]
         seconds = time.perf_counter() - start
@@ -185,18 +186,24 @@ class ModelDrafter:
         if not self._model.take(self):
             return
         try:
-            logits = self._model.read(ids)
             ahead = self._sampler.copy()
+            logits = self._model.read(ids, self._need(ahead))
             while logits is not None:
                 token, sure = self._pick(ahead, self._fitted(logits))
                 self._model.guesses_made += 1
                 yield Guess(token, f"{self.name} {sure}")
-                logits = self._model.feed(token) if token < self._model.model.config.vocab_size else None
+                known = token < self._model.model.config.vocab_size
+                logits = self._model.feed(token, self._need(ahead)) if known else None
         finally:
             self._model.put()
 
     def close(self, ids: Sequence[int]) -> None:
         self._model.leave(self)
+
+    def _need(self, ahead: Sampler) -> Need | None:
+        """What `_pick` has to know: of a model with other tokens everything, because some are left out."""
+        need = ahead.need() if self._model.model.config.vocab_size == self._vocab_size else None
+        return need and replace(need, count=max(need.count, CANDIDATES))
 
     def _pick(self, ahead: Sampler, logits: Logits) -> tuple[int, float]:
         """The token that the answer would have by these logits, and how likely they say it is, rounded down."""

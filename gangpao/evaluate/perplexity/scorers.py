@@ -18,8 +18,9 @@ import numpy.typing as npt
 from gangpao import kernels
 from gangpao.engine import exact, score
 from gangpao.engine.generate import Engine
+from gangpao.engine.head.output import LOGIT_ROWS
 from gangpao.engine.memory import EngineOptions
-from gangpao.engine.transformer import CHUNK, LOGIT_ROWS, Segment
+from gangpao.engine.transformer import CHUNK, Segment
 from gangpao.evaluate.models.load import load_engine
 from gangpao.evaluate.perplexity.windows import Window
 from gangpao.evaluate.results import ModelFacts, sha256_of

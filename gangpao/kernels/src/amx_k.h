@@ -32,7 +32,7 @@ static inline void to_planes(I v, I s, I z, uint8_t* to) {
 }
 
 template <Values V, Style S, int G>
-static inline void block_planes(const uint8_t* q, const I* s, const I* z, uint8_t* to) {
+static inline void block_planes(Block q, const I* s, const I* z, uint8_t* to) {
   if constexpr (G < 8) {
     constexpr int part = halves(S) ? G / 4 : 0;
     to_planes<V, S>(group_bytes<V, G>(q).v, s[part], z[part], to + 64 * G);
@@ -42,15 +42,16 @@ static inline void block_planes(const uint8_t* q, const I* s, const I* z, uint8_
 
 template <Values V, Style S>
 static void unpack_planes(const Packed& w, int panel, const Scratch& to) {
-  const uint8_t* begin = w.data + size_t(panel) * w.panel_stride;
-  const uint8_t* p = begin + panel_head_bytes(S, w.cols / kBlock);
+  Block p = panel_of<V>(w, panel);
+  const uint8_t* begin = p.q;
+  p.q += panel_head_bytes(S, w.cols / kBlock);
   I zero = _mm512_set1_epi16(short(w.format.zero));
   for (int s = 0; s < w.cols / kSuperColumns; ++s) {
-    KHeader<S> h(begin, s, p);
-    p += header_bytes(S, kSuper);
+    KHeader<S> h(begin, s, p.q);
+    p.q += header_bytes(S, kSuper);
     unpack_header<S>(h, to, s);
     uint8_t* bytes = to.bytes + size_t(s) * 2 * kSuperColumns * kPanelRows;
-    for (int b = 0; b < kSuper; ++b, p += block_bytes(V), bytes += kBlock * kPanelRows) {
+    for (int b = 0; b < kSuper; ++b, p = blocks_on<V>(p, 1), bytes += kBlock * kPanelRows) {
       I scale[2] = {}, off[2] = {};
       for (int half = 0; half < 2 && S != Style::K256; ++half) {
         I pairs = h.scales(halves(S) ? b : b / 2);

@@ -86,6 +86,9 @@ struct Kernels {
   const char* name;
   void (*linear)(const Packed&, const Acts&, const Out&, Ahead, int begin, int end, uint8_t* scratch);
   size_t (*scratch_bytes)(int cols, int tokens);
+  void (*rest_norms)(const Packed&, int begin, int end, float* rest, float* whole);  // of a matrix in two planes (planes.h)
+  void (*panel_bounds)(const float* y, int lanes, const float* along, const float* how_far, int count, const float* rest, float outside,
+                       float error, float* low, float* high);
   void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* out);
   void (*quantize_blocks)(const float* x, int cols, const Quants&, int token);
   void (*quantize_supers)(const float* x, int cols, const Quants&, int token);

@@ -8,6 +8,7 @@
 #include "amx_k.h"
 #endif
 #include "linear_any.h"
+#include "planes.h"
 #include "ops.h"
 #include "attention.h"
 #include "choose.h"
@@ -34,7 +35,7 @@ static void attend_tokens(const HeadPages& c, const float* q, int q_stride, floa
 }
 
 constexpr Kernels make_table(const char* name) {
-  return {name, linear_panels, scratch_size, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row,
+  return {name, linear_panels, scratch_size, rest_norms_of, panel_bounds, rmsnorm_row, quantize_blocks, quantize_supers, swiglu_row,
           layernorm_row, gelu_row, attend_all_rows, exp_total_row, rope_append_token, attend_tokens, page_means, page_worth, low_rank_down, low_rank_up, dequantize_row, write_blocks,
           {swiglu_bf16, swiglu_back_bf16, rmsnorm_bf16, rmsnorm_back_bf16, turn_bf16, turn_back_bf16}};
 }

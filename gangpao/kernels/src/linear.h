@@ -35,7 +35,7 @@ static inline void finish(const Packed& w, const Out& out, int panel, int token,
 
 // Groups G0 .. G1 of a block against T tokens.
 template <Values V, int T, int G0, int G1, int FIRST = G0>
-static inline void dot_groups(const uint8_t* q, const int8_t* const* x, int offset, Dot<V>* dot) {
+static inline void dot_groups(Block q, const int8_t* const* x, int offset, Dot<V>* dot) {
   if constexpr (G0 < G1) {
     B w = group_bytes<V, G0>(q);
     for (int t = 0; t < T; ++t) dot[t].template group<G0 - FIRST>(w, x[t] + offset + 4 * G0);
@@ -43,18 +43,31 @@ static inline void dot_groups(const uint8_t* q, const int8_t* const* x, int offs
   }
 }
 
+// Always inline: to g++ a function that only asks for memory has no effect, and a call of it can go.
 template <int BYTES>
-static inline void prefetch_weights(const uint8_t* p, Ahead ahead) {
+[[gnu::always_inline]] static inline void prefetch_weights(const uint8_t* p, Ahead ahead) {
   if (ahead.l2)
     for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(p + ahead.l2 + i, 0, 2);
   if (ahead.l1)
     for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(p + ahead.l1 + i);
 }
 
+template <Values V>
+[[gnu::always_inline]] static inline void prefetch_block(Block b, Ahead ahead) {
+  prefetch_weights<block_bytes(V)>(b.q, ahead);
+  if constexpr (is_split(V)) prefetch_weights<rest_bytes(V)>(b.rest, ahead);
+}
+
+// Where a panel begins.
+template <Values V>
+static inline Block panel_of(const Packed& w, int panel) {
+  return {w.data + size_t(panel) * w.panel_stride, is_split(V) ? w.rest + size_t(panel) * w.rest_stride : nullptr};
+}
+
 // P panels with T tokens, block after block of all panels: memory is read fastest from several places at a time.
 template <Values V, Style S, int T, int P>
 static void panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int panel, int token) {
-  const uint8_t* q = w.data + size_t(panel) * w.panel_stride;
+  Block q = panel_of<V>(w, panel);
   const int8_t* x[T];
   F acc[P][T];
   for (int t = 0; t < T; ++t) {
@@ -64,15 +77,15 @@ static void panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahea
   int blocks = w.cols / kBlock;
   for (int b0 = 0; b0 < blocks; b0 += kSuper) {
     int n = blocks - b0 < kSuper ? blocks - b0 : kSuper;
-    const uint8_t* headers = q;
-    for (int p = 0; p < P; ++p) prefetch_weights<header_bytes(S, kSuper)>(q + p * w.panel_stride, ahead);
-    q += header_bytes(S, n);
-    for (int b = 0; b < n; ++b, q += block_bytes(V)) {
+    const uint8_t* headers = q.q;
+    for (int p = 0; p < P; ++p) prefetch_weights<header_bytes(S, kSuper)>(q.q + p * w.panel_stride, ahead);
+    q.q += header_bytes(S, n);
+    for (int b = 0; b < n; ++b, q = blocks_on<V>(q, 1)) {
       size_t at = size_t(b0 + b) * a.blocks.token_stride + token;
       for (int p = 0; p < P; ++p) {
         Header<S> header{headers + p * w.panel_stride};
-        const uint8_t* block = q + p * w.panel_stride;
-        prefetch_weights<block_bytes(V)>(block, ahead);
+        Block block{q.q + p * w.panel_stride, is_split(V) ? q.rest + p * w.rest_stride : nullptr};
+        prefetch_block<V>(block, ahead);
         Dot<V> dot[T];
         for (int t = 0; t < T; ++t) dot[t].start(a.blocks.isum[at + t], w.format.zero);
         dot_groups<V, T, 0, 8>(block, x, (b0 + b) * kBlock, dot);
@@ -106,7 +119,7 @@ struct Scratch {
 };
 
 template <Values V, int G>
-static inline void unpack_groups(const uint8_t* q, uint8_t* to, int minus) {
+static inline void unpack_groups(Block q, uint8_t* to, int minus) {
   if constexpr (G < 8) {
     B w = group_bytes<V, G>(q);
     bstore(to + 64 * G, minus ? bsub(w, uint8_t(minus)) : w);
@@ -117,13 +130,13 @@ static inline void unpack_groups(const uint8_t* q, uint8_t* to, int minus) {
 // `minus` is taken off every byte (AMX multiplies signed bytes and so needs no zero point).
 template <Values V, Style S>
 static void unpack_panel(const Packed& w, int panel, const Scratch& to, int minus) {
-  const uint8_t* p = w.data + size_t(panel) * w.panel_stride;
+  Block p = panel_of<V>(w, panel);
   int blocks = w.cols / kBlock;
   for (int b0 = 0; b0 < blocks; b0 += kSuper) {
     int n = blocks - b0 < kSuper ? blocks - b0 : kSuper;
-    Header<S> header{p};
-    p += header_bytes(S, n);
-    for (int b = 0; b < n; ++b, p += block_bytes(V)) {
+    Header<S> header{p.q};
+    p.q += header_bytes(S, n);
+    for (int b = 0; b < n; ++b, p = blocks_on<V>(p, 1)) {
       unpack_groups<V, 0>(p, to.bytes + size_t(b0 + b) * 512, minus);
       fstore(to.scale + size_t(b0 + b) * 16, header.scale(b));
       if constexpr (has_min(S)) fstore(to.min + size_t(b0 + b) * 16, header.min(b));

@@ -130,7 +130,7 @@ static void panels_many(const Packed& w, const Acts& a, const Out& out, int begi
     if (n == 1) u[1] = u[0];
     for (int i = 0; i < n; ++i) {
       if constexpr (is_k(S)) unpack_planes<V, S>(w, panel + i, u[i]);
-      else unpack_panel<V, S>(w, panel + i, u[i], w.format.zero);
+      else unpack_panel<V, S>(w, panel + i, u[i], are_bytes(V) && V != Values::S8 ? 128 : w.format.zero);
     }
     std::memset(acc, 0, 2 * rows * kPanelRows * sizeof(float));
     if constexpr (is_k(S)) k_panels_amx<V, S>(w, u, a, acc);

@@ -6,18 +6,18 @@
 // lifted (unpack.h), or unpacked.
 template <Values V>
 struct InPanel {
-  static constexpr int step = block_bytes(V), lift = 0;
-  template <int G> static B get(const uint8_t* q) { return group_bytes<V, G>(q); }
+  static constexpr int step = block_bytes(V), rest_step = rest_bytes(V), lift = 0;
+  template <int G> static B get(Block q) { return group_bytes<V, G>(q); }
 };
 template <Values V>
 struct InPanelLifted {
-  static constexpr int step = block_bytes(V), lift = lift_of(V);
-  template <int G> static B get(const uint8_t* q) { return lifted_bytes<V, G>(q); }
+  static constexpr int step = block_bytes(V), rest_step = rest_bytes(V), lift = lift_of(V);
+  template <int G> static B get(Block q) { return lifted_bytes<V, G>(q); }
 };
 template <Values V>
 struct Unpacked {
-  static constexpr int step = kBlock * kPanelRows, lift = 0;
-  template <int G> static B get(const uint8_t* q) { return bload(q + 64 * G); }
+  static constexpr int step = kBlock * kPanelRows, rest_step = 0, lift = 0;
+  template <int G> static B get(Block q) { return bload(q.q + 64 * G); }
 };
 
 // A header that was read before: pairs of scales and minima [superblock][8][16], d and dmin [superblock][2][16].
@@ -66,7 +66,7 @@ struct Sums {
 
 // Groups G .. END of a block; the first is group K of the N that have this scale.
 template <class FROM, Values V, int T, int G, int END, int K, int N, class Scale>
-static inline void add_groups(const uint8_t* q, const Tokens& x, int column, Scale scale, Sums<FROM, V, T>& sums) {
+static inline void add_groups(Block q, const Tokens& x, int column, Scale scale, Sums<FROM, V, T>& sums) {
   if constexpr (G < END) {
     B w = FROM::template get<G>(q);
     for (int t = 0; t < T; ++t) {
@@ -78,9 +78,16 @@ static inline void add_groups(const uint8_t* q, const Tokens& x, int column, Sca
   }
 }
 
+// So many blocks further.
+template <class FROM>
+static inline Block on(Block q, int n) {
+  if constexpr (FROM::rest_step > 0) return {q.q + n * FROM::step, q.rest + n * FROM::rest_step};
+  else return {q.q + n * FROM::step, nullptr};
+}
+
 // What pair i of a superblock's scales belongs to: two blocks, or the halves of one.
 template <class FROM, Values V, Style S, int T, class Header, class Ask>
-static inline void add_pair(const Header& h, int i, const uint8_t* q, const Tokens& x, Ask ask, Sums<FROM, V, T>& sums) {
+static inline void add_pair(const Header& h, int i, Block q, const Tokens& x, Ask ask, Sums<FROM, V, T>& sums) {
   if constexpr (halves(S)) {
     I scales = h.scales(i);
     ask(q);
@@ -88,7 +95,7 @@ static inline void add_pair(const Header& h, int i, const uint8_t* q, const Toke
     add_groups<FROM, V, T, 4, 8, 0, 4>(q, x, i * kBlock, seconds(scales), sums);
     return;
   }
-  const uint8_t* next = q + FROM::step;
+  Block next = on<FROM>(q, 1);
   int column = 2 * i * kBlock;
   ask(q);
   if constexpr (S == Style::K256) {
@@ -118,7 +125,7 @@ static inline F super_step(F acc, I total, I below, const Header& h, float scale
 // acc[p][t] += one superblock of P panels times T tokens, block after block of all panels: memory is read fastest from several places
 // at a time. ask(q) may ask for memory behind block q.
 template <class FROM, Values V, Style S, int T, int P, class Header, class Ask>
-static inline void add_superblock(const Header* h, const uint8_t* const* first, int zero, const Tokens& x, Ask ask, F (*acc)[T]) {
+static inline void add_superblock(const Header* h, const Block* first, int zero, const Tokens& x, Ask ask, F (*acc)[T]) {
   constexpr bool zeros = needs_zero(V) && (S == Style::K16 || S == Style::K32);
   constexpr int pairs = halves(S) ? kSuper : kSuper / 2;
   Sums<FROM, V, T> sums[P];
@@ -132,7 +139,7 @@ static inline void add_superblock(const Header* h, const uint8_t* const* first, 
   };
   for (int i = 0; i < pairs; ++i)
     for (int p = 0; p < P; ++p) {
-      add_pair<FROM, V, S, T>(h[p], i, first[p] + i * (kSuper / pairs * FROM::step), x, ask, sums[p]);
+      add_pair<FROM, V, S, T>(h[p], i, on<FROM>(first[p], i * (kSuper / pairs)), x, ask, sums[p]);
       if constexpr (zeros) add_below(p, i, h[p].scales(i));
       if constexpr (S == Style::K16_MIN) add_below(p, i, h[p].minima(i));
     }
@@ -155,20 +162,21 @@ template <Values V, Style S, int T, int P>
 static void k_panel_few(const Packed& w, const Acts& a, const Out& out, Ahead ahead, int panel, int token) {
   using From = std::conditional_t<T == 1, InPanelLifted<V>, InPanel<V>>;
   constexpr int step = header_bytes(S, kSuper) + kSuper * block_bytes(V);
-  const uint8_t* begin = w.data + size_t(panel) * w.panel_stride;
+  const Block begin = panel_of<V>(w, panel);
   const int head = panel_head_bytes(S, w.cols / kBlock);
   F acc[P][T];
   for (int p = 0; p < P; ++p)
     for (int t = 0; t < T; ++t) acc[p][t] = fzero();
-  auto ask = [ahead](const uint8_t* q) { prefetch_weights<block_bytes(V)>(q, ahead); };
+  auto ask = [ahead](Block q) __attribute__((always_inline)) { prefetch_block<V>(q, ahead); };
   for (int s = 0; s < w.cols / kSuperColumns; ++s) {
     KHeader<S> h[P];
-    const uint8_t* q[P];
+    Block q[P];
     for (int p = 0; p < P; ++p) {
-      const uint8_t* one = begin + size_t(p) * w.panel_stride;
-      q[p] = one + head + size_t(s) * step + header_bytes(S, kSuper);
-      h[p] = KHeader<S>(one, s, q[p] - header_bytes(S, kSuper));
-      prefetch_weights<header_bytes(S, kSuper)>(q[p] - header_bytes(S, kSuper), ahead);
+      const uint8_t *one = begin.q + size_t(p) * w.panel_stride, *header = one + head + size_t(s) * step;
+      q[p] = {header + header_bytes(S, kSuper), nullptr};
+      if constexpr (is_split(V)) q[p].rest = begin.rest + size_t(p) * w.rest_stride + size_t(s) * kSuper * rest_bytes(V);
+      h[p] = KHeader<S>(one, s, header);
+      prefetch_weights<header_bytes(S, kSuper)>(header, ahead);
     }
     add_superblock<From, V, S, T, P>(h, q, w.format.zero, tokens_at(a.supers, s, token), ask, acc);
   }
@@ -189,14 +197,15 @@ static inline void unpack_header(const KHeader<S>& h, const Scratch& to, int s) 
 
 template <Values V, Style S>
 static void k_unpack_panel(const Packed& w, int panel, const Scratch& to) {
-  const uint8_t* begin = w.data + size_t(panel) * w.panel_stride;
-  const uint8_t* p = begin + panel_head_bytes(S, w.cols / kBlock);
+  Block p = panel_of<V>(w, panel);
+  const uint8_t* begin = p.q;
+  p.q += panel_head_bytes(S, w.cols / kBlock);
   uint8_t* bytes = to.bytes;
   for (int s = 0; s < w.cols / kSuperColumns; ++s) {
-    KHeader<S> h(begin, s, p);
-    p += header_bytes(S, kSuper);
+    KHeader<S> h(begin, s, p.q);
+    p.q += header_bytes(S, kSuper);
     unpack_header<S>(h, to, s);
-    for (int b = 0; b < kSuper; ++b, p += block_bytes(V), bytes += Unpacked<V>::step) unpack_groups<V, 0>(p, bytes, 0);
+    for (int b = 0; b < kSuper; ++b, p = blocks_on<V>(p, 1), bytes += Unpacked<V>::step) unpack_groups<V, 0>(p, bytes, 0);
   }
 }
 
@@ -204,10 +213,10 @@ template <Values V, Style S, int T>
 static void k_tile_many(const Packed& w, const Scratch& u, const Acts& a, const Out& out, int panel, int token) {
   F acc[1][T];
   for (int t = 0; t < T; ++t) acc[0][t] = fzero();
-  const uint8_t* q = u.bytes;
-  for (int s = 0; s < w.cols / kSuperColumns; ++s, q += kSuper * Unpacked<V>::step) {
+  Block q{u.bytes, nullptr};
+  for (int s = 0; s < w.cols / kSuperColumns; ++s, q.q += kSuper * Unpacked<V>::step) {
     KeptHeader<S> h(u, s);
-    add_superblock<Unpacked<V>, V, S, T, 1>(&h, &q, w.format.zero, tokens_at(a.supers, s, token), [](const uint8_t*) {}, acc);
+    add_superblock<Unpacked<V>, V, S, T, 1>(&h, &q, w.format.zero, tokens_at(a.supers, s, token), [](Block) {}, acc);
   }
   for (int t = 0; t < T && token + t < a.n; ++t) finish(w, out, panel, token + t, acc[0][t]);
 }

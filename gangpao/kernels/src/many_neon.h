@@ -89,7 +89,7 @@ static void lay_out_sums(const Quants& x, int supers, int rows, int8_t* to) {
 }
 
 template <Values V, int STEP>
-static inline void unpack_bytes(const uint8_t* q, uint8_t minus, int8_t* to) {
+static inline void unpack_bytes(Block q, uint8_t minus, int8_t* to) {
   if constexpr (STEP < 4) {
     B l = bsub(group_bytes<V, 2 * STEP>(q), minus), r = bsub(group_bytes<V, 2 * STEP + 1>(q), minus);
     auto put = [&to](uint8x16_t x, uint8x16_t y) {
@@ -174,7 +174,7 @@ static void lay_out_sums(const Quants& x, int supers, int rows, int8_t* to) {
 }
 
 template <Values V, int STEP>
-static inline void unpack_bytes(const uint8_t* q, uint8_t minus, int8_t* to) { unpack_groups<V, 2 * STEP>(q, reinterpret_cast<uint8_t*>(to), minus); }
+static inline void unpack_bytes(Block q, uint8_t minus, int8_t* to) { unpack_groups<V, 2 * STEP>(q, reinterpret_cast<uint8_t*>(to), minus); }
 
 template <Style S>
 static inline void unpack_minima(const KHeader<S>& h, int k, int8_t* to) {
@@ -238,15 +238,16 @@ constexpr int kSumBytes = 16;
 
 template <Values V, Style S>
 static void unpack_for_tiles(const Packed& w, int panel, const Half& to) {
-  const uint8_t* begin = w.data + size_t(panel) * w.panel_stride;
-  const uint8_t* p = begin + panel_head_bytes(S, w.cols / kBlock);
+  Block p = panel_of<V>(w, panel);
+  const uint8_t* begin = p.q;
+  p.q += panel_head_bytes(S, w.cols / kBlock);
   uint8_t minus = uint8_t(needs_zero(V) ? w.format.zero : 0);
   int8_t *weights = to.weights, *minima = to.minima;
   float *scale = to.scale, *min = to.min;
   for (int blocks = w.cols / kBlock, b0 = 0; b0 < blocks; b0 += kSuper) {
     int n = std::min(blocks - b0, kSuper);
     if constexpr (is_k(S)) {
-      KHeader<S> h(begin, b0 / kSuper, p);
+      KHeader<S> h(begin, b0 / kSuper, p.q);
       for (int i = 0; i < KHeader<S>::pairs; ++i, scale += 2 * kLine) {
         store_rows(scale, as_floats(firsts(h.scales(i))));
         store_rows(scale + kLine, as_floats(seconds(h.scales(i))));
@@ -257,14 +258,14 @@ static void unpack_for_tiles(const Packed& w, int panel, const Half& to) {
       if constexpr (has_min(S)) store_rows(min + kLine, h.dmin());
       min += 2 * kLine;
     } else {
-      Header<S> h{p};
+      Header<S> h{p.q};
       for (int b = 0; b < n; ++b, scale += kLine, min += kLine) {
         store_rows(scale, h.scale(b));
         if constexpr (has_min(S)) store_rows(min, h.min(b));
       }
     }
-    p += header_bytes(S, n);
-    for (int b = 0; b < n; ++b, p += block_bytes(V), weights += 512) unpack_bytes<V, 0>(p, minus, weights);
+    p.q += header_bytes(S, n);
+    for (int b = 0; b < n; ++b, p = blocks_on<V>(p, 1), weights += 512) unpack_bytes<V, 0>(p, minus, weights);
   }
 }
 

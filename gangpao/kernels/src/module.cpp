@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "attend.h"
+#include "candidates.h"
 #include "pack.h"
 #include "profile.h"
 #include "quantize_rows.h"
@@ -118,6 +119,18 @@ void set_bias(Matrix& m, const Floats& bias) {
   m.w.bias = m.bias.data();
 }
 
+// wanted: for each row of x how many of the largest, and the known ids.
+int linear_largest(Candidates& c, const Activation& x, Array& out, const std::vector<std::pair<int, Order>>& wanted) {
+  std::vector<Candidates::Wanted> asked;
+  for (const auto& [count, known] : wanted) {
+    if (count < 1) throw std::invalid_argument("Candidates: at least one row is wanted");
+    asked.emplace_back(count, known.data(), known.size());
+  }
+  nb::gil_scoped_release release;
+  Counted counted;
+  return c.find(x, out, asked);
+}
+
 Gelu gelu_of(const std::string& kind) {
   if (kind == "gelu") return Gelu::ERF;
   if (kind == "gelu_tanh") return Gelu::TANH;
@@ -191,7 +204,8 @@ NB_MODULE(_native, m) {
       .def(nb::init<std::vector<std::shared_ptr<Matrix>>>(), nb::arg("parts"))
       .def_ro("rows", &Linear::rows)
       .def_ro("cols", &Linear::cols)
-      .def_ro("nbytes", &Linear::nbytes);
+      .def_ro("nbytes", &Linear::nbytes)
+      .def_prop_ro("has_planes", [](const Linear& l) { return l.parts.size() == 1 && l.parts[0]->w.rest; });
   nb::class_<LowRank>(m, "LowRank")
       .def(nb::new_(&make_low_rank), nb::arg("layer"), nb::arg("sources"), nb::arg("arena"))
       .def_ro("ranks", &LowRank::ranks)
@@ -209,12 +223,20 @@ NB_MODULE(_native, m) {
            nb::arg("readers"), nb::arg("keep_float") = false)
       .def_ro("n", &Activation::n)
       .def_ro("cols", &Activation::cols)
+      .def_ro("has_blocks", &Activation::blocks)
       .def_prop_ro("nbytes", [](const Activation& a) { return a.pages->size(); })
       .def("floats", [](Activation& a) {
         if (!a.floats) throw std::invalid_argument("this activation keeps no floats");
         return view(const_cast<float*>(a.acts.f), a.n, a.cols, a.acts.f_stride, a.pages);
       })
       .def("dequantized", &dequantized, nb::arg("group"));
+  nb::class_<Candidates>(m, "Candidates")
+      .def(nb::init<std::shared_ptr<Linear>>(), nb::arg("head"))
+      .def_prop_ro("nbytes", &Candidates::nbytes)
+      .def_prop_ro("panels", &Candidates::panels)
+      .def_prop_ro("sound", &Candidates::sound)
+      .def("learn", &Candidates::learn, nb::arg("x"), Release())
+      .def("bytes_of", &Candidates::bytes_of, nb::arg("panels"));
   nb::class_<Cache>(m, "Cache")
       .def(nb::init<int, int, int, int, int, int>(), nb::arg("layers"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("num_pages"),
            nb::arg("key_bits"), nb::arg("value_bits"))
@@ -234,13 +256,14 @@ NB_MODULE(_native, m) {
   m.def("attention_spec", &make_spec, nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("rope_dim"),
         nb::arg("scale"), nb::arg("eps"), nb::arg("q_norm") = nb::none(), nb::arg("k_norm") = nb::none(), nb::arg("window") = 0);
   m.def("pack",
-        [](const Bytes& raw, const std::string& type, int rows, int cols, std::optional<Order> order, Arena& arena) {
+        [](const Bytes& raw, const std::string& type, int rows, int cols, std::optional<Order> order, Arena& arena, bool planes) {
           if (order && order->size() != size_t(rows)) throw std::invalid_argument("pack: row order has the wrong length");
           const int32_t* o = order ? order->data() : nullptr;
           nb::gil_scoped_release release;
-          return pack(raw.data(), raw.size(), type, rows, cols, o, arena);
+          return pack(raw.data(), raw.size(), type, rows, cols, o, arena, planes);
         },
-        nb::arg("raw"), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("order").none(), nb::arg("arena"));
+        nb::arg("raw"), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("order").none(), nb::arg("arena"),
+        nb::arg("planes") = false);
   m.def("dequantize",
         [](const Bytes& raw, const std::string& type, int rows, int cols, const Target& out, int begin, int end,
            std::optional<Order> order, bool parallel) {
@@ -264,6 +287,7 @@ NB_MODULE(_native, m) {
   });
   m.def("linear", &linear, nb::arg("w"), nb::arg("x"), nb::arg("out"), nb::arg("add") = false, nb::arg("scale") = 1.0f,
         nb::arg("table") = nb::none(), nb::arg("runs") = nb::none(), Release());
+  m.def("linear_largest", &linear_largest, nb::arg("candidates"), nb::arg("x"), nb::arg("out"), nb::arg("wanted"));
   m.def("rmsnorm", &rmsnorm, nb::arg("x"), nb::arg("n"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"), Release());
   m.def("quantize", &quantize, nb::arg("x"), nb::arg("n"), nb::arg("out"), Release());
   m.def("swiglu", &swiglu, nb::arg("gate_up"), nb::arg("n"), nb::arg("out"), Release());

@@ -80,16 +80,29 @@ void write_header(const Row256& row, Style style, int blocks, int r, uint8_t* d,
   }
 }
 
+// The upper bits of 32 weights to one block, the others to another; values: the split ones.
+void write_planes(const uint8_t* q, Values values, int r, uint8_t* to, uint8_t* rest) {
+  uint8_t upper[kBlock], lower[kBlock];
+  int bits = bits_of(rest_of(values));
+  for (int i = 0; i < kBlock; ++i) {
+    uint8_t x = bits_of(values) == 5 ? q[i] ^ 0x80 : q[i];
+    upper[i] = x >> bits, lower[i] = uint8_t(x & ((1 << bits) - 1));
+  }
+  write_block(upper, bits_of(values) == 5 ? Values::U5 : Values::U4, r, to);
+  write_block(lower, rest_of(values), r, rest);
+}
+
 void pack_panel(const Reader& reader, const uint8_t* raw, size_t row_bytes, const int32_t* order, const Packed& w, int panel,
-                uint8_t* to) {
+                uint8_t* to, uint8_t* rest) {
   const SourceType& type = reader.type;
   int blocks = w.cols / kBlock;
   std::memset(to, 0, w.panel_stride);
+  if (rest) std::memset(rest, 0, w.rest_stride);
   uint8_t* d = to;
   to += panel_head_bytes(type.format.style, blocks);
   for (int b0 = 0; b0 < blocks; b0 += kSuper) {
     int n = std::min(blocks - b0, kSuper);
-    int header = header_bytes(type.format.style, n), step = block_bytes(type.format.values);
+    int header = header_bytes(type.format.style, n), step = block_bytes(w.format.values), rest_step = rest_bytes(w.format.values);
     for (int r = 0; r < kPanelRows && panel * kPanelRows + r < w.rows; ++r) {
       int row = panel * kPanelRows + r;
       const uint8_t* p = raw + size_t(order ? order[row] : row) * row_bytes;
@@ -98,9 +111,12 @@ void pack_panel(const Reader& reader, const uint8_t* raw, size_t row_bytes, cons
       else
         for (int b = 0; b < n; ++b) reader.read(p + size_t(b0 + b) * type.bytes, data, b);
       write_header(data, type.format.style, n, r, d_first(type.format.style) ? d + b0 / kSuper * 32 : to, to);
-      for (int b = 0; b < n; ++b) write_block(data.q + 32 * b, type.format.values, r, to + header + b * step);
+      for (int b = 0; b < n; ++b) {
+        if (rest) write_planes(data.q + 32 * b, w.format.values, r, to + header + b * step, rest + b * rest_step);
+        else write_block(data.q + 32 * b, type.format.values, r, to + header + b * step);
+      }
     }
-    to += header + n * step;
+    to += header + n * step, rest += n * rest_step;
   }
 }
 
@@ -137,14 +153,15 @@ size_t panel_bytes(const SourceType& type, int cols) {
   return type.format.style == Style::FLOAT ? size_t(cols) * kPanelRows * type.bytes : panel_bytes(type.format, cols / kBlock);
 }
 
-void pack_panels(const SourceType& type, const uint8_t* raw, const int32_t* order, const Packed& w, uint8_t* to, int begin,
-                 int end) {
+void pack_panels(const SourceType& type, const uint8_t* raw, const int32_t* order, const Packed& w, uint8_t* to, uint8_t* rest,
+                 int begin, int end) {
   const Reader* reader = std::find_if(std::begin(kReaders), std::end(kReaders),
                                       [&](const Reader& r) { return std::strcmp(r.type.name, type.name) == 0; });
   size_t row_bytes = size_t(w.cols) / type.block * type.bytes;
   for (int panel = begin; panel < end; ++panel) {
     uint8_t* p = to + size_t(panel) * w.panel_stride;
-    if (reader->read) pack_panel(*reader, raw, row_bytes, order, w, panel, p);
+    uint8_t* lower = rest ? rest + size_t(panel) * w.rest_stride : nullptr;
+    if (reader->read) pack_panel(*reader, raw, row_bytes, order, w, panel, p, lower);
     else pack_float_panel(type, raw, order, w, panel, p);
   }
 }

@@ -26,9 +26,9 @@ std::vector<SourceType> all_sources();
 // Bytes of a panel of `cols` columns, which are whole blocks.
 size_t panel_bytes(const SourceType& type, int cols);
 
-// Writes panels [begin, end) of `w` to `to`. `raw` holds the GGUF rows; row i of the result is row order[i] of the source
-// (order null: i itself).
-void pack_panels(const SourceType& type, const uint8_t* raw, const int32_t* order, const Packed& w, uint8_t* to, int begin,
-                 int end);
+// Writes panels [begin, end) of `w` to `to`, and with `rest` the lower bits there. `raw` holds the GGUF rows; row i of the result is row
+// order[i] of the source (order null: i itself).
+void pack_panels(const SourceType& type, const uint8_t* raw, const int32_t* order, const Packed& w, uint8_t* to, uint8_t* rest,
+                 int begin, int end);
 
 }  // namespace gangpao

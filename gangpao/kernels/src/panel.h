@@ -15,6 +15,8 @@
 //            5 bits: the 4-bit vectors, then one vector with bit g of a byte = bit 4 of group g
 //            6 bits: the 4-bit vectors, then 2 vectors like those of 2 bits = bits 4,5
 //            8 bits: 8 vectors, signed
+//            Matrices in two planes have the upper 5 of 8 bits (of w + 128) as those of 5, the upper 4 of 6 as those of 4, and in the second
+//            plane the lower 3 or 2 bits as those of 3 or 2, without headers.
 //   header   F16      per block: 16 scales (f16)
 //            F16_MIN  per block: 16 scales, 16 minima (f16);                  w = scale * q + min
 //            K        16 d, 16 dmin (f16); per two blocks: 16 pairs of bytes, scale | bits 0,1 of the minimum << 6; then two such vectors
@@ -40,14 +42,21 @@ constexpr int kSuper = 8;  // blocks in a full superblock
 constexpr int kSuperColumns = kBlock * kSuper;
 
 // What the stored bits of a weight are: unsigned numbers, signed bytes, or places in the table of IQ4_NL and IQ4_XS.
-enum class Values : int { U2, U3, U4, U5, U6, S8, IQ4, FLOAT };
+// S8_SPLIT and U6_SPLIT are S8 and U6 in two planes: the upper 5 and 4 bits where weights are, the lower ones in `Packed::rest`. S8_UPPER
+// and U6_UPPER are the same without the second plane: the middle of what the lower bits can be stands for them.
+enum class Values : int { U2, U3, U4, U5, U6, S8, IQ4, S8_SPLIT, U6_SPLIT, S8_UPPER, U6_UPPER, FLOAT };
+// Of a weight in the first plane.
 constexpr int bits_of(Values v) {
   switch (v) {
     case Values::U2: return 2;
     case Values::U3: return 3;
     case Values::U4:
+    case Values::U6_SPLIT:
+    case Values::U6_UPPER:
     case Values::IQ4: return 4;
-    case Values::U5: return 5;
+    case Values::U5:
+    case Values::S8_SPLIT:
+    case Values::S8_UPPER: return 5;
     case Values::U6: return 6;
     case Values::S8: return 8;
     case Values::FLOAT: break;
@@ -63,9 +72,19 @@ constexpr const char* values_name(Values v) {
     case Values::U6: return "U6";
     case Values::S8: return "S8";
     case Values::IQ4: return "IQ4";
+    case Values::S8_SPLIT: return "S8_SPLIT";
+    case Values::U6_SPLIT: return "U6_SPLIT";
+    case Values::S8_UPPER: return "S8_UPPER";
+    case Values::U6_UPPER: return "U6_UPPER";
     case Values::FLOAT: return "FLOAT";
   }
   return "";
+}
+
+// Weights that are signed bytes once they are unpacked, and how many bits an unpacked one has.
+constexpr bool are_bytes(Values v) { return v == Values::S8 || v == Values::S8_SPLIT || v == Values::S8_UPPER; }
+constexpr int unpacked_bits(Values v) {
+  return are_bytes(v) ? 8 : v == Values::U6_SPLIT || v == Values::U6_UPPER ? 6 : bits_of(v);
 }
 
 // The table of IQ4_NL and IQ4_XS (kvalues_iq4nl of ggml) plus 128: unsigned bytes with a zero point, as products want them.
@@ -105,7 +124,8 @@ struct Format {
   ONE(U3, K16) ONE(U6, K16) \
   ONE(U2, K16_MIN) \
   ONE(IQ4, K32) \
-  ONE(U2, K256)
+  ONE(U2, K256) \
+  ONE(S8_SPLIT, F16) ONE(S8_UPPER, F16) ONE(U6_SPLIT, K16) ONE(U6_UPPER, K16)
 
 constexpr bool has_kernel(Format f, FloatType type) {
 #define GANGPAO_IS(VALUES, STYLE) \
@@ -116,7 +136,15 @@ constexpr bool has_kernel(Format f, FloatType type) {
   return type == FloatType::F32 || type == FloatType::F16 || type == FloatType::BF16;
 }
 
+// What may be packed in two planes as what, the first of them alone, and the values of the second.
+constexpr bool may_split(Values v) { return v == Values::S8 || v == Values::U6; }
+constexpr bool is_split(Values v) { return v == Values::S8_SPLIT || v == Values::U6_SPLIT; }
+constexpr Values split_of(Values v) { return v == Values::S8 ? Values::S8_SPLIT : Values::U6_SPLIT; }
+constexpr Values upper_of(Values v) { return v == Values::S8_SPLIT ? Values::S8_UPPER : Values::U6_UPPER; }
+constexpr Values rest_of(Values v) { return v == Values::S8_SPLIT ? Values::U3 : Values::U2; }
+
 constexpr int block_bytes(Values v) { return bits_of(v) * 64; }
+constexpr int rest_bytes(Values v) { return is_split(v) ? block_bytes(rest_of(v)) : 0; }
 
 constexpr int header_bytes(Style style, int blocks) {
   int n = 0;
@@ -154,6 +182,9 @@ struct Packed {
   size_t panel_stride = 0;  // bytes from panel to panel
   const uint8_t* data = nullptr;
   const float* bias = nullptr;  // [rows] or null
+  // Of values in two planes: `data` has headers and upper bits, and this the others, panel after panel of blocks alone.
+  const uint8_t* rest = nullptr;
+  size_t rest_stride = 0;
   int num_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
 };
 

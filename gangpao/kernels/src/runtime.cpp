@@ -378,7 +378,7 @@ size_t packed_bytes(const std::string& type, int rows, int cols) {
 }
 
 std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
-                             const int32_t* order, Arena& arena) {
+                             const int32_t* order, Arena& arena, bool planes) {
   const SourceType* source = source_of(type, rows, cols);
   require(raw_bytes == size_t(rows) * (size_t(cols) / source->block) * source->bytes, "pack: wrong number of bytes");
   if (order)
@@ -387,13 +387,19 @@ std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::st
   m->w.format = source->format;
   m->w.float_type = source->float_type;
   m->w.rows = rows, m->w.cols = cols;
-  m->w.panel_stride = panel_bytes(*source, cols);
-  m->nbytes = m->w.panel_stride * m->w.num_panels();
+  planes = planes && may_split(source->format.values);
+  if (planes) m->w.format.values = split_of(source->format.values);
+  m->w.panel_stride = planes ? panel_bytes(m->w.format, cols / kBlock) : panel_bytes(*source, cols);
+  m->w.rest_stride = size_t(cols / kBlock) * size_t(rest_bytes(m->w.format.values));
+  size_t panels = size_t(m->w.num_panels()), first = m->w.panel_stride * panels;  // a multiple of 64
+  m->nbytes = first + m->w.rest_stride * panels;
   Arena::Piece piece = arena.take(m->nbytes);
   m->pages = piece.pages;
   m->w.data = piece.data;
+  uint8_t* rest = planes ? piece.data + first : nullptr;
+  m->w.rest = rest;
   if (arena.filled()) return m;  // packed before, from these rows
-  auto job = [&](int begin, int end, int) { pack_panels(*source, raw, order, m->w, piece.data, begin, end); };
+  auto job = [&](int begin, int end, int) { pack_panels(*source, raw, order, m->w, piece.data, rest, begin, end); };
   Runtime::get().pool->run(m->w.num_panels(), 4, job);
   return m;
 }

@@ -130,8 +130,9 @@ void attend_all(const Array& q, const Array& k, const Array& v, int heads, float
 // Of each of the first n rows: its largest value, NaN if any is none, and the sum of e^(x - peak) in units of 2^-44.
 std::vector<std::tuple<float, int64_t>> exp_totals(const Array& x, int n, const double* coarse, const double* fine);
 void rope_append(Array& qkv, const Rows& rows, const AttentionSpec& spec, const Array& cos, const Array& sin, Cache& cache, int layer);
+// planes: in two planes (panel.h), where the type has them.
 std::shared_ptr<Matrix> pack(const uint8_t* raw, size_t raw_bytes, const std::string& type, int rows, int cols,
-                             const int32_t* order, Arena& arena);
+                             const int32_t* order, Arena& arena, bool planes = false);
 // Bytes of a packed matrix. Throws for a type that cannot be packed, and for columns that are not whole blocks.
 size_t packed_bytes(const std::string& type, int rows, int cols);
 // Rows [begin, end) of `rows` GGUF rows of `cols` weights as floats [end - begin, cols]; with an order (of `count` rows) row i is row

@@ -139,6 +139,8 @@ static inline B bset(uint8_t m) { return {_mm256_set1_epi8(char(m)), _mm256_set1
 static inline B band(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_and_si256); }
 static inline B bor(B a, B b) { return BOTH(B, _mm256_or_si256); }
 static inline B bxor(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_xor_si256); }
+static inline B band_xor(B a, uint8_t mask, uint8_t x) { return bxor(band(a, mask), x); }
+static inline B bmix(B a, B b, uint8_t mask) { return bor(band(a, mask), band(b, uint8_t(~mask))); }
 static inline B bsub(B a, uint8_t m) { B b = bset(m); return BOTH(B, _mm256_sub_epi8); }
 // Shifts move bits across byte borders inside 16-bit words: always mask the result with band().
 template <int N> static inline B shr(B a) { return {_mm256_srli_epi16(a.l, N), _mm256_srli_epi16(a.h, N)}; }
@@ -150,13 +152,14 @@ static inline B coded(B places) {
   __m256i table = _mm256_broadcastsi128_si256(codes);
   return {_mm256_shuffle_epi8(table, places.l), _mm256_shuffle_epi8(table, places.h)};
 }
-constexpr bool is_signed(Values v) { return v == Values::S8 || v == Values::IQ4; }
+constexpr bool is_signed(Values v) { return are_bytes(v) || v == Values::IQ4; }
+constexpr bool kBiasedBytes = false;
 constexpr bool needs_zero(Values v) { return !is_signed(v); }
 
 // How many groups of products fit into int16 sums, of weights with `lift` zeros below.
 constexpr int chain(Values v, int lift = 0) {
   if (is_signed(v)) return 1;
-  return 32767 / (((1 << bits_of(v)) - 1) * (1 << lift) * 2 * 127);
+  return 32767 / (((1 << unpacked_bits(v)) - 1) * (1 << lift) * 2 * 127);
 }
 
 // Products of 2 columns in int16, 16 rows.

@@ -89,6 +89,11 @@ static inline void bstore(uint8_t* p, B a) { _mm512_storeu_si512(p, a.v); }
 static inline B band(B a, uint8_t m) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(char(m)))}; }
 static inline B bor(B a, B b) { return {_mm512_or_si512(a.v, b.v)}; }
 static inline B bxor(B a, uint8_t m) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(char(m)))}; }
+// (a & mask) ^ x, and the bits of a where mask has ones, else those of b: an instruction each.
+static inline B band_xor(B a, uint8_t mask, uint8_t x) {
+  return {_mm512_ternarylogic_epi32(a.v, _mm512_set1_epi8(char(mask)), _mm512_set1_epi8(char(x)), 0x6a)};
+}
+static inline B bmix(B a, B b, uint8_t mask) { return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(char(mask)), a.v, b.v, 0xca)}; }
 static inline B bsub(B a, uint8_t m) { return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(char(m)))}; }
 template <int N> static inline B shr(B a) { return {_mm512_srli_epi16(a.v, N)}; }
 template <int N> static inline B shl(B a) { return {_mm512_slli_epi16(a.v, N)}; }
@@ -97,13 +102,14 @@ template <int N> static inline B shl(B a) { return {_mm512_slli_epi16(a.v, N)}; 
 static inline B coded(B places) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodes))), places.v)};
 }
-constexpr bool needs_zero(Values v) { return v != Values::S8; }
+constexpr bool kBiasedBytes = true;  // whether bytes of values in two planes come as w + 128
+constexpr bool needs_zero(Values v) { return !are_bytes(v); }
 
 template <Values V>
 struct Dot {
   I a;
   // vpdpbusd wants unsigned weights: signed bytes become w + 128, and 128 is taken off like any other zero point.
-  void start(int32_t isum, int zero) { a = _mm512_set1_epi32((V == Values::S8 ? -128 : -zero) * isum); }
+  void start(int32_t isum, int zero) { a = _mm512_set1_epi32((are_bytes(V) ? -128 : -zero) * isum); }
   template <int K> void group(B w, const int8_t* x) {
     int32_t x4;
     std::memcpy(&x4, x, 4);
@@ -118,7 +124,7 @@ struct Sum {
   I total, part;
   void start() { total = izero(); }
   template <int K, int N, class Scale> void group(B w, const int8_t* x, Scale scale) {
-    static_assert(V != Values::S8, "no K style has signed bytes");
+    static_assert(!are_bytes(V), "no K style has signed bytes");
     int32_t x4;
     std::memcpy(&x4, x, 4);
     part = _mm512_dpbusd_epi32(K == 0 ? izero() : part, w.v, _mm512_set1_epi32(x4));

@@ -188,12 +188,15 @@ template <int N> static inline B band(ShiftedDown<N> x, uint8_t m) {
 }
 template <int N> static inline B shl(B x) { return {vshlq_n_u8(x.a, N), vshlq_n_u8(x.b, N), vshlq_n_u8(x.c, N), vshlq_n_u8(x.d, N)}; }
 
+static inline B band_xor(B x, uint8_t mask, uint8_t y) { return bxor(band(x, mask), y); }
+static inline B bmix(B x, B y, uint8_t mask) { return bor(band(x, mask), band(y, uint8_t(~mask))); }
 static inline B coded(B x) {
   uint8x16_t table = veorq_u8(vld1q_u8(kCodes), vdupq_n_u8(0x80));
   auto look = [table](uint8x16_t places) { return vqtbl1q_u8(table, places); };
   return ONE_BY_ONE(B, look);
 }
-constexpr bool is_signed(Values v) { return v == Values::S8 || v == Values::IQ4; }
+constexpr bool is_signed(Values v) { return are_bytes(v) || v == Values::IQ4; }
+constexpr bool kBiasedBytes = false;  // whether bytes of values in two planes come as w + 128
 constexpr bool needs_zero(Values v) { return !is_signed(v); }
 
 static inline int8x16_t signed_bytes(uint8x16_t x) { return vreinterpretq_s8_u8(x); }
@@ -236,7 +239,7 @@ struct Sum {
 #else
 
 // The largest weight, with `lift` zeros below it.
-constexpr int largest(Values v, int lift) { return is_signed(v) ? 128 : ((1 << bits_of(v)) - 1) << lift; }
+constexpr int largest(Values v, int lift) { return is_signed(v) ? 128 : ((1 << unpacked_bits(v)) - 1) << lift; }
 // How many groups of products int16 holds: two neighbours added up (short weights), or each for itself.
 constexpr int together(Values v, int lift) { return 32767 / (largest(v, lift) * 127 * 2); }
 constexpr int alone(Values v, int lift) { return 32767 / (largest(v, lift) * 127); }

@@ -132,13 +132,16 @@ static inline void bstore(uint8_t* p, B a) { std::memcpy(p, a.v, 64); }
 static inline B band(B a, uint8_t m) { for (auto& x : a.v) x &= m; return a; }
 static inline B bor(B a, B b) { for (int i = 0; i < 64; ++i) a.v[i] |= b.v[i]; return a; }
 static inline B bxor(B a, uint8_t m) { for (auto& x : a.v) x ^= m; return a; }
+static inline B band_xor(B a, uint8_t mask, uint8_t x) { return bxor(band(a, mask), x); }
+static inline B bmix(B a, B b, uint8_t mask) { return bor(band(a, mask), band(b, uint8_t(~mask))); }
 static inline B bsub(B a, uint8_t m) { for (auto& x : a.v) x = uint8_t(x - m); return a; }
 template <int N> static inline B shr(B a) { for (auto& x : a.v) x = uint8_t(x >> N); return a; }
 template <int N> static inline B shl(B a) { for (auto& x : a.v) x = uint8_t(x << N); return a; }
 
 static inline B coded(B places) { for (auto& x : places.v) x = kCodes[x]; return places; }
+constexpr bool kBiasedBytes = false;  // whether bytes of values in two planes come as w + 128
 // Whether products of such weights want their zero point taken off afterwards.
-constexpr bool needs_zero(Values v) { return v != Values::S8; }
+constexpr bool needs_zero(Values v) { return !are_bytes(v); }
 
 // Sum over groups of weight bytes (16 rows x 4 columns) times 4 activations; `zero` times the activations' sum is taken off.
 template <Values V>
@@ -148,7 +151,7 @@ struct Dot {
   template <int K> void group(B w, const int8_t* x) {
     for (int i = 0; i < 16; ++i)
       for (int c = 0; c < 4; ++c) {
-        int q = V == Values::S8 ? int(int8_t(w.v[i * 4 + c])) : int(w.v[i * 4 + c]);
+        int q = are_bytes(V) ? int(int8_t(w.v[i * 4 + c])) : int(w.v[i * 4 + c]);
         a.v[i] += q * x[c];
       }
   }

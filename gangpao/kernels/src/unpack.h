@@ -13,6 +13,24 @@ static inline B threes(const uint8_t* q) {
   }
 }
 
+// The upper bits of group G of a matrix in two planes, where they belong in the byte, and LOWER in place of the others.
+template <Values V, int G, int LOWER>
+static inline B upper_bits(const uint8_t* q) {
+  B nibbles = bload(q + 64 * (G & 3));
+  if constexpr (V == Values::U6_SPLIT || V == Values::U6_UPPER) {
+    if constexpr (G < 4) nibbles = shl<2>(nibbles);
+    else nibbles = shr<2>(nibbles);
+    return band_xor(nibbles, 0x3c, LOWER);
+  } else {
+    static_assert(V == Values::S8_SPLIT || V == Values::S8_UPPER);
+    B top = bload(q + 256);
+    if constexpr (G < 7) top = shl<7 - G>(top);
+    if constexpr (G < 4) nibbles = shl<3>(nibbles);
+    else nibbles = shr<1>(nibbles);
+    return band_xor(bmix(top, nibbles, 0x80), 0xf8, LOWER ^ (kBiasedBytes ? 0 : 0x80));
+  }
+}
+
 // Group G (0..7) of a block: 16 rows x 4 columns as bytes.
 template <Values V, int G>
 static inline B group_bytes(const uint8_t* q) {
@@ -31,6 +49,8 @@ static inline B group_bytes(const uint8_t* q) {
     if constexpr (G < 4) high = shl<4 - G>(high);
     else high = shr<G - 4>(high);
     return bor(group_bytes<Values::U4, G>(q), band(high, 16));
+  } else if constexpr (V == Values::S8_UPPER || V == Values::U6_UPPER) {
+    return upper_bits<V, G, V == Values::S8_UPPER ? 4 : 2>(q);
   } else {
     static_assert(V == Values::U6);
     B high = bload(q + 256 + 64 * (G & 1));
@@ -41,15 +61,32 @@ static inline B group_bytes(const uint8_t* q) {
   }
 }
 
+// A block of weights: where it is, and where its lower bits are if it is in two planes.
+struct Block {
+  const uint8_t *q, *rest;
+};
+template <Values V>
+static inline Block blocks_on(Block b, int n) {
+  if constexpr (is_split(V)) return {b.q + n * block_bytes(V), b.rest + n * rest_bytes(V)};
+  else return {b.q + n * block_bytes(V), nullptr};
+}
+
+template <Values V, int G>
+static inline B group_bytes(Block b) {
+  if constexpr (is_split(V)) return bor(upper_bits<V, G, 0>(b.q), group_bytes<rest_of(V), G>(b.rest));
+  else return group_bytes<V, G>(b.q);
+}
+
 // By how many bits `lifted_bytes` leaves the weights of groups 4..7 above where they belong.
 constexpr int lift_of(Values v) { return v == Values::U2 ? 2 : v == Values::U3 ? 3 : 0; }
 
 // The same group with its weights left where a mask alone finds them, for products whose sums are shifted down once at their end.
 template <Values V, int G>
-static inline B lifted_bytes(const uint8_t* q) {
+static inline B lifted_bytes(Block b) {
+  const uint8_t* q = b.q;
   if constexpr (V == Values::U2) return band(shr<G & 2 ? 4 : 0>(bload(q + 64 * (G & 1))), G & 4 ? 12 : 3);
   else if constexpr (V == Values::U3) return band(threes<G & 3>(q), G & 4 ? 56 : 7);
-  else return group_bytes<V, G>(q);
+  else return group_bytes<V, G>(b);
 }
 
 constexpr bool halves(Style s) { return s == Style::K16 || s == Style::K16_MIN; }
