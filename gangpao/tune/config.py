@@ -28,6 +28,7 @@ from gangpao.tune.methods.config import Kind as MethodKind
 from gangpao.tune.methods.config import MethodConfig
 from gangpao.tune.objectives.config import Kind as ObjectiveKind
 from gangpao.tune.objectives.config import ObjectiveConfig
+from gangpao.tune.objectives.rewards import reward_of
 from gangpao.tune.pictures.config import MERGER_RATE, Drawn, NewConfig, SightConfig
 
 # Peaks for models of 0.1 to 2 B parameters. Adapters take some ten times the rate of full tuning (docs/tuning.md says what was
@@ -99,9 +100,11 @@ class TuneConfig(Frozen):
     batch_answers: int = Field(
         default=8,
         ge=1,
-        description="Pairs, or answers with labels, of an optimizer step, where preferences are learned.",
+        description="Pairs, or answers with labels, of an optimizer step, where preferences are learned; generated answers (grpo).",
     )
-    micro_batch_size: int = Field(default=2, ge=1, description="Rows (or pairs, or answers) of one forward pass.")
+    micro_batch_size: int = Field(
+        default=2, ge=1, description="Rows (or pairs, or answers) of one forward pass; grpo: a prompt."
+    )
     optimizer: TuneOptimizer = TuneOptimizer()
     lean: LeanConfig = LeanConfig()
     schedule: TuneSchedule = TuneSchedule()
@@ -126,9 +129,11 @@ class TuneConfig(Frozen):
     def _check(self) -> TuneConfig:
         if bool(self.model) == (self.new is not None):
             raise ValueError("name a model, or say in [new] what one is put together from")
+        if self.objective.kind == "grpo":
+            self._check_grpo()
         if self.batch_tokens % self.seq_len:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of seq_len {self.seq_len}")
-        if self.rows % self.micro_batch_size:
+        if self.rows % self.micro_rows:
             of = "batch_answers" if self.data_kind in ("pairs", "labelled") else "batch_tokens / seq_len"
             raise ValueError(
                 f"a step has {self.rows} rows ({of}), which is no multiple of micro_batch_size {self.micro_batch_size}"
@@ -144,11 +149,18 @@ class TuneConfig(Frozen):
                 f"lean.release uses gradients as they come, so a step is one pass: set micro_batch_size to {self.rows}, the rows "
                 "of a step, or fewer batch_tokens"
             )
-        if self.objective.kind == "grpo":
-            raise ValueError(
-                "objective grpo generates its own answers, which `gangpao tune` does not yet: choose another kind"
-            )
         return self
+
+    def _check_grpo(self) -> None:
+        answers = self.objective.answers
+        reward_of(self.objective.rewards)
+        if self.method.kind != "lora":
+            raise ValueError(f"grpo asks the engine, which computes with adapters of kind lora, not {self.method.kind}")
+        if self.batch_answers % answers:
+            raise ValueError(
+                f"batch_answers {self.batch_answers} is no multiple of objective.answers {answers}: a step has all answers "
+                "to a prompt"
+            )
 
     @property
     def data_kind(self) -> DataKind:
@@ -157,8 +169,15 @@ class TuneConfig(Frozen):
 
     @property
     def rows(self) -> int:
-        """Rows of an optimizer step: packed ones, or pairs, or answers with labels."""
+        """Rows of an optimizer step: packed ones, or pairs, or answers with labels, or prompts with all their answers."""
+        if self.objective.kind == "grpo":
+            return self.batch_answers // self.objective.answers
         return self.batch_answers if self.data_kind in ("pairs", "labelled") else self.batch_tokens // self.seq_len
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of one forward pass: of GRPO a prompt with all its answers."""
+        return 1 if self.objective.kind == "grpo" else self.micro_batch_size
 
     @property
     def peak(self) -> float:

@@ -39,6 +39,11 @@ def check(config: TuneConfig, base: Path) -> None:
             f"what {config.method.kind} changes is no weight, and of a model that sees a whole folder comes out: take "
             'method.kind = "lora", "dora" or "full"'
         )
+    if config.objective.kind == "grpo" and not base.is_file():
+        raise ValueError(
+            f"grpo asks the engine for answers, which reads GGUF files: make one (gangpao export {base} base.gguf) and "
+            "tune that"
+        )
     if METHODS[config.method.kind].trains_base and base.is_file():
         raise ValueError(
             f'method.kind = "{config.method.kind}" changes the weights themselves, and {base} is a GGUF file, whose tokenizer and '

@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +32,7 @@ from gangpao.model.count import flops_per_token, parameters
 from gangpao.model.init import Rule
 from gangpao.model.vision.tower import VisionTower
 from gangpao.train.checkpoints import checkpoint
-from gangpao.train.loop import Job, Objective, Outcome, Stage, Training
+from gangpao.train.loop import Job, Objective, Outcome, Source, Stage, Training
 from gangpao.train.memory import is_out_of_memory
 from gangpao.train.pretrain import BUSY, measured_peak
 from gangpao.train.progress import Report
@@ -48,8 +48,11 @@ from gangpao.tune.config import TuneConfig
 from gangpao.tune.data.prepare import Prepared, prepare
 from gangpao.tune.evaluation import evaluator
 from gangpao.tune.methods import Applied, apply
+from gangpao.tune.objectives.asking import Answers, heldout_reward, prompts_of, rollouts_of
 from gangpao.tune.objectives.build import objective_of
 from gangpao.tune.objectives.logps import Settings
+from gangpao.tune.objectives.rewards import reward_of
+from gangpao.tune.objectives.rollouts import Prompt
 from gangpao.tune.pictures.features import features
 from gangpao.tune.pictures.table import PictureTable
 from gangpao.tune.sight import begin
@@ -76,11 +79,13 @@ class _Run:
     prepared: Prepared
     known: dict[str, Any] | None
     model: nn.Module
+    answers: Answers | None = None  # who gives GRPO's, to these prompts
+    prompts: Sequence[Prompt] = ()
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the run."""
-        rows = self.config.epochs * self.prepared.rows_per_epoch
+        rows = self.config.epochs * (len(self.prompts) if self.answers else self.prepared.rows_per_epoch)
         return self.config.steps or max(1, round(rows / self.config.rows))
 
     @property
@@ -184,7 +189,7 @@ def _tune(
     else:
         applied = apply_parts(base.model, base.tower, config.method, config.vision, seed=config.seed)
         seen = _seeing(config, base, base.tower, pictures, out, stream)
-    r = _Run(config, out, world, base, applied, prepared, known, seen)
+    r = _asking(_Run(config, out, world, base, applied, prepared, known, seen), model)
     job = _job(r, stream, watch)
     try:
         training = Training(job)
@@ -204,6 +209,17 @@ def _tune(
             if stream is not None:
                 print(note, file=stream, flush=True)
     return outcome
+
+
+def _asking(r: _Run, model: Path) -> _Run:
+    """The same with an engine that answers, where the objective learns from its own answers."""
+    if r.config.objective.kind != "grpo":
+        return r
+    prompts, end = prompts_of(r.prepared.parts, r.base.tokenizer)
+    longest = max(len(p.ids) for p in (*prompts, *prompts_of(r.prepared.held, r.base.tokenizer)[0]))
+    threads = r.config.threads or 1
+    answers = Answers(model, r.applied.adapter, r.config.objective, longest=longest, end=end, threads=threads)
+    return replace(r, answers=answers, prompts=prompts)
 
 
 def _seeing(
@@ -262,10 +278,10 @@ def _job(r: _Run, stream: TextIO | None, watch: Callable[[dict[str, Any]], None]
         model=model,
         optimizer=_optimizer(r),
         objective=objective,
-        stages=[Stage(STAGE, r.steps, r.prepared.train)],
+        stages=[Stage(STAGE, r.steps, _source(r))],
         learning_rate=schedule.learning_rate,
         rows=config.rows,
-        micro_rows=config.micro_batch_size,
+        micro_rows=config.micro_rows,
         report=report,
         clip=config.optimizer.clip,
         guard=config.guard,
@@ -283,7 +299,17 @@ def _evaluator(
 ) -> Callable[[Callable[[], bool]], dict[str, float] | None] | None:
     if not r.prepared.held:
         return None
+    if r.answers is not None:
+        prompts, _ = prompts_of(r.prepared.held, r.base.tokenizer)
+        return heldout_reward(prompts, r.answers, reward_of(r.config.objective.rewards), r.base.tokenizer.decode)
     return evaluator(r.model, objective, lambda: r.prepared.heldout(r.config.micro_batch_size), lanes)
+
+
+def _source(r: _Run) -> Callable[[dict[str, Any] | None], Source]:
+    if r.answers is None:
+        return r.prepared.train
+    config, text = r.config, r.base.tokenizer.decode
+    return rollouts_of(r.prompts, r.answers, text, row_length=config.seq_len, seed=config.data.seed)
 
 
 def _optimizer(r: _Run) -> Optimizer | Lean:

@@ -84,13 +84,22 @@ class Adapters:
         """Put an adapter beside the model. Raises ValueError for one of another base, and for what is not computed here."""
         if name in self._loaded:
             raise ValueError(f"an adapter is called {name} already; give this one another name")
+        self._put(name, adapter, scale, len(self._loaded))
+
+    def replace(self, name: str, adapter: Adapter) -> None:
+        """Put another version of an adapter in its place, with its scale. What was computed with the old one, caches among it, is
+        none of its business. Raises ValueError as `add` does."""
+        before = self._loaded[name]
+        self._put(name, adapter, before.scale, before.number)
+
+    def _put(self, name: str, adapter: Adapter, scale: float, number: int) -> None:
         try:
             check(adapter, self._config)
             packed = list(self._packed(adapter))
         except ValueError as error:
             raise ValueError(f"adapter {name}: {error}") from None
         size = sum(low_rank.nbytes for _, low_rank in packed)
-        added = LoadedAdapter(len(self._loaded), _checked(name, scale), size, _digest(adapter))
+        added = LoadedAdapter(number, _checked(name, scale), size, _digest(adapter))
         for table, low_rank in packed:
             table.set(added.number, low_rank)
         self.on_head |= HEAD in adapter.parts

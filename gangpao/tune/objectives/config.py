@@ -48,6 +48,14 @@ class ObjectiveConfig(Frozen):
         description="How tokens are averaged (grpo). grpo: in each answer, then over answers; dapo: over all tokens of a step; "
         "dr_grpo: the sum over answers divided by max_answer_tokens; cispo: as dapo, the clipped ratio as a constant weight.",
     )
+    answers: int = Field(
+        default=8, ge=2, description="Answers to each prompt, which are compared; batch_answers is a multiple (grpo)."
+    )
+    temperature: float = Field(default=1.0, gt=0, le=5, description="At which answers are drawn (grpo).")
+    rewards: dict[str, float] = Field(
+        default_factory=dict,
+        description="What an answer is worth: rows of the table of rewards and their weights, { number = 1.0 } (grpo).",
+    )
     max_answer_tokens: int = Field(
         default=256, ge=1, description="Most tokens of a generated answer, and dr_grpo's divisor (grpo)."
     )
