@@ -143,6 +143,8 @@ class Report:
             "norm": f"norm {line.get('grad_norm', math.nan):.3g}",
             "speed": f"{line['tok_s']:,.0f} tok/s",
         }
+        if "reward" in line:  # what such a run is about; its loss says little
+            parts = {"step": parts.pop("step"), "reward": f"reward {line['reward']:.3f}", **parts}
         if "mfu" in line:
             parts["mfu"] = f"mfu {line['mfu'] * 100:.0f} %"
         parts["left"] = f"{show_seconds(left)} left"

@@ -1,7 +1,9 @@
 """GRPO, whole: the engine answers with the adapter as it stands, a program rewards, the model learns, and a run goes on."""
 
+import io
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -106,8 +108,9 @@ def letters(tmp_path_factory):
 
 
 def test_it_learns_and_a_stopped_run_goes_on_to_the_same_bits(gguf, letters, tmp_path):  # noqa: F811
-    config = config_of(gguf, letters)
-    run_config(config, gguf, tmp_path / "whole")
+    config, said = config_of(gguf, letters), io.StringIO()
+    run_config(config, gguf, tmp_path / "whole", stream=said)
+    assert re.search(r"tune 16/16  reward [\d.]+  loss ", said.getvalue())
     rewards = [line["reward"] for line in read_metrics(tmp_path / "whole") if "reward" in line]
     assert len(rewards) == 16
     assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.2
