@@ -1,18 +1,21 @@
 """Answers as they come, so that a run that was killed goes on without asking anything twice.
 
 The first line of journal.jsonl says whose answers these are (model, settings); every other line is one answer under its key.
-A line that a crash cut short is left out and written over. Memory holds what is in the file, and nothing more.
+A line that a crash cut short is left out and written over. Any other line that is no answer stays in the file, is skipped and
+counted: what it held is asked again. Memory holds what is in the file, and nothing more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gangpao import atomic
+
+T = TypeVar("T")
 
 
 def key_of(*parts: Any) -> str:
@@ -24,13 +27,15 @@ def key_of(*parts: Any) -> str:
 class Journal:
     """Answers by key in a folder. Use as a context manager; one at a time in a folder.
 
-    identity: whatever changes an answer. Raises ValueError where the folder holds answers of something else.
+    identity: whatever changes an answer. Raises ValueError where the folder holds answers of something else, or where the line that
+    says whose they are is damaged.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.path = folder / "journal.jsonl"
         self._answers: dict[str, Any] = {}
         self.resumed = 0  # answers that were there already
+        self.damaged = 0  # lines that are no answer, or none of the form that was wanted
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = atomic.locked(folder, "another run writes there; wait for it or choose another --out")
         self._lock.__enter__()
@@ -49,17 +54,23 @@ class Journal:
         """Take in the file; the place behind its last whole line."""
         end, wanted = 0, json.loads(json.dumps(identity))
         with self.path.open("rb") as lines:
-            for line in lines:
-                try:
-                    entry = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    entry = None
-                if not isinstance(entry, dict):
+            for number, line in enumerate(lines):
+                if not line.endswith(b"\n"):
+                    if number == 0:
+                        return 0  # nothing but the beginning of a first line
                     break
-                if end == 0:
-                    self._check(entry.get("identity"), wanted)
-                else:
+                entry = _entry(line)
+                if number == 0:
+                    if "identity" not in entry:
+                        raise ValueError(
+                            f"{self.path}:1: damaged, and this line says whose answers the others are: choose another --out, or "
+                            "delete the file to ask everything again"
+                        )
+                    self._check(entry["identity"], wanted)
+                elif isinstance(entry.get("key"), str) and entry.get("answer") is not None:
                     self._answers[entry["key"]] = entry["answer"]
+                else:
+                    self.damaged += 1
                 end += len(line)
         self.resumed = len(self._answers)
         return end
@@ -88,6 +99,26 @@ class Journal:
         """The answer under a key, or None."""
         return self._answers.get(key)
 
+    def take(self, key: str, form: Callable[[Any], T]) -> T | None:
+        """The answer under a key as `form` makes it of JSON; None where there is none, or where `form` raises ValueError or
+        TypeError: the line is damaged then, and counted."""
+        found = self._answers.get(key)
+        try:
+            return None if found is None else form(found)
+        except (ValueError, TypeError):
+            self.damaged += 1
+            del self._answers[key]
+            return None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader has to know of it, in sentences."""
+        if not self.damaged:
+            return []
+        return [
+            f"{self.path.name} has damaged lines: {self.damaged}. They are not used, and what they answered is asked again."
+        ]
+
     def put(self, key: str, answer: Any) -> None:
         """Write an answer; it survives the end of this process, and `flush` makes it survive the machine's."""
         self._answers[key] = answer
@@ -110,3 +141,12 @@ class Journal:
         self._file.close()
         atomic.sync(self.path)
         self._lock.__exit__(None, None, None)
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """A line as an object; an empty one where it is none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}

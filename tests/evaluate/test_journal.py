@@ -53,3 +53,45 @@ def test_keys_are_equal_for_equal_questions_only():
         len({key_of("a", "b"), key_of("ab"), key_of(["a", "b"]), key_of("a", ["b"]), key_of("a", 1), key_of("a", "1")})
         == 6
     )
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x00\xff\n", b'{"key":"abc"}\n', b'{"answer":1}\n', b"[1]\n", b'{"key":3,"answer":1}\n', b"\n"]
+)
+def test_a_damaged_line_costs_that_line(tmp_path, damage):
+    with Journal(tmp_path, {"model": "a"}) as journal:
+        for name in ("one", "two", "three"):
+            journal.put(name, name.upper())
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    journal.path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
+    with Journal(tmp_path, {"model": "a"}) as journal:
+        assert [journal.get(name) for name in ("one", "two", "three")] == ["ONE", None, "THREE"]
+        assert journal.warnings == [
+            "journal.jsonl has damaged lines: 1. They are not used, and what they answered is asked again."
+        ]
+        journal.put("two", "TWO")
+    assert damage in journal.path.read_bytes()
+    with Journal(tmp_path, {"model": "a"}) as journal:
+        assert [journal.get(name) for name in ("one", "two", "three")] == ["ONE", "TWO", "THREE"]
+
+
+def test_answers_whose_owner_cannot_be_read_are_refused_and_kept(tmp_path):
+    with Journal(tmp_path, {"model": "a"}) as journal:
+        journal.put("one", 1)
+    data = b'{"journal":1,"id\n' + journal.path.read_bytes().partition(b"\n")[2]
+    journal.path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"journal.jsonl:1: damaged.*another --out"):
+        Journal(tmp_path, {"model": "a"})
+    assert journal.path.read_bytes() == data
+
+
+def test_an_answer_of_another_form_counts_as_damaged(tmp_path):
+    with Journal(tmp_path, {}) as journal:
+        journal.put("one", "1.5")
+        journal.put("two", "x")
+        assert (journal.take("one", float), journal.take("two", float), journal.take("three", float)) == (
+            1.5,
+            None,
+            None,
+        )
+        assert journal.damaged == 1

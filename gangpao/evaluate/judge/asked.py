@@ -27,12 +27,12 @@ def ask(model: Model, prompts: Sequence[Prompt], journal: Journal, on_answer: On
     answers: dict[str, Generated] = {}
     missing: dict[str, Prompt] = {}
     for key, prompt in zip(keys, prompts, strict=True):
-        known = journal.get(key)
+        known = answers.get(key) or (None if key in missing else journal.take(key, Generated.stored))
         if known is None:
             missing[key] = prompt
         else:
-            answers[key] = Generated(**known)
-            on_answer(answers[key], False)
+            answers[key] = known
+            on_answer(known, False)
     names = list(missing)
     for place, answer in model.generate(list(missing.values())):
         key = names[place]

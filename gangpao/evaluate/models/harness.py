@@ -69,10 +69,10 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
         pairs = [moved(*request.args) for request in requests]
         groups: dict[str, list[str]] = {}
         for context, continuation in dict.fromkeys(pairs):
-            if (known := self._journal.get(key_of("score", context, continuation))) is None:
+            if (known := self._journal.take(key_of("score", context, continuation), Score.stored)) is None:
                 groups.setdefault(context, []).append(continuation)
             else:
-                self.scores[context, continuation] = Score(*known)
+                self.scores[context, continuation] = known
         todo = [Group(context, continuations) for context, continuations in groups.items()]
         done, total = len(pairs) - sum(len(g.continuations) for g in todo), len(pairs)
         self._progress("choices", done, total)
@@ -90,14 +90,14 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
         """Log-probability of every text."""
         texts = [request.args[0] for request in requests]
-        found = {text: self._journal.get(key_of("roll", text)) for text in dict.fromkeys(texts)}
+        found = {text: self._journal.take(key_of("roll", text), float) for text in dict.fromkeys(texts)}
         todo = [text for text, value in found.items() if value is None]
         self._progress("texts", len(found) - len(todo), len(found))
-        for number, value in self.model.roll(todo):
-            found[todo[number]] = value
-            self._journal.put(key_of("roll", todo[number]), value)
+        for number, rolled in self.model.roll(todo):
+            found[todo[number]] = rolled
+            self._journal.put(key_of("roll", todo[number]), rolled)
             self._progress("texts", sum(v is not None for v in found.values()), len(found))
-        return [float(found[text]) for text in texts]
+        return [value for text in texts if (value := found[text]) is not None]
 
     # --- answers
 
@@ -109,10 +109,10 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
             prompt = self._prompt(request.args[0], request.args[1], repeat)
             key = answer_key(prompt)
             keys.append(key)
-            if (known := self._journal.get(key)) is None:
+            if (known := self._journal.take(key, Generated.stored)) is None:
                 prompts[key] = prompt
             else:
-                self.answers[key] = Generated(**known)
+                self.answers[key] = known
         todo = list(prompts.items())
         done, total = len(keys) - len(todo), len(keys)
         self._progress("answers", done, total)
@@ -126,8 +126,6 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
 
     def _prompt(self, context: str, options: Mapping[str, Any], repeat: int) -> Prompt:
         """What lm-eval calls gen_kwargs, as a prompt. do_sample without a temperature is lm-eval's way to say greedy."""
-        stop = options.get("until") or []
-        stop = [stop] if isinstance(stop, str) else list(stop)
         samples = options.get("do_sample", options.get("temperature", 0) > 0)
         temperature = float(options.get("temperature", 1.0 if options.get("do_sample") else 0.0)) if samples else 0.0
         most = options.get("max_gen_toks") or options.get("max_new_tokens") or options.get("max_tokens")
@@ -135,7 +133,7 @@ class Harness(LM):  # type: ignore[misc]  # lm_eval has no types
             text=str(context),
             messages=getattr(context, "messages", None),
             max_tokens=self._max_tokens or int(most or MAX_NEW_TOKENS),
-            stop=[s for s in stop if s],
+            stop=stops_of(options),
             temperature=temperature,
             top_p=float(options.get("top_p", 1.0)),
             seed=_seed(self._seed, str(context), repeat) if temperature else None,
@@ -177,6 +175,12 @@ def moved(context: str, continuation: str) -> tuple[str, str]:
     """White space at the end of a context belongs to the continuation, as in lm-eval; not where the context is nothing else."""
     kept = context.rstrip()
     return (kept, context[len(kept) :] + continuation) if kept else (context, continuation)
+
+
+def stops_of(options: Mapping[str, Any]) -> list[str]:
+    """The strings that end an answer, of what lm-eval calls gen_kwargs."""
+    stop = options.get("until") or []
+    return [one for one in ([stop] if isinstance(stop, str) else stop) if one]
 
 
 def answer_key(prompt: Prompt) -> str:

@@ -32,6 +32,19 @@ class Score:
     tokens: int
     fault: Fault = ""
 
+    @classmethod
+    def stored(cls, value: Any) -> Score:
+        """Of [logprob, greedy, tokens, fault] in a journal. Raises ValueError for anything else."""
+        match value:
+            case [
+                float() | int() as logprob,
+                bool() as greedy,
+                int() as tokens,
+                ("" | "too_long" | "empty_choice") as fault,
+            ]:
+                return cls(logprob, greedy, tokens, fault)
+        raise ValueError(f"{value!r:.60}: no score")
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -65,6 +78,24 @@ class Generated:
     thinking: str = ""
     thinking_tokens: int = 0
     in_thought: bool = False  # whether the limit came within the thought
+
+    @classmethod
+    def stored(cls, value: Any) -> Generated:
+        """Of its fields in a journal. Raises ValueError for anything else."""
+        names = {
+            "text": str,
+            "finish": str,
+            "tokens": int,
+            "prompt_tokens": int,
+            "thinking": str,
+            "thinking_tokens": int,
+        }
+        if not isinstance(value, dict) or not {"text", "finish"} <= value.keys() <= {*names, "in_thought"}:
+            raise ValueError(f"{value!r:.60}: no answer")
+        for name, kind in (names | {"in_thought": bool}).items():
+            if name in value and not isinstance(value[name], kind):
+                raise ValueError(f"{name} is {value[name]!r:.60}")
+        return cls(**value)
 
 
 @dataclass(slots=True)

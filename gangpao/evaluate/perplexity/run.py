@@ -203,7 +203,7 @@ def _computed(
     while batch := list(itertools.islice(numbered, _BATCH)):
         known: dict[int, tally.Answer] = {}
         for number, _ in batch if journal is not None else ():
-            answer = journal.get(str(number)) if journal is not None else None
+            answer = journal.take(str(number), tally.stored) if journal is not None else None
             if answer is not None and computation.still_there(number, answer):
                 known[number] = answer
         missing = [(number, piece) for number, piece in batch if number not in known]

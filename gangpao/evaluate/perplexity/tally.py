@@ -43,6 +43,17 @@ def values_of(answer: Answer, name: str) -> Doubles:
     return np.frombuffer(base64.b64decode(answer[name]), "<f4").astype(np.float64)
 
 
+def stored(value: Any) -> Answer:
+    """A window's answer in a journal. Raises ValueError for anything else."""
+    names = ("nll", "squares", "seconds", *(("nll_base", "same") if isinstance(value, dict) and "kld" in value else ()))
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), int | float) for name in names):
+        raise ValueError(f"{value!r:.60}: no answer of a window")
+    if "kld" in value:
+        values_of(value, "kld")
+        values_of({"dp": None} | value, "dp")
+    return value
+
+
 def sums_of(answer: Answer, tokens: int) -> dict[str, float]:
     """What is added up over tokens."""
     sums = {"nll": answer["nll"]}
