@@ -137,9 +137,10 @@ def run(
         raise ValueError(
             "which model? gangpao eval -m MODEL --suite quick --data FOLDER (--list shows suites and tasks)"
         )
-    from gangpao.evaluate.run import tasks_of
+    from gangpao.evaluate.run import check_suites, tasks_of
 
     suites = suite or ([] if task else ["quick"])
+    check_suites(suites)
     names = [*suites, *(task or [])]
     settings = Settings(
         tasks=tasks_of(names), suite=" ".join(suites), optional=frozenset(tasks_of(suites)) - frozenset(task or []), data=data,

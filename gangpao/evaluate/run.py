@@ -4,39 +4,40 @@
     lm-eval      asks the model through the Harness and says what each answer is worth
     scored       scores, standard errors, parts by subject; what could not be asked counts as wrong and is listed
 
-After kill -9 the same command goes on: the journal has what was answered, and the rest is asked. results.json is written after
-each task, with a note while tasks are missing.
+After kill -9 the same command goes on: the journal has what was answered and spent, and the rest is asked. results.json is written
+after each task, with a note while tasks are missing.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gangpao import cost
-from gangpao.evaluate import scored
+from gangpao.evaluate import foreign, scored
 from gangpao.evaluate.contamination import Found, contaminated
+from gangpao.evaluate.earlier import UNFINISHED, earlier_run, with_earlier
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.models.protocol import Model
 from gangpao.evaluate.results import Item, RunResult, TaskResult, provenance, write_items, write_run
 from gangpao.evaluate.settings import Settings
+from gangpao.evaluate.spent import Spent
 from gangpao.evaluate.tasks.build import docs_of
 from gangpao.evaluate.tasks.data import DataSource
 from gangpao.evaluate.tasks.table import LIMITS, SUITES, TASKS
 from gangpao.progress import Progress
 from gangpao.units import show_count
 
-UNFINISHED = "This run is not finished: the same command goes on with it."
+if TYPE_CHECKING:
+    from gangpao.evaluate.models.harness import Harness
 
 
 @dataclass(slots=True)
 class _State:
-    started: float = field(default_factory=time.monotonic)
     tasks: list[TaskResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -46,8 +47,17 @@ def tasks_of(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for name in names for task in SUITES.get(name, (name,))))
 
 
+def check_suites(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that is no suite, with those that there are."""
+    for name in names:
+        if name not in SUITES:
+            other = f"; it is a task: --task {name}" if name in TASKS else ""
+            raise ValueError(f"--suite {name!r:.60}: there is no such suite{other}. There are {', '.join(SUITES)}")
+
+
 def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False) -> RunResult:
-    """Ask everything, or what is still missing, and write the folder. Raises ValueError saying what to do."""
+    """Ask everything, or what is still missing, and write the folder, where scores of other tasks stay. Raises ValueError saying
+    what to do."""
     from gangpao.evaluate.models.harness import Harness
 
     if not settings.tasks:
@@ -57,25 +67,37 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
     state = _State()
     source = DataSource(settings.data)
     with Journal(out, _identity(model, settings)) as journal, _Shown(meter, quiet) as shown:
-        before = journal.get("seconds") or 0.0
+        earlier = earlier_run(out, model, _settings(model, settings))
+        spent = Spent(journal, model.usage)
+        _told(journal.warnings, shown.progress)
         settings = _ready(settings, source, state, shown.progress)
-        found = _contaminated(settings, source, shown.progress) if settings.corpus else None
+        found = _contaminated(settings, source, state, shown.progress) if settings.corpus else None
         try:
             for number, name in enumerate(settings.tasks, 1):
                 harness = Harness(
-                    model, journal, shown.of(name, number, len(settings.tasks)),
+                    model, journal, spent.noting(shown.of(name, number, len(settings.tasks))),
                     think=settings.think, think_budget=settings.think_budget, max_tokens=settings.max_tokens, seed=settings.seed,
                 )  # fmt: skip
-                for scores, items in _asked(name, harness, settings, source, found):
+                for scores, items in _asked(name, harness, settings, source, found, state, shown.progress):
                     state.tasks.append(scores)
                     if items:
                         write_items(out, scores.items_in or scores.task, items)
                 missing = number < len(settings.tasks)
-                result = _result(model, settings, state, before, meter, missing=missing)
+                result = _result(
+                    model, settings, state, spent, meter, [*journal.warnings, *([UNFINISHED] if missing else [])]
+                )
+                result = result if earlier is None else with_earlier(result, earlier)
                 write_run(out, result)
         finally:
-            journal.put("seconds", before + time.monotonic() - state.started)
+            spent.save()
     return result
+
+
+def _told(notes: Sequence[str], progress: Progress) -> list[str]:
+    """The notes, each of them shown."""
+    for note in notes:
+        progress.note(note)
+    return list(notes)
 
 
 def _ready(settings: Settings, source: DataSource, state: _State, progress: Progress) -> Settings:
@@ -86,6 +108,8 @@ def _ready(settings: Settings, source: DataSource, state: _State, progress: Prog
         try:
             if name in TASKS:
                 scored.check(TASKS[name], settings, source)
+            else:
+                foreign.manager_for(name)
         except ValueError as error:
             if name not in settings.optional:
                 raise
@@ -99,21 +123,33 @@ def _ready(settings: Settings, source: DataSource, state: _State, progress: Prog
 
 
 def _asked(
-    name: str, harness: Any, settings: Settings, source: DataSource, found: Found | None
+    name: str,
+    harness: Harness,
+    settings: Settings,
+    source: DataSource,
+    found: Found | None,
+    state: _State,
+    progress: Progress,
 ) -> Iterator[tuple[TaskResult, list[Item]]]:
     """The scores of a task, and with the first of them its items."""
     if name in TASKS:
         tainted = None if found is None else found[name]
         yield from scored.own_task(TASKS[name], harness, settings, source, _limit(name, settings), tainted)
     else:
-        yield from scored.foreign_task(name, harness, settings)
+        yield from foreign.foreign_task(
+            name, harness, settings, lambda note: state.notes.extend(_told([note], progress))
+        )
 
 
-def _contaminated(settings: Settings, source: DataSource, progress: Progress) -> Found:
-    """By task, all of whose docs are looked for, whatever the limit."""
+def _contaminated(settings: Settings, source: DataSource, state: _State, progress: Progress) -> Found | None:
+    """By task, all of whose docs are looked for, whatever the limit. None where all tasks are lm-eval's, which is told."""
     assert settings.corpus is not None
     own = [TASKS[name] for name in settings.tasks if name in TASKS]
-    return contaminated({task.name: docs_of(task, source) for task in own}, settings.corpus, progress)
+    others = [name for name in settings.tasks if name not in TASKS]
+    if others:
+        note = f"--corpus was not searched for items of {', '.join(others)}: that is for our own tasks, and these are lm-eval's"
+        state.notes += _told([note], progress)
+    return contaminated({task.name: docs_of(task, source) for task in own}, settings.corpus, progress) if own else None
 
 
 def _limit(name: str, settings: Settings) -> int | None:
@@ -126,23 +162,27 @@ def _identity(model: Model, settings: Settings) -> dict[str, Any]:
     return {"model": facts.sha256 or f"{facts.url} {facts.name}", **dict(model.settings), **settings.of_answers()}
 
 
+def _settings(model: Model, settings: Settings) -> dict[str, Any]:
+    """Of the result: what changes scores."""
+    return {**dict(model.settings), **settings.of_answers()}
+
+
 def _result(
-    model: Model, settings: Settings, state: _State, before: float, meter: cost.Meter, *, missing: bool
+    model: Model, settings: Settings, state: _State, spent: Spent, meter: cost.Meter, notes: Sequence[str]
 ) -> RunResult:
-    seconds = before + time.monotonic() - state.started
-    usage = model.usage
+    seconds = spent.seconds
     return RunResult(
         **provenance(),
         harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
         model=model.facts,
         suite=settings.suite,
         limit=settings.limit,
-        settings={**dict(model.settings), **settings.of_answers(), "run_code": settings.run_code, "cost": meter.name},
-        tasks=state.tasks,
+        settings={**_settings(model, settings), "run_code": settings.run_code, "cost": meter.name},
+        tasks=list(state.tasks),
         seconds=round(seconds, 1),
-        tokens={"prompt": usage.prompt, "cached": usage.cached, "completion": usage.completion},
+        tokens=spent.tokens,
         yuan=meter.yuan(seconds),
-        notes=[*state.notes, *([UNFINISHED] if missing else [])],
+        notes=[*state.notes, *notes],
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from gangpao.evaluate.models.harness import Harness, answer_key
 from gangpao.evaluate.models.load import facts_of, load
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Usage
 from gangpao.evaluate.results import read_items, read_run
-from gangpao.evaluate.run import evaluate, tasks_of
+from gangpao.evaluate.run import check_suites, evaluate, tasks_of
 from gangpao.evaluate.settings import Settings
 from gangpao.formats.adapters import write_peft
 from tests.engine.adapters import random_adapter
@@ -173,7 +173,7 @@ def test_after_kill_9_the_rest_is_asked(whole, tiny, data, tmp_path):
     ]
     assert names == {"mmlu", "arc_easy", "hellaswag"}
     keys = [json.loads(line).get("key") for line in (tmp_path / "journal.jsonl").read_bytes().splitlines()[1:]]
-    asked = [key for key in keys if key != "seconds"]
+    asked = [key for key in keys if key != "spent"]
     assert len(asked) == len(set(asked))
 
 
@@ -382,3 +382,87 @@ def test_an_adapter_is_part_of_the_model_and_of_what_names_a_run(tiny, tmp_path)
     plain.close()
     with pytest.raises(ValueError, match="--adapter: only our own engine"):
         load("http://127.0.0.1:1/v1", options, batch=2, adapters=adapters)
+
+
+def test_a_last_word_behind_too_much_text_is_counted(tiny, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [{"context": "One of the", "continuation": "keys"}, {"context": "far " * 300, "continuation": "off"}]
+    (tmp_path / "data" / "lambada.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(model_of(tiny, context=320), str(tmp_path / "data"), tmp_path / "out", ("lambada",))
+    by_name = {t.metric: t for t in result.tasks}
+    assert (by_name["acc"].items, by_name["acc"].left_out) == (2, {"too_long": 1})
+    assert by_name["perplexity"].items == 1
+    said = [item.answers[0].logprob for item in read_items(tmp_path / "out", "lambada")]
+    assert by_name["perplexity"].value == pytest.approx(np.exp(-said[0]))
+    assert said[1] is None
+
+
+def test_prompts_are_listed_whole(tiny, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [{"context": "word " * 5000 + "One of the", "continuation": "keys"}]
+    (tmp_path / "data" / "lambada.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    run(model_of(tiny, context=320), str(tmp_path / "data"), tmp_path / "out", ("lambada",))
+    assert next(read_items(tmp_path / "out", "lambada")).prompt == rows[0]["context"]
+
+
+def test_both_beginnings_of_one_end_are_listed(whole):
+    item = next(read_items(whole[1], "winogrande"))
+    assert item.prompt == "The ball hit the vase so the ball\nThe ball hit the vase so the vase"
+
+
+def test_what_a_killed_part_cost_is_kept(tiny, data, tmp_path):
+    """And a second look at a finished run leaves its tokens as they are."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    slow = CODE.replace('print("step", flush=True)', 'print("step", flush=True); import time; time.sleep(0.1)')
+    command = [sys.executable, "-P", "-c", slow, str(tiny), data, str(tmp_path), root]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    for _ in range(30):
+        process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+    model = model_of(tiny)
+    result = run(model, data, tmp_path, ("mmlu", "arc_easy", "hellaswag"))
+    assert result.tokens["prompt"] > model.usage.prompt
+    assert result.seconds >= 2.0
+    again = run(model_of(tiny), data, tmp_path, ("mmlu", "arc_easy", "hellaswag"))
+    assert again.tokens == result.tokens
+    assert again.seconds >= result.seconds
+
+
+def test_a_second_command_adds_its_tasks(tiny, data, tmp_path):
+    first = run(model_of(tiny), data, tmp_path, ("arc_easy",), suite="one")
+    both = run(model_of(tiny), data, tmp_path, ("lambada",), suite="two")
+    assert {t.task for t in both.tasks} == {"arc_easy", "lambada"}
+    assert [t for t in both.tasks if t.task == "arc_easy"] == first.tasks
+    assert (both.suite, both.notes) == ("one two", ["Of an earlier command into this folder: arc_easy."])
+    assert read_run(tmp_path) == both
+    again = run(model_of(tiny), data, tmp_path, ("arc_easy", "lambada"), suite="one")
+    assert [t.task for t in again.tasks if t.main] == ["arc_easy", "lambada"]
+    assert again.notes == []
+    (tmp_path / "journal.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"scores of another run, with another seed: choose another --out"):
+        run(model_of(tiny), data, tmp_path, ("lambada",), seed=4)
+    assert read_run(tmp_path) == again
+
+
+def test_suites_that_are_none_are_refused_with_those_that_are():
+    with pytest.raises(ValueError, match=r"'nosuch': there is no such suite. There are minicpm, quick"):
+        check_suites(["quick", "nosuch"])
+    with pytest.raises(ValueError, match=r"it is a task: --task piqa"):
+        check_suites(["piqa"])
+
+
+def test_answers_of_a_wrong_form_are_asked_again(whole, tiny, data, tmp_path):
+    lines = (whole[1] / "journal.jsonl").read_text().splitlines(keepends=True)
+    broken = [line for line in lines if "hell" not in line]
+    kept = json.loads(broken[3])
+    broken[3] = json.dumps({"key": kept["key"], "answer": {"x": 1}}) + "\n"
+    broken[5] = json.dumps({"key": "abc"}) + "\n"
+    broken[7] = "\x00garbage\n"
+    (tmp_path / "journal.jsonl").write_text("".join(broken))
+    result = run(model_of(tiny), data, tmp_path)
+    assert scores_in(result) == scores_in(whole[0])
+    assert result.notes == [
+        "journal.jsonl has damaged lines: 3. They are not used, and what they answered is asked again."
+    ]
