@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gangpao.model.layers import Linear, project
 from gangpao.model.tiles import dense, multiply, multiply_back
 from gangpao.tune.methods.lora import LoraLinear, Switch, down_gradients, draw_seed, thinned
+from gangpao.tune.methods.rounding import round_fairly
 
 
 class DoraLinear(LoraLinear):
@@ -64,8 +65,11 @@ class _Decomposed(torch.autograd.Function):
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         u = thinned(flat, linear.dropout, seed) @ a.to(x.dtype).T
-        z = multiply(flat, linear.base.matrix()).addmm_(u, b.to(x.dtype).T, alpha=linear.scale)
-        y = z * (m / lengths).to(x.dtype)
+        wide = multiply(flat, linear.base.matrix()).float()
+        wide += (u @ b.to(x.dtype).T).float().mul_(linear.scale)
+        z = wide.to(x.dtype)
+        # In bf16 the ratio and the adapter's share vanish while they are small, and half of what is learned with them.
+        y = round_fairly(wide * (m / lengths), x.dtype)
         if linear.base.bias is not None:
             y += linear.base.bias.to(y.dtype)
         ctx.save_for_backward(flat, u, z, lengths, a, b, m)

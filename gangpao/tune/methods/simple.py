@@ -12,6 +12,7 @@ from gangpao.model.layers import Linear, project, replace_linears
 from gangpao.model.transformer import Transformer
 from gangpao.tune.methods.config import ALL_LINEAR, MethodConfig
 from gangpao.tune.methods.lora import Switch, Wrapped, device_of
+from gangpao.tune.methods.rounding import scaled
 from gangpao.tune.methods.targets import find_targets
 
 FEEDFORWARD = ("down_proj", "w2")  # the linears whose input IA3 scales
@@ -44,8 +45,7 @@ class ScaledLinear(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         if self.switch.off:
             return self.base(x)
-        factors = self.factors.to(x.dtype)
-        return self.base(x * factors) if self.inputs else self.base(x) * factors
+        return self.base(scaled(x, self.factors)) if self.inputs else scaled(self.base(x), self.factors)
 
     @classmethod
     def together(cls, x: Tensor, linears: Sequence[Any]) -> Sequence[Tensor]:
