@@ -27,7 +27,7 @@ from gangpao.config import merge, parse_override
 from gangpao.formats.gguf import GGUF
 from gangpao.model import tiles
 from gangpao.model.config import ModelConfig
-from gangpao.model.count import parameters
+from gangpao.model.count import kv_bytes_per_token, parameters
 from gangpao.model.cpu import BLOCK, KEPT_BYTES
 from gangpao.model.transformer import Transformer
 from gangpao.model.weights import weight_files
@@ -45,6 +45,7 @@ from gangpao.tune.methods.dora import DoraLinear
 from gangpao.tune.methods.lora import LoraLinear
 from gangpao.tune.methods.simple import ScaledLinear
 from gangpao.tune.methods.table import METHODS
+from gangpao.tune.objectives.asking import BATCH
 from gangpao.tune.pictures import load as sight
 from gangpao.tune.pictures.memory import sight_bytes
 from gangpao.units import table
@@ -342,18 +343,33 @@ def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int 
 
     Raises ValueError for a base, or a method on it, that cannot be.
     """
-    shape, tokens = base_shape(model), config.micro_batch_size * config.seq_len
+    rows = config.objective.answers if config.objective.kind == "grpo" else config.micro_batch_size
+    shape, tokens = base_shape(model), rows * config.seq_len
     dtype = config.dtype or compute_dtype(describe(device))
     plain = config.objective.kind in ("sft", "pretrain") and not config.method.dropout and shape.moe is None
     lanes = config.threads or machine.physical_cores() if plain and device == "cpu" else 1
     step = Step(
         tokens * (2 if config.data_kind == "pairs" else 1), config.seq_len, dtype, config.recompute,
-        packed=config.data_kind in ("answers", "texts"), passes=max(1, config.rows // (config.micro_batch_size * ranks)),
+        packed=config.data_kind in ("answers", "texts"), passes=max(1, config.rows // (config.micro_rows * ranks)),
         lanes=lanes,
     )  # fmt: skip
     storage: str | int = _stored(model, shape) if config.base_storage == "auto" else config.base_storage
     found = plan(shape, config.method, step, storage=storage, optimizer=_optimizer(config))
+    if config.objective.kind == "grpo":
+        found = Plan((*found.rows, _answering(config, model, shape)), found.moment)
     return _with_sight(found, config, model, tokens) if sight.sees(model) else found
+
+
+def _answering(config: TuneConfig, model: Path, shape: ModelConfig) -> Row:
+    """What the engine takes that gives GRPO's answers: the file once more, packed, and keys and values of those under way."""
+    longest = config.seq_len + config.objective.max_answer_tokens
+    cache = BATCH * longest * kv_bytes_per_token(shape)
+    stored = _stored(model, shape)
+    return Row(
+        "engine",
+        int(cache) + (stored if isinstance(stored, int) else 0),
+        "which answers: the file packed, and its cache",
+    )
 
 
 def _with_sight(found: Plan, config: TuneConfig, model: Path, tokens: int) -> Plan:

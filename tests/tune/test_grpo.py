@@ -16,6 +16,7 @@ from gangpao.train.progress import read_metrics
 from gangpao.tune.base.load import load_base
 from gangpao.tune.config import typed_config
 from gangpao.tune.data.prepare import prepare
+from gangpao.tune.memory import plan_of
 from gangpao.tune.methods import apply
 from gangpao.tune.methods.config import MethodConfig
 from gangpao.tune.objectives.asking import Answers, prompts_of
@@ -131,6 +132,13 @@ def _stop_at(step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     return watch
+
+
+def test_the_plan_counts_the_engine(gguf, rows):  # noqa: F811
+    grpo, sft = config_of(gguf, rows), config_of(gguf, rows, 'objective.kind="sft"')
+    answering = next(row for row in plan_of(grpo, gguf).rows if row.name == "engine")
+    assert answering.bytes > gguf.stat().st_size * 0.9
+    assert plan_of(grpo, gguf).need > plan_of(sft, gguf).need + answering.bytes
 
 
 def test_what_cannot_be_is_refused(folder, gguf, rows, tmp_path):  # noqa: F811
