@@ -83,7 +83,12 @@ class TaskResult(Frozen):
     contaminated: int | None = Field(
         None, description="Items that a document of --corpus holds; None where none was given."
     )
-    clean_value: float | None = Field(None, description="The value over the other items.")
+    not_searched: int | None = Field(
+        None, description="Items too short to be looked for in --corpus: neither in it nor known to be clean."
+    )
+    clean_value: float | None = Field(
+        None, description="The value over the items that were looked for and not found, where those are not all."
+    )
 
 
 class Speed(Frozen):

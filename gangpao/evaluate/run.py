@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gangpao import cost
 from gangpao.evaluate import foreign, scored
-from gangpao.evaluate.contamination import Found, contaminated
+from gangpao.evaluate.contamination import Searched, contaminated
 from gangpao.evaluate.earlier import UNFINISHED, earlier_run, with_earlier
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.models.protocol import Model
@@ -127,21 +127,23 @@ def _asked(
     harness: Harness,
     settings: Settings,
     source: DataSource,
-    found: Found | None,
+    found: Mapping[str, Searched] | None,
     state: _State,
     progress: Progress,
 ) -> Iterator[tuple[TaskResult, list[Item]]]:
     """The scores of a task, and with the first of them its items."""
     if name in TASKS:
-        tainted = None if found is None else found[name]
-        yield from scored.own_task(TASKS[name], harness, settings, source, _limit(name, settings), tainted)
+        searched = None if found is None else found[name]
+        yield from scored.own_task(TASKS[name], harness, settings, source, _limit(name, settings), searched)
     else:
         yield from foreign.foreign_task(
             name, harness, settings, lambda note: state.notes.extend(_told([note], progress))
         )
 
 
-def _contaminated(settings: Settings, source: DataSource, state: _State, progress: Progress) -> Found | None:
+def _contaminated(
+    settings: Settings, source: DataSource, state: _State, progress: Progress
+) -> Mapping[str, Searched] | None:
     """By task, all of whose docs are looked for, whatever the limit. None where all tasks are lm-eval's, which is told."""
     assert settings.corpus is not None
     own = [TASKS[name] for name in settings.tasks if name in TASKS]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gangpao.evaluate import harnessed
+from gangpao.evaluate.contamination import Searched
 from gangpao.evaluate.results import Answer, Item, TaskResult
 from gangpao.evaluate.settings import Settings
 from gangpao.evaluate.statistics import mean_error
@@ -40,18 +41,21 @@ def _prepared(
 
 
 def own_task(
-    task: Task, harness: Harness, settings: Settings, source: DataSource, limit: int | None, tainted: set[int] | None
+    task: Task, harness: Harness, settings: Settings, source: DataSource, limit: int | None, searched: Searched | None
 ) -> Iterator[tuple[TaskResult, list[Item]]]:
     """A row of our table. What could not be asked (too long, a choice without a token) is wrong, and is counted.
 
-    tainted: places of docs that a training corpus holds.
+    searched: places of docs that a training corpus holds, or that could not be looked for in it.
     """
     asked, grader, chat = _prepared(task, settings, source, limit)
     found = harnessed.run(harness_task(asked, grader.grade if grader else None, chat=chat), harness, settings, chat)
     items = [_with_subject(_item(asked, sample, harness), sample["doc"]) for sample in found["samples"][task.name]]
     if grader:
         items = [_explained(item, doc, grader.grade) for item, doc in zip(items, asked.docs, strict=True)]
-    seen = None if tainted is None else [doc["place"] in tainted for doc in asked.docs]
+    searched_in = searched or Searched()
+    seen = [doc["place"] in searched_in.found for doc in asked.docs]
+    unknown = [doc["place"] in searched_in.too_short for doc in asked.docs]
+    unclean = [one or other for one, other in zip(seen, unknown, strict=True)]
     left_out = Counter(flag for item in items for flag in set(item.flags) & harnessed.LEFT_OUT)
     metrics = list(dict.fromkeys(name for item in items for name in item.scores))
     assert task.main in metrics, (task.name, metrics)
@@ -69,7 +73,8 @@ def own_task(
             grader=grader.name if grader else "", stop=[] if chat else list(task.stop), items_in=task.name, data=asked.origin,
             left_out=dict(left_out),
             thinking=thinking,
-            contaminated=None if seen is None else sum(seen), clean_value=_clean(name, items, seen),
+            contaminated=None if searched is None else sum(seen), not_searched=None if searched is None else sum(unknown),
+            clean_value=_clean(name, items, unclean),
         )  # fmt: skip
         yield result, items if name == task.main else []
 
@@ -126,12 +131,10 @@ def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:
     return math.exp(-middle), error and math.exp(-middle) * error
 
 
-def _clean(metric: str, items: Sequence[Item], seen: Sequence[bool] | None) -> float | None:
-    """The value over items that were not seen."""
-    kept = [
-        item.scores[metric] for item, was in zip(items, seen or (), strict=False) if not was and metric in item.scores
-    ]
-    return _value(metric, kept)[0] if kept and seen is not None and any(seen) else None
+def _clean(metric: str, items: Sequence[Item], unclean: Sequence[bool]) -> float | None:
+    """The value over the items that were looked for and not found; None where these are all or none."""
+    kept = [item.scores[metric] for item, was in zip(items, unclean, strict=True) if not was and metric in item.scores]
+    return _value(metric, kept)[0] if kept and any(unclean) else None
 
 
 def _parts(asked: Asked, items: Sequence[Item], metric: str) -> dict[str, float]:

@@ -231,6 +231,12 @@ def test_contaminated_items_are_told_with_the_score_without_them(folders):
     points = facts.contamination(given(folders[:1]))[1].points
     said = "smollm2-135m, HellaSwag: 20 of 120 items stand in the training text; without them 39.00 instead of 41.67."
     assert (points[0], len(points)) == (said, 8)
+    short = first.model_copy(update={"contaminated": 0, "not_searched": 3, "clean_value": 0.4})
+    changed(folders[0], tasks=[short])
+    said = "smollm2-135m, HellaSwag: 0 of 120 items stand in the training text; without them 40.00 instead of 41.67."
+    assert facts.contamination(given(folders[:1]))[1].points == [
+        f"{said} 3 are too short to be looked for, and are taken out too."
+    ]
     assert "was checked" in facts.contamination(given(folders[1:]))[1].text
 
 

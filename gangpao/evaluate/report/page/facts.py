@@ -234,12 +234,15 @@ def contamination(given: Given) -> list[Block]:
     for run in given.runs:
         for s in compare.shown(run):
             if s.contaminated is not None:
-                clean = s.value if not s.contaminated else s.clean_value
+                unclean = s.contaminated + (s.not_searched or 0)
+                clean = s.clean_value if unclean else s.value
                 value = given.say("nothing") if clean is None else number(clean, s)
                 values = {"run": line(run.label), "task": given.title(s.task), "n": f"{s.contaminated:,}"}
                 points.append(
                     given.say("contaminated", **values, items=f"{s.items:,}", clean=value, all=number(s.value, s))
                 )
+                if s.not_searched:
+                    points[-1] += given.say("not_searched", n=f"{s.not_searched:,}")
     body: Block = Listing(points) if points else Paragraph(given.say("contamination_none"))
     return [Heading(2, given.say("contamination")), body]
 

@@ -78,7 +78,8 @@ WORDS: dict[Language, dict[str, str]] = {
         "empty_loud": "{run}, {task}: {share} of the answers are empty. The score says little about the model: "
         "give it more tokens, or turn thinking off.",
         "contamination": "Contamination", "contaminated": "{run}, {task}: {n} of {items} items stand in the training text; "
-        "without them {clean} instead of {all}.", "contamination_none": "No run here was checked against a training corpus.",
+        "without them {clean} instead of {all}.", "not_searched": " {n} are too short to be looked for, and are taken out too.",
+        "contamination_none": "No run here was checked against a training corpus.",
         "notes": "Notes", "note": "{run}: {text}",
         "limited_loud": "{run} was asked only a part of: {list}. Do not take these scores for those of the whole tests.",
         "singles": "Single items", "changed": "{task}: {n} of {items} items decided differently",
@@ -152,6 +153,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "empty_loud": "{run}，{task}：{share} 的回答为空。得分说明不了模型的水平：请增加 token 上限，或关闭思考。",
         "contamination": "数据污染",
         "contaminated": "{run}，{task}：{items} 题中有 {n} 题见于训练文本；去掉后为 {clean}，原为 {all}。",
+        "not_searched": "另有 {n} 题太短，无法查找，也已去掉。",
         "contamination_none": "这里没有运行与训练语料做过比对。",
         "notes": "备注", "note": "{run}：{text}",
         "limited_loud": "{run} 只问了以下任务的一部分：{list}。请勿把这些得分当作完整测试的得分。",
