@@ -22,8 +22,10 @@ from gangpao.model.transformer import Block
 from gangpao.tune.merge.adapted import Adapted
 
 Weights = Callable[[str], Tensor]  # Hugging Face's whole name -> float32, in Hugging Face's order of rows
-# The largest share that is accepted unless another is given, and what rounding may do besides it. Measured: docs/decisions.md.
-MAX_DIFFERENCE, FLOOR = 0.1, 1e-4
+MAX_DIFFERENCE = 0.1  # the largest share that is accepted unless another is given; measured: docs/decisions.md
+# Nats. FLOOR: what sums in float32 differ by. An effect below TOO_SMALL says nothing about a share; beside one, rounding alone
+# (weights that become another type) may do ROUNDING.
+FLOOR, TOO_SMALL, ROUNDING = 1e-9, 1e-7, 1e-3
 _PIECE = 8192  # rows of the head at once
 
 
@@ -54,8 +56,13 @@ class Comparison:
         return self.kept / self.effect if self.effect > 0 else (math.inf if self.kept > 0 else 0.0)
 
     def accepted(self, limit: float) -> bool:
-        """Whether what went wrong is at most this share of the effect (or nothing but rounding)."""
-        return self.kept <= limit * self.effect + FLOOR
+        """Whether what went wrong is at most this share of the effect; of one that is too small to judge, what rounding does."""
+        return self.kept <= (ROUNDING if self.too_small else limit * self.effect + FLOOR)
+
+    @property
+    def too_small(self) -> bool:
+        """Whether base and adapter answer so much alike that no share can be told."""
+        return self.effect < TOO_SMALL
 
     def __str__(self) -> str:
         share = f"{self.share:.2%} of the adapter's effect" if self.effect > 0 else "the adapter has no effect"

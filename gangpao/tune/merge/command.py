@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,8 @@ from gangpao.tune.merge.check import MAX_DIFFERENCE
 from gangpao.tune.merge.merge import Different, Options
 from gangpao.tune.merge.merge import merge as merge_files
 from gangpao.units import show_bytes
+
+MAX_SCALE = 1e6  # that of an adapter beside its base
 
 
 def merge(
@@ -71,15 +74,23 @@ def _base(name: str) -> Path:
 
 def _adapter(text: str) -> tuple[Path, float]:
     """PATH[:SCALE]. Raises ValueError for a scale that is no number."""
+    whole = Path(text).expanduser()
     path, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
+    if not (colon and path) or whole.exists():
+        return whole, 1.0
+    place = Path(path).expanduser()
     try:
-        return Path(path), float(scale)
+        value = float(scale)
     except ValueError:
+        there = f"{path} is there" if place.exists() else "there is no such path"
         raise ValueError(
-            f"--adapter {text!r:.80}: no such path, and {scale!r:.20} is no scale; write PATH or PATH:0.5"
+            f"--adapter {text!r:.80}: {there}, and {scale!r:.20} is no scale; write PATH or PATH:0.5, with a decimal point"
         ) from None
+    if not (math.isfinite(value) and abs(value) <= MAX_SCALE):
+        raise ValueError(
+            f"--adapter {text!r:.80}: the scale {scale!r:.20} must be a number of at most {MAX_SCALE:g}, such as 0.5"
+        )
+    return place, value
 
 
 def _show(done: int, total: int) -> None:

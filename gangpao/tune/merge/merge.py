@@ -97,7 +97,8 @@ def _onto_folder(
         if not options.check:
             return None
         ids = _ids(Tokenizer.from_dir, source, base.config)
-        return _judged(check.compare(base.config, base, adapted, folder.Folder(staging), ids, advance), target, options)
+        found = check.compare(base.config, base, adapted, folder.Folder(staging), ids, advance)
+        return _judged(found, target, options, on_note)
 
 
 def _onto_file(
@@ -126,7 +127,7 @@ def _onto_file(
             return None
         written = gguf.File(stack.enter_context(GGUF.open(staging)))
         ids = _ids(lambda path: Tokenizer.from_gguf(base.gguf.metadata), source, config)
-        return _judged(check.compare(config, base, adapted, written, ids, advance), target, options)
+        return _judged(check.compare(config, base, adapted, written, ids, advance), target, options, on_note)
 
 
 def _read(
@@ -168,13 +169,19 @@ def _ids(tokenizer_of: Callable[[Path], Tokenizer], path: Path, config: ModelCon
     return [[i for i in row if i < config.vocab_size] for row in rows]
 
 
-def _judged(comparison: Comparison, target: Path, options: Options) -> Comparison:
+def _judged(comparison: Comparison, target: Path, options: Options, on_note: OnNote) -> Comparison:
     if comparison.accepted(options.max_difference):
+        if comparison.too_small:
+            on_note(
+                f"on the texts of the check this adapter moves the base by {comparison.effect:.2g} nats only: too little to judge "
+                "whether the merge kept it. Was it trained, and is its scale above 0?"
+            )
         return comparison
+    more = "a type with more bits (--type Q8_0 or F16)" if target.suffix == ".gguf" else "a base in float32"
     raise Different(
         f"{target} was not written, because it would not answer as the adapter does. {comparison}\n"
-        f"That is above --max-difference {options.max_difference:g}; a type with more bits (--type Q8_0 or F16) loses less, and "
-        "the adapter beside its base loses nothing (--adapter)",
+        f"That is above --max-difference {options.max_difference:g}; {more} loses less, and the adapter beside its base "
+        "loses nothing (--adapter)",
         comparison,
     )
 

@@ -16,7 +16,7 @@ from gangpao.formats.adapters import Adapter, Form, write_gguf, write_peft
 from gangpao.formats.gguf import GGUF
 from gangpao.model import weights
 from gangpao.tune.merge.command import merge as command
-from gangpao.tune.merge.merge import Options, merge
+from gangpao.tune.merge.merge import Different, Options, merge
 from tests.formats.adapters.models import random_adapter
 from tests.formats.adapters.test_gguf import ALL, IDS, far, logits
 from tests.formats.adapters.test_gguf import merge as merged_in_place
@@ -120,6 +120,34 @@ def test_a_type_that_swallows_the_adapter_is_refused_with_exit_code_1(tmp_path: 
     assert done.exit_code == 0, done.output
     assert "perplexity: base" in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base.gguf", "merged.gguf"]
+
+
+def test_a_weak_adapter_that_is_lost_is_refused_too_and_one_without_effect_is_noted(tmp_path: Path) -> None:
+    model = base_file("llama", tmp_path / "base.gguf", "Q4_0")
+    write_peft(tmp_path / "adapter", random_adapter(model, ALL, scale=0.05))
+    with pytest.raises(Different, match="--type Q8_0") as refused:
+        merge(tmp_path / "base.gguf", [(tmp_path / "adapter", 0.02)], tmp_path / "merged.gguf")
+    assert 1e-7 < refused.value.comparison.kept < 1e-4
+    notes: list[str] = []
+    merge(tmp_path / "base.gguf", [(tmp_path / "adapter", 0.0)], tmp_path / "same.gguf", on_note=notes.append)
+    assert "too little to judge" in notes[-1]
+
+
+def test_a_scale_that_is_none_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(command)
+    (tmp_path / "r").mkdir()
+    for scale, words in (
+        ("nan", "the scale 'nan' must be"),
+        ("inf", "the scale 'inf' must be"),
+        ("0,5", "'0,5' is no scale"),
+        ("abc", "is there, and 'abc'"),
+    ):
+        done = CliRunner().invoke(
+            app, [str(tmp_path), "--adapter", f"{tmp_path / 'r'}:{scale}", "--out", str(tmp_path / "o")]
+        )
+        assert done.exit_code, scale
+        assert words in str(done.exception)
 
 
 def test_a_merged_model_ends_its_turns_as_its_base_does(tmp_path: Path) -> None:
