@@ -33,7 +33,7 @@ from gangpao.tune.data.batches import Answers, PreferenceLoader, Preferences, pr
 from gangpao.tune.data.config import Kind, TuneData, TuneFile
 from gangpao.tune.data.render import Renderer
 from gangpao.tune.data.report import FileReport, Report
-from gangpao.tune.data.rows import Example, Fault, Opened, converted, open_file, refuse_other_kinds
+from gangpao.tune.data.rows import UNREAD, Example, Fault, Opened, converted, open_file, refuse_other_kinds
 from gangpao.tune.pictures.table import PictureTable
 
 MOST_SHOWN = 200  # training rows of a file whose places are remembered, to be shown
@@ -289,7 +289,7 @@ class _Preparation:
         dropped, name = read.report.dropped, read.opened.name
         if not read.report.read:
             return f"data: {name} has no rows"
-        if dropped["malformed"] == read.report.read:
+        if sum(dropped[reason] for reason in UNREAD) == read.report.read:
             first = next(row for row in self.report.named if row.file == name)
             return f"data: {name}: {read.opened.explain(read.report.read)} ({first.where}: {first.detail})"
         why = next(line for line in self.report.lines() if line.startswith(f"{name}: "))

@@ -16,6 +16,12 @@ MOST_NAMED = 1000  # rows that are named one by one; all are counted
 # Reason -> what a row that was dropped for it is, in English and Chinese.
 REASONS: dict[Reason, tuple[str, str]] = {
     "encoding": ("wrong encoding", "编码错误"),
+    "json": ("no JSON", "不是 JSON"),
+    "role": ("wrong role", "角色不对"),
+    "unanswered": ("no answer", "没有回答"),
+    "content": ("content that is no text", "内容不是文本"),
+    "turns": ("no turns", "没有对话轮次"),
+    "order": ("wrong order of turns", "轮次顺序不对"),
     "malformed": ("not in a form that is read", "格式不对"),
     "empty": ("empty question or answer", "问题或回答为空"),
     "template": ("refused by the chat template", "对话模板不接受"),
@@ -82,6 +88,16 @@ class Report:
         if len(self.named) < MOST_NAMED:
             self.named.append(row)
 
+    def _rows(self, file: FileReport, most: int, total: int, *, cut: bool, zh: bool) -> list[str]:
+        """The first `most` rows that were dropped or cut, one a line, and how many more there are."""
+        rows = [row for row in self.named if row.file == file.name and (row.reason == "cut") == cut][:most]
+        more = total - len(rows)
+        words = ("and {} more, which --html lists" if len(self.named) < MOST_NAMED else "and {} more", "另有 {} 行")
+        return [
+            *(f"  {row.where}: {row.detail}" for row in rows),
+            *([f"  {words[zh].format(f'{more:,}')}"] if more else []),
+        ]
+
     def _first(self, file: FileReport, *, cut: bool) -> str:
         rows = (row for row in self.named if row.file == file.name and (row.reason == "cut") == cut)
         return next((f"; {row.where}: {row.detail}" for row in rows), "")
@@ -136,8 +152,11 @@ class Report:
         found = np.percentile(self.lengths, list(shares.values()), method="higher")
         return {name: int(value) for name, value in zip(shares, found, strict=True)}
 
-    def lines(self, language: Language = "en") -> list[str]:
-        """What somebody should know, one sentence a line; nothing where all rows are used whole."""
+    def lines(self, language: Language = "en", *, rows: int = 0) -> list[str]:
+        """What somebody should know, one sentence a line; nothing where all rows are used whole.
+
+        rows: how many dropped and how many cut rows of a file have a line of their own; 0: the first one stands in the sentence.
+        """
         zh = language == "zh"
         out = list(self.notes)
         for file in self.files:
@@ -149,10 +168,13 @@ class Report:
                 )
                 why, dropped = ("，" if zh else ", ").join(counts), file.dropped.total()
                 line = sentence[zh].format(name=file.name, dropped=dropped, read=file.read, why=why)
-                out.append(line + self._first(file, cut=False))
+                out.append(line if rows else line + self._first(file, cut=False))
+                out += self._rows(file, rows, dropped, cut=False, zh=zh) if rows else []
             if file.cut:
                 sentence = "{name}: {cut:,} rows are cut", "{name}：{cut:,} 行被截断"
-                out.append(sentence[zh].format(name=file.name, cut=file.cut) + self._first(file, cut=True))
+                line = sentence[zh].format(name=file.name, cut=file.cut)
+                out.append(line if rows else line + self._first(file, cut=True))
+                out += self._rows(file, rows, file.cut, cut=True, zh=zh) if rows else []
             if file.thoughts_left_out:
                 sentence = (
                     "{name}: {count:,} answers have a thought beside them that is left out: the model has no marks for thoughts",

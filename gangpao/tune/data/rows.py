@@ -20,7 +20,23 @@ from gangpao.data.sources.preferences import Labelled, Pair, detect_preferences,
 from gangpao.data.sources.source import explain, first_rows, matching, placed_rows, resolve
 from gangpao.tune.data.config import Kind, TuneFile
 
-Reason = Literal["encoding", "malformed", "empty", "template", "long", "duplicate", "heldout", "unwanted", "picture"]
+Reason = Literal[
+    "encoding", "json", "role", "unanswered", "content", "turns", "order", "malformed", "empty", "template", "long", "duplicate",
+    "heldout", "unwanted", "picture",
+]  # fmt: skip
+# What the words of a form's reader begin or end with -> the reason that is counted; others are "malformed".
+_SAID: dict[str, Reason] = {
+    "has the role": "role", "has no answer to learn from": "unanswered", "the last turn is no answer": "unanswered",
+    "its last turn is no answer": "unanswered", "has no content": "content", "has no list of turns": "turns",
+}  # fmt: skip
+UNREAD: tuple[Reason, ...] = (
+    "json",
+    "role",
+    "unanswered",
+    "content",
+    "turns",
+    "malformed",
+)  # rows in no form that is read
 Example = Document | Pair | Labelled
 
 
@@ -51,10 +67,10 @@ class Opened:
             self.folder = path.parent  # where the paths of its pictures begin
             for where, row in placed_rows(self.source, (path,)):
                 if row.wrong:
-                    yield where, Fault("encoding" if row.encoding else "malformed", row.wrong)
+                    yield where, Fault("encoding" if row.encoding else "json", row.wrong)
                     continue
                 found = row.value if isinstance(row.value, Document) else self.parse(row.value)
-                fault = Fault("malformed", found) if isinstance(found, str) else _fault(found)
+                fault = _unread(found) if isinstance(found, str) else _fault(found)
                 yield where, fault or found  # type: ignore[misc]
 
     def explain(self, rows: int) -> str:
@@ -146,6 +162,11 @@ def refuse_other_kinds(opened: Opened, kind: Kind) -> None:
         )
 
 
+def _unread(words: str) -> Fault:
+    """What a form's reader said of a row that it did not read, with the reason that is counted."""
+    return Fault(next((reason for said, reason in _SAID.items() if said in words), "malformed"), words)
+
+
 def _fault(example: Example) -> Fault | None:
     if isinstance(example, Pair):
         for name, side in (("chosen", example.chosen), ("rejected", example.rejected)):
@@ -161,12 +182,29 @@ def _fault_of(document: Document) -> Fault | None:
         return Fault("encoding", "holds half a character (a lone surrogate): its file was written wrongly")
     if not document.messages:
         return None if document.text.strip() else Fault("empty", "is an empty text")
+    if (wrong := _order(document)) is not None:
+        return Fault("order", wrong)
     for number, turn in enumerate(document.messages, 1):
         said = turn["content"].strip() or turn.get("tool_calls")
         if not said and turn["role"] in ("user", "assistant"):
             return Fault(
                 "empty", f"turn {number} is an empty {'answer' if turn['role'] == 'assistant' else 'question'}"
             )
+    return None
+
+
+def _order(document: Document) -> str | None:
+    """What is wrong with the order of turns, which templates such as ChatML would write all the same."""
+    roles = [turn["role"] for turn in document.messages]
+    late = next((i for i, role in enumerate(roles) if role == "system" and i), None)
+    if late is not None:
+        return f"turn {late + 1} is a system turn, which stands first or not at all"
+    first = next((i for i, role in enumerate(roles) if role != "system"), 0)
+    if roles[first] == "assistant":
+        return f"turn {first + 1} is an answer that no question opens"
+    if roles[-1] != "assistant":
+        what = "question" if roles[-1] == "user" else f"{roles[-1]} turn"
+        return f"turn {len(roles)}, the last one, is a {what} without an answer"
     return None
 
 

@@ -23,6 +23,7 @@ from gangpao.units import plain
 
 _GREEN, _GREY, _END = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 _MOST_CHARS = 4000  # of one row on a terminal
+_MOST_ROWS = 20  # dropped or cut rows of a file that are named on a terminal
 _BINS, _BAR = 12, 40
 _PAGE_STYLE = STYLE + (
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.7em;border-radius:.3em;color:#888}"
@@ -86,7 +87,7 @@ def show(
             lines += [f"[{word[name]}]"] if name else []
             lines.append(_on_a_terminal(pieces, color))
     lines += ["", word["lengths"], *_bars(report)]
-    notes = report.lines(language)
+    notes = report.lines(language, rows=_MOST_ROWS)
     lines += ["", *notes] if notes else []
     return "\n".join(lines)
 

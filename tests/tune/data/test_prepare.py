@@ -146,8 +146,8 @@ def test_weights_of_files(tmp_path):
 
 
 BAD = [
-    ({"messages": [{"role": "wizard", "content": "a"}, {"role": "assistant", "content": "b"}]}, "malformed", "role"),
-    ({"messages": [{"role": "user", "content": "a"}]}, "malformed", "no answer to learn from"),
+    ({"messages": [{"role": "wizard", "content": "a"}, {"role": "assistant", "content": "b"}]}, "role", "role"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "unanswered", "no answer to learn from"),
     (talk("a", " "), "empty", "turn 2 is an empty answer"),
     (talk(" ", "b"), "empty", "turn 1 is an empty question"),
     (talk("a\ud83d", "b"), "encoding", "half a character"),
@@ -158,8 +158,28 @@ BAD = [
         "template",
         "must follow",
     ),
-    ({"messages": "no list"}, "malformed", "no list of turns"),
+    ({"messages": "no list"}, "turns", "no list of turns"),
     (17, "malformed", "is a int"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "x"}]}, *talk("a", "b")["messages"]]},
+        "content",
+        "turn 1 has no content",
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": "b"}, *talk("a", "b")["messages"]]},
+        "order",
+        "turn 1 is an answer that no question",
+    ),
+    (
+        {"messages": [*talk("a", "b")["messages"], {"role": "user", "content": "c"}]},
+        "order",
+        "turn 3, the last one, is a question without",
+    ),
+    (
+        {"messages": [*talk("a", "b")["messages"], {"role": "system", "content": "s"}, *talk("a", "b")["messages"]]},
+        "order",
+        "turn 3 is a system turn",
+    ),
 ]
 
 
@@ -176,6 +196,20 @@ def test_bad_rows_are_named_and_counted(tmp_path, row, reason, said):
     assert any("1 of 13 rows are not used" in line and "line 13" in line for line in prepared.report.lines())
     with pytest.raises(ValueError, match=r"rows\.jsonl line 13: .*strict"):
         prepare(config.model_copy(update={"strict": True}), BPE, CHATML, 128)
+
+
+def test_dropped_and_cut_rows_are_listed_with_line_and_reason_up_to_a_number(tmp_path):
+    bad = [talk("", "b"), *([{"messages": [{"role": "user", "content": "a"}]}] * 4)]
+    content = [json.dumps(row) for row in [*rows(3), *bad]] + ["{no json"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(content))
+    report = prepare(TuneData(files="rows.jsonl", root=str(tmp_path), heldout=0), BPE, CHATML, 128).report
+    sentence, *lines = report.lines(rows=4)
+    assert sentence == "rows.jsonl: 6 of 9 rows are not used (1 no JSON, 4 no answer, 1 empty question or answer)"
+    assert lines[0] == f"  {tmp_path}/rows.jsonl line 4: turn 1 is an empty question"
+    assert lines[3].endswith("line 7: has no answer to learn from")
+    assert lines[4:] == ["  and 2 more, which --html lists"]
+    assert len(report.lines(rows=20)) == 7
+    assert len(report.lines()) == 1
 
 
 def test_broken_bytes_are_named(tmp_path):
