@@ -63,12 +63,19 @@ def tune(
     with ctrl_c_later():
         from gangpao.train import progress
         from gangpao.train.summary import run_and_tell
-        from gangpao.tune import run, summary
+        from gangpao.tune import memory, output, run, summary
     wanted = _config(config, model, data, overrides or [])
-    run_and_tell(
-        lambda: run.run_config(wanted, _weights(wanted), out, resume=resume, stream=progress.stderr()),
-        out, summary.facts, summary.text, as_json=as_json,
-    )  # fmt: skip
+    _warn(output.warning(wanted))
+    try:
+        run_and_tell(
+            lambda: run.run_config(wanted, _weights(wanted), out, resume=resume, stream=progress.stderr()),
+            out, summary.facts, summary.text, as_json=as_json,
+        )  # fmt: skip
+    except memory.TooLittle as error:
+        print(
+            f"error: {error}", file=sys.stderr
+        )  # here, because other errors are shown on one line and this has a table
+        raise typer.Exit(2) from error
 
 
 @app.command("data", help="Show rows as the model gets them, how long they are, and what was dropped or cut and why.")
@@ -118,12 +125,22 @@ def plan(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """A table: weights, adapters, gradients, optimizer, activations, logits."""
-    from gangpao.tune import memory
+    """A table: weights, adapters, gradients, optimizer, activations, logits; the exit code is 1 where the run does not fit."""
+    from gangpao.tune import memory, output
 
     wanted = _config(config, model, data, overrides or [])
-    found = memory.plan_of(wanted, _there(wanted))
-    print(json.dumps(found.as_json()) if as_json else found.text())
+    base, device = _there(wanted), memory.device_of(wanted)
+    _warn(output.warning(wanted))
+    found, verdict = memory.plan_of(wanted, base, device.type), memory.verdict(wanted, base, device)
+    print(json.dumps(found.as_json() | verdict) if as_json else f"{found.text()}\n{memory.verdict_text(verdict)}")
+    if not verdict["fits"]:
+        raise typer.Exit(1)
+
+
+def _warn(text: str) -> None:
+    """A note on stderr, of rank 0, before anything is read."""
+    if text and os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _weights(wanted: TuneConfig) -> Path:

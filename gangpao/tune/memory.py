@@ -341,10 +341,11 @@ class Layer:
 def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int = 1) -> Plan:
     """The plan of a run on a base (a folder or a .gguf file), from its headers alone.
 
-    Raises ValueError for a base, or a method on it, that cannot be.
+    Raises ValueError for a base, or a method on it, that cannot be, and for rows longer than the base's context.
     """
     rows = config.objective.answers if config.objective.kind == "grpo" else config.micro_batch_size
     shape, tokens = base_shape(model), rows * config.seq_len
+    _check_length(config, shape, model)
     dtype = config.dtype or compute_dtype(describe(device))
     plain = config.objective.kind in ("sft", "pretrain") and not config.method.dropout and shape.moe is None
     lanes = config.threads or machine.physical_cores() if plain and device == "cpu" else 1
@@ -398,21 +399,69 @@ def _stored(model: Path, shape: ModelConfig) -> str | int:
     return "bf16" if size < 3 * parameters(shape).total else "fp32"
 
 
-def admit(config: TuneConfig, model: Path, device: torch.device, *, ranks: int = 1) -> None:
-    """Raises ValueError when a run needs more memory than there is, with need, have, the table and the ways out."""
-    found = plan_of(config, model, device.type, ranks=ranks)
-    have = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_memory()
-    if found.need <= have:
-        return
-    ways = []
+class TooLittle(ValueError):
+    """There is less memory than a run needs. Its message has lines of its own, a table among them."""
+
+
+def device_of(config: TuneConfig) -> torch.device:
+    """Where a run of one rank would compute."""
+    on_card = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if on_card else "cpu")
+
+
+def available(device: torch.device) -> int:
+    """Bytes that a device has left."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_memory()
+
+
+def ways_of(config: TuneConfig, model: Path, device: torch.device, have: int, *, ranks: int = 1) -> list[str]:
+    """What takes less memory than a run does, in words, with what it then needs."""
+    need, ways = plan_of(config, model, device.type, ranks=ranks).need, []
     for change in changes(config, model):
         less = plan_of(changed(config, change), model, device.type, ranks=ranks).need
         enough = "" if less <= have else ", not enough alone"
-        ways += [f"--set {change} (then {_mib(less)} MiB{enough})"] if less < found.need else []
-    raise ValueError(
+        ways += [f"--set {change} (then {_mib(less)} MiB{enough})"] if less < need else []
+    return [*ways, "a smaller or more strongly quantized base"]
+
+
+def verdict(config: TuneConfig, model: Path, device: torch.device) -> dict[str, Any]:
+    """Whether a run fits on a device: bytes that it needs and that there are, and the ways out where it does not.
+
+    Raises ValueError as plan_of does.
+    """
+    need, have = plan_of(config, model, device.type).need, available(device)
+    fits = need <= have
+    return {"have": have, "fits": fits, "ways_out": [] if fits else ways_of(config, model, device, have)}
+
+
+def verdict_text(found: dict[str, Any]) -> str:
+    """A verdict for people."""
+    if found["fits"]:
+        return f"have {_mib(found['have'])} MiB: the run fits"
+    ways = "".join(f"\n  {way}" for way in found["ways_out"])
+    return f"have {_mib(found['have'])} MiB: the run does not fit. Ways out:{ways}"
+
+
+def admit(config: TuneConfig, model: Path, device: torch.device, *, ranks: int = 1) -> None:
+    """Raises TooLittle, a ValueError, when a run needs more memory than there is, with need, have, the table and the ways out."""
+    found, have = plan_of(config, model, device.type, ranks=ranks), available(device)
+    if found.need <= have:
+        return
+    ways = "".join(f"\n  {way}" for way in ways_of(config, model, device, have, ranks=ranks))
+    raise TooLittle(
         f"not enough memory to tune {model}: it needs {_mib(found.need)} MiB and {_mib(have)} MiB are available.\n"
-        f"{found.text()}\nWays out: {'; '.join([*ways, 'a smaller or more strongly quantized base'])}"
+        f"{found.text()}\nWays out:{ways}"
     )
+
+
+def _check_length(config: TuneConfig, shape: ModelConfig, model: Path) -> None:
+    """Raises ValueError for rows that are longer than what the model was made for."""
+    most = shape.max_position_embeddings
+    if config.seq_len > most:
+        raise ValueError(
+            f"seq_len is {config.seq_len:,}, and {model} reads {most:,} tokens at most: set seq_len to {most} or less "
+            '(longer rows are dropped, or cut with data.too_long = "cut")'
+        )
 
 
 def ways_out(config: TuneConfig) -> str:

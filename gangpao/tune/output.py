@@ -51,6 +51,16 @@ def check(config: TuneConfig, base: Path) -> None:
         )
 
 
+def warning(config: TuneConfig) -> str:
+    """What somebody should know before a run begins about what will come out of it; "" where all is as one expects."""
+    if METHODS[config.method.kind].export != "none":
+        return ""
+    return (
+        f"{config.method.kind} can be trained and compared, but not used afterwards: no adapter and no model is written, only "
+        'checkpoints, from which the run itself goes on. To use what is learned take method.kind = "lora", "dora" or "full"'
+    )
+
+
 def write(out: Path, base: Base, applied: Applied, config: TuneConfig) -> list[str]:
     """Write adapter/ and adapter.gguf, or export/, into the folder of a run. Returns what could not be written, and why."""
     kind = config.method.kind

@@ -138,7 +138,7 @@ def config(**options):
 def folder(tmp_path):
     from gangpao.model import weights
 
-    model = Transformer.build(tiny("llama", **SHAPE), seed=1)
+    model = Transformer.build(tiny("llama", **SHAPE, max_position_embeddings=512), seed=1)
     return weights.save(tmp_path / "base", model.config, weights.state(model))
 
 
@@ -162,3 +162,38 @@ def test_ways_out_are_options_that_a_run_can_have():
     assert "storage=nf4" in memory.changes(config())
     for change in memory.changes(config()):
         assert memory.changed(config(), change) != config()
+
+
+def test_a_plan_says_whether_the_run_fits(folder, monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from gangpao.commands.tune import app
+
+    (tmp_path / "rows.jsonl").write_text("{}")
+    given = ["plan", "-m", str(folder), "--data", str(tmp_path / "rows.jsonl"), "--set", "device=cpu"]
+    done = CliRunner().invoke(app, [*given, "--set", "seq_len=64", "--set", "batch_tokens=128"])
+    assert (done.exit_code, "MiB: the run fits" in done.output) == (0, True), done.output
+    monkeypatch.setattr("gangpao.machine.available_memory", lambda: 1 << 20)
+    done = CliRunner().invoke(
+        app, [*given, "--set", "seq_len=64", "--set", "batch_tokens=128", "--set", "method.kind=bitfit"]
+    )
+    assert done.exit_code == 1
+    assert "have 1 MiB: the run does not fit. Ways out:\n  --set recompute=true (then " in done.output
+    assert "note: bitfit can be trained and compared, but not used afterwards" in done.output
+    run = ["run", *given[1:], "--set", "seq_len=64", "--set", "batch_tokens=128", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 2
+    assert "\nweights" in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_longer_than_the_context_are_refused_with_both_numbers(folder):
+    most = 512
+    with pytest.raises(ValueError, match=rf"seq_len is {2 * most:,}, and .*base reads {most:,} tokens at most"):
+        memory.admit(
+            TuneConfig(
+                model="x", data={"files": ["rows.jsonl"]}, seq_len=2 * most, batch_tokens=2 * most, micro_batch_size=1
+            ),
+            folder,
+            torch.device("cpu"),
+        )
