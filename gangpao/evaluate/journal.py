@@ -110,6 +110,11 @@ class Journal:
             del self._answers[key]
             return None
 
+    def forget(self, *keys: str) -> None:
+        """Have these asked again: what is written next counts. The file keeps the old answers until then."""
+        for key in keys:
+            self._answers.pop(key, None)
+
     @property
     def warnings(self) -> list[str]:
         """What a reader has to know of it, in sentences."""

@@ -18,12 +18,17 @@ def identity_of(model: Model) -> str:
     return facts.sha256 or f"{facts.url} {facts.name}"
 
 
+def key_for(model: Model, prompt: Prompt) -> str:
+    """The journal's key of a prompt to a model."""
+    return key_of("answer", identity_of(model), asdict(prompt))
+
+
 def ask(model: Model, prompts: Sequence[Prompt], journal: Journal, on_answer: OnAnswer) -> list[Generated]:
     """One answer a prompt, in their order; equal prompts are asked once. on_answer gets each, those of the journal first.
 
     A prompt that does not fit is not written down: it cost nothing, and a wider context may take it.
     """
-    keys = [key_of("answer", identity_of(model), asdict(prompt)) for prompt in prompts]
+    keys = [key_for(model, prompt) for prompt in prompts]
     answers: dict[str, Generated] = {}
     missing: dict[str, Prompt] = {}
     for key, prompt in zip(keys, prompts, strict=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gangpao.evaluate.journal import Journal
-from gangpao.evaluate.judge.asked import OnAnswer, ask
+from gangpao.evaluate.judge.asked import OnAnswer, ask, key_for
 from gangpao.evaluate.judge.prompts import Prompts
 from gangpao.evaluate.judge.questions import Question
 from gangpao.evaluate.judge.talk import Answers
@@ -86,18 +86,35 @@ def _texts(question: Question, mine: Sequence[str], other: Sequence[str] | None,
 def judge(
     model: Model, kind: Kind, asked: Sequence[Asking], prompts: Prompts, journal: Journal, on_answer: OnAnswer
 ) -> list[Judgment]:
-    """The judgments, in the order of what is asked."""
+    """The judgments, in the order of what is asked. Those that an earlier run ended without a verdict are asked for anew: the judge
+    may have been repaired since."""
     read = _READERS[kind]
+    words = {"single": prompts.again.mark, "pair": prompts.again.letter, "arena": prompts.again.degree}[kind]
+    _forget_silent(model, asked, words, read, journal)
     first = ask(model, [one.prompt for one in asked], journal, on_answer)
     values = [read(answer.text) for answer in first]
     silent = [i for i, value in enumerate(values) if value is None and first[i].finish != "too_long"]
-    words = {"single": prompts.again.mark, "pair": prompts.again.letter, "arena": prompts.again.degree}[kind]
     second = ask(model, [_again(asked[i].prompt, first[i].text, words) for i in silent], journal, on_answer)
     repeated = dict(zip(silent, second, strict=True))
     return [
         _judgment(one, answer, value, repeated.get(i), read)
         for i, (one, answer, value) in enumerate(zip(asked, first, values, strict=True))
     ]
+
+
+def _forget_silent(
+    model: Model, asked: Sequence[Asking], words: str, read: Callable[[str], float | None], journal: Journal
+) -> None:
+    """Take out of the journal what was asked for twice and has no verdict."""
+    for one in asked:
+        first = key_for(model, one.prompt)
+        answer = journal.take(first, Generated.stored)
+        if answer is None or read(answer.text) is not None:
+            continue
+        second = key_for(model, _again(one.prompt, answer.text, words))
+        repeated = journal.take(second, Generated.stored)
+        if repeated is not None and read(repeated.text) is None:
+            journal.forget(first, second)
 
 
 def _again(prompt: Prompt, said: str, words: str) -> Prompt:

@@ -99,13 +99,27 @@ def test_a_missing_mark_is_asked_for_once_more_and_then_counted(tmp_path):
     with judge_at(Rule(say)) as judging:
         result, again = (run(Talker(), [judging], SAMPLE, OWN, Settings(), tmp_path, quiet=True) for _ in range(2))
     main = result.tasks[0]
-    assert again.tasks == result.tasks
     assert (main.items, main.left_out) == (15, {"no_verdict": 1})
     assert main.value == pytest.approx((14 * 4 + 6) / 15)
-    assert len(seen) == 18
-    flags = [item.item for item in read_items(tmp_path, "judge_sample") if "no_verdict" in item.flags]
-    assert len(flags) == 1
     assert any("15 of 16 judgments hold a verdict; 2 were asked for twice" in note for note in result.notes)
+    # A second run asks for the missing one alone, from its first question on.
+    assert len(seen) == 20
+    assert (again.tasks[0].items, again.tasks[0].left_out) == (16, {})
+    assert again.tasks[0].value == pytest.approx((14 * 4 + 6 + 6) / 16)
+    assert not any(item.flags for item in read_items(tmp_path, "judge_sample"))
+
+
+def test_a_judge_that_was_repaired_is_asked_again(tmp_path):
+    rule, talker = Rule(lambda _: "Nice."), Talker()
+    with judge_at(rule) as judging:
+        with pytest.raises(ValueError, match=r"none of 16 judgments"):
+            run(talker, [judging], SAMPLE, OWN, Settings(), tmp_path, quiet=True)
+        rule.say = lambda _: "Mark: [[4]]"
+        result = run(talker, [judging], SAMPLE, OWN, Settings(), tmp_path, quiet=True)
+        again = run(talker, [judging], SAMPLE, OWN, Settings(), tmp_path, quiet=True)
+    assert (result.tasks[0].value, result.tasks[0].left_out) == (4, {})
+    assert again.tasks == result.tasks
+    assert (len(talker.asked), len(rule.answered)) == (16, 16 + 16 + 16)
 
 
 def test_a_judge_that_never_marks_is_refused(tmp_path):
