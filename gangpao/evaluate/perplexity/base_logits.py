@@ -30,6 +30,7 @@ Rows = npt.NDArray[np.uint16]  # [rows, row_size]
 MAGIC = b"_logits_"
 REACH = 16.0  # how far below the likeliest token a row reaches
 _HEAD = struct.Struct("<8siii")
+_SLACK = 0.05  # of rounding, in log-probabilities
 _SCALES = 4  # uint16 that scale and lowest take
 _MOST_VOCABULARY = 2**18
 
@@ -88,7 +89,8 @@ def unpacked(row: npt.NDArray[np.uint16], vocabulary: int) -> Floats:
 
 
 class BaseLogits:
-    """A file that is read. `ids` [windows, context]. Raises ValueError for one that is damaged or of another kind."""
+    """A file that is read. `ids` [windows, context]. Raises ValueError for one that is damaged or of another kind, and `rows` for
+    rows that are."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,7 +115,25 @@ class BaseLogits:
         shape = self.shape
         offset = shape.rows_begin + window * shape.window_bytes
         found = np.fromfile(self.path, "<u2", shape.counted * shape.row_size, offset=offset)
-        return found.reshape(shape.counted, shape.row_size)
+        rows = found.reshape(shape.counted, shape.row_size)
+        self._check(rows, window)
+        return rows
+
+    def _check(self, rows: Rows, window: int) -> None:
+        """Raises ValueError where a row holds no log-probabilities: they reach from 0 down to 16 below the likeliest token."""
+        heads = np.ascontiguousarray(rows[:, :_SCALES]).view("<f4").astype(np.float64)
+        scale, lowest = heads[:, 0], heads[:, 1]
+        values = rows[:, _SCALES : _SCALES + self.shape.vocabulary]
+        with np.errstate(invalid="ignore", over="ignore"):
+            peak = scale * values.max(axis=1) + lowest
+            good = (scale >= 0) & (scale * 65535 <= REACH + _SLACK) & (peak <= _SLACK)
+            good &= lowest >= -REACH - np.log(self.shape.vocabulary) - _SLACK
+        if not good.all():
+            row = int(np.flatnonzero(~good)[0])
+            raise ValueError(
+                f"{self.path}: damaged: row {row} of window {window} holds no log-probabilities (scale {scale[row]:.6g}, lowest "
+                f"{lowest[row]:.6g}); write the file again with --save"
+            )
 
     def digest(self) -> str:
         """What tells the file from others without reading gigabytes: head, ids and the first window's rows."""

@@ -21,7 +21,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.head.output import LOGIT_ROWS
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.transformer import CHUNK, Segment
-from gangpao.evaluate.models.load import load_engine
+from gangpao.evaluate.models.load import is_url, load_engine
 from gangpao.evaluate.perplexity.windows import Window
 from gangpao.evaluate.results import ModelFacts, sha256_of
 from gangpao.text.tokenizer import Tokenizer
@@ -168,8 +168,13 @@ def open_scorer(model: str, options: EngineOptions = DEFAULT, *, float32: bool =
 
     float32: the engine computes with such weights and activations (torch always does).
 
-    Raises ValueError for what is no model.
+    Raises ValueError for what is no model, and for a server.
     """
+    if is_url(model):
+        raise ValueError(
+            f"{model:.80}: perplexity takes no server, which gives no probabilities of a whole vocabulary: give a model's name, a "
+            ".gguf file or a folder of weights"
+        )
     folder = Path(model).expanduser()
     if (folder / "run.json").is_file():
         folder = folder / "export"

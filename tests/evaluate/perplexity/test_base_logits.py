@@ -159,3 +159,18 @@ def test_the_file_appears_whole(tmp_path):
     writer.finish()
     assert path.read_bytes() == THEIRS.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["x.kld"]
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(0, np.nan), (0, -1.0), (0, 1.0), (1, np.inf), (1, 5.0), (1, -1e30), (0, np.inf), (1, np.nan)]
+)
+def test_rows_that_are_damaged_are_refused_by_name(tmp_path, at, value):
+    theirs = BaseLogits(THEIRS)
+    data = bytearray(THEIRS.read_bytes())
+    begin = theirs.shape.rows_begin + theirs.shape.window_bytes + 2 * theirs.shape.row_size + 4 * at
+    data[begin : begin + 4] = np.array([value], "<f4").tobytes()
+    (tmp_path / "bad.kld").write_bytes(data)
+    file = BaseLogits(tmp_path / "bad.kld")
+    file.rows(0)
+    with pytest.raises(ValueError, match=r"bad.kld: damaged: row 1 of window 1 holds no log-probabilities.*--save"):
+        file.rows(1)

@@ -73,3 +73,7 @@ def test_mistakes_are_answered(model_file, river, options, says):
 def test_it_is_a_command_of_gangpao_eval(model_file, river, capsys):
     assert cli.main(["eval", "perplexity", "-m", str(model_file), str(river), "--context", "24"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["suite"] == "perplexity"
+
+
+def test_a_server_is_refused_with_what_to_give_instead(river):
+    run("-m", "http://127.0.0.1:1/v1", river, fails="perplexity takes no server")
