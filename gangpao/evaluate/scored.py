@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gangpao.evaluate import harnessed
 from gangpao.evaluate.contamination import Searched
+from gangpao.evaluate.graders.instructions.follow import share
 from gangpao.evaluate.results import Answer, Item, TaskResult
 from gangpao.evaluate.settings import Settings
 from gangpao.evaluate.statistics import mean_error
@@ -64,17 +66,18 @@ def own_task(
         made = (harnessed.written(sample["arguments"][0], 1, harness)[0] for sample in found["samples"][task.name])
         thinking = harnessed.thinking_of(list(made))
     for name in sorted(metrics, key=lambda name: name != task.main):
-        values = [item.scores[name] for item in items if name in item.scores]
-        value, stderr = _value(name, values)
+        each = _weighted(asked, items, name)
+        kept = [score for score in each if score is not None]
+        value, stderr = _value(name, kept)
         result = TaskResult(
-            task=task.benchmark, metric=name, value=value, stderr=stderr, items=len(values), of=asked.of,
+            task=task.benchmark, metric=name, value=value, stderr=stderr, items=len(kept), of=asked.of,
             higher_is_better=name != "perplexity", mode=_MODES[task.how], shots=asked.shots, main=name == task.main,
-            parts=_parts(asked, items, name), prompt_version=f"{task.name} {task.version}",
+            parts=_parts(asked, each, name), prompt_version=f"{task.name} {task.version}",
             grader=grader.name if grader else "", stop=[] if chat else list(task.stop), items_in=task.name, data=asked.origin,
             left_out=dict(left_out),
             thinking=thinking,
             contaminated=None if searched is None else sum(seen), not_searched=None if searched is None else sum(unknown),
-            clean_value=_clean(name, items, unclean),
+            clean_value=_clean(name, each, unclean),
         )  # fmt: skip
         yield result, items if name == task.main else []
 
@@ -124,23 +127,39 @@ def _explained(item: Item, doc: Doc, grade: Grade) -> Item:
     return item.model_copy(update={"extra": item.extra | said})
 
 
-def _value(metric: str, values: Sequence[float]) -> tuple[float, float | None]:
+Weighted = tuple[float, int]  # a score, and over how many things it is
+
+
+def _weighted(asked: Asked, items: Sequence[Item], metric: str) -> list[Weighted | None]:
+    """Of each item; None where it has no such score. What is counted by instruction weighs as many as the item has."""
+    by_instruction = metric.startswith("instruction_")
+    return [
+        (item.scores[metric], len(json.loads(doc["instructions"])) if by_instruction else 1) if metric in item.scores else None
+        for doc, item in zip(asked.docs, items, strict=True)
+    ]  # fmt: skip
+
+
+def _value(metric: str, scores: Sequence[Weighted]) -> tuple[float, float | None]:
+    """With its standard error, for which items are independent."""
+    if metric.startswith("instruction_"):
+        return share([(score * weight, weight) for score, weight in scores])
+    values = [score for score, _ in scores]
     middle, error = sum(values) / len(values), mean_error(values)
     if metric != "perplexity":
         return middle, error
     return math.exp(-middle), error and math.exp(-middle) * error
 
 
-def _clean(metric: str, items: Sequence[Item], unclean: Sequence[bool]) -> float | None:
+def _clean(metric: str, scores: Sequence[Weighted | None], unclean: Sequence[bool]) -> float | None:
     """The value over the items that were looked for and not found; None where these are all or none."""
-    kept = [item.scores[metric] for item, was in zip(items, unclean, strict=True) if not was and metric in item.scores]
+    kept = [score for score, was in zip(scores, unclean, strict=True) if not was and score is not None]
     return _value(metric, kept)[0] if kept and any(unclean) else None
 
 
-def _parts(asked: Asked, items: Sequence[Item], metric: str) -> dict[str, float]:
+def _parts(asked: Asked, scores: Sequence[Weighted | None], metric: str) -> dict[str, float]:
     """The metric by subject."""
-    by_subject: dict[str, list[float]] = defaultdict(list)
-    for doc, item in zip(asked.docs, items, strict=True):
-        if doc.get("subject") and metric in item.scores:
-            by_subject[doc["subject"]].append(item.scores[metric])
-    return {subject: sum(values) / len(values) for subject, values in sorted(by_subject.items())}
+    by_subject: dict[str, list[Weighted]] = defaultdict(list)
+    for doc, score in zip(asked.docs, scores, strict=True):
+        if doc.get("subject") and score is not None:
+            by_subject[doc["subject"]].append(score)
+    return {subject: _value(metric, found)[0] for subject, found in sorted(by_subject.items())}

@@ -13,6 +13,8 @@ import pytest
 
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
+from gangpao.evaluate.graders.instructions.follow import accuracies, follow
+from gangpao.evaluate.graders.instructions.prompts import instructions_of, rows
 from gangpao.evaluate.models.gguf import EngineModel
 from gangpao.evaluate.models.harness import Harness, answer_key
 from gangpao.evaluate.models.load import facts_of, load
@@ -361,8 +363,16 @@ def test_programs_are_run_only_where_that_was_allowed(tiny, tmp_path):
 
 def test_instructions_are_checked_by_programs(tiny, tmp_path):
     result = run(Said(tiny, {}), None, tmp_path, ("instructions",), limit=6)
-    assert [(t.metric, t.value, t.items) for t in result.tasks] == [("prompt_strict", 0.0, 6), ("prompt_loose", 0.0, 6)]
+    names = ["prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"]
+    assert [(t.metric, t.value, t.items) for t in result.tasks] == [(name, 0.0, 6) for name in names]
     assert set(result.tasks[0].parts) == {"en", "zh"}
+    said = Said(tiny, {"": Generated("One line, in small letters.", "stop", 3)})
+    result = run(said, None, tmp_path / "more", ("instructions",))
+    answers = [follow("One line, in small letters.", instructions_of(row)) for row in rows()]
+    wanted = accuracies(answers)
+    for task in result.tasks:
+        assert (task.value, task.stderr) == pytest.approx(wanted[task.metric])
+    assert 0 < wanted["prompt_strict"][0] < wanted["instruction_strict"][0] < 1
 
 
 def test_an_adapter_is_part_of_the_model_and_of_what_names_a_run(tiny, tmp_path):

@@ -94,10 +94,13 @@ def _one(metric: str, found: Grade) -> Scores:
 
 
 def _instructions(doc: Doc, answer: str) -> Scores:
-    """Whether all instructions were kept: by the letter, and with what often stands around an answer left out."""
+    """Whether all instructions were kept, and how many of them: by the letter, and with what often stands around an answer left
+    out."""
     asked = instructions_of({"instructions": json.loads(doc["instructions"])})
     found = follow(answer, asked)
     broken = [one.kind for one, kept in zip(asked, found.strict, strict=True) if not kept]
     return {
-        "prompt_strict": float(all(found.strict)), "prompt_loose": float(all(found.loose)), "why": f"not kept: {', '.join(broken)}",
+        "prompt_strict": float(all(found.strict)), "prompt_loose": float(all(found.loose)),
+        "instruction_strict": sum(found.strict) / len(asked), "instruction_loose": sum(found.loose) / len(asked),
+        "why": f"not kept: {', '.join(broken)}",
     }  # fmt: skip

@@ -66,12 +66,12 @@ def accuracies(followed: Sequence[Followed]) -> dict[str, tuple[float, float | N
     result: dict[str, tuple[float, float | None]] = {}
     for name in ("strict", "loose"):
         kept: list[tuple[bool, ...]] = [getattr(f, name) for f in followed]
-        result[f"prompt_{name}"] = _share([(float(all(k)), 1) for k in kept])
-        result[f"instruction_{name}"] = _share([(float(sum(k)), len(k)) for k in kept])
+        result[f"prompt_{name}"] = share([(float(all(k)), 1) for k in kept])
+        result[f"instruction_{name}"] = share([(float(sum(k)), len(k)) for k in kept])
     return result
 
 
-def _share(parts: list[tuple[float, int]]) -> tuple[float, float | None]:
+def share(parts: Sequence[tuple[float, int]]) -> tuple[float, float | None]:
     """Kept / asked over all prompts, and the standard error of that ratio with prompts as clusters."""
     total, count = sum(n for _, n in parts), len(parts)
     if total == 0:
