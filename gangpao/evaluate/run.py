@@ -71,6 +71,7 @@ def evaluate(model: Model, settings: Settings, out: Path, *, quiet: bool = False
         spent = Spent(journal, model.usage)
         _told(journal.warnings, shown.progress)
         settings = _ready(settings, source, state, shown.progress)
+        state.notes += _told(_without_effect(model, settings), shown.progress)
         found = _contaminated(settings, source, state, shown.progress) if settings.corpus else None
         try:
             for number, name in enumerate(settings.tasks, 1):
@@ -120,6 +121,25 @@ def _ready(settings: Settings, source: DataSource, state: _State, progress: Prog
     if not ready:
         raise ValueError("; ".join(state.notes))
     return replace(settings, tasks=tuple(ready))
+
+
+def _without_effect(model: Model, settings: Settings) -> list[str]:
+    """What was said about thinking, where nothing comes of it."""
+    options = {
+        "--think": settings.think,
+        "--no-think": settings.think is False or None,
+        "--think-budget": settings.think_budget,
+    }
+    given = [
+        name for name, value in options.items() if value is not None and not (name == "--think" and value is False)
+    ]
+    if not given:
+        return []
+    if model.thinks is False:
+        return [f"{' and '.join(given)}: no effect, since the chat template of {model.facts.name} has no thoughts"]
+    if not settings.chat and not any(TASKS[name].conversation for name in settings.tasks if name in TASKS):
+        return [f"{' and '.join(given)}: no effect, since no task is asked as a conversation here; --chat does that"]
+    return []
 
 
 def _asked(

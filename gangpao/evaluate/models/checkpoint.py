@@ -272,6 +272,11 @@ class CheckpointModel:
         return cls(checkpoint, facts, template)
 
     @property
+    def thinks(self) -> bool:
+        """Whether the folder's template has thoughts."""
+        return self._template.thoughts is not None
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What of the set-up changes scores."""
         weight = self.checkpoint.model.model.embed_tokens.weight

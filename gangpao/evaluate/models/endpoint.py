@@ -43,6 +43,7 @@ class Endpoint:
     """
 
     renders = False
+    thinks: bool | None = None
 
     def __init__(
         self,

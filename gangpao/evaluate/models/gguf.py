@@ -49,6 +49,11 @@ class EngineModel:
         self._scheduler: Scheduler | None = None
 
     @property
+    def thinks(self) -> bool:
+        """Whether the file's template has thoughts."""
+        return self.engine.template.thoughts is not None
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What of the set-up changes scores."""
         tokenizer = self.engine.tokenizer

@@ -108,7 +108,8 @@ class Usage:
 
 
 class Model(Protocol):
-    """One model under evaluation; `facts` says which. renders: whether conversations become text on this side."""
+    """One model under evaluation; `facts` says which. renders: whether conversations become text on this side. thinks: whether its
+    template has thoughts; None where only a server knows."""
 
     renders: bool
     facts: ModelFacts
@@ -117,6 +118,9 @@ class Model(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]:
         """What of the set-up changes scores."""
+
+    @property
+    def thinks(self) -> bool | None: ...
 
     def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[Score]]]:
         """(number of the group, scores of its continuations) as they are done, in any order."""
