@@ -168,14 +168,30 @@ def speed_of(speed: SpeedOptions) -> measured.Measured:
             f"{' and '.join(given) or 'no speed'}: give one of --bench FILE (what `gangpao bench MODEL` printed), "
             "--speed TOKENS_A_SECOND or --device NAME (`gangpao cost --devices` lists them)"
         )
+    _check_choice(speed)
     if speed.bench is not None:
         found = measured.read(speed.bench, model=speed.model, context=speed.context, batch=speed.batch)
     elif speed.device is not None:
         row, table = devices.get(speed.device), devices.load()
         found = measured.Measured(f"{row.title}, {row.soc}: {table.model} ({table.source})", row.tok_s)
     else:
-        found = measured.Measured("--speed", speed.speed, batch_tps=speed.speed if speed.served else None)
+        found = measured.Measured("--speed", speed.speed)
     return replace(found, prefill_tps=speed.prefill_speed) if speed.prefill_speed is not None else found
+
+
+def _check_choice(speed: SpeedOptions) -> None:
+    """Raises ValueError for options that choose among measurements where there are none to choose from."""
+    if speed.bench is not None:
+        return
+    source = "--device" if speed.device is not None else "--speed"
+    options = {
+        "--served": speed.served or None, "--model": speed.model, "--context": speed.context, "--batch": speed.batch,
+    }  # fmt: skip
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)}: chooses among what was measured, and {source} is one speed: leave it out, or give --bench"
+        )
 
 
 def work_of(found: measured.Measured, speed: SpeedOptions) -> Workload:

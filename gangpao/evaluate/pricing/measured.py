@@ -78,7 +78,7 @@ def _of_mapping(data: Mapping[str, Any], where: str) -> Measured:
     found: dict[str, float | None] = {}
     for name in ("decode_tps", "prefill_tps", "batch_tps"):
         value = data.get(name)
-        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+        if value is not None and not (_is_number(value) and 0 < value < math.inf):
             raise ValueError(f"{where}: {name} is {value!r:.40}, and a speed is a number above 0")
         found[name] = value
     if found["decode_tps"] is None and found["batch_tps"] is None:
@@ -89,14 +89,18 @@ def _of_mapping(data: Mapping[str, Any], where: str) -> Measured:
         found["decode_tps"],
         found["prefill_tps"],
         found["batch_tps"],
-        batch if isinstance(batch, int) else None,
+        batch if isinstance(batch, int) and not isinstance(batch, bool) else None,
         _range(data.get("decode_range")),
         _range(data.get("batch_range")),
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _range(value: Any) -> tuple[float, float] | None:
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) and v > 0 for v in value):
+    if isinstance(value, list) and len(value) == 2 and all(_is_number(v) and v > 0 for v in value):
         return float(value[0]), float(value[1])
     return None
 
@@ -108,6 +112,12 @@ def _of_suite(
     names = list(dict.fromkeys(str(row.get("model")) for row in rows))
     if model is None and len(names) > 1:
         raise ValueError(f"{path} has several models: choose one with --model: {', '.join(names)}")
+    for number, row in enumerate(rows, 1):
+        for key in ("context", "batch"):
+            if row.get(key) is not None and (not isinstance(row[key], int) or isinstance(row[key], bool)):
+                raise ValueError(
+                    f"{path}: row {number}: {key} is {row[key]!r:.40}, and has to be a whole number; measure again"
+                )
     for key, wanted in (("model", model), ("context", context), ("batch", batch)):
         there = list(dict.fromkeys(row.get(key) for row in rows))
         rows = rows if wanted is None else [row for row in rows if row.get(key) == wanted]
