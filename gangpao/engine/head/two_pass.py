@@ -73,22 +73,25 @@ class TwoPass:
         """Of every row of `normed` what it needs; `kernels.linear` would give the same and more."""
         kind = max(need.count for need in needs), len(needs)
         habit = self._habits.setdefault(kind, _Habit(TOO_MANY / len(needs)))
-        if not self._candidates.sound or not habit.searches():
+        learned = len(self._due) < len(DUE)  # without directions bounds are wide
+        if not (self._candidates.sound and learned and habit.searches()):
             kernels.linear(self._head, normed, out)
             self.read = float(self._head.nbytes)
+            if not learned:
+                self._take(normed)
             return
         panels = kernels.linear_largest(self._candidates, normed, out, [(need.count, need.known) for need in needs])
         self.read += RECENT * (self._candidates.bytes_of(panels) - self.read)
-        if len(self._due) < len(DUE):  # without directions bounds are wide
-            habit.saw(panels / self._candidates.panels)
+        habit.saw(panels / self._candidates.panels)
         self._take(normed)
 
     def _take(self, normed: kernels.Activation) -> None:
         """Take these hidden states in, where directions are about to be learned, and learn them when that is due."""
         self._rows += normed.n
         if self._rows > self._due[0] - KEPT:
-            self._states += list(normed.dequantized(32 if normed.has_blocks else 256))
-        if self._rows < self._due[0]:
+            states = normed.dequantized(32 if normed.has_blocks else 256)
+            self._states += [one for one in states if np.isfinite(one).all()]
+        if self._rows < self._due[0] or len(self._states) < DIRECTIONS:
             return
         self._learn(np.stack(self._states[-KEPT:]))
         self._rows = 0

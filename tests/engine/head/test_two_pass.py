@@ -94,6 +94,19 @@ def test_a_search_reads_less_than_the_head(engine, monkeypatch):
     assert model.bytes_per_token == model.nbytes - model._output.spared
 
 
+def test_states_that_are_no_numbers_are_not_learned_from(engine):
+    model = engine.model
+    output = Output(model.config, model.weights)
+    states = np.full((16, model.config.hidden_size), np.nan, np.float32)
+    for _ in range(3):
+        assert np.isnan(output.logits(states, range(16), [GREEDY] * 16, [()] * 16)).any()
+    states = np.random.default_rng(0).normal(size=states.shape).astype(np.float32)
+    full = output.logits(states, range(16), [None] * 16, [()] * 16)
+    for _ in range(3):
+        found = output.logits(states, range(16), [GREEDY] * 16, [()] * 16)
+        np.testing.assert_array_equal(found.argmax(1), full.argmax(1))
+
+
 def test_a_need_says_what_a_choice_looks_at():
     def need(ahead=(), **settings):
         sampler = Sampler(SamplingParams(**settings), 1000, [5, 6])
