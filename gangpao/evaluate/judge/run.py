@@ -81,7 +81,7 @@ def run(
     started = time.monotonic()
     identity = {"judged": identity_of(model), "questions": questions.name, **model.settings}
     with Journal(out, identity) as journal:
-        before = journal.get("seconds") or 0.0
+        before = journal.take("seconds", float) or 0.0
         try:
             with _Shown("answers", turns_of(chosen.questions), None, quiet) as shown:
                 answers = converse(model, chosen.questions, journal, settings.manner, shown)
@@ -95,10 +95,11 @@ def run(
             ]
         finally:
             journal.put("seconds", before + time.monotonic() - started)
-        seconds = journal.get("seconds")
+        seconds, damaged = journal.get("seconds"), journal.warnings
     tasks = _scores(judged, chosen, questions, settings, prompts, answers)
     write_items(out, questions.name, _items(chosen.questions, answers, judged, settings.kind, baseline))
     result = _result(model, judged, questions, prompts, settings, tasks, answers, seconds)
+    result = result.model_copy(update={"notes": [*result.notes, *damaged]})
     write_run(out, result)
     if len(tasks[0].parts) >= radar.FEWEST:
         try:

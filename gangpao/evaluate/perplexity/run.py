@@ -141,6 +141,7 @@ def run_perplexity(
             writer.finish()
         result = _result(scorer, material, total, settings | {"cost_profile": meter.name}, meter)
         if out is not None and journal is not None:
+            result = result.model_copy(update={"notes": [*result.notes, *journal.warnings]})
             results.write_items(out, material.name, _items(material, journal, scorer))
             results.write_run(out, result)
     return result

@@ -386,3 +386,17 @@ def test_a_key_of_the_environment_goes_to_the_judge_only(tmp_path, monkeypatch):
     keys = [{a.headers.get("authorization") for a in server.asked} for server in (model, judging, other)]
     assert keys == [{None}, {"Bearer sk-of-the-judge"}, {"Bearer sk-other"}]
     assert "at http" in result.output  # two judges of one name
+
+
+def test_a_damaged_answer_is_asked_again_and_told(tmp_path):
+    rule, talker = Rule(), Talker()
+    with judge_at(rule) as judging:
+        first = run(talker, [judging], SAMPLE, OWN, Settings(), tmp_path, quiet=True)
+        path = tmp_path / "journal.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[1] = json.dumps({"key": json.loads(lines[1])["key"], "answer": {"text": 1}}).encode() + b"\n"
+        path.write_bytes(b"".join(lines))
+        again = run(talker, [judging], SAMPLE, OWN, Settings(), tmp_path, quiet=True)
+    assert again.tasks == first.tasks
+    assert len(talker.asked) == 17
+    assert again.notes[-1].startswith("journal.jsonl has damaged lines: 1.")

@@ -271,3 +271,14 @@ def test_texts_that_cannot_be_read_are_named(scorer, tmp_path, name, content, sa
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=says):
         run_perplexity(scorer, [path], windowing=SMALL)
+
+
+def test_a_damaged_answer_is_computed_again_and_told(scorer, river, tmp_path):
+    first = run_perplexity(scorer, [river], out=tmp_path, windowing=Windowing(16))
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1], lines[2] = b'{"key":"0","answer":{"nll":"x"}}\n', b"\x00\n"
+    path.write_bytes(b"".join(lines))
+    again = run_perplexity(scorer, [river], out=tmp_path, windowing=Windowing(16))
+    assert again.tasks == first.tasks
+    assert again.notes[-1].startswith("journal.jsonl has damaged lines: 2.")
