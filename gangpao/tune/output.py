@@ -21,6 +21,7 @@ from gangpao.train.pretrain import export
 from gangpao.tune.base.load import Base
 from gangpao.tune.config import TuneConfig
 from gangpao.tune.methods import METHODS, Applied
+from gangpao.tune.methods.ia3_file import write_ia3
 from gangpao.tune.pictures import load as sight
 from gangpao.tune.sight.output import tuned, write_folder
 
@@ -34,7 +35,7 @@ def there(out: Path) -> bool:
 
 def check(config: TuneConfig, base: Path) -> None:
     """Raises ValueError, before anything is trained, where nothing could come out of the run that anybody reads."""
-    if sight.sees(base) and "text" in config.vision.train and METHODS[config.method.kind].export == "none":
+    if sight.sees(base) and "text" in config.vision.train and METHODS[config.method.kind].export in ("none", "ia3"):
         raise ValueError(
             f"what {config.method.kind} changes is no weight, and of a model that sees a whole folder comes out: take "
             'method.kind = "lora", "dora" or "full"'
@@ -53,6 +54,8 @@ def check(config: TuneConfig, base: Path) -> None:
 
 def warning(config: TuneConfig) -> str:
     """What somebody should know before a run begins about what will come out of it; "" where all is as one expects."""
+    if METHODS[config.method.kind].export == "ia3":
+        return "ia3 is written as a PEFT folder, and used by merging it (gangpao merge); chat and serve do not read it as it is"
     if METHODS[config.method.kind].export != "none":
         return ""
     return (
@@ -71,6 +74,10 @@ def write(out: Path, base: Base, applied: Applied, config: TuneConfig) -> list[s
     elif METHODS[kind].trains_base:
         values = {name: p.detach() for name, p in base.model.named_parameters()}
         export(out / EXPORT, base.config, values, base.path)
+        return []
+    if METHODS[kind].export == "ia3":
+        with new_folder(out / ADAPTER) as folder:
+            write_ia3(folder, applied.modules, str(base.path), base.sha256, dict(_beside(base)))
         return []
     if not METHODS[kind].export.startswith("peft"):
         return [f"{kind}: no form that other programs read holds it; what was trained is in {out / 'checkpoints'}"]

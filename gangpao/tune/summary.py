@@ -84,9 +84,12 @@ def next_commands(out: Path, found: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     if not found["adapter"]:
         return [plot]
-    return [
+    beside = [
         (f"gangpao chat -m {base} --adapter {run}", "talk with it"),
         (f"gangpao serve {base} --adapter NAME={run}", "serve it beside the base, as a model NAME"),
+    ]
+    return [
+        *(beside if found["method"] != "ia3" else []),
         (f"gangpao merge {base} --adapter {run} --out FILE", "one model, for programs that know no adapters"),
         plot,
     ]

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from gangpao import atomic
 from gangpao.evaluate.results import sha256_of
 from gangpao.formats.adapters import Adapter, read_adapter
@@ -24,6 +27,7 @@ from gangpao.tune.merge import check, folder, gguf
 from gangpao.tune.merge.adapted import Adapted
 from gangpao.tune.merge.check import MAX_DIFFERENCE, Comparison
 from gangpao.tune.merge.texts import TEXTS
+from gangpao.tune.methods.ia3_file import ia3_folder, read_ia3
 
 Progress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
@@ -138,14 +142,19 @@ def _read(
     on_note: OnNote,
 ) -> Adapted:
     """The adapters, each compared with the base, whose bytes are in `files`."""
+
+    def weight_of(name: str) -> npt.NDArray[np.float32]:
+        return base.tensor(f"{name}.weight").float().numpy()
+
     shapes = base.shapes()
     digest = cache(lambda: sha256_of(files))
     read: list[tuple[Adapter, float]] = []
     for path, scale in paths:
-        adapter = read_adapter(
-            path,
-            form=file.form if file else None,
-            weight_of=lambda name: base.tensor(f"{name}.weight").float().numpy(),
+        place = ia3_folder(Path(path))
+        adapter = (
+            read_ia3(place, weight_of)
+            if place is not None
+            else read_adapter(path, form=file.form if file else None, weight_of=weight_of)
         )
         adapter.check_base(shapes, str(files[0]))
         if adapter.base_sha256 and adapter.base_sha256 != digest():

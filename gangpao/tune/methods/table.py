@@ -24,13 +24,14 @@ Put = Callable[[Transformer, MethodConfig, Switch, int], dict[str, nn.Module]]
 class Method:
     """One method. put: into a model whose parameters are frozen.
 
-    export: what can be written besides a checkpoint: "peft+gguf" adapters, a "peft" folder or a merged model, only a whole model
-    ("merged"), or "none". dropout: whether it has any. trains_base: whether the base's own weights change.
+    export: what can be written besides a checkpoint: "peft+gguf" adapters, a "peft" folder or a merged model, "ia3": a PEFT folder
+    that is used by merging it, only a whole model ("merged"), or "none". dropout: whether it has any. trains_base: whether the
+    base's own weights change.
     """
 
     put: Put
     trains: str
-    export: Literal["peft+gguf", "peft", "merged", "none"]
+    export: Literal["peft+gguf", "peft", "ia3", "merged", "none"]
     when: str
     dropout: bool = False
     trains_base: bool = False
@@ -78,7 +79,7 @@ METHODS: dict[Kind, Method] = {
     ),
     "bitfit": Method(put_bitfit, "a bias on every linear", "none", "A style from very few rows."),
     "ia3": Method(
-        put_ia3, "a factor on keys, values and the MLP's inner values", "none", "The fewest numbers; little can be learnt."
+        put_ia3, "a factor on keys, values and the MLP's inner values", "ia3", "The fewest numbers; little can be learnt."
     ),
     "adapter": Method(put_bottlenecks, _ADAPTER, "none", "To compare with the literature."),
     "parallel_adapter": Method(
