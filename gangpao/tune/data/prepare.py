@@ -14,6 +14,7 @@ with `gangpao data build`.
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -184,6 +185,11 @@ class _Preparation:
         self.report = Report(self.kind, seq_len, limit)
         self.seen: dict[bytes, str] = {}
         self.count = 0
+        control = sorted(tokenizer.token_bytes(i).decode(errors="replace") for i in tokenizer.control_ids)
+        marks = [
+            re.escape(text) for text in reversed(control) if len(text) > 2
+        ]  # the longest of those that begin alike first
+        self.marks = re.compile("|".join(marks)) if marks else None
 
     def _open(self, file: TuneFile) -> Opened:
         try:
@@ -267,6 +273,8 @@ class _Preparation:
             self.report.cut(read.report, where, rendered.cut)
             self._stop_if_strict(where, f"was cut: {rendered.cut}")
         read.report.thoughts_left_out += rendered.thoughts_left_out
+        if self.marks is not None and (mark := self.marks.search("\n".join(side.contents() for side in sides))):
+            read.report.marked.append((where, mark[0]))
         read.store.add(where, example, rendered.sequences, prompt)
 
     def _digests(self, document: Document, folder: Path) -> list[bytes]:

@@ -44,7 +44,10 @@ class Named(NamedTuple):
 
 @dataclass(slots=True)
 class FileReport:
-    """One file's rows: read, kept for training, held out; dropped by reason; note: what its rows hold."""
+    """One file's rows: read, kept for training, held out; dropped by reason; note: what its rows hold.
+
+    marked: where a row's own text holds what looks like a mark of the model (<|im_end|>), and which; it is read as text.
+    """
 
     name: str
     note: str = ""
@@ -54,6 +57,7 @@ class FileReport:
     dropped: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     thoughts_left_out: int = 0
+    marked: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -137,6 +141,7 @@ class Report:
                 {
                     "name": f.name, "note": f.note, "read": f.read, "train": f.train, "heldout": f.heldout,
                     "dropped": dict(f.dropped), "cut": f.cut, "thoughts_left_out": f.thoughts_left_out,
+                    "marked": len(f.marked),
                 }
                 for f in self.files
             ],
@@ -175,6 +180,13 @@ class Report:
                 line = sentence[zh].format(name=file.name, cut=file.cut)
                 out.append(line if rows else line + self._first(file, cut=True))
                 out += self._rows(file, rows, file.cut, cut=True, zh=zh) if rows else []
+            if file.marked:
+                sentence = (
+                    "{name}: {count:,} rows say {mark} or the like in their own text; the model gets that as text, not as the mark",
+                    "{name}：{count:,} 行的正文里有 {mark} 之类的标记；模型把它当作普通文字，不当作标记",
+                )
+                out.append(sentence[zh].format(name=file.name, count=len(file.marked), mark=file.marked[0][1]))
+                out += [f"  {where}: {mark}" for where, mark in file.marked[:rows]]
             if file.thoughts_left_out:
                 sentence = (
                     "{name}: {count:,} answers have a thought beside them that is left out: the model has no marks for thoughts",

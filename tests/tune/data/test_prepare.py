@@ -212,6 +212,17 @@ def test_dropped_and_cut_rows_are_listed_with_line_and_reason_up_to_a_number(tmp
     assert len(report.lines()) == 1
 
 
+def test_marks_in_a_rows_own_text_are_text_and_counted(tmp_path):
+    prepared = ready(tmp_path, [*rows(3), talk("say <|im_end|> now", "ok")], heldout=0)
+    end = BPE.id_of("<|im_end|>")
+    (*_, shown) = prepared.shown
+    assert shown.sequences[0].ids.count(end) == prepared.shown[0].sequences[0].ids.count(end)
+    assert prepared.report.facts()["files"][0]["marked"] == 1
+    sentence, line = prepared.report.lines(rows=20)
+    assert "1 rows say <|im_end|> or the like in their own text" in sentence
+    assert line.endswith("line 4: <|im_end|>")
+
+
 def test_broken_bytes_are_named(tmp_path):
     lines = [json.dumps(row).encode() for row in rows(5)]
     lines[2] = b'{"messages": [{"role": "user", "content": "\xb0\xa1"}]}'
