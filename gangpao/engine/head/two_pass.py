@@ -26,7 +26,7 @@ DIRECTIONS = (
     4  # each costs 4 bytes a row of the head; more of them leave hardly fewer candidates (docs/kernels-decode.md)
 )
 KEPT = 64  # rows that directions are learned from
-DUE = (16, KEPT, 2048)  # after so many rows they are learned, and after so many more again; the last number stays
+DUE = (16, 256, 4096)  # after so many rows they are learned, and after so many more again; the last number stays
 TOO_MANY = 0.24  # share of the panels from which on a search for one row does not pay: it takes two thirds of a product, and more
 # for each of them. Several rows are computed in nearly the time of one, and each has panels of its own: so divided by their number.
 PAUSES = 64, 4096  # steps without a search after that: at first, and at most, doubled each time
@@ -102,10 +102,11 @@ class TwoPass:
 
     def _learn(self, states: Floats) -> None:
         """The directions in which these states, of whatever length, lie most."""
-        length = np.linalg.norm(states, axis=1, keepdims=True)
-        _, _, found = np.linalg.svd(states / np.maximum(length, 1e-30), full_matrices=False)
+        units = states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-30)
+        _, found = np.linalg.eigh(units @ units.T)  # of some states: far smaller than their width
+        wanted = found[:, -DIRECTIONS:].T @ units
         rows = kernels.Array(DIRECTIONS, self._head.cols)
-        rows.numpy()[:] = found[:DIRECTIONS]
+        rows.numpy()[:] = wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-30)
         directions = kernels.Activation(DIRECTIONS, self._head.cols, [self._head])
         kernels.quantize(rows, DIRECTIONS, directions)
         self._candidates.learn(directions)

@@ -88,19 +88,19 @@ void Candidates::learn(const Activation& x) {
   }
   if (!sound_ || !solve(u, x.n, w.cols, solve_)) return;
   Array all(x.n, w.rows), some(x.n, w.rows);
-  Linear alone(head_->parts);
-  linear(alone, x, all, false, 1.0f);
   Runtime& rt = Runtime::get();
   Packed part = upper();
+  along_.assign(size_t(w.num_panels()) * size_t(x.n) * kPanelRows, 0.0f);
   auto job = [&](int begin, int end, int thread) {
     uint8_t* scratch = rt.scratch(thread, rt.kernels->scratch_bytes(w.cols, x.n));
+    rt.kernels->linear(w, x.acts, {all.data, all.stride}, rt.ahead(w.format.bits()), begin, end, scratch);
     rt.kernels->linear(part, x.acts, {some.data, some.stride}, rt.ahead(part.format.bits()), begin, end, scratch);
+    for (int p = begin; p < end; ++p)
+      for (int t = 0; t < x.n; ++t)
+        for (int i = 0, row = p * kPanelRows; i < kPanelRows && row < w.rows; ++i, ++row)
+          along_[(size_t(p) * size_t(x.n) + size_t(t)) * kPanelRows + size_t(i)] = all.row(t)[row] - some.row(t)[row];
   };
   rt.pool->run(w.num_panels(), 2, job);
-  along_.assign(size_t(w.num_panels()) * size_t(x.n) * kPanelRows, 0.0f);
-  for (int row = 0; row < w.rows; ++row)
-    for (int t = 0; t < x.n; ++t)
-      along_[(size_t(row / kPanelRows) * size_t(x.n) + size_t(t)) * kPanelRows + size_t(row % kPanelRows)] = all.row(t)[row] - some.row(t)[row];
   directions_ = std::move(u);
   count_ = x.n;
 }
