@@ -39,7 +39,7 @@ def config_of(model, rows, *more):  # noqa: F811
 def _basics(model, rows):  # noqa: F811
     return (
         f"model={json.dumps(str(model))}", f"data.files={json.dumps([str(rows)])}", "seq_len=64", "batch_tokens=256",
-        "batch_answers=32", "steps=16", "method.rank=4", "optimizer.lr=0.02", "save.every_steps=4", "evaluation.every_steps=8",
+        "batch_answers=32", "steps=24", "method.rank=4", "optimizer.lr=0.02", "save.every_steps=4", "evaluation.every_steps=8",
         "threads=1", 'precision="fp32"',
     )  # fmt: skip
 
@@ -98,10 +98,10 @@ def test_answers_are_those_of_the_adapter_as_it_stands(gguf, rows):  # noqa: F81
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory):
-    """Questions whose answers shall have an e."""
+    """Questions whose answers shall have an x, which one in five of a random model has."""
     path = tmp_path_factory.mktemp("letters") / "rows.jsonl"
     lines = [
-        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": "e"}]}
+        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": "x"}]}
         for i in range(40)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -111,10 +111,10 @@ def letters(tmp_path_factory):
 def test_it_learns_and_a_stopped_run_goes_on_to_the_same_bits(gguf, letters, tmp_path):  # noqa: F811
     config, said = config_of(gguf, letters), io.StringIO()
     run_config(config, gguf, tmp_path / "whole", stream=said)
-    assert re.search(r"tune 16/16  reward [\d.]+  loss ", said.getvalue())
+    assert re.search(r"tune 24/24  reward [\d.]+  loss ", said.getvalue())
     rewards = [line["reward"] for line in read_metrics(tmp_path / "whole") if "reward" in line]
-    assert len(rewards) == 16
-    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.2
+    assert len(rewards) == 24
+    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.4
     out = tmp_path / "parts"
     stopped = run_config(config_of(gguf, letters), gguf, out, watch=_stop_at(6))
     assert stopped.signal is not None
