@@ -84,7 +84,6 @@ class _Search:
             for place, doc in enumerate(rows):
                 self._add(task, place, parts_of(doc))
         self._index = Index.build((name, ({"part": text} for text in texts)) for name, texts in self._long.items())
-        self._tables = {length: np.array(sorted(known), np.uint64) for length, known in self._short.items()}
         looked = np.bincount(self._index.items, minlength=len(self._index.item_file))
         self._never = {
             self._where(item) for item in np.flatnonzero(looked == 0)

@@ -81,6 +81,7 @@ class _Run:
     model: nn.Module
     answers: Answers | None = None  # who gives GRPO's, to these prompts
     prompts: Sequence[Prompt] = ()
+    held_prompts: Sequence[Prompt] = ()
 
     @property
     def steps(self) -> int:
@@ -216,10 +217,11 @@ def _asking(r: _Run, model: Path) -> _Run:
     if r.config.objective.kind != "grpo":
         return r
     prompts, end = prompts_of(r.prepared.parts, r.base.tokenizer)
-    longest = max(len(p.ids) for p in (*prompts, *prompts_of(r.prepared.held, r.base.tokenizer)[0]))
+    held, _ = prompts_of(r.prepared.held, r.base.tokenizer)
+    longest = max(len(p.ids) for p in (*prompts, *held))
     threads = r.config.threads or 1
     answers = Answers(model, r.applied.adapter, r.config.objective, longest=longest, end=end, threads=threads)
-    return replace(r, answers=answers, prompts=prompts)
+    return replace(r, answers=answers, prompts=prompts, held_prompts=held)
 
 
 def _seeing(
@@ -300,8 +302,7 @@ def _evaluator(
     if not r.prepared.held:
         return None
     if r.answers is not None:
-        prompts, _ = prompts_of(r.prepared.held, r.base.tokenizer)
-        return heldout_reward(prompts, r.answers, reward_of(r.config.objective.rewards), r.base.tokenizer.decode)
+        return heldout_reward(r.held_prompts, r.answers, reward_of(r.config.objective.rewards), r.base.tokenizer.decode)
     return evaluator(r.model, objective, lambda: r.prepared.heldout(r.config.micro_batch_size), lanes)
 
 

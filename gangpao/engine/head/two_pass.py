@@ -22,9 +22,7 @@ from gangpao.engine.sample import Need
 
 Floats = npt.NDArray[np.float32]
 
-DIRECTIONS = (
-    4  # each costs 4 bytes a row of the head; more of them leave hardly fewer candidates (docs/kernels-decode.md)
-)
+DIRECTIONS = 4  # each costs 4 bytes a row of the head; more leave hardly fewer candidates (docs/kernels-decode.md)
 KEPT = 64  # rows that directions are learned from
 DUE = (16, 256, 4096)  # after so many rows they are learned, and after so many more again; the last number stays
 TOO_MANY = 0.24  # share of the panels from which on a search for one row does not pay: it takes two thirds of a product, and more
