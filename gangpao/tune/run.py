@@ -218,7 +218,12 @@ def _asking(r: _Run, model: Path) -> _Run:
         return r
     prompts, end = prompts_of(r.prepared.parts, r.base.tokenizer)
     held, _ = prompts_of(r.prepared.held, r.base.tokenizer)
-    longest = max(len(p.ids) for p in (*prompts, *held))
+    longest, limit = max(len(p.ids) for p in (*prompts, *held)), r.base.config.max_position_embeddings
+    if longest + r.config.objective.max_answer_tokens > limit:
+        raise ValueError(
+            f"objective.max_answer_tokens {r.config.objective.max_answer_tokens} behind a prompt of {longest} tokens is more than "
+            f"the {limit} positions that this model knows: lower it, or leave out the longest rows (data.max_length)"
+        )
     threads = r.config.threads or 1
     answers = Answers(model, r.applied.adapter, r.config.objective, longest=longest, end=end, threads=threads)
     return replace(r, answers=answers, prompts=prompts, held_prompts=held)

@@ -150,5 +150,8 @@ def test_what_cannot_be_is_refused(folder, gguf, rows, tmp_path):  # noqa: F811
         config_of(gguf, rows, "batch_answers=6")
     with pytest.raises(ValueError, match="kind lora, not dora"):
         config_of(gguf, rows, "method.kind=dora")
+    with pytest.raises(ValueError, match=r"max_answer_tokens 500 behind a prompt of \d+ tokens .* 512 positions"):
+        run_config(config_of(gguf, rows, "objective.max_answer_tokens=500"), gguf, tmp_path / "long")
+    assert not (tmp_path / "long").exists()
     with pytest.raises(ValueError, match="gangpao export"):
         run_config(config_of(folder, rows), folder, tmp_path / "run")
