@@ -131,7 +131,8 @@ def plan(
     wanted = _config(config, model, data, overrides or [])
     base, device = _there(wanted), memory.device_of(wanted)
     _warn(output.warning(wanted))
-    found, verdict = memory.plan_of(wanted, base, device.type), memory.verdict(wanted, base, device)
+    found = memory.plan_of(wanted, base, device.type)
+    verdict = memory.verdict(found, wanted, base, device)
     print(json.dumps(found.as_json() | verdict) if as_json else f"{found.text()}\n{memory.verdict_text(verdict)}")
     if not verdict["fits"]:
         raise typer.Exit(1)

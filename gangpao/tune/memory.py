@@ -414,9 +414,11 @@ def available(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_memory()
 
 
-def ways_of(config: TuneConfig, model: Path, device: torch.device, have: int, *, ranks: int = 1) -> list[str]:
-    """What takes less memory than a run does, in words, with what it then needs."""
-    need, ways = plan_of(config, model, device.type, ranks=ranks).need, []
+def ways_of(
+    need: int, have: int, config: TuneConfig, model: Path, device: torch.device, *, ranks: int = 1
+) -> list[str]:
+    """What takes less memory than the `need` of a run, in words, with what it then needs."""
+    ways = []
     for change in changes(config, model):
         less = plan_of(changed(config, change), model, device.type, ranks=ranks).need
         enough = "" if less <= have else ", not enough alone"
@@ -424,14 +426,12 @@ def ways_of(config: TuneConfig, model: Path, device: torch.device, have: int, *,
     return [*ways, "a smaller or more strongly quantized base"]
 
 
-def verdict(config: TuneConfig, model: Path, device: torch.device) -> dict[str, Any]:
-    """Whether a run fits on a device: bytes that it needs and that there are, and the ways out where it does not.
-
-    Raises ValueError as plan_of does.
-    """
-    need, have = plan_of(config, model, device.type).need, available(device)
-    fits = need <= have
-    return {"have": have, "fits": fits, "ways_out": [] if fits else ways_of(config, model, device, have)}
+def verdict(found: Plan, config: TuneConfig, model: Path, device: torch.device) -> dict[str, Any]:
+    """Whether a run with this plan fits on a device: the bytes that there are, and the ways out where it does not."""
+    have = available(device)
+    fits = found.need <= have
+    ways = [] if fits else ways_of(found.need, have, config, model, device)
+    return {"have": have, "fits": fits, "ways_out": ways}
 
 
 def verdict_text(found: dict[str, Any]) -> str:
@@ -447,7 +447,7 @@ def admit(config: TuneConfig, model: Path, device: torch.device, *, ranks: int =
     found, have = plan_of(config, model, device.type, ranks=ranks), available(device)
     if found.need <= have:
         return
-    ways = "".join(f"\n  {way}" for way in ways_of(config, model, device, have, ranks=ranks))
+    ways = "".join(f"\n  {way}" for way in ways_of(found.need, have, config, model, device, ranks=ranks))
     raise TooLittle(
         f"not enough memory to tune {model}: it needs {_mib(found.need)} MiB and {_mib(have)} MiB are available.\n"
         f"{found.text()}\nWays out:{ways}"

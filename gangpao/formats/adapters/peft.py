@@ -124,16 +124,22 @@ def _check_dora(folder: Path, config: Mapping[str, Any], parts: Mapping[str, Par
 # --- the configuration
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """The configuration with its defaults. Raises ValueError for keys that we would have to compute."""
+def configuration(path: Path) -> dict[str, Any]:
+    """What an adapter_config.json says, of whatever kind. Raises ValueError for a file that is none."""
     if path.stat().st_size > MAX_CONFIG:
         raise ValueError(f"{path}: larger than a configuration can be ({MAX_CONFIG} bytes)")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error!s:.200}") from error
+        raise ValueError(f"{path}: not valid JSON: {error!s:.200}; get it again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: a configuration is a JSON object, this is a {type(found).__name__}")
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The configuration with its defaults. Raises ValueError for keys that we would have to compute."""
+    found = configuration(path)
     if found.get("peft_type") != "LORA":
         raise ValueError(
             f"{path}: peft_type is {found.get('peft_type')!r:.40}, and only LORA is an adapter of this form; {_MERGE}"

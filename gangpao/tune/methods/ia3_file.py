@@ -14,12 +14,11 @@ import numpy.typing as npt
 from torch import nn
 
 from gangpao.formats.adapters import Adapter, safetensors
-from gangpao.formats.adapters.peft import CONFIG, WEIGHTS
+from gangpao.formats.adapters.peft import CONFIG, WEIGHTS, configuration
 from gangpao.formats.adapters.read import RUN_ADAPTER
 from gangpao.tune.methods.simple import ScaledLinear
 
 _PREFIX, _LEAF = "base_model.model.", ".ia3_l"
-_MOST = 1 << 22  # bytes of a configuration
 Floats = npt.NDArray[np.float32]
 
 
@@ -50,7 +49,7 @@ def ia3_folder(path: Path) -> Path | None:
     """The folder with IA3's factors that is meant (it, or the adapter/ of a run); None where there is none."""
     for folder in (path, path / RUN_ADAPTER):
         if (folder / CONFIG).is_file():
-            return folder if _config(folder).get("peft_type") == "IA3" else None
+            return folder if configuration(folder / CONFIG).get("peft_type") == "IA3" else None
     return None
 
 
@@ -59,7 +58,7 @@ def read_ia3(folder: Path, weight_of: Callable[[str], Floats]) -> Adapter:
 
     Raises ValueError naming the file and the tensor for what is damaged or of another base.
     """
-    config, whole = _config(folder), {}
+    config, whole = configuration(folder / CONFIG), {}
     for full, values in safetensors.read(folder / WEIGHTS).items():
         if not full.endswith(_LEAF):
             raise ValueError(f"{folder}: {full:.120} is no factor of IA3; merge it with peft (merge_and_unload)")
@@ -74,16 +73,3 @@ def read_ia3(folder: Path, weight_of: Callable[[str], Floats]) -> Adapter:
     base = config.get("base_model_name_or_path")
     sha256 = str(config.get("gangpao_base_sha256") or "")
     return Adapter({}, base if isinstance(base, str) else "", sha256, whole=whole)
-
-
-def _config(folder: Path) -> dict[str, object]:
-    path = folder / CONFIG
-    if path.stat().st_size > _MOST:
-        raise ValueError(f"{path}: larger than a configuration can be ({_MOST} bytes)")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error!s:.200}; get it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: a configuration is a JSON object, this is a {type(found).__name__}")
-    return found
