@@ -169,13 +169,13 @@ class Transformer:
             if len(self.adapters) == 1:
                 self._buffers = _Buffers(self.config, self.weights, floats=True)
                 self._output = Output(self.config, self.weights, floats=True)
-            self._output.table = self.adapters.head if self.adapters.on_head else None
+            self._output.table = self.adapters.head
 
     def replace_adapter(self, name: str, adapter: Adapter) -> None:
         """Put another version of a loaded adapter in its place; make new pools for what comes. Raises ValueError as add_adapter."""
         with _ONE_AT_A_TIME:
             self.adapters.replace(name, adapter)
-            self._output.table = self.adapters.head if self.adapters.on_head else None
+            self._output.table = self.adapters.head
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ from gangpao.engine.score import Scorer
 from gangpao.engine.transformer import Segment
 from gangpao.formats.adapters import Adapter, Part, write_peft
 from gangpao.formats.gguf import GGUF
-from tests.engine.adapters import random_adapter
+from tests.engine.adapters import EVERY, random_adapter
 from tests.engine.company import GREEDY, ask
 from tests.engine.tiny import CONTEXT, write_tiny
 
@@ -278,6 +278,20 @@ def test_names_and_scales_are_checked(engine):
             engine.mix({"a": scale})
     with pytest.raises(ValueError, match="called a already"):
         engine.model.add_adapter("a", random_adapter(engine.model.config, 9))
+
+
+@pytest.mark.parametrize("modules", [ALL, ("k_proj", "up_proj"), ("lm_head",)])
+def test_an_adapter_in_the_place_of_another_is_as_if_it_had_come_first(path, modules):
+    """On fewer modules, and on the head alone: nothing of the one before is left. Its scale stays, and so does its neighbour."""
+    replaced, fresh = (Engine.load(path, context=CONTEXT, num_threads=1) for _ in range(2))
+    config = replaced.model.config
+    replaced.model.add_adapter("a", random_adapter(config, 1, modules=(*EVERY, "lm_head")), scale=0.5)
+    fresh.model.add_adapter("a", random_adapter(config, 4, modules=modules), scale=0.5)
+    for one in (replaced, fresh):
+        one.model.add_adapter("b", random_adapter(config, 2, rank=3, modules=("q_proj", "lm_head")))
+    replaced.model.replace_adapter("a", random_adapter(config, 4, modules=modules))
+    for mix in ({"a": None}, {"b": None}, {"a": None, "b": 0.5}):
+        assert np.array_equal(logits(replaced, mix), logits(fresh, mix))
 
 
 def test_sampled_answers_differ_by_adapter_alone(engine):

@@ -53,9 +53,9 @@ class Adapters:
 
     def __init__(self, config: ModelConfig, weights: Weights, *, float32: bool = False) -> None:
         self.layers = [LayerTables() for _ in weights.layers]
-        self.head = kernels.LowRankTable()
-        self.on_head = False
+        self.head: kernels.LowRankTable | None = None  # as soon as one changes the head
         self.chosen: Mix = ()
+        self._head = kernels.LowRankTable()
         self._config = config
         self._weights = weights
         self.float32 = float32
@@ -98,26 +98,26 @@ class Adapters:
             packed = list(self._packed(adapter))
         except ValueError as error:
             raise ValueError(f"adapter {name}: {error}") from None
-        size = sum(low_rank.nbytes for _, low_rank in packed)
+        size = sum(low_rank.nbytes for _, low_rank in packed if low_rank is not None)
         added = LoadedAdapter(number, _checked(name, scale), size, _digest(adapter))
         for table, low_rank in packed:
             table.set(added.number, low_rank)
-        self.on_head |= HEAD in adapter.parts
+        if HEAD in adapter.parts:
+            self.head = self._head
         self._loaded[name] = added
 
-    def _packed(self, adapter: Adapter) -> Iterator[tuple[kernels.LowRankTable, kernels.LowRank]]:
-        """What it adds to each linear layer that it changes, and the table in which that belongs."""
+    def _packed(self, adapter: Adapter) -> Iterator[tuple[kernels.LowRankTable, kernels.LowRank | None]]:
+        """What it adds to each linear layer, None where it changes nothing, and the table in which that belongs."""
         arena = kernels.Arena()
         places = [
             (getattr(tables, place), linear, [f"model.layers.{i}.{module}" for module in MODULES[place]])
             for i, (layer, tables) in enumerate(zip(self._weights.layers, self.layers, strict=True))
             for place, linear in layer.adaptable().items()
         ]
-        for table, layer, names in [*places, (self.head, self._weights.head, [HEAD])]:
+        for table, layer, names in [*places, (self._head, self._weights.head, [HEAD])]:
             parts = [adapter.parts.get(name) for name in names]
-            if any(parts):
-                sources = [None if part is None else self._source(part) for part in parts]
-                yield table, kernels.LowRank(layer, sources, arena)
+            sources = [None if part is None else self._source(part) for part in parts]
+            yield table, kernels.LowRank(layer, sources, arena) if any(parts) else None
 
     def _source(self, part: Part) -> LowRankSource:
         """A and B as they are packed, and their factors."""
