@@ -174,10 +174,6 @@ class Candidates:
 
     def __init__(self, head: Linear) -> None: ...
     @property
-    def nbytes(self) -> int:
-        """Bytes of what it knows about the matrix."""
-
-    @property
     def panels(self) -> int: ...
     @property
     def sound(self) -> bool:

@@ -62,11 +62,6 @@ class TwoPass:
         self._habits: dict[tuple[int, int], _Habit] = {}  # by the length of the list, and rows of the step
         self.read = float(head.nbytes)  # bytes of the head that a step took of late
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes beside the weights."""
-        return self._candidates.nbytes
-
     def logits(self, normed: kernels.Activation, out: kernels.Array, needs: Sequence[Need]) -> None:
         """Of every row of `normed` what it needs; `kernels.linear` would give the same and more."""
         kind = max(need.count for need in needs), len(needs)

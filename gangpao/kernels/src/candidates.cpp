@@ -19,15 +19,15 @@ double length_of(const std::vector<float>& x) {
 }
 
 // out = G^-1 U for G = U U^T, by elimination; false where the rows of U depend on one another.
-bool solve(const std::vector<float>& u, int count, int cols, std::vector<float>& out) {
+bool solve(const std::vector<float>& u, const std::vector<double>& lengths, int cols, std::vector<float>& out) {
+  int count = int(lengths.size());
   std::vector<double> g(size_t(count * count)), right(u.begin(), u.end());
   for (int i = 0; i < count; ++i)
     for (int j = 0; j < count; ++j)
       for (int c = 0; c < cols; ++c) g[size_t(i * count + j)] += double(u[size_t(i * cols + c)]) * u[size_t(j * cols + c)];
   for (int i = 0; i < count; ++i) {
     double pivot = g[size_t(i * count + i)];
-    double own = length_of({u.begin() + i * cols, u.begin() + (i + 1) * cols});
-    if (!(pivot > 1e-6 * own * own)) return false;
+    if (!(pivot > 1e-6 * lengths[size_t(i)] * lengths[size_t(i)])) return false;
     for (int j = 0; j < count; ++j) {
       if (j == i) continue;
       double f = g[size_t(j * count + i)] / pivot;
@@ -81,12 +81,14 @@ void Candidates::learn(const Activation& x) {
   if (x.cols != w.cols || !x.offers(*head_) || x.n < 1 || x.n > kDirections)
     throw std::invalid_argument("Candidates: directions of another width, or too many");
   count_ = 0;
+  lengths_.clear();
   std::vector<float> u;
   for (int t = 0; t < x.n; ++t) {
     std::vector<float> one = activations(x, t);
+    lengths_.push_back(length_of(one));
     u.insert(u.end(), one.begin(), one.end());
   }
-  if (!sound_ || !solve(u, x.n, w.cols, solve_)) return;
+  if (!sound_ || !solve(u, lengths_, w.cols, solve_)) return;
   Array all(x.n, w.rows), some(x.n, w.rows);
   Runtime& rt = Runtime::get();
   Packed part = upper();
@@ -117,9 +119,7 @@ Candidates::Reach Candidates::reach(const Activation& x, int token) const {
   }
   for (int k = 0; k < count_; ++k) {
     const float* u = directions_.data() + size_t(k) * cols;
-    double own = 0;
-    for (size_t c = 0; c < cols; ++c) own += double(u[c]) * u[c];
-    all += std::abs(double(r.along[size_t(k)])) * std::sqrt(own);
+    all += std::abs(double(r.along[size_t(k)])) * lengths_[size_t(k)];
     for (size_t c = 0; c < cols; ++c) v[c] -= r.along[size_t(k)] * u[c];
   }
   // Both products of a row, and those along directions, round once a block and a few times more; v was rounded to 2^-24 of `all`.

@@ -25,7 +25,6 @@ class Candidates {
   // The rows of x (at most kDirections) become the directions; none that depend on one another.
   void learn(const Activation& x);
   int panels() const { return matrix().num_panels(); }
-  size_t nbytes() const { return (rest_.size() + along_.size() + directions_.size() + solve_.size()) * sizeof(float); }
   // What a search reads of the matrix that takes all bits of so many panels.
   size_t bytes_of(int some) const { return matrix().panel_stride * size_t(panels()) + matrix().rest_stride * size_t(some); }
   // Whether bounds are numbers at all; if not (a damaged file), find computes everything.
@@ -51,6 +50,7 @@ class Candidates {
   int count_ = 0;
   std::vector<float> along_;       // [panel][direction][16] products of the lower bits
   std::vector<float> directions_;  // [direction][cols]
+  std::vector<double> lengths_;    // of the directions
   std::vector<float> solve_;       // [direction][cols]: times activations, how far they go along each direction
 };
 

@@ -232,7 +232,6 @@ NB_MODULE(_native, m) {
       .def("dequantized", &dequantized, nb::arg("group"));
   nb::class_<Candidates>(m, "Candidates")
       .def(nb::init<std::shared_ptr<Linear>>(), nb::arg("head"))
-      .def_prop_ro("nbytes", &Candidates::nbytes)
       .def_prop_ro("panels", &Candidates::panels)
       .def_prop_ro("sound", &Candidates::sound)
       .def("learn", &Candidates::learn, nb::arg("x"), Release())
