@@ -63,7 +63,7 @@ def tune(
     with ctrl_c_later():
         from gangpao.train import progress
         from gangpao.train.summary import run_and_tell
-        from gangpao.tune import memory, output, run, summary
+        from gangpao.tune import admission, output, run, summary
     wanted = _config(config, model, data, overrides or [])
     _warn(output.warning(wanted))
     try:
@@ -71,7 +71,7 @@ def tune(
             lambda: run.run_config(wanted, _weights(wanted), out, resume=resume, stream=progress.stderr()),
             out, summary.facts, summary.text, as_json=as_json,
         )  # fmt: skip
-    except memory.TooLittle as error:
+    except admission.TooLittle as error:
         print(
             f"error: {error}", file=sys.stderr
         )  # here, because other errors are shown on one line and this has a table
@@ -126,14 +126,14 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """A table: weights, adapters, gradients, optimizer, activations, logits; the exit code is 1 where the run does not fit."""
-    from gangpao.tune import memory, output
+    from gangpao.tune import admission, output
 
     wanted = _config(config, model, data, overrides or [])
-    base, device = _there(wanted), memory.device_of(wanted)
+    base, device = _there(wanted), admission.device_of(wanted)
     _warn(output.warning(wanted))
-    found = memory.plan_of(wanted, base, device.type)
-    verdict = memory.verdict(found, wanted, base, device)
-    print(json.dumps(found.as_json() | verdict) if as_json else f"{found.text()}\n{memory.verdict_text(verdict)}")
+    found = admission.plan_of(wanted, base, device.type)
+    verdict = admission.verdict(found, wanted, base, device)
+    print(json.dumps(found.as_json() | verdict) if as_json else f"{found.text()}\n{admission.verdict_text(verdict)}")
     if not verdict["fits"]:
         raise typer.Exit(1)
 

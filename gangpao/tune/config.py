@@ -122,6 +122,15 @@ class TuneConfig(Frozen):
         default=None, ge=1, description="None: one a core where the run begins; kept when it goes on."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    parallel: Literal["replicate", "shard"] = Field(
+        default="replicate",
+        description="Over ranks of torchrun; shard: every rank keeps a part of base, adapter and optimizer (FSDP2).",
+    )
+    shard_ranks: int | None = Field(
+        default=None,
+        ge=1,
+        description="Ranks that share one sharded copy, usually those of a machine (HSDP); none: all.",
+    )
     cost_profile: str | None = Field(default=None, description="Machine in cost.toml, for yuan so far.")
     tensorboard: bool = False
 
@@ -139,6 +148,7 @@ class TuneConfig(Frozen):
                 f"a step has {self.rows} rows ({of}), which is no multiple of micro_batch_size {self.micro_batch_size}"
             )
         lean = self.optimizer.kind == "lean"
+        self._check_parallel(lean)
         if self.method.kind == "full" and self.storage not in ("auto", "fp32", *(["bf16"] if lean else [])):
             raise ValueError(
                 f"method full changes the weights, and in {self.storage} small changes are lost: leave storage out, or take "
@@ -150,6 +160,18 @@ class TuneConfig(Frozen):
                 "of a step, or fewer batch_tokens"
             )
         return self
+
+    def _check_parallel(self, lean: bool) -> None:
+        if self.parallel != "shard":
+            if self.shard_ranks:
+                raise ValueError('shard_ranks is a way to shard: set parallel = "shard" with it')
+            return
+        if lean:
+            raise ValueError(
+                'optimizer.kind = "lean" is for whole weights: take "adamw" with parallel = "shard", whose state is in parts too'
+            )
+        if self.new is not None or self.pictures:
+            raise ValueError('a model that sees is tuned on whole copies: leave out parallel = "shard"')
 
     def _check_grpo(self) -> None:
         answers = self.objective.answers

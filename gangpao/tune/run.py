@@ -10,7 +10,7 @@ A run is a folder:
 
 Running it again goes on where it stopped, to the bit. The base is only read; another base under the same name is refused.
 
-Over ranks of torchrun every rank holds the base and the gradients of what is trained are summed.
+Over ranks of torchrun every rank holds the base and the gradients of what is trained are summed, or each has a part (sharding.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gangpao.train.step.lanes import Lanes, lanes_for
 from gangpao.train.step.lean import Lean
 from gangpao.train.step.optim import Optimizer
 from gangpao.train.step.parallel import World
-from gangpao.tune import memory, output
+from gangpao.tune import admission, output, sharding
 from gangpao.tune.base.load import Base, load_base
 from gangpao.tune.config import TuneConfig
 from gangpao.tune.data.prepare import Prepared, prepare
@@ -61,7 +61,9 @@ from gangpao.tune.sight.parts import apply_parts
 from gangpao.units import show_bytes
 
 STAGE = "tune"
-FREE = {"save", "evaluation", "threads", "cost_profile", "tensorboard", "micro_batch_size", "recompute"}
+FREE = {
+    "save", "evaluation", "threads", "cost_profile", "tensorboard", "micro_batch_size", "recompute", "parallel", "shard_ranks",
+}  # fmt: skip
 _DATA_PATHS = ("root", "files", "heldout_files")
 _SHOW_ROWS = 50_000
 
@@ -129,7 +131,7 @@ def run_config(
                 raise
             raise ValueError(
                 f"memory ran out while tuning. The same command goes on from what is saved in {out}, with less: "
-                f"{memory.ways_out(config)}"
+                f"{admission.ways_out(config)}"
             ) from error
 
 
@@ -177,7 +179,7 @@ def _tune(
     stream: TextIO | None,
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> Outcome:
-    memory.admit(config, model, world.device)
+    admission.admit(config, model, world.device, ranks=world.size)
     base = load_base(model, storage=config.base_storage, dtype=config.dtype, device=str(world.device))
     _same_base(base, known, out)
     pictures = PictureTable(base.tower.vision, base.tokenizer.vocab_size) if base.tower is not None else None
@@ -185,7 +187,7 @@ def _tune(
     if known is not None and known["data"]["fingerprint"] != prepared.fingerprint:
         raise ValueError(f"{out}: the data has changed since this run began; begin another one")
     if base.tower is None or pictures is None:
-        applied = apply(base.model, config.method, seed=config.seed)
+        applied = sharding.part(config, base, apply(base.model, config.method, seed=config.seed), world)
         seen: nn.Module = base.model
     else:
         applied = apply_parts(base.model, base.tower, config.method, config.vision, seed=config.seed)
@@ -205,8 +207,9 @@ def _tune(
     finally:
         job.report.close()
         job.lanes.close()
-    if outcome.signal is None and world.rank == 0 and not output.there(out):
-        for note in output.write(out, base, applied, config):
+    if outcome.signal is None and not world.sums([float(world.rank == 0 and output.there(out))])[0]:
+        sharding.gather(base.model)
+        for note in output.write(out, base, applied, config) if world.rank == 0 else []:
             if stream is not None:
                 print(note, file=stream, flush=True)
     return outcome
@@ -333,7 +336,8 @@ def rule_of(applied: Applied) -> Callable[[str], Rule]:
 def _lanes(r: _Run) -> Lanes:
     """Rows go to several threads where they depend on nothing but themselves."""
     plain = r.config.objective.kind in ("sft", "pretrain") and not r.applied.draws_random_numbers
-    separable = plain and r.world.device.type == "cpu" and r.base.config.moe is None
+    whole = r.base.config.moe is None and not sharding.shares(r.config, r.world)
+    separable = plain and whole and r.world.device.type == "cpu"
     gradients = sum(p.numel() * p.element_size() for p in r.applied.trainable.values())
     return lanes_for(r.config.threads or 1, r.config.micro_batch_size, gradients, separable=separable)
 

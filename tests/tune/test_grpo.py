@@ -13,10 +13,10 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.sample import SamplingParams
 from gangpao.text.templates.chat import ChatTemplate
 from gangpao.train.progress import read_metrics
+from gangpao.tune.admission import plan_of
 from gangpao.tune.base.load import load_base
 from gangpao.tune.config import typed_config
 from gangpao.tune.data.prepare import prepare
-from gangpao.tune.memory import plan_of
 from gangpao.tune.methods import apply
 from gangpao.tune.methods.config import MethodConfig
 from gangpao.tune.objectives.asking import Answers, prompts_of

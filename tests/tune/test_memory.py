@@ -11,11 +11,11 @@ from gangpao.model.config import PRESETS
 from gangpao.model.layers import replace_linears
 from gangpao.model.transformer import Transformer
 from gangpao.train.step.loss import NextToken
-from gangpao.tune import memory
+from gangpao.tune import admission
 from gangpao.tune.base import nf4
 from gangpao.tune.base.quantized import Blocks, QuantizedLinear
 from gangpao.tune.config import TuneConfig
-from gangpao.tune.memory import OptimizerMemory, Step, plan
+from gangpao.tune.memory import ADAMW, STORAGE_BYTES, OptimizerMemory, Step, plan
 from gangpao.tune.methods import MethodConfig, apply
 from tests.model.tiny import tiny
 from tests.tune.live import Live
@@ -96,7 +96,7 @@ ONE, FOUR = {"tokens": 512, "length": 512}, {"tokens": 512, "length": 128, "pack
 def test_the_plan_is_within_a_tenth_of_what_lives(kind, method, storage, step):
     config = tiny(kind, **SHAPE)
     measured, base = peak(config, method, step, storage)
-    planned = plan(config, method, step, storage=storage if storage in memory.STORAGE_BYTES else base)
+    planned = plan(config, method, step, storage=storage if storage in STORAGE_BYTES else base)
     assert planned.need == pytest.approx(measured, rel=0.1), planned.text()
     rows = {row.name: row.bytes for row in planned.rows}
     assert rows["weights"] == pytest.approx(base, rel=0.005)
@@ -110,10 +110,10 @@ Q4_BYTES = round((2_442_057_984 * 4.5 + 122_753 * 2304 * 6.5625) / 8)  # Q4_0 in
 @pytest.mark.parametrize(
     ("method", "dtype", "storage", "optimizer", "most"),
     [
-        (MethodConfig(), BRAIN, "bf16", memory.ADAMW, 6370),
-        (MethodConfig(), BRAIN, Q4_BYTES, memory.ADAMW, 2600),
-        (MethodConfig(rank=16), FLOAT, "bf16", memory.ADAMW, 6370),
-        (MethodConfig(rank=16), FLOAT, Q4_BYTES, memory.ADAMW, 2600),
+        (MethodConfig(), BRAIN, "bf16", ADAMW, 6370),
+        (MethodConfig(), BRAIN, Q4_BYTES, ADAMW, 2600),
+        (MethodConfig(rank=16), FLOAT, "bf16", ADAMW, 6370),
+        (MethodConfig(rank=16), FLOAT, Q4_BYTES, ADAMW, 2600),
         # stochastic rounding, 8-bit first moment, factored second one, gradients released
         (MethodConfig(kind="full"), BRAIN, "bf16", OptimizerMemory(bytes=1 + 4 / 256, released=True), 10.5 * 1024),
     ],
@@ -143,10 +143,10 @@ def folder(tmp_path):
 
 
 def test_a_refusal_names_need_have_and_ways_out(folder, monkeypatch):
-    memory.admit(config(), folder, torch.device("cpu"))
+    admission.admit(config(), folder, torch.device("cpu"))
     monkeypatch.setattr("gangpao.machine.available_memory", lambda: 20 << 20)
     with pytest.raises(ValueError, match="not enough memory to tune") as refused:
-        memory.admit(config(precision="fp32", threads=2), folder, torch.device("cpu"))
+        admission.admit(config(precision="fp32", threads=2), folder, torch.device("cpu"))
     said = str(refused.value)
     assert "20 MiB are available" in said
     assert "activations" in said
@@ -156,12 +156,12 @@ def test_a_refusal_names_need_have_and_ways_out(folder, monkeypatch):
 
 def test_ways_out_are_options_that_a_run_can_have():
     full = config(method=MethodConfig(kind="full"), recompute=True, micro_batch_size=1)
-    assert memory.changes(full) == ["optimizer.kind=lean", "method.kind=lora", "seq_len=256"]
-    lean = memory.changed(full, "optimizer.kind=lean")
-    assert memory.changes(lean) == ["method.kind=lora", "seq_len=256"]
-    assert "storage=nf4" in memory.changes(config())
-    for change in memory.changes(config()):
-        assert memory.changed(config(), change) != config()
+    assert admission.changes(full) == ["optimizer.kind=lean", "method.kind=lora", "seq_len=256"]
+    lean = admission.changed(full, "optimizer.kind=lean")
+    assert admission.changes(lean) == ["method.kind=lora", "seq_len=256"]
+    assert "storage=nf4" in admission.changes(config())
+    for change in admission.changes(config()):
+        assert admission.changed(config(), change) != config()
 
 
 def test_a_plan_says_whether_the_run_fits(folder, monkeypatch, tmp_path):
@@ -190,7 +190,7 @@ def test_a_plan_says_whether_the_run_fits(folder, monkeypatch, tmp_path):
 def test_rows_longer_than_the_context_are_refused_with_both_numbers(folder):
     most = 512
     with pytest.raises(ValueError, match=rf"seq_len is {2 * most:,}, and .*base reads {most:,} tokens at most"):
-        memory.admit(
+        admission.admit(
             TuneConfig(
                 model="x", data={"files": ["rows.jsonl"]}, seq_len=2 * most, batch_tokens=2 * most, micro_batch_size=1
             ),
