@@ -22,7 +22,7 @@ from gangpao.evaluate.graders.cage import parent as cage
 from gangpao.evaluate.graders.grade import Grade
 from gangpao.evaluate.statistics import mean_error
 
-NAME, VERSION = "gangpao-code", 1
+NAME, VERSION = "gangpao-code", 2  # 2: what a limit cut off behind a whole function costs no point
 GRADER = f"{NAME} {VERSION}"
 
 STOP_VERSION = 1
@@ -175,9 +175,7 @@ def from_chat(answer: str, names: Sequence[str], prompt: str = "") -> str:
         whole = unix(prompt) + textwrap.indent(textwrap.dedent(body), "    ")
         if (tree := _parsed(whole)) and any(_returns(n) for n in tree.body if getattr(n, "name", "") == names[0]):
             return whole
-    if found:
-        return before + found[0]
-    return before + without_examples(_without_fences(answer, names))
+    return before + without_examples(_without_fences(found[0] if found else answer, names))
 
 
 def humaneval(answer: str, prompt: str, test: str, entry_point: str, *, chat: bool) -> cage.Program:

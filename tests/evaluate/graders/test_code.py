@@ -49,6 +49,8 @@ CHAT = {
     "a thought before": f"<think>\n```python\ndef halves(xs): return xs\n```\n</think>\n```python\n{WHOLE}```",
     "a session": "```python\n>>> def halves(xs):\n...     return [x / 2 for x in xs]\n>>> halves([2])\n[1.0]\n```",
     "a main that asks": f"```python\n{WHOLE}\ndef main():\n    print(halves(input()))\n\nmain()\n```",
+    "its examples cut off": f"```python\n{WHOLE}\nprint(halves([3]))\nprint(halves(['a",
+    "cut off in another function": f"```python\n{WHOLE}\ndef other(xs):\n    return [x for",
     "invalid escape": "```python\ndef halves(xs):\n    '\\d'\n    return [x / 2 for x in xs]\n```",
 }
 
