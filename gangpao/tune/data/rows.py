@@ -8,7 +8,7 @@ What it gives up: a file whose rows are of several kinds; write two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -173,7 +173,9 @@ def _fault(example: Example) -> Fault | None:
             if (fault := _fault_of(side)) is not None:
                 return fault._replace(detail=f"{name}: {fault.detail}")
         return None
-    return _fault_of(example.document if isinstance(example, Labelled) else example)
+    if isinstance(example, Labelled):
+        return _fault_of(example.document)
+    return _fault_of(trimmed(example)[0])
 
 
 def _fault_of(document: Document) -> Fault | None:
@@ -191,6 +193,23 @@ def _fault_of(document: Document) -> Fault | None:
                 "empty", f"turn {number} is an empty {'answer' if turn['role'] == 'assistant' else 'question'}"
             )
     return None
+
+
+def trimmed(document: Document) -> tuple[Document, str]:
+    """A conversation from its first question to its last answer, and in words what is left out; as it is where it has no such part,
+    and where pictures belong to its turns."""
+    if document.images:
+        return document, ""
+    roles = [turn["role"] for turn in document.messages]
+    head = next((i for i, role in enumerate(roles) if role != "system"), 0)
+    begin = next((i for i in range(head, len(roles)) if roles[i] != "assistant"), head)
+    end = max((i + 1 for i, role in enumerate(roles) if role == "assistant"), default=0)
+    if end <= begin or (begin, end) == (head, len(roles)):
+        return document, ""
+    words = ["the answer that no question opens"] if begin > head else []
+    words += ["the question behind the last answer"] if end < len(roles) and roles[-1] == "user" else []
+    words += [f"the {roles[-1]} turn behind the last answer"] if end < len(roles) and roles[-1] != "user" else []
+    return replace(document, messages=(*document.messages[:head], *document.messages[begin:end])), " and ".join(words)
 
 
 def _order(document: Document) -> str | None:
