@@ -25,7 +25,6 @@ import typer
 from gangpao import machine
 from gangpao.commands import bench
 from gangpao.commands import options as opt
-from gangpao.commands.model.adapters import chosen
 from gangpao.commands.model.find import find_model
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
@@ -35,6 +34,7 @@ from gangpao.evaluate.perplexity.command import perplexity
 from gangpao.evaluate.report import command as report_command
 from gangpao.evaluate.results import RunResult, Speed, write_run
 from gangpao.evaluate.settings import Settings
+from gangpao.formats.adapters.typed import chosen
 from gangpao.options import Fields, command_of
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, invoke_without_command=True)

@@ -8,9 +8,10 @@ import pytest
 
 from gangpao import cli
 from gangpao.commands.model import loading
-from gangpao.commands.model.adapters import chosen, served, split_scale
+from gangpao.commands.model.adapters import served
 from gangpao.engine.generate import Engine
 from gangpao.formats.adapters import write_peft
+from gangpao.formats.adapters.typed import chosen, split_scale
 from gangpao.serve.models import AdapterFile
 from tests.engine.adapters import random_adapter
 from tests.engine.tiny import write_tiny
@@ -80,6 +81,13 @@ def test_a_colon_in_a_path_is_no_scale(tmp_path):
     assert split_scale("a:-1e-1") == (Path("a"), -0.1)
     assert split_scale("C:\\adapters\\x") == (Path("C:\\adapters\\x"), 1.0)
     assert split_scale(":2") == (Path(":2"), 1.0)
+
+
+@pytest.mark.parametrize("scale", ["0,5", "1e9", "inf", "-1e7", "2x"])
+def test_a_scale_that_is_none_is_told(tmp_path, scale):
+    for path in (tmp_path, "nowhere"):
+        with pytest.raises(ValueError, match=r"is no scale|must be a number"):
+            split_scale(f"{path}:{scale}")
 
 
 def test_names_and_files():

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 from gangpao import catalog
-from gangpao.commands.model.adapters import chosen
 from gangpao.commands.model.draft import AUTO, draft_of
 from gangpao.commands.model.find import find_model, say
 from gangpao.commands.model.sight import NONE, sight_of
@@ -13,6 +12,7 @@ from gangpao.commands.terminal.screen import Percent
 from gangpao.cost import show_yuan as show_yuan
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
+from gangpao.formats.adapters.typed import chosen
 
 DEFAULT = EngineOptions()
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gangpao import catalog
 from gangpao.evaluate.models.protocol import Model
@@ -102,14 +102,18 @@ def load(
     from gangpao.evaluate.models.gguf import EngineModel
 
     engine, facts = load_engine(model, options, float32=float32, adapters=adapters)
-    used = {
-        label: {
-            "scale": scale,
-            "sha256": sha256_of(sorted(p for p in ([file] if file.is_file() else file.iterdir()) if p.is_file())),
-        }
-        for label, (file, scale) in (adapters or {}).items()
+    return EngineModel(engine, facts, batch=batch, float32=float32, adapters=used_adapters(adapters))
+
+
+def used_adapters(adapters: Mapping[str, tuple[Path, float]] | None) -> dict[str, Any]:
+    """What a result tells of adapters: scale, and sha256 of the file or of all files of the folder."""
+
+    def files(path: Path) -> list[Path]:
+        return sorted(p for p in ([path] if path.is_file() else path.iterdir()) if p.is_file())
+
+    return {
+        label: {"scale": scale, "sha256": sha256_of(files(path))} for label, (path, scale) in (adapters or {}).items()
     }
-    return EngineModel(engine, facts, batch=batch, float32=float32, adapters=used)
 
 
 def facts_of(name: str, path: Path) -> ModelFacts:

@@ -19,6 +19,7 @@ from gangpao.evaluate.perplexity.scorers import open_scorer
 from gangpao.evaluate.perplexity.tally import table
 from gangpao.evaluate.perplexity.windows import Windowing
 from gangpao.evaluate.results import RunResult
+from gangpao.formats.adapters.typed import chosen
 from gangpao.options import Fields, command_of
 from gangpao.progress import Progress
 from gangpao.units import show_seconds
@@ -61,6 +62,13 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Windows of ea
 Float32 = Annotated[
     bool, typer.Option("--float32", help="Compute in float32: slower, and equal to programs that do; for comparisons.")
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", metavar="PATH[:SCALE]",
+        help="A LoRA adapter of the model (not of --against): a PEFT folder, a run of tune or a GGUF file; repeatable.",
+    ),
+]  # fmt: skip
 Cost = Annotated[str | None, typer.Option("--cost", help="Cost profile of the machine.")]
 
 
@@ -76,6 +84,7 @@ def perplexity(
     out: Out = None,
     limit: Limit = None,
     float32: Float32 = False,
+    adapter: Adapters = None,
     cost: Cost = None,
     *,
     options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv"))],
@@ -88,7 +97,7 @@ def perplexity(
     windowing = windowing_of(context, stride, llama_cpp, saved is not None)
     longest = windowing.context if windowing else BaseLogits(saved).shape.context if saved else None
     options = replace(options, context=longest and max(longest, _LEAST_CONTEXT))
-    scorer = open_scorer(model, options, float32=float32)
+    scorer = open_scorer(model, options, float32=float32, adapters=chosen(adapter))
     if windowing is None and saved is None:
         most = min(_CONTEXT, scorer.limit)
         windowing = Windowing(most, stride or most // 2)

@@ -7,7 +7,7 @@ computed with in float32. Both take logarithms with the engine's own functions, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.head.output import LOGIT_ROWS
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.transformer import CHUNK, Segment
-from gangpao.evaluate.models.load import is_url, load_engine
+from gangpao.evaluate.models.load import is_url, load_engine, used_adapters
 from gangpao.evaluate.perplexity.windows import Window
 from gangpao.evaluate.results import ModelFacts, sha256_of
 from gangpao.text.tokenizer import Tokenizer
@@ -81,14 +81,18 @@ def norms(logits: Floats) -> Doubles:
 
 
 class EngineScorer:
-    """Our engine. Its pages of keys and values are made for the longest window, and so are the angles of positions (longrope)."""
+    """Our engine, with the adapters that it uses; adapters: what is to be told of them. Its pages of keys and values are made for
+    the longest window, and so are the angles of positions (longrope)."""
 
-    def __init__(self, engine: Engine, facts: ModelFacts, *, float32: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, facts: ModelFacts, *, float32: bool = False, adapters: Mapping[str, Any] | None = None
+    ) -> None:
         self.tokenizer, self.facts = engine.tokenizer, facts
         self.vocab_size, self.limit = engine.model.config.vocab_size, engine.context
         self.settings: dict[str, Any] = {
             "kv": engine.kv_dtype, "computed_in": "float32" if float32 else "int8 where weights are of few bits"
         }  # fmt: skip
+        self.settings |= {"adapters": dict(adapters)} if adapters else {}
         self._engine = engine
         self.prepare(engine.context)
 
@@ -163,12 +167,19 @@ class TorchScorer:
                 yield logits.numpy()
 
 
-def open_scorer(model: str, options: EngineOptions = DEFAULT, *, float32: bool = False) -> Scorer:
+def open_scorer(
+    model: str,
+    options: EngineOptions = DEFAULT,
+    *,
+    float32: bool = False,
+    adapters: Mapping[str, tuple[Path, float]] | None = None,
+) -> Scorer:
     """A scorer of a name of the catalog or a .gguf file by our engine, or of a checkpoint folder or a training run by torch.
 
-    float32: the engine computes with such weights and activations (torch always does).
+    float32: the engine computes with such weights and activations (torch always does). adapters: of the engine, name -> file and
+    scale.
 
-    Raises ValueError for what is no model, and for a server.
+    Raises ValueError for what is no model, for a server, and for adapters on a folder.
     """
     if is_url(model):
         raise ValueError(
@@ -181,8 +192,13 @@ def open_scorer(model: str, options: EngineOptions = DEFAULT, *, float32: bool =
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder}: a folder without config.json; give a .gguf file or a Hugging Face folder")
+        if adapters:
+            raise ValueError(
+                f"--adapter: {folder} is computed by torch, which takes none here; merge it (gangpao merge)"
+            )
         return TorchScorer(folder)
-    return EngineScorer(*load_engine(model, options, float32=float32), float32=float32)
+    engine, facts = load_engine(model, options, float32=float32, adapters=adapters)
+    return EngineScorer(engine, facts, float32=float32, adapters=used_adapters(adapters))
 
 
 def check_same_vocabulary(base: Scorer, model: Scorer) -> None:

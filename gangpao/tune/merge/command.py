@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gangpao.formats.adapters.typed import split_scale
 from gangpao.formats.blocks import WRITTEN
 from gangpao.tune.merge.check import MAX_DIFFERENCE
 from gangpao.tune.merge.merge import Different, Options
 from gangpao.tune.merge.merge import merge as merge_files
 from gangpao.units import show_bytes
-
-MAX_SCALE = 1e6  # that of an adapter beside its base
 
 
 def merge(
@@ -53,7 +51,7 @@ def merge(
     options = Options(kind.upper() if kind else None, max_difference, check)
     try:
         found = merge_files(
-            _base(base), [_adapter(one) for one in adapter], out, options, progress=_show, on_note=_note
+            _base(base), [split_scale(one) for one in adapter], out, options, progress=_show, on_note=_note
         )
     except Different as error:
         print(f"refused: {error}", file=sys.stderr)
@@ -70,27 +68,6 @@ def _base(name: str) -> Path:
 
     path = Path(name).expanduser()
     return path if path.exists() else catalog.resolve(name)
-
-
-def _adapter(text: str) -> tuple[Path, float]:
-    """PATH[:SCALE]. Raises ValueError for a scale that is no number."""
-    whole = Path(text).expanduser()
-    path, colon, scale = text.rpartition(":")
-    if not (colon and path) or whole.exists():
-        return whole, 1.0
-    place = Path(path).expanduser()
-    try:
-        value = float(scale)
-    except ValueError:
-        there = f"{path} is there" if place.exists() else "there is no such path"
-        raise ValueError(
-            f"--adapter {text!r:.80}: {there}, and {scale!r:.20} is no scale; write PATH or PATH:0.5, with a decimal point"
-        ) from None
-    if not (math.isfinite(value) and abs(value) <= MAX_SCALE):
-        raise ValueError(
-            f"--adapter {text!r:.80}: the scale {scale!r:.20} must be a number of at most {MAX_SCALE:g}, such as 0.5"
-        )
-    return place, value
 
 
 def _show(done: int, total: int) -> None:

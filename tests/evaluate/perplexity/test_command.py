@@ -7,8 +7,11 @@ import typer
 from typer.testing import CliRunner
 
 from gangpao import cli
+from gangpao.engine.generate import Engine
 from gangpao.evaluate.perplexity.command import perplexity
 from gangpao.evaluate.results import RunResult, read_run
+from gangpao.formats.adapters import write_peft
+from tests.engine.adapters import random_adapter
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 app.command()(perplexity)
@@ -77,3 +80,24 @@ def test_it_is_a_command_of_gangpao_eval(model_file, river, capsys):
 
 def test_a_server_is_refused_with_what_to_give_instead(river):
     run("-m", "http://127.0.0.1:1/v1", river, fails="perplexity takes no server")
+
+
+def test_an_adapter_is_measured_beside_its_base(model_file, river, tmp_path):
+    """Its own probabilities, how far they are from the base's, and at scale 0 those of the base to the bit."""
+    engine = Engine.load(model_file, context=512, num_threads=1)
+    write_peft(tmp_path / "a", random_adapter(engine.model.config, 3))
+    words = ("-m", model_file, river, "--context", 24, "--threads", 1, "--against", model_file, "--out")
+
+    def values(name, *adapter):
+        found = json.loads(run(*words, tmp_path / name, *adapter).splitlines()[-1])
+        return {task["metric"]: task["value"] for task in found["tasks"]}, found["settings"]
+
+    base, plain = values("base")
+    tuned, told = values("tuned", "--adapter", tmp_path / "a")
+    nothing, _ = values("nothing", "--adapter", f"{tmp_path / 'a'}:0")
+    assert nothing == base
+    assert abs(tuned["perplexity"] / base["perplexity"] - 1) > 0.01
+    assert tuned["kl_divergence"] > 0.01 > abs(base["kl_divergence"])
+    assert [one["scale"] for one in told["adapters"].values()] == [1.0]
+    assert "adapters" not in plain
+    run("-m", model_file, river, "--adapter", f"{tmp_path / 'a'}:0,5", fails="is no scale")

@@ -5,12 +5,15 @@ import random
 import numpy as np
 import pytest
 
+from gangpao.engine.generate import Engine
 from gangpao.engine.sample import logprobs_of
 from gangpao.evaluate.perplexity.scorers import blocks, check_same_vocabulary, norms, open_scorer
 from gangpao.evaluate.perplexity.windows import Window, Windowing, windows_of
+from gangpao.formats.adapters import read_adapter, write_peft
 from gangpao.model import weights
 from tests.deploy.test_gguf import hf_tokenizer
-from tests.evaluate.perplexity.conftest import RIVER
+from tests.engine.adapters import random_adapter
+from tests.evaluate.perplexity.conftest import OPTIONS, RIVER
 from tests.model.test_transformer import build
 
 
@@ -41,6 +44,21 @@ def test_a_window_has_the_same_bits_in_any_company_and_order(scorer):
 def test_a_step_holds_many_small_windows(scorer):
     windows = [Window(np.array([i, i + 1, i + 2], np.int64), 1, i) for i in range(200)]
     assert [found.tolist() for found in scorer.log_probs(windows)] == [alone(scorer, window) for window in windows]
+
+
+def test_an_adapter_counts_in_scores_and_in_rows(model_file, scorer, tmp_path):
+    engine = Engine.load(model_file, context=512, num_threads=1)
+    write_peft(tmp_path / "a", random_adapter(engine.model.config, 3))
+    adapted = open_scorer(str(model_file), OPTIONS, adapters={"a": (tmp_path / "a", 0.5)})
+    engine.model.add_adapter("a", read_adapter(tmp_path / "a"))
+    for window in random_windows(random.Random(4), 4):
+        cache = engine.model.new_pool(512, engine.kv_dtype).new(engine.mix({"a": 0.5}))
+        logits = engine.model.forward(window.ids, cache, all_logits=True)
+        places = range(window.first, len(window.ids))
+        expected = [logprobs_of(logits[at - 1], int(window.ids[at]), 0).logprob for at in places]
+        assert [found.tolist() for found in adapted.log_probs([window])] == [expected]
+        assert by_rows(adapted, window) == expected
+        assert alone(scorer, window) != expected
 
 
 def by_rows(scorer, window):
