@@ -13,8 +13,9 @@ On a GPU torch's own kernels are better, and without gradients there is nothing 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ BLOCK = 64  # queries: less and products are thin, more and half of a block is h
 KEPT_BYTES = 32 << 20
 
 Turn = tuple[Tensor, Tensor]
+Result = TypeVar("Result")
+
+_keeps = threading.local()
 
 
 def applies(x: Tensor) -> bool:
@@ -276,15 +280,19 @@ def products(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return _Products.apply(x, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    if _in_kernels(gate, up):
+        out = torch.empty_like(gate)
+        kernels.swiglu_bf16(_bits(gate), _bits(up), _bits(out))
+        return out
+    return F.silu(gate).mul_(up)
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)  # and not silu(gate), which is as large and quickly made again
-        if _in_kernels(gate, up):
-            out = torch.empty_like(gate)
-            kernels.swiglu_bf16(_bits(gate), _bits(up), _bits(out))
-            return out
-        return F.silu(gate).mul_(up)
+        return _swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,3 +310,43 @@ class _SwiGLU(torch.autograd.Function):
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Again:
+    """In place of a tensor that a backward pass makes again."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+
+def after_swiglu(linear: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """linear(silu(gate) * up). Where the linear wants its input in the backward pass it is made again there: gate and up are kept
+    anyway, and it is as large as either. The numbers are the same to the bit."""
+    x = swiglu(gate, up)
+    if getattr(_keeps, "inputs", False):
+        return linear(x)
+    place, size, dtype = x.data_ptr(), x.numel(), x.dtype
+    gate, up = gate.detach(), up.detach()
+
+    def pack(t: Tensor) -> Tensor | _Again:
+        mine = t.dtype == dtype and t.numel() == size and t.data_ptr() == place
+        return _Again(t.shape) if mine else t
+
+    def unpack(kept: Tensor | _Again) -> Tensor:
+        return _swiglu(gate, up).view(kept.shape) if isinstance(kept, _Again) else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return linear(x)
+
+
+def keeping(layer: Callable[..., Result]) -> Callable[..., Result]:
+    """A layer of which a checkpoint keeps the input alone: what it would make again holds on to what the checkpoint lets go."""
+
+    def run(*inputs: Any) -> Result:
+        _keeps.inputs = True
+        try:
+            return layer(*inputs)
+        finally:
+            _keeps.inputs = False
+
+    return run

@@ -351,7 +351,9 @@ class MLP(nn.Module):
         gate, up = project(x_BTD, (self.gate_proj, self.up_proj))
         if self.gelu:
             return self.down_proj(F.gelu(gate, approximate="tanh") * up)
-        return self.down_proj(cpu.swiglu(gate, up) if cpu.applies(gate) else F.silu(gate) * up)
+        if cpu.applies(gate):
+            return cpu.after_swiglu(self.down_proj, gate, up)
+        return self.down_proj(F.silu(gate) * up)
 
 
 # --- sparse attention: a reference

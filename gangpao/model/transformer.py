@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gangpao.model import cpu
 from gangpao.model.config import ModelConfig
 from gangpao.model.gated_delta import GatedDeltaNet, new_state
 from gangpao.model.init import Rules, initialize
@@ -161,7 +162,7 @@ class Transformer(nn.Module):
             views["sliding_attention"] = self._local_view(positions, mask, past)
         for i, layer in enumerate(cast(Iterable[Block], self.model.layers)):
             if recompute and torch.is_grad_enabled():
-                h, balance = checkpoint(layer, h, *views[layer.kind], None, use_reentrant=False)
+                h, balance = checkpoint(cpu.keeping(layer), h, *views[layer.kind], None, use_reentrant=False)
             else:
                 h, balance = layer(h, *views[layer.kind], caches[i] if caches else None)
             balances += [] if balance is None else [balance]

@@ -243,6 +243,7 @@ class Layer:
     def __init__(self, applied: Applied, step: Step) -> None:
         c, self.step, self.width = applied.model.config, step, WORKING[step.dtype]
         self.all = METHODS[applied.config.kind].trains_base
+        self.again = not (c.moe or c.gelu or step.recompute)  # the input of down_proj, by model/cpu.after_swiglu
         layers = applied.model.model.layers
         self.modules: list[dict[str, Any]] = [dict(layer.named_modules()) for layer in layers]
         self.kept = sum(self._kept(c, modules) for modules in self.modules) / len(self.modules)
@@ -258,7 +259,8 @@ class Layer:
             single = max(single, 3 * s.channels + 4 * s.value_size + states)
         numbers: float = 2 * d + 2 * inner + attention  # both residual sums; gate and up
         wanted = [({"q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa"}, d), ({"o_proj"}, self._values(c))]
-        wanted += [({"gate_proj", "up_proj", "w1", "w3"}, d), ({"down_proj", "w2"}, inner)]
+        wanted += [({"gate_proj", "up_proj", "w1", "w3"}, d)]
+        wanted += [] if self.again else [({"down_proj", "w2"}, inner)]
         wanted += [({"q_b_proj"}, c.mla.q_lora_rank), ({"kv_b_proj"}, c.mla.kv_lora_rank)] if c.mla else []
         adapted: dict[str, Any] = {}
         for name, module in modules.items():
@@ -314,12 +316,14 @@ class Layer:
         """Beside what is kept: in the MLP three gradients of its inner values; in attention gradients of queries, keys and values
         twice and some blocks of scores, when what the MLP kept is gone."""
         inner = self._inner(c)
-        mlp = 2 * inner * self.width
+        mlp, gone = (3, 2) if self.again else (2, 3)
         queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         rows = self.step.tokens / self.step.length
         block = rows * c.num_attention_heads * min(BLOCK, self.step.length) * self.step.length * 4
-        attention = (queries + keys) * 4 + (2 * (queries + keys) + c.hidden_size) * self.width - 3 * inner * self.width
-        return max(self.step.tokens * mlp, self.step.tokens * attention + 3 * block)
+        attention = (
+            (queries + keys) * 4 + (2 * (queries + keys) + c.hidden_size) * self.width - gone * inner * self.width
+        )
+        return max(self.step.tokens * mlp * inner * self.width, self.step.tokens * attention + 3 * block)
 
 
 def mib(size: float) -> str:
