@@ -12,7 +12,7 @@ WORDS = ("red", "blue", "green", "grey", "one", "two", "three", "four")
 
 def folder_of(path, *, kind="llama", seed=3, **fields):
     """A random model at `path`."""
-    model = Transformer.build(tiny(kind, max_position_embeddings=512, **fields), seed=seed)
+    model = Transformer.build(tiny(kind, **{"max_position_embeddings": 512, **fields}), seed=seed)
     weights.save(path, model.config, weights.state(model))
     return save(path, byte_level(), generation={"eos_token_id": 1})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gangpao.compress.importance.calibration import Calibration, calibrate
 from gangpao.compress.importance.collect import collect
+from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.imatrix import Importance
@@ -15,6 +16,7 @@ from gangpao.options import option
 from gangpao.progress import Progress, Silent
 
 OWN = "own"  # in place of a file: the texts that ship with the package
+WINDOW = 512  # tokens that a model is looked at with, where it reads so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,9 @@ class CollectOptions:
     """What is looked at, and how."""
 
     tokens: int = option(65_536, "Tokens to look at.", 32, 1 << 30)
-    window: int = option(512, "Tokens of a window; the model sees each from its beginning.", 16, 1 << 20)
+    window: int | None = option(
+        None, "Tokens of a window; the model sees each from its beginning.", 16, 1 << 20, unset=f"{WINDOW}, or the context"
+    )
     float32: bool = option(False, "Compute in float32: slower, and equal to programs that do; for comparisons.")
     head: bool = option(False, "Also the inputs of the output matrix.")
 
@@ -48,14 +52,11 @@ def collected(
     """
     files = files_of(data)
     with GGUF.open(file) as gguf:
-        engine = Engine.load(gguf, context=options.window, num_threads=threads, float32=options.float32)
-        windows = max(1, options.tokens // options.window)
+        window = options.window or min(WINDOW, ModelConfig.from_gguf(gguf).max_position_embeddings)
+        engine = Engine.load(gguf, context=window, num_threads=threads, float32=options.float32)
+        windows = max(1, options.tokens // window)
         read = calibrate(
-            engine.tokenizer,
-            files,
-            windows=windows,
-            length=options.window,
-            architecture=engine.model.config.architecture,
+            engine.tokenizer, files, windows=windows, length=window, architecture=engine.model.config.architecture
         )
         on_read(read)
         head = "output.weight" if "output.weight" in gguf.tensors else "token_embd.weight"

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gangpao.compress.folders.forms import FORMS
 from gangpao.compress.importance.calibration import calibrate
-from gangpao.compress.importance.run import files_of
+from gangpao.compress.importance.run import WINDOW, files_of
 from gangpao.compress.quantize.config import QuantizeConfig
 from gangpao.compress.quantize.mixtures import fitting, named, wanted_types
 from gangpao.compress.quantize.report import facts as file_facts
@@ -39,7 +39,6 @@ from gangpao.units import show_bytes, show_count
 
 Ids = npt.NDArray[np.int64]
 
-WINDOW = 512  # ids of a window that a budget or a rounding looks at
 # The mixture whose number a file of a budget bears, by the type that most of its weights have.
 _NUMBER = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
@@ -147,11 +146,13 @@ def _types(
 
 
 def _windows(source: Path, config: FileConfig) -> Ids:
-    from gangpao.tune.base.load import base_tokenizer
+    """Ids [windows, length] that a budget or a rounding looks at."""
+    from gangpao.tune.base.load import base_shape, base_tokenizer
 
     tokenizer, architecture = base_tokenizer(source)
-    count = max(6, config.tokens // WINDOW)
-    return calibrate(tokenizer, files_of(config.data), windows=count, length=WINDOW, architecture=architecture).ids
+    length = min(WINDOW, base_shape(source).max_position_embeddings)
+    count = max(6, config.tokens // length)
+    return calibrate(tokenizer, files_of(config.data), windows=count, length=length, architecture=architecture).ids
 
 
 def make_folder(source: Path, target: Path, form: str, importance: Importance | None, progress: Progress) -> Path:

@@ -7,9 +7,10 @@ import pytest
 
 from gangpao.compress.line import run as line
 from gangpao.compress.line.config import CompressConfig
-from gangpao.compress.line.file import FileConfig, make_file
+from gangpao.compress.line.file import FileConfig, make_file, run_step
 from gangpao.compress.line.report import measured, text
 from gangpao.formats.gguf import GGUF
+from gangpao.formats.imatrix import read_imatrix
 from gangpao.progress import Silent
 from tests.compress.models import folder_of
 
@@ -101,3 +102,14 @@ def test_a_budget_and_rounding_make_one_file(model, tmp_path):
     assert said["budget"]["bits"] <= 7.0
     assert said["rounding"]["tensors"] > 0
     assert any("bits a weight" in note for note in notes)
+
+
+@pytest.mark.parametrize("more", [{"to": "Q4_0", "pure": True}, {"bits": 7.0, "rounding": {"kind": "gptq"}}])
+def test_a_model_that_reads_little_is_looked_at_in_windows_of_what_it_reads(tmp_path, more):
+    short = folder_of(tmp_path / "short", num_hidden_layers=1, max_position_embeddings=32)
+    config = FileConfig.model_validate({"tokens": 192, "threads": 1, **more})
+    found = run_step(config, short, short, tmp_path / "out")
+    with GGUF.open(found.path) as file:
+        assert file.get_int(f"{file.metadata['general.architecture']}.context_length") == 32
+    matrix = read_imatrix(tmp_path / "out" / "imatrix.gguf")
+    assert (matrix.chunks, matrix.chunk_size) == (6, 32)
