@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+_LOCK = ".lock"
 BUSY = "another gangpao is working here; wait for it or choose another folder"
 
 
@@ -91,20 +93,41 @@ class Busy(ValueError):
 
 
 @contextmanager
-def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
+def locked(folder: Path, busy: str = BUSY, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a folder for this process; the system lets go when the process ends, however it ends.
 
-    Raises Busy, a ValueError which says `busy`, when another one has it.
+    patience: seconds to try again in. Raises Busy, a ValueError which says `busy`, when another one has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    until = time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise Busy(f"{folder}: {busy}") from error
+        while not _taken(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() >= until:
+                raise Busy(f"{folder}: {busy}")
+            time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder now. Writes nothing, so that it may be asked of what one can only read."""
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _taken(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True

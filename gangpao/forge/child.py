@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -62,38 +63,76 @@ def run(command: Command, state: Path, log: Path, stream: TextIO | None) -> str:
     if sys.platform == "linux":
         words = [sys.executable, "-P", "-c", _MORTAL, str(os.getpid()), *words]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as kept:
-        print(f"$ {shown(command)}", file=kept, flush=True)
+    with closing(_Log(log, stream)) as kept:
+        kept.write(f"$ {shown(command)}\n")
         # This gangpao also behind a launcher, not one that lies in the folder.
         env = os.environ | {"PYTHONSAFEPATH": "1"}
         with subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=env
         ) as process:  # fmt: skip
-            (state / PROCESS).write_text(f"{process.pid}\n{_begun(process.pid)}\n", encoding="utf-8")
-            said, last, received = _listen(process, kept, stream)
+            try:
+                (state / PROCESS).write_text(f"{process.pid}\n{_begun(process.pid)}\n", encoding="utf-8")
+            except OSError:
+                process.terminate()
+                raise
+            said, last, received = _listen(process, kept)
         kept.write(said)
         code = process.returncode
     (state / PROCESS).unlink(missing_ok=True)
     if received:
         raise Stopped(received[0])
     if code not in command.codes:
-        raise Failed(f"`{shown(command)}` ended with {code}: {last or 'it said nothing'} (all it said: {log})")
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+        raise Failed(f"`{shown(command)}` {ended}: {last or 'it said nothing'} (all it said: {log})")
     return said
 
 
-def _listen(process: subprocess.Popen[str], kept: TextIO, stream: TextIO | None) -> tuple[str, str, list[int]]:
+class _Log:
+    """What a command says, to a file and on to the screen. Where a disk is full or a terminal gone, that is said once on the other,
+    and the command is heard on: one that nobody hears would wait forever."""
+
+    def __init__(self, path: Path, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._path = path
+        self._file: FileIO | None = FileIO(path, "a")
+
+    def write(self, text: str, *, on_screen: bool = False) -> None:
+        """Into the file, and with on_screen to the screen."""
+        if self._file is not None:
+            try:
+                self._file.write(text.encode("utf-8", "replace"))
+            except OSError as error:
+                self._file.close()
+                self._file = None
+                self._show(f"note: {self._path}: {error.strerror}: what commands say is not kept\n")
+        if on_screen:
+            self._show(text)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _show(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            self._stream = None
+            self.write(f"note: the screen is gone: {error.strerror}\n")
+
+
+def _listen(process: subprocess.Popen[str], kept: _Log) -> tuple[str, str, list[int]]:
     """Until the process ends: what it said on stdout, its last line on stderr, and the signals that ended it."""
     last = [""]
 
     def pass_on() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            kept.write(line)
-            kept.flush()
+            kept.write(line, on_screen=True)
             last[0] = line.strip().removeprefix("error: ") or last[0]
-            if stream is not None:
-                stream.write(line)
-                stream.flush()
 
     reader = threading.Thread(target=pass_on, daemon=True)
     reader.start()

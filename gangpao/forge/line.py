@@ -4,7 +4,8 @@
     RUN/state/NAME.json       of each stage: its key, its commands, what came out, how long it took
     RUN/NAME/                 what the stage's commands wrote
     RUN/log/NAME.log          what they said
-    RUN/old/NAME-KEY/         a stage as it was before something it depends on changed; taken back when that is taken back
+    RUN/old/NAME-KEY/         a stage as it was before something it depends on changed, until that is taken back (aside.py)
+    RUN/state/from.json       what a call with --from has still to begin anew
 
 A stage's key is a hash of all that it depends on: its table and configurations as values, the content of files that they name, the
 products of the stages before it by content. A stage with a key that is done is skipped; one that is begun goes on, because each
@@ -13,24 +14,22 @@ command resumes exactly; one with another key is put aside and done anew.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
-import gangpao
-from gangpao import cost, machine
-from gangpao.atomic import locked, write_json
-from gangpao.forge import child
+from gangpao import cost
+from gangpao.atomic import locked, read_json, write_json
+from gangpao.forge import aside, child
 from gangpao.forge.config import ForgeConfig
 from gangpao.forge.content import Hashes, key_of
-from gangpao.forge.record import LINE, LOG, STATE, Record, record_path
+from gangpao.forge.record import LINE, STATE, Record, log_path, made_by, record_path
 from gangpao.forge.stages.stage import Command, Context, Made, Product
 from gangpao.forge.stages.table import stage_of
 from gangpao.units import show_seconds, utc_now
 
-OLD = "old"
 VERSION = 1  # of what stages do; a change makes every stage another one
+LOOKS = 0.5  # seconds: `forge status` has the folder for a moment to see whether a call has it
 BUSY = "another `gangpao forge` works here; wait for it, or choose another --out"
 
 
@@ -44,7 +43,7 @@ def forge(
     stream: TextIO | None = None,
 ) -> list[Record]:
     """Do what is not done of a line, and return all its stages up to `until`. model: the file or folder that config.model means.
-    again_from: this stage and those behind it are done anew.
+    again_from: this stage and those behind it are done anew; a call that was stopped in this goes on when it is given again.
 
     Raises ValueError where a stage fails, naming its command and its last words, and Stopped after a signal; the same call goes on.
     """
@@ -56,22 +55,50 @@ def forge(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: a file is in the way; give a folder, which may not exist yet")
     out = out.absolute()
-    with locked(out, BUSY):
+    with locked(out, BUSY, patience=LOOKS):
         child.wait_for_earlier(out / STATE, stream)
-        told = {
-            "config": config.model_dump(mode="json"),
-            "gangpao": gangpao.__version__,
-            "commit": machine.git_commit(),
-        }
-        write_json(out / LINE, {**told, "machine": machine.cpu_name(), "cores": machine.physical_cores()})
+        write_json(out / LINE, {"config": config.model_dump(mode="json")} | made_by())
         line = _Line(config, model, out, stream)
+        wanted = names[: names.index(until) + 1] if until else names
+        line.check(wanted)
+        again = _Again(out / STATE / "from.json", again_from, wanted)
         done = []
-        for name in names:
-            anew = again_from is not None and names.index(name) >= names.index(again_from)
-            done.append(line.stage(name, anew=anew))
-            if name == until:
-                break
+        for name in wanted:
+            done.append(line.stage(name, again))
+        again.finished()
         return done
+
+
+class _Again:
+    """Stages that a call with --from has still to begin anew, in a file: what was begun is not begun again when the same call is
+    repeated because it was stopped."""
+
+    def __init__(self, file: Path, again_from: str | None, wanted: list[str]) -> None:
+        self._file, self._from, self._left = file, again_from, list[str]()
+        if again_from is None:
+            file.unlink(missing_ok=True)
+        elif again_from in wanted:
+            told: Any = read_json(file) if file.is_file() else {"from": None}
+            asked = wanted[wanted.index(again_from) :]
+            self._left = [name for name in asked if name in told["left"]] if told["from"] == again_from else asked
+            self._write()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def begun(self, name: str) -> None:
+        """A stage has been begun anew."""
+        if name in self._left:
+            self._left.remove(name)
+            self._write()
+
+    def finished(self) -> None:
+        """All that was asked for is done."""
+        self._file.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, {"from": self._from, "left": self._left})
 
 
 class _Line:
@@ -85,55 +112,44 @@ class _Line:
         if model is not None:
             self._made["model"] = Product(str(model), self._hashes.of(model))
 
-    def stage(self, name: str, *, anew: bool) -> Record:
+    def check(self, names: list[str]) -> None:
+        """Raises ValueError, before anything is done, for a stage that its command would refuse."""
+        for name in names:
+            try:
+                stage_of(name).check(self._context(name), self.config.stage(name))
+            except ValueError as error:
+                raise ValueError(f"[{name.replace('-', '.', 1)}] {error}") from error
+
+    def stage(self, name: str, again: _Again) -> Record:
         """A stage, done or found done."""
-        stage, table = stage_of(name), self.config.stage(name)
-        context = Context(self.config, name, self.out, self._hashes, dict(self._made))
+        stage, table, context = stage_of(name), self.config.stage(name), self._context(name)
         key = key_of(VERSION, name, stage.depends(context, table))
-        record = self._known(name, key, shared=stage.shared, anew=anew)
+        record = self._known(name, key, shared=stage.shared, anew=name in again)
         place = f"[{self._names.index(name) + 1}/{len(self._names)}] {name}"
         if record.done and not stage.always and self._there(record):
             self._say(f"{place}: nothing changed since {record.ended}")
         else:
             self._say(place)
-            self._run(record, context, table)
+            self._run(record, context, table, again)
             self._say(f"{place}: done in {show_seconds(record.seconds)}, {self._yuan(record.seconds)}")
         self._made.update(record.products)
         return record
 
+    def _context(self, name: str) -> Context:
+        return Context(self.config, name, self.out, self._hashes, dict(self._made))
+
     def _known(self, name: str, key: str, *, shared: bool, anew: bool) -> Record:
         """The record of a stage to go on with; one of another key is put aside first, and one put aside of this key taken back."""
-        path = record_path(self.out, name)
-        record = Record.read(path)
+        aside.recover(self.out, name)
+        record = Record.read(record_path(self.out, name))
         if record is not None and record.key == key and not anew:
             return record
-        if shared:
-            return Record(name, key)
+        if shared and not anew:  # what it cost to make what is used again counts
+            return Record(name, key, seconds=0.0 if record is None else record.spent(self.out))
         if record is not None:
-            self._put_aside(record)
-        kept = self.out / OLD / f"{name}-{key}"
-        if not anew and (kept / "state.json").is_file():
-            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
-            (kept / name).rename(self.out / name)
-            (kept / "state.json").rename(path)
-            kept.rmdir()
-            found = Record.read(path)
-            assert found is not None
-            return found
-        return Record(name, key)
-
-    def _put_aside(self, record: Record) -> None:
-        kept = self.out / OLD / f"{record.name}-{record.key}"
-        if kept.exists():
-            shutil.rmtree(kept)
-        folder, path = self.out / record.name, record_path(self.out, record.name)
-        kept.mkdir(parents=True)
-        if folder.exists():
-            folder.rename(kept / record.name)
-        else:
-            (kept / record.name).mkdir()
-        path.rename(kept / "state.json")
-        self._say(f"{record.name}: what it depends on has changed; what was there is in {kept}")
+            why = "it is done anew" if anew else "what it depends on has changed"
+            self._say(f"{name}: {why}; what was there is in {aside.put_aside(self.out, record)}")
+        return (None if anew else aside.take_back(self.out, name, key)) or Record(name, key)
 
     def _there(self, record: Record) -> bool:
         """Whether what came out is there still, as it came out."""
@@ -146,20 +162,28 @@ class _Line:
                 return False
         return True
 
-    def _run(self, record: Record, context: Context, table: Any) -> None:
-        path, before = record_path(self.out, record.name), record.seconds
-        was = record.products if record.done else None
+    def _run(self, record: Record, context: Context, table: Any, again: _Again) -> None:
+        path, was = record_path(self.out, record.name), record.products if record.done else None
+        record.seconds, before = record.spent(self.out), record.seconds
         clock = time.monotonic()
-        record.done, record.commands = False, []
-        record.begun = record.begun or utc_now()
+        record.done, record.commands, record.since = False, [], utc_now()
+        record.begun = record.begun or record.since
         record.write(path)
+        again.begun(record.name)
         try:
             made = self._steps(record, context, table)
-        finally:
-            record.seconds = before + time.monotonic() - clock
-            record.write(path)
+        except BaseException:
+            record.seconds, record.since = record.seconds + time.monotonic() - clock, ""
+            try:
+                record.write(path)
+            except OSError as error:  # what ended the stage is what has to be said
+                self._say(f"{record.name}: how long it ran is not written down: {error}")
+            raise
+        record.seconds, record.since = record.seconds + time.monotonic() - clock, ""
         if was == made.products:  # asked only whether there is anything to do
             record.seconds = before
+        else:
+            record.made_by = made_by()
         record.products, record.facts = dict(made.products), made.facts
         record.commands += made.also
         record.done, record.ended = True, utc_now()
@@ -173,10 +197,16 @@ class _Line:
                 command: Command = run.send(said) if said is not None else next(run)
             except StopIteration as end:
                 made: Made = end.value
+                for text in made.also:
+                    self._say(f"  $ {text}")
                 return made
             record.commands.append(child.shown(command))
             self._say(f"  $ {child.shown(command)}")
-            said = child.run(command, self.out / STATE, self.out / LOG / f"{record.name}.log", self._stream)
+            if command.makes is not None and command.makes.exists():  # it appears whole
+                self._say(f"  {command.makes} is there")
+                said = ""
+            else:
+                said = child.run(command, self.out / STATE, log_path(self.out, record.name), self._stream)
 
     def _yuan(self, seconds: float) -> str:
         return cost.show_yuan(cost.Meter(self.config.cost_profile).yuan(seconds))

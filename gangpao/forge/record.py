@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import gangpao
+from gangpao import machine
 from gangpao.atomic import read_json, write_json
 from gangpao.forge.config import ForgeConfig
 from gangpao.forge.stages.stage import Product
@@ -14,14 +19,29 @@ from gangpao.forge.stages.stage import Product
 LINE, STATE, LOG = "forge.json", "state", "log"
 
 
+@functools.cache
+def made_by() -> dict[str, Any]:
+    """Which gangpao works here, on which machine."""
+    return {
+        "gangpao": gangpao.__version__, "commit": machine.git_commit(), "machine": machine.cpu_name(),
+        "cores": machine.physical_cores(),
+    }  # fmt: skip
+
+
 def record_path(out: Path, name: str) -> Path:
     """Where the record of a stage lies."""
     return out / STATE / f"{name}.json"
 
 
+def log_path(out: Path, name: str) -> Path:
+    """Where all lies that a stage's commands said."""
+    return out / LOG / f"{name}.log"
+
+
 @dataclass(slots=True)
 class Record:
-    """A stage as it stands in state/NAME.json. seconds: of all calls together."""
+    """A stage as it stands in state/NAME.json. seconds: of all calls that ended; since: when the call began that runs or was
+    killed; made_by: the gangpao and the machine that ended it."""
 
     name: str
     key: str
@@ -29,6 +49,8 @@ class Record:
     seconds: float = 0.0
     begun: str = ""
     ended: str = ""
+    since: str = ""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
     products: dict[str, Product] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -42,9 +64,26 @@ class Record:
         products = {kind: Product(**one) for kind, one in told.pop("products").items()}
         return cls(**told, products=products)
 
+    def json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(self))
+        write_json(path, self.json())
+
+    def spent(self, out: Path, *, runs: bool = False) -> float:
+        """Seconds of all calls, one that was killed until it last said something. runs: one is running now."""
+        if not self.since:
+            return self.seconds
+        begun = datetime.fromisoformat(self.since).timestamp()
+        last = time.time() if runs else _changed(log_path(out, self.name), begun)
+        return self.seconds + max(0.0, last - begun)
+
+
+def _changed(path: Path, otherwise: float) -> float:
+    """When a file was last written to."""
+    return path.stat().st_mtime if path.is_file() else otherwise
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from gangpao import cost
-from gangpao.atomic import Busy, locked
+from gangpao.atomic import is_locked
 from gangpao.forge.child import last_line
 from gangpao.forge.config import ForgeConfig
 from gangpao.forge.quality import quality
-from gangpao.forge.record import LOG, read_line
+from gangpao.forge.record import log_path, read_line
 from gangpao.units import plain, show_seconds, table
 
 
@@ -33,7 +32,7 @@ class Standing:
 def standings(out: Path) -> tuple[ForgeConfig, list[Standing]]:
     """All stages of a line. Raises ValueError for a folder without one."""
     line = read_line(out)
-    config, runs = line.config, _busy(out)
+    config, runs = line.config, is_locked(out)
     price = cost.Meter(config.cost_profile)
     found, begun = [], False
     for name in config.stages():
@@ -46,8 +45,8 @@ def standings(out: Path) -> tuple[ForgeConfig, list[Standing]]:
             continue
         now = runs and not begun
         begun = True
-        seconds = max(record.seconds, _since(record.begun)) if now else record.seconds
-        words = plain(last_line(out / LOG / f"{name}.log"))[:160]
+        seconds = record.spent(out, runs=now)
+        words = plain(last_line(log_path(out, name)))[:160]
         found.append(Standing(name, "running" if now else "stopped", seconds, price.yuan(seconds), words))
     return config, found
 
@@ -79,21 +78,6 @@ def watch(out: Path, every: float = 2.0) -> None:
     with Live(Text(text(out)), console=Console(), auto_refresh=False) as live:
         while True:
             live.update(Text(text(out)), refresh=True)
-            if not _busy(out):
+            if not is_locked(out):
                 return
             time.sleep(every)
-
-
-def _busy(out: Path) -> bool:
-    try:
-        with locked(out):
-            return False
-    except Busy:
-        return True
-
-
-def _since(begun: str) -> float:
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(begun)).total_seconds()
-    except ValueError:
-        return 0.0

@@ -1,11 +1,15 @@
 """The line with stages that take no time: what is skipped, what is done again, what is put aside and taken back, what is kept."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +139,60 @@ def test_what_was_put_aside_for_a_failed_try_is_still_there(forged, ran):
     assert forged() == []
 
 
+def test_a_stopped_call_with_from_goes_on_and_loses_nothing(forged, ran, tmp_path):
+    forged()
+    ran.fails = ("tune-sft",)
+    with pytest.raises(ValueError, match="the disk is full"):
+        forged(again_from="train")
+    assert list(ran) == ["train", "tune-sft"]
+    (kept,) = (tmp_path / "run" / "old").glob("train-*")
+    ran.fails = ()
+    assert forged(again_from="train") == ["tune-sft", "export"]  # train was begun anew by the call before
+    assert kept.is_dir()
+    assert forged(again_from="train") == ["train", "tune-sft", "export"]
+    ran.fails = ("train",)
+    with pytest.raises(ValueError, match="the disk is full"):
+        forged(again_from="train")
+    assert json.loads((kept / "state.json").read_text(encoding="utf-8"))[
+        "done"
+    ]  # not replaced by a stage that is not done
+    ran.fails = ()
+    assert forged(again_from="data") == ALL
+
+
+def test_what_killed_calls_took_is_counted_until_they_last_said_something(forged, tmp_path):
+    forged()
+    path, log = (tmp_path / "run" / place for place in ("state/train.json", "log/train.log"))
+    told = json.loads(path.read_text(encoding="utf-8"))
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    path.write_text(json.dumps(told | {"done": False, "seconds": 10.0, "since": begun.isoformat()}), encoding="utf-8")
+    log.parent.mkdir()
+    log.write_text("step 7\n", encoding="utf-8")
+    os.utime(log, (begun.timestamp() + 90,) * 2)
+    train = next(one for one in status.standings(tmp_path / "run")[1] if one.name == "train")
+    assert (train.state, train.seconds) == ("stopped", 100.0)
+    assert forged() == ["train"]
+    assert 100.0 <= json.loads(path.read_text(encoding="utf-8"))["seconds"] < 160.0
+
+
+def test_who_looks_does_not_keep_a_call_out(forged, tmp_path):
+    from gangpao.atomic import locked
+
+    forged()
+    holding = threading.Event()
+
+    def look():
+        with locked(tmp_path / "run"):
+            holding.set()
+            time.sleep(0.1)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    holding.wait()
+    assert forged() == []
+    looker.join()
+
+
 def test_two_calls_in_one_folder(forged, tmp_path):
     from gangpao.atomic import locked
 
@@ -146,6 +204,26 @@ def test_a_file_in_the_way(forged, tmp_path):
     (tmp_path / "run").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="a file is in the way"):
         forged()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_command_is_heard_to_its_end_where_its_log_has_no_room(tmp_path):
+    """More than a pipe holds: a command that nobody hears would wait forever."""
+    code = "import sys; print('word ' * 100_000, file=sys.stderr); print('the end', file=sys.stderr); print('answer')"
+    command, screen = Command(("-c", code), launch=(sys.executable,)), io.StringIO()
+    words = [*command.launch, *command.words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "command_words", lambda _: words)
+        assert child.run(command, tmp_path, Path("/dev/full"), screen) == "answer\n"
+    assert screen.getvalue().startswith("note: /dev/full: No space left on device")
+    assert screen.getvalue().endswith("the end\n")
+
+
+def test_a_command_that_was_killed_is_told_by_its_signal(tmp_path, monkeypatch):
+    words = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(child, "command_words", lambda _: words)
+    with pytest.raises(child.Failed, match="was killed by signal 9"):
+        child.run(Command(("train",)), tmp_path, tmp_path / "log", None)
 
 
 def test_a_command_says_its_answer_and_a_failing_one_its_last_words(tmp_path):

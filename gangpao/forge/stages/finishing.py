@@ -30,8 +30,7 @@ def _tune(context: Context, stage: TuneStage) -> Run:
             f"{out}: {told['method']} has no form that a later stage could begin with; choose another method"
         )
     merged = out / ("merged.gguf" if base.endswith(".gguf") else "merged")
-    if not merged.exists():  # it appears whole
-        yield Command(("merge", base, "--adapter", str(out), "--out", str(merged)))
+    yield Command(("merge", base, "--adapter", str(out), "--out", str(merged)), makes=merged)
     return Made({"model": context.product(merged)}, {"tuned": told})
 
 
@@ -76,8 +75,8 @@ def _export(context: Context, stage: ExportStage) -> Run:
         also = (shlex.join(["cp", str(base), str(target)]),)
         with new_file(target) as staging:
             shutil.copyfile(base, staging)
-    elif not target.exists():  # it appears whole
-        yield Command(("export", str(base), str(target), "--type", stage.type), stage.launch)
+    else:
+        yield Command(("export", str(base), str(target), "--type", stage.type), stage.launch, makes=target)
     return Made({"file": context.product(target)}, {"file": str(target), "bytes": target.stat().st_size}, also)
 
 

@@ -21,11 +21,13 @@ from gangpao.forge.content import Hashes
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`gangpao` and these words. launch: words in front of it. codes: how it may end."""
+    """`gangpao` and these words. launch: words in front of it. codes: how it may end. makes: what it writes whole; where that is
+    there, it is not run again."""
 
     words: tuple[str, ...]
     launch: tuple[str, ...] = ()
     codes: tuple[int, ...] = (0,)
+    makes: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,12 @@ Run = Generator[Command, str, Made]
 @dataclass(frozen=True, slots=True)
 class Stage:
     """depends: plain data; another value means another result. shared: its folder outlives a change, because the command itself
-    knows what in it is still right. always: the command is asked every time, and finds out itself that nothing changed."""
+    knows what in it is still right. always: the command is asked every time, and finds out itself that nothing changed. check:
+    raises ValueError for what its command would refuse, before any stage is run."""
 
     depends: Callable[[Context, Any], Any]
     run: Callable[[Context, Any], Run]
+    check: Callable[[Context, Any], None] = lambda context, stage: None
     shared: bool = False
     always: bool = False
 
