@@ -74,7 +74,8 @@ ALLOWED = {
     "sandbox": {"train"} | _TRAIN,
     "deploy": {"model", "engine", "text", "formats", "kernels", "images"},
     # Its check asks the engine what a server should answer, its pages draw what training wrote, in evaluation's blocks.
-    "forge": {"commands", "engine", "text", "sandbox", "train", "evaluate"},
+    # Configurations are read as each room's command reads them, before anything runs.
+    "forge": {"commands", "engine", "text", "sandbox", "train", "evaluate", "data", "tune", "compress", "formats"},
 }
 
 

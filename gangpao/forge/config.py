@@ -15,8 +15,8 @@
     [export]
     type = "Q8_0"
 
-`config` is a file of the stage's own command, or its tables inline; in inline tables a text with a slash or a dot that names a file
-or folder beside this file is a path. The order of stages is fixed (ORDER), that of several [tune.NAME] is the file's.
+`config` is a file of the stage's own command, or its tables inline; in inline tables a text with a slash or a dot that names files
+or a folder beside this file is a path. The order of stages is fixed (ORDER), that of several [tune.NAME] is the file's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from gangpao.config import Frozen, PathText, load_toml
-from gangpao.forge.content import path_in
+from gangpao.forge.content import matches_in, path_in
 
 ORDER = ("data", "sandbox", "plan", "train", "tune", "compress", "evaluate", "export", "check")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -204,7 +204,9 @@ def beside(value: Any, here: Path) -> Any:
     if isinstance(value, list):
         return [beside(one, here) for one in value]
     path = path_in(value, here)
-    return value if path is None else str(path.resolve())
+    if path is not None:
+        return str(path.resolve())
+    return str(here.resolve() / Path(value).expanduser()) if matches_in(value, here) else value
 
 
 def _text_beside(text: str, here: Path) -> str:

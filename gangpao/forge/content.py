@@ -1,18 +1,19 @@
 """What a stage depends on, by content: configurations as values, files and folders as hashes.
 
-A comment or an empty line changes nothing; another value does. Where a configuration names a file or a folder, its content counts,
-and another TOML counts as its own values. Times and names of files do not.
+A comment or an empty line changes nothing; another value does. Where a configuration names a file or a folder, or files by a
+pattern, their content counts, and another TOML counts as its own values. Times and names of files do not.
 
 What it gives up: a value written out that equals its default counts as a change.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gangpao.atomic import read_json, write_json
 from gangpao.config import merge, parse_override, read_toml
@@ -81,7 +82,8 @@ def _content(value: Any, here: Path, hashes: Hashes) -> Any:
         return [_content(one, here, hashes) for one in value]
     path = path_in(value, here)
     if path is None:
-        return value
+        files = matches_in(value, here)
+        return {"named": value.partition("#")[2], "sha256": [hashes.of(one) for one in files]} if files else value
     if path.suffix == ".toml":
         return values_of(str(path), (), hashes)
     return {"sha256": hashes.of(path)}
@@ -90,10 +92,26 @@ def _content(value: Any, here: Path, hashes: Hashes) -> Any:
 def path_in(value: Any, here: Path) -> Path | None:
     """The file or folder that a value of a configuration names from `here`. A word without a slash and a dot names none, whatever
     lies there: "full" is a method."""
-    if not isinstance(value, str) or not ("/" in value or "." in value) or "\n" in value or len(value) > 1024:
+    if not _may_be_path(value):
         return None
     path = here / Path(value).expanduser()
     return path if path.exists() else None
+
+
+def matches_in(value: Any, here: Path) -> list[Path]:
+    """The files that a pattern names from `here`, in order; of FILE.json#NAME, data sets that lie beside it, the folder."""
+    if not _may_be_path(value):
+        return []
+    base, cut, _ = value.partition("#")
+    if cut:
+        path = here / Path(base).expanduser()
+        return [path.parent] if path.is_file() else []
+    found = glob.glob(str(here / Path(value).expanduser()), recursive=True) if "*" in value else []
+    return sorted(path for path in map(Path, found) if path.is_file())
+
+
+def _may_be_path(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and ("/" in value or "." in value) and "\n" not in value and len(value) <= 1024
 
 
 def key_of(*parts: Any) -> str:

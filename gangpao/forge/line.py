@@ -14,6 +14,7 @@ command resumes exactly; one with another key is put aside and done anew.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -152,13 +153,17 @@ class _Line:
         return (None if anew else aside.take_back(self.out, name, key)) or Record(name, key)
 
     def _there(self, record: Record) -> bool:
-        """Whether what came out is there still, as it came out."""
+        """Whether what came out is there still, as it came out. What is not is put out of the way, or its command would take it."""
         for kind, product in record.products.items():
             path = Path(product.path)
             if not path.exists():
                 return False
             if kind in ("model", "file") and self._hashes.of(path) != product.digest:
-                self._say(f"{record.name}: {path} is no longer what came out; done again")
+                changed = path.with_name(f"{path.name}.changed")
+                if changed.exists():
+                    shutil.rmtree(changed) if changed.is_dir() else changed.unlink()
+                path.rename(changed)
+                self._say(f"{record.name}: {path} is no longer what came out, and is {changed.name} now; done again")
                 return False
         return True
 

@@ -76,3 +76,14 @@ def test_a_word_is_no_path_whatever_lies_beside(tmp_path):
     (tmp_path / "full").mkdir()
     config = load_forge_config(write(tmp_path, "model = 'a'\n[tune.a]\nconfig = { method = { kind = 'full' } }\n"))
     assert config.tune["a"].config == {"method": {"kind": "full"}}
+
+
+def test_a_pattern_and_a_named_data_set_start_at_the_file(tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "dataset_info.json").write_text("{}", encoding="utf-8")
+    text = 'model = "a"\n[tune.a]\nconfig = { data.files = ["rows/*.jsonl", "dataset_info.json#b", "no/*.jsonl"] }\n'
+    path = write(tmp_path, text)
+    monkeypatch.chdir(tmp_path.parent)
+    files = load_forge_config(path).tune["a"].config["data"]["files"]
+    assert files == [str(tmp_path / "rows" / "*.jsonl"), str(tmp_path / "dataset_info.json#b"), "no/*.jsonl"]

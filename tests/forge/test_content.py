@@ -66,3 +66,25 @@ def test_a_folder_is_its_files_and_their_names(tmp_path):
     before = Hashes().of(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
     assert Hashes().of(tmp_path) != before
+
+
+def test_files_that_a_pattern_names_count_one_by_one(config):
+    (config.parent / "rows").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (config.parent / "rows" / name).write_text("{}\n", encoding="utf-8")
+    config.write_text('files = ["rows/*.jsonl"]\n', encoding="utf-8")
+    before = key(config)
+    (config.parent / "rows" / "b.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
+    changed = key(config)
+    (config.parent / "rows" / "c.jsonl").write_text("{}\n", encoding="utf-8")
+    assert len({before, changed, key(config)}) == 3
+
+
+def test_data_sets_that_a_table_names_count_with_the_name(config):
+    (config.parent / "dataset_info.json").write_text('{"a": {"file_name": "rows.jsonl"}}', encoding="utf-8")
+    config.write_text('files = ["./dataset_info.json#a"]\n', encoding="utf-8")
+    before = key(config)
+    config.with_name("rows.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
+    changed = key(config)
+    config.write_text('files = ["./dataset_info.json#b"]\n', encoding="utf-8")
+    assert len({before, changed, key(config)}) == 3

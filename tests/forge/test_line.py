@@ -118,6 +118,7 @@ def test_a_product_that_was_changed_by_hand_is_made_again(forged, tmp_path):
     forged()
     (tmp_path / "run" / "tune-sft" / "told.txt").write_text("mine", encoding="utf-8")
     assert forged() == ["tune-sft"]
+    assert (tmp_path / "run" / "tune-sft" / "told.txt.changed").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_stage_that_fails_is_told_and_the_next_call_goes_on(forged, ran, tmp_path):

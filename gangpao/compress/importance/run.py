@@ -25,7 +25,11 @@ class CollectOptions:
 
     tokens: int = option(65_536, "Tokens to look at.", 32, 1 << 30)
     window: int | None = option(
-        None, "Tokens of a window; the model sees each from its beginning.", 16, 1 << 20, unset=f"{WINDOW}, or the context"
+        None,
+        "Tokens of a window; the model sees each from its beginning.",
+        16,
+        1 << 20,
+        unset=f"{WINDOW}, or the context",
     )
     float32: bool = option(False, "Compute in float32: slower, and equal to programs that do; for comparisons.")
     head: bool = option(False, "Also the inputs of the output matrix.")

@@ -9,7 +9,8 @@ from typing import Any
 
 from gangpao.atomic import new_file, read_json
 from gangpao.forge.config import CheckStage, CompressStage, EvaluateStage, ExportStage, TuneStage
-from gangpao.forge.content import values_of
+from gangpao.forge.content import path_in, values_of
+from gangpao.forge.stages import checks
 from gangpao.forge.stages.stage import Command, Context, Made, Run, Stage, last_json, sets
 
 RESULTS = "results.json"
@@ -21,7 +22,8 @@ def _configured(context: Context, stage: TuneStage | CompressStage) -> Any:
 
 def _tune(context: Context, stage: TuneStage) -> Run:
     base, out = context.here["model"].path, context.folder
-    words = ("tune", context.config_file(stage.config), "-m", base, "--out", str(out), *sets(stage.set), "--json")
+    words: tuple[str, ...] = ("tune", context.config_file(stage.config), "-m", base, "--out", str(out))
+    words += (*sets([*context.price(), *stage.set]), "--json")
     told = last_json((yield Command(words, stage.launch)))
     if told["export"]:
         return Made({"model": context.product(Path(told["export"]))}, {"tuned": told})
@@ -36,20 +38,29 @@ def _tune(context: Context, stage: TuneStage) -> Run:
 
 def _compress(context: Context, stage: CompressStage) -> Run:
     config, base = context.config_file(stage.config), context.here["model"].path
-    words = ("compress", config, "-m", base, "--out", str(context.folder), *sets(stage.set), "--json")
+    words: tuple[str, ...] = ("compress", config, "-m", base, "--out", str(context.folder))
+    words += (*sets([*context.price(), *stage.set]), "--json")
     told = last_json((yield Command(words, stage.launch)))
     return Made({"model": context.product(Path(told["rows"][-1]["path"]))}, {"compressed": told["rows"]})
 
 
+def _cost(context: Context) -> list[str]:
+    profile = context.config.cost_profile
+    return ["--cost", profile] if profile else []
+
+
 def _evaluate_depends(context: Context, stage: EvaluateStage) -> Any:
-    texts = [context.hashes.of(Path(text.rpartition("=")[2])) for text in stage.texts]
-    asked = stage.model_dump(mode="json", exclude={"launch", "slurm", "texts"})
-    return [asked, texts, context.here["model"].digest]
+    names = [text.rpartition("=")[0] for text in stage.texts]
+    texts = [context.hashes.of(path) for path in checks.text_paths(stage)]
+    asked = stage.model_dump(mode="json", exclude={"launch", "slurm", "texts", "data"})
+    folder = path_in(stage.data, Path())
+    data = stage.data if folder is None else context.hashes.of(folder)
+    return [asked, names, texts, data, context.here["model"].digest]
 
 
 def _evaluate(context: Context, stage: EvaluateStage) -> Run:
     model, facts = context.here["model"].path, []
-    limit = ["--limit", str(stage.limit)] if stage.limit else []
+    limit = [*(["--limit", str(stage.limit)] if stage.limit else []), *_cost(context)]
     if stage.texts:
         out = context.folder / "perplexity"
         yield Command(("eval", "perplexity", "-m", model, *stage.texts, *limit, "--out", str(out)), stage.launch)
@@ -94,12 +105,13 @@ def _file(context: Context) -> tuple[str, str]:
 
 def _check(context: Context, stage: CheckStage) -> Run:
     prompts = [word for prompt in stage.prompts for word in ("--prompt", prompt)]
-    words = ("forge", "check", _file(context)[0], *prompts, "--max-tokens", str(stage.max_tokens), "--json")
+    asked = (*prompts, "--max-tokens", str(stage.max_tokens), *_cost(context))
+    words = ("forge", "check", _file(context)[0], *asked, "--json")
     return Made({}, {"checked": last_json((yield Command(words, stage.launch)))})
 
 
-TUNE = Stage(_configured, _tune)
-COMPRESS = Stage(_configured, _compress)
-EVALUATE = Stage(_evaluate_depends, _evaluate)
-EXPORT = Stage(_export_depends, _export)
+TUNE = Stage(_configured, _tune, check=checks.of_tune)
+COMPRESS = Stage(_configured, _compress, check=checks.of_compress)
+EVALUATE = Stage(_evaluate_depends, _evaluate, check=checks.of_evaluate)
+EXPORT = Stage(_export_depends, _export, check=checks.of_export)
 CHECK = Stage(_check_depends, _check)

@@ -62,6 +62,11 @@ class Context:
     def folder(self) -> Path:
         return self.out / self.name
 
+    def price(self) -> list[str]:
+        """key=value with which a command counts yuan as the line does."""
+        profile = self.config.cost_profile
+        return [f"cost_profile={json.dumps(profile)}"] if profile else []
+
     def product(self, path: Path) -> Product:
         """A file or folder as a product."""
         return Product(str(path), self.hashes.of(path))

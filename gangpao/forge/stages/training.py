@@ -10,6 +10,7 @@ from gangpao.atomic import read_json
 from gangpao.config import read_toml
 from gangpao.forge.config import DataStage, PlanStage, SandboxStage, TrainStage
 from gangpao.forge.content import key_of, values_of
+from gangpao.forge.stages import checks
 from gangpao.forge.stages.stage import Command, Context, Made, Product, Run, Stage, last_json, sets
 
 # What is learned from is told by the fingerprint of the built data.
@@ -36,12 +37,8 @@ def _data(context: Context, stage: DataStage) -> Run:
 
 
 def _with_data(context: Context) -> list[str]:
-    """Words with which a command learns from what the data stage built."""
-    stage = context.config.data
-    assert stage is not None
-    config = context.config_file(stage.config, "data")
-    given = [f"data={json.dumps(config)}", f"data_dir={json.dumps(context.here['data'].path)}"]
-    return sets([*given, *([f"data_set={json.dumps(list(stage.set))}"] if stage.set else [])])
+    """Words with which a command learns from what the data stage built, and counts yuan as the line does."""
+    return sets([*checks.with_data(context, context.here["data"].path), *context.price()])
 
 
 def _sandbox_depends(context: Context, stage: SandboxStage) -> Any:
@@ -107,7 +104,7 @@ def _train(context: Context, stage: TrainStage) -> Run:
     return Made({"model": context.product(context.folder / EXPORT)}, facts)
 
 
-DATA = Stage(_nothing, _data, shared=True, always=True)
-SANDBOX = Stage(_sandbox_depends, _sandbox, shared=True)
-PLAN = Stage(_plan_depends, _plan)
-TRAIN = Stage(_train_depends, _train)
+DATA = Stage(_nothing, _data, shared=True, always=True, check=checks.of_data)
+SANDBOX = Stage(_sandbox_depends, _sandbox, shared=True, check=checks.of_sandbox)
+PLAN = Stage(_plan_depends, _plan, check=checks.of_plan)
+TRAIN = Stage(_train_depends, _train, check=checks.of_train)
