@@ -51,7 +51,7 @@ def _trained(facts: Facts, zh: bool) -> str:
         said = f"损失 {loss:.4f}" if zh else f"loss {loss:.4f}"
     else:
         said = f"留出文本每字节 {bits:.4f} 比特" if zh else f"held-out {bits:.4f} bits a byte"
-    for one in facts.get("predicted", ())[-1:]:
+    for one in [one for one in facts.get("predicted", ()) if one["before"]][-1:]:
         what = f"{one['predicted']:.4f} ({one['error']:+.2f} %)"
         said += f"，预测 {what}" if zh else f", predicted {what}"
     return said

@@ -31,14 +31,16 @@ def blocks(line: Line, language: Language) -> list[Block]:
 
 
 def _head(line: Line, word: Words) -> Iterator[Block]:
-    commit = line.told.get("commit")
     yield Heading(1, word("title", name=line.config.name))
-    yield Paragraph(
-        word(
-            "made", when=utc_now(), version=line.told["gangpao"], commit=f", {commit[:10]}" if commit else "",
-            machine=line.told["machine"], cores=line.told["cores"], profile=cost.get_profile(line.config.cost_profile)[0],
-        )
-    )  # fmt: skip
+    yield Paragraph(word("made", when=utc_now(), profile=cost.get_profile(line.config.cost_profile)[0]))
+    makers: dict[str, list[str]] = {}
+    for name, record in line.records.items():
+        if record.done and record.made_by:
+            commit = record.made_by["commit"]
+            told = {**record.made_by, "commit": f", {commit[:10]}" if commit else ""}
+            makers.setdefault(word("made_by", **told), []).append(name)
+    for maker, names in makers.items():
+        yield Paragraph(maker if len(makers) == 1 else word("made_of", maker=maker, stages=", ".join(names)))
 
 
 def _stages(line: Line, word: Words) -> Iterator[Block]:
@@ -47,17 +49,11 @@ def _stages(line: Line, word: Words) -> Iterator[Block]:
     whole = 0.0
     for name in line.config.stages():
         record = line.records.get(name)
-        if record is None or not record.done:
-            rows.append([name, "", "", word("undone")])
-            continue
-        whole += record.seconds
+        seconds = 0.0 if record is None else record.spent(line.out)
+        whole += seconds
+        came = quality(record.facts, word.language) if record is not None and record.done else word("undone")
         rows.append(
-            [
-                name,
-                show_seconds(record.seconds),
-                f"{meter.yuan(record.seconds):.3g}",
-                quality(record.facts, word.language),
-            ]
+            [name, show_seconds(seconds), f"{meter.yuan(seconds):.3g}", came] if record else [name, "", "", came]
         )
     rows.append([word("all"), show_seconds(whole), f"{meter.yuan(whole):.3g}", ""])
     yield Heading(2, word("stages"))
@@ -144,17 +140,17 @@ def _smaller(line: Line, word: Words) -> Iterator[Block]:
             )  # fmt: skip
         yield Heading(2, word("smaller"))
         yield Table(rows)
-        if len(found) > 2:
+        if len(found) > 1 and any(one["kl_divergence"] is not None for one in found[1:]):
             signs = word if chinese_font() else Words("en")
             yield drawing.picture(word.language, "bytes", word("smaller"), partial(_against_bytes, found, signs))
 
 
 def _against_bytes(found: Sequence[Mapping[str, Any]], word: Words, figure: Figure) -> None:
     axes = figure.add_subplot()
-    for one, colour, marker in zip(found, drawing.COLOURS, drawing.MARKERS, strict=False):
-        axes.plot(
-            one["bytes"] / 1e6, one["kl_divergence"] or 0.0, marker, color=colour, label=drawing.known(one["step"])
-        )
+    first, *others = found
+    measured = [(first, 0.0), *((one, one["kl_divergence"]) for one in others if one["kl_divergence"] is not None)]
+    for (one, kl), colour, marker in zip(measured, drawing.COLOURS, drawing.MARKERS, strict=False):
+        axes.plot(one["bytes"] / 1e6, kl, marker, color=colour, label=drawing.known(one["step"]))
     axes.set_xlabel("MB")
     axes.set_ylabel(word("kl"))
     axes.grid(alpha=0.35)

@@ -8,10 +8,12 @@ from gangpao.page import Language
 
 _WORDS: dict[str, tuple[str, str]] = {
     "title": ("gangpao forge: {name}", "gangpao forge：{name}"),
-    "made": (
-        "Made {when} by gangpao {version}{commit} on {machine}, {cores} cores. Yuan by the cost profile {profile}.",
-        "{when} 生成；gangpao {version}{commit}，机器 {machine}，{cores} 个核。费用按 {profile} 计。",
+    "made": ("This page is of {when}. Yuan by the cost profile {profile}.", "本页生成于 {when}。费用按 {profile} 计。"),
+    "made_by": (
+        "gangpao {gangpao}{commit} on {machine}, {cores} cores",
+        "gangpao {gangpao}{commit}，机器 {machine}，{cores} 个核",
     ),
+    "made_of": ("{maker}: {stages}", "{maker}：{stages}"),
     "stages": ("What was done, and what it cost", "做了什么，花了多少"),
     "stage": ("stage", "阶段"),
     "took": ("took", "用时"),
