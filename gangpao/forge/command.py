@@ -10,6 +10,7 @@ Each stage is a command that a person would type, and is printed before it runs.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -59,6 +60,12 @@ def forge_command(
         say(f"{out}: stopped; the same command goes on from what is saved")
         leave(128 + stop.number)
         return
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"{out}: its disk is full; make room, and the same command goes on from what is saved"
+        ) from error
     if as_json:
         print(json.dumps({one.name: {"seconds": one.seconds, "facts": one.facts} for one in done}, ensure_ascii=False))
         return

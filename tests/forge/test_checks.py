@@ -29,7 +29,7 @@ def change(table, where, value):
     ("where", "value", "said"),
     [
         ("data.set", ["sources.nobody.documents=3"], r"[data] "),
-        ("train.set", ["seqlen=3"], "[train] --set seqlen=3: seqlen: unknown key; did you mean seq_len?"),
+        ("sandbox.set", ["seqlen=3"], "[sandbox] --set seqlen=3: seqlen: unknown key; did you mean seq_len?"),
         ("tune.sft.config", {"data": {"files": ["gone.jsonl"]}}, "gone.jsonl: there is no such file"),
         ("tune.preference.config.objective", {"kind": "dpu"}, "[tune.preference] "),
         ("compress.config.step", [{"kind": "quantize", "to": "Q4_9"}], "[compress] "),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from gangpao.config import to_toml
 from gangpao.forge import status
 from gangpao.forge.report.blocks import blocks, read_line
 from gangpao.forge.report.words import names
+from tests.forge import full_disk
 from tests.forge.small import CONFIGS, small_line
 
 STAGES = ["data", "train", "tune-sft", "export", "check"]
 KILLS = 30
+DONE_AGAIN = ("sandbox", "plan", "train", "tune-sft", "tune-preference", "compress", "export")
 
 
 def write(folder, table):
@@ -145,8 +148,28 @@ def test_killed_at_any_moment_the_file_has_the_same_bytes(tmp_path):
         assert process.returncode == 0, said
         if kills >= KILLS:
             break
-        for name in ("train", "tune-sft", "tune-preference", "compress"):  # it was done before all kills: begin again
+        for name in DONE_AGAIN:  # it was done before all kills: begin again
             (tmp_path / "killed" / "state" / f"{name}.json").unlink()
-            subprocess.run(["rm", "-rf", str(tmp_path / "killed" / name)], check=True)
+            shutil.rmtree(tmp_path / "killed" / name)
     made = [(tmp_path / name / "export" / "small.gguf").read_bytes() for name in ("calm", "killed")]
     assert made[0] == made[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not full_disk.can_mount(), reason="a disk of its own needs user namespaces of Linux")
+def test_a_disk_that_is_full_at_every_stage_stops_the_line_and_loses_nothing(tmp_path):
+    """A quarter of an hour on two cores: each stage with nothing left, little, and more, then with room."""
+    line = write(tmp_path, small_line(whole=True))
+    assert cli.main(["forge", str(line), "--out", str(tmp_path / "calm")]) == 0
+    (tmp_path / "disk").mkdir()
+    told = full_disk.drill(line, tmp_path / "disk", tmp_path / "small.gguf")
+    print("\n".join(f"{stage}, {left:,} bytes left: {code} {said[:200]}" for stage, left, code, said in told))
+    stages = list(dict.fromkeys(stage for stage, *_ in told))
+    assert stages == [one.name for one in status.standings(tmp_path / "calm")[1]]
+    for stage in stages:
+        codes = [code for one, _, code, _ in told if one == stage]
+        assert codes[0] == 2
+        assert codes[-1] == 0
+    assert all("Traceback" not in said for *_, said in told)
+    assert all("full" in said or "No space left" in said for *_, code, said in told if code)
+    assert (tmp_path / "small.gguf").read_bytes() == (tmp_path / "calm" / "export" / "small.gguf").read_bytes()

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from gangpao.atomic import write_json
 from gangpao.forge.config import ForgeConfig
 from gangpao.forge.quality import quality
 from gangpao.forge.record import Line, Record
 from gangpao.forge.report.blocks import _against_bytes, _head, _stages
 from gangpao.forge.report.words import Words
+from gangpao.forge.stages.training import predicted
 
 CONFIG = ForgeConfig.model_validate({"model": "m", "tune": {"a": {"config": "a.toml"}}, "export": {}})
 
@@ -53,3 +55,15 @@ def test_a_prediction_from_after_the_beginning_is_none():
     )
     assert "predicted 1.6000" in quality({**told, "predicted": [first, later]})
     assert "predicted" not in quality({**told, "predicted": [later]})
+
+
+def test_predictions_are_of_the_run_that_is_there_not_of_one_before_it(tmp_path):
+    run = tmp_path / "train"
+    run.mkdir()
+    write_json(run / "run.json", {"config": {}, "data": {}, "started": "2026-02-02T00:00:00+00:00"})
+    for name, day in (("aaaa", "01"), ("bbbb", "02")):
+        folder = tmp_path / "sandbox" / "plans" / name
+        folder.mkdir(parents=True)
+        write_json(folder / "plan.json", {"name": name, "written": f"2026-{day}-01T00:00:00+00:00"})
+        write_json(folder / "runs.json", [{"run": str(run), "plan": name, "started": f"2026-{day}-02T00:00:00+00:00"}])
+    assert [one["plan"] for one in predicted(run, tmp_path / "sandbox")] == ["bbbb"]

@@ -97,11 +97,19 @@ def _train(context: Context, stage: TrainStage) -> Run:
     facts = {"trained": last_json((yield Command(tuple(words), stage.launch)))}
     if planned and not stage.set:  # another recipe is no run of the plan
         yield Command(("sandbox", "compare", str(context.folder), "--out", str(context.out / "sandbox")))
-        from gangpao.sandbox.plan.planned import plans
-
-        runs = (run for plan in reversed(plans(context.out / "sandbox")) for run in plan["runs"])
-        facts["predicted"] = [run for run in runs if run["run"] == str(context.folder)]
+        facts["predicted"] = predicted(context.folder, context.out / "sandbox")
     return Made({"model": context.product(context.folder / EXPORT)}, facts)
+
+
+def predicted(run: Path, sandbox: Path) -> list[Any]:
+    """What was said of this run, the newest last. A run that lay here before it and was put aside is another one."""
+    from gangpao.sandbox.plan.planned import plans
+    from gangpao.train.run_file import read_run
+
+    known = read_run(run)
+    assert known is not None
+    found = (one for plan in reversed(plans(sandbox)) for one in plan["runs"])
+    return [one for one in found if one["run"] == str(run) and one["started"] == known["started"]]
 
 
 DATA = Stage(_nothing, _data, shared=True, always=True, check=checks.of_data)
