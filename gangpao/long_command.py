@@ -1,11 +1,12 @@
-"""What commands that run for long share: the subcommand that needs no name, Ctrl-C while torch is imported, how a process ends."""
+"""What commands that run for long share: the subcommand that needs no name, Ctrl-C while torch is imported, how a process ends, and
+that those which it started end with it."""
 
 import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -43,6 +44,22 @@ def ctrl_c_later() -> Iterator[None]:
     if received:
         say("stopped before anything began")
         raise typer.Exit(130)
+
+
+# Asks Linux for SIGTERM when the process ends that started it, and becomes the command.
+_MORTAL = (
+    "import ctypes, os, sys\n"
+    "ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit('the process that started this has ended')\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])\n"
+)
+
+
+def mortal(words: Sequence[str]) -> list[str]:
+    """A command as one that gets SIGTERM when this process ends, however that ends. On Linux; elsewhere it is as it was."""
+    if sys.platform != "linux":
+        return list(words)
+    return [sys.executable, "-P", "-c", _MORTAL, str(os.getpid()), *words]
 
 
 def say(text: str) -> None:

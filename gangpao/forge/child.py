@@ -21,15 +21,9 @@ from types import FrameType
 from typing import TextIO
 
 from gangpao.forge.stages.stage import Command
+from gangpao.long_command import mortal
 
 _PYTHON = (sys.executable, "-P", "-c", "import sys; from gangpao.cli import main; sys.exit(main())")
-# The first process: asks Linux for SIGTERM when its parent ends, and becomes the command.
-_MORTAL = (
-    "import ctypes, os, sys\n"
-    "ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)\n"
-    "if os.getppid() != int(sys.argv[1]): sys.exit('the line has ended')\n"
-    "os.execvp(sys.argv[2], sys.argv[2:])\n"
-)
 _WAIT_S = 120.0
 PROCESS = "process"
 
@@ -59,9 +53,7 @@ def command_words(command: Command) -> list[str]:
 
 def run(command: Command, state: Path, log: Path, stream: TextIO | None) -> str:
     """What the command said on stdout. state: folder that remembers the process. Raises Failed with its last words, and Stopped."""
-    words = command_words(command)
-    if sys.platform == "linux":
-        words = [sys.executable, "-P", "-c", _MORTAL, str(os.getpid()), *words]
+    words = mortal(command_words(command))
     log.parent.mkdir(parents=True, exist_ok=True)
     with closing(_Log(log, stream)) as kept:
         kept.write(f"$ {shown(command)}\n")

@@ -5,13 +5,15 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
-from gangpao import cli
+from gangpao import catalog, cli
 from gangpao.config import to_toml
 from gangpao.forge import status
 from gangpao.forge.report.blocks import blocks, read_line
@@ -111,6 +113,33 @@ def test_the_shipped_line_is_read():
     assert config.stages() == [
         "data", "sandbox", "plan", "train", "tune-sft", "tune-preference", "compress", "evaluate", "export", "check",
     ]  # fmt: skip
+
+
+_SERVED = """
+import sys
+from gangpao.commands.watch.child import served
+with served(sys.argv[1]) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_the_server_of_a_check_ends_with_the_check_that_was_killed():
+    words = [sys.executable, "-P", "-c", _SERVED, str(catalog.BUNDLED / catalog.entry("gangpao-nano").file)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        url = urlsplit(process.stdout.readline().strip())
+        socket.create_connection((url.hostname, url.port)).close()
+        process.kill()
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((url.hostname, url.port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the server at {url.geturl()} is still there")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from gangpao.commands.terminal import screen
+from gangpao.long_command import mortal
 from gangpao.openai_client import RemoteError, Server, tls
 
 STARTS_S = 600.0  # a model may have to be downloaded first
@@ -16,13 +17,16 @@ STARTS_S = 600.0  # a model may have to be downloaded first
 
 @contextmanager
 def served(model: str | None, *, yes: bool = False) -> Iterator[str]:
-    """The address of a server with this model, the best installed one if None. Raises ValueError with its last words if it ends."""
+    """The address of a server with this model, the best installed one if None; it ends with this process, however that ends.
+
+    Raises ValueError with its last words if it ends before.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-P", "-c", "from gangpao.cli import main; main()", "serve", "--port", str(port)]
     command += [*(["-m", model] if model else []), *(["-y"] if yes else [])]
     with tempfile.TemporaryFile("w+") as words:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=words, stderr=words)
+        process = subprocess.Popen(mortal(command), stdin=subprocess.DEVNULL, stdout=words, stderr=words)
         try:
             screen.note("starting a server; Ctrl-C gives up")
             _wait(f"http://127.0.0.1:{port}", process)
