@@ -67,7 +67,8 @@ def run(command: Command, state: Path, log: Path, stream: TextIO | None) -> str:
             except OSError:
                 process.terminate()
                 raise
-            said, last, received = _listen(process, kept)
+            with _beating(log):
+                said, last, received = _listen(process, kept)
         kept.write(said)
         code = process.returncode
     (state / PROCESS).unlink(missing_ok=True)
@@ -134,6 +135,23 @@ def _listen(process: subprocess.Popen[str], kept: _Log) -> tuple[str, str, list[
         process.wait()
     reader.join()
     return said, last[0], received
+
+
+@contextmanager
+def _beating(log: Path) -> Iterator[None]:
+    """Touch the log every second: a call that is killed is known to have lived until then, whether its command said anything."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(1.0):
+            if log.is_file():
+                os.utime(log)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Record:
         write_json(path, self.json())
 
     def spent(self, out: Path, *, runs: bool = False) -> float:
-        """Seconds of all calls, one that was killed until it last said something. runs: one is running now."""
+        """Seconds of all calls, one that was killed until its log was touched last. runs: one is running now."""
         if not self.since:
             return self.seconds
         begun = datetime.fromisoformat(self.since).timestamp()

@@ -20,6 +20,7 @@ from gangpao.forge.report.blocks import blocks, read_line
 from gangpao.forge.report.words import names
 from tests.forge import full_disk
 from tests.forge.small import CONFIGS, small_line
+from tests.forge.test_tutorial import PAGES, answers_a_phone, commands
 
 STAGES = ["data", "train", "tune-sft", "export", "check"]
 KILLS = 30
@@ -43,6 +44,22 @@ def test_every_stage_is_done_and_says_what_came(run):
     found = status.standings(run)[1]
     assert [(one.name, one.state) for one in found] == [(name, "done") for name in STAGES]
     assert all(one.said and one.seconds > 0 for one in found)
+
+
+def test_the_tutorial_in_miniature(run, capsys):
+    """Every command of docs/own-model.md, with the small line in the place of its own."""
+    here = {"configs/forge-quick.toml": run.parent / "line.toml", "runs/quick": run}
+    here["runs/quick/export/quick.gguf"] = run / "export" / "small.gguf"
+    verbs = []
+    for _, *words in commands(PAGES[0]):
+        words = [str(here.get(word, word)) for word in words]
+        verbs.append(words[0])
+        if words[0] == "serve":
+            answers_a_phone(["gangpao", *words], run.parent, run.parent / "config")
+        else:
+            assert cli.main(words) == 0, words
+            assert capsys.readouterr().out.strip(), words
+    assert verbs == ["forge", "forge", "report", "report", "run", "serve"]
 
 
 def test_the_server_answers_as_the_engine_does(run):

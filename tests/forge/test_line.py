@@ -161,7 +161,7 @@ def test_a_stopped_call_with_from_goes_on_and_loses_nothing(forged, ran, tmp_pat
     assert forged(again_from="data") == ALL
 
 
-def test_what_killed_calls_took_is_counted_until_they_last_said_something(forged, tmp_path):
+def test_what_killed_calls_took_is_counted_to_their_last_second(forged, tmp_path):
     forged()
     path, log = (tmp_path / "run" / place for place in ("state/train.json", "log/train.log"))
     told = json.loads(path.read_text(encoding="utf-8"))
@@ -218,6 +218,14 @@ def test_a_command_is_heard_to_its_end_where_its_log_has_no_room(tmp_path):
         assert child.run(command, tmp_path, Path("/dev/full"), screen) == "answer\n"
     assert screen.getvalue().startswith("note: /dev/full: No space left on device")
     assert screen.getvalue().endswith("the end\n")
+
+
+def test_the_log_of_a_silent_command_tells_how_long_it_lived(tmp_path, monkeypatch):
+    words, log = [sys.executable, "-c", "import time; time.sleep(1.5)"], tmp_path / "log"
+    monkeypatch.setattr(child, "command_words", lambda _: words)
+    begun = time.time()
+    child.run(Command(("train",)), tmp_path, log, None)
+    assert log.stat().st_mtime - begun >= 0.9
 
 
 def test_a_command_that_was_killed_is_told_by_its_signal(tmp_path, monkeypatch):
