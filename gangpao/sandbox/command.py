@@ -244,14 +244,15 @@ def worker(
 ) -> None:
     """Work."""
     from gangpao.sandbox.experiments.config import load_sandbox_config, read_config
-    from gangpao.sandbox.trials.queue import join_study, open_storage, pin, work
+    from gangpao.sandbox.trials.queue import join_study, open_storage, pin, work, workers_of
     from gangpao.sandbox.trials.trial import Lab
 
     if config.suffix == ".json":
         loaded = read_config(config)
     else:
         loaded = load_sandbox_config(config, tuple(overrides or ()))
-    if core is not None:
+    if core is not None:  # how many share the machine is counted before this process is told to see a part of it
+        loaded = loaded.model_copy(update={"workers": workers_of(loaded)})
         pin(core, loaded.threads)
     lab = Lab.open(loaded, out)
     print(f"{work(lab, *join_study(open_storage(storage), lab, study))} trials")

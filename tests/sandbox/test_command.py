@@ -10,6 +10,7 @@ from gangpao import cli
 from gangpao.sandbox import command
 from gangpao.sandbox.experiments.config import load_sandbox_config
 from gangpao.sandbox.experiments.text.page import page_of
+from gangpao.sandbox.trials.queue import workers_of
 from gangpao.train.config import load_train_config
 from tests.train.conftest import CONFIGS, SMALL
 
@@ -31,6 +32,12 @@ def box(tmp_path_factory, data_dir):
     for name in ("lr", "scaling"):
         assert cli.main(["sandbox", name, str(QUICK), "--out", str(out), *options]) == 0
     return out, options
+
+
+def test_trials_know_how_many_shared_the_machine(box):
+    """Workers are pinned to cores of their own, and yuan and the speed of the machine follow from their number."""
+    found = [json.loads(path.read_text())["workers"] for path in (box[0] / "trials").glob("*/result.json")]
+    assert set(found) == {float(workers_of(load_sandbox_config(QUICK)))}
 
 
 def test_every_experiment_leaves_a_table_a_plot_and_a_verdict(box):

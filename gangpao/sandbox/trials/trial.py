@@ -367,7 +367,7 @@ def _record(
 
 
 def _share(config: SandboxConfig) -> float:
-    """How many trials share the machine."""
+    """How many trials share the machine. A worker that is pinned to its cores sees only those, and is told `workers`."""
     return float(config.workers or max(1, machine.physical_cores() // config.threads))
 
 
