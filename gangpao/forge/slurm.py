@@ -27,7 +27,7 @@ def script(config: ForgeConfig, file: Path, out: Path, overrides: tuple[str, ...
         options = [f"--job-name={config.name}-{name}", f"--output={out.absolute() / 'log' / f'{name}.slurm'}"]
         options += config.stage(name).slurm
         words = shlex.join(["sbatch", "--parsable", *options])
-        waits = ' --dependency="afterok:$job"' if number else ""
+        waits = ' --dependency="afterok:${job%%;*}"' if number else ""
         lines.append(f"job=$({words}{waits} --wrap={shlex.quote(command)})")
         lines.append(f'echo "{name}: job $job"')
     return "\n".join(lines) + "\n"

@@ -117,10 +117,24 @@ def test_slurm_jobs_wait_for_one_another(tmp_path, capsys):
     jobs = [line for line in script.splitlines() if line.startswith("job=")]
     assert len(jobs) == len(STAGES)
     assert "--dependency" not in jobs[0]
-    assert all('--dependency="afterok:$job"' in job for job in jobs[1:])
+    assert all('--dependency="afterok:${job%%;*}"' in job for job in jobs[1:])
     assert "--gres=gpu:1" in jobs[1]
     assert "--until train" in jobs[1]
-    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    # A federation of clusters says "NUMBER;CLUSTER" for a job.
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text('#!/bin/sh\necho "$@" >> "$0.log"\necho "$(wc -l < "$0.log");here"\n', encoding="utf-8")
+    sbatch.chmod(0o755)
+    path = f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh"], input=script, text=True, check=True, capture_output=True, env={**os.environ, "PATH": path})
+    asked = sbatch.with_name("sbatch.log").read_text(encoding="utf-8").splitlines()
+    assert [f"--dependency=afterok:{number} " in line for number, line in enumerate(asked)] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_the_shipped_line_is_read():
