@@ -1,13 +1,13 @@
 """The named mixtures of llama-quantize: which type each tensor of a model gets under a name such as Q4_K_M.
 
 A name is a type for most matrices; some that matter more get another one: the head (or the embedding where it is the head, too),
-v, the attention's output and the MLP's second matrix, by their layer. Small facts of a model change that: heads that share keys,
-experts, whether there is an importance matrix. The rules are those of the real program, tensor by tensor, so that a name means the
-same here; tests/compress/quantize/mixtures.json has what it answered for many shapes.
+v or the matrix that v is a part of, the attention's output and the MLP's second matrix, by their layer. Small facts of a model
+change that: heads that share keys, experts, whether there is an importance matrix. The rules are those of the real program, tensor
+by tensor, so that a name means the same here; tests/compress/quantize/mixtures.json has what it answered for many shapes.
 
 Rows that are no whole blocks of a type get a type of smaller blocks (`fitting`), and F16 where even 32 is no divisor.
 
-What it gives up: mixtures of types that we do not write, and architectures whose attention is one fused matrix.
+What it gives up: mixtures of types that we do not write.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from gangpao.formats.blocks import BY_NAME, fits
 
 QUANTIZATION_VERSION = 2  # of ggml's block formats, as files say it
+# v, or what it is a part of: q, k and v of a recurrent layer, keys and values of latent attention.
+_VALUES = ("attn_v.weight", "attn_qkv.weight", "attn_kv_b.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +208,16 @@ def _layer(tensor: str) -> int:
     return int(tensor.split(".")[1]) if tensor.startswith("blk.") else -1
 
 
+def _holds_values(tensor: str) -> bool:
+    return any(part in tensor for part in _VALUES)
+
+
 class _Deal:
     """Types for the tensors of one model, in the order of the layers."""
 
     def __init__(self, mixture: Mixture, model: ModelShape, importance: bool) -> None:
         self.mixture, self.model, self.importance = mixture, model, importance
-        self.values = sum("attn_v.weight" in name for name in model.shapes)
+        self.values = sum(_holds_values(name) for name in model.shapes)
         self.of_8 = model.experts == 8
         self.seen = {"v": 0, "down": 0}
 
@@ -225,7 +231,7 @@ class _Deal:
             return "Q6_K" if whole and mixture.usual != "Q8_0" else "Q8_0"
         if name == "token_embd.weight":
             return mixture.embedding
-        if "attn_v.weight" in name:
+        if _holds_values(name):
             return self._v()
         if "attn_k.weight" in name:
             return "Q8_0" if self.of_8 else None

