@@ -88,7 +88,7 @@ class _Buffers:
         self.gated = kernels.Activation(
             CHUNK, c.intermediate_size, [mlp.down for y in w.layers for mlp in y.mlps], floats
         )
-        self.experts = _ExpertBuffers(c, w) if c.num_experts else None
+        self.experts = _ExpertBuffers(c, w, floats=floats) if c.num_experts else None
         self.hidden_view = self.hidden.numpy()
         self.branch = kernels.Array(CHUNK, c.hidden_size) if c.row.parts.post_norms else None
         self.local_cos, self.local_sin = kernels.Array(CHUNK, self.cos.cols), kernels.Array(CHUNK, self.cos.cols)
@@ -103,10 +103,11 @@ class _Buffers:
 class _ExpertBuffers:
     """Work space for the tokens of one expert, and for what the experts of all tokens come to."""
 
-    def __init__(self, c: ModelConfig, w: Weights) -> None:
+    def __init__(self, c: ModelConfig, w: Weights, *, floats: bool = False) -> None:
         self.routed = kernels.Array(CHUNK, c.num_experts)
         self.hidden, self.out = kernels.Array(CHUNK, c.hidden_size), kernels.Array(CHUNK, c.hidden_size)
-        self.normed = kernels.Activation(CHUNK, c.hidden_size, [mlp.gate_up for y in w.layers for mlp in y.mlps])
+        readers = [mlp.gate_up for y in w.layers for mlp in y.mlps]
+        self.normed = kernels.Activation(CHUNK, c.hidden_size, readers, floats)
         self.total = np.empty((CHUNK, c.hidden_size), np.float32)
         self.routed_view, self.hidden_view, self.out_view = (x.numpy() for x in (self.routed, self.hidden, self.out))
 
@@ -394,16 +395,22 @@ class Transformer:
         chosen, weights = exact.top_softmax(e.routed_view[:n], self.config.num_experts_per_tok)
         e.total[:n] = 0
         for number, tokens, weight in _by_expert(chosen, weights):
-            mlp, count, normed = layer.mlps[number], len(weight), b.normed
+            count, normed = len(weight), b.normed
             if count < n:
                 e.hidden_view[:count] = b.hidden_view[tokens]
                 kernels.rmsnorm(e.hidden, count, layer.ffn_norm, eps, e.normed)
                 normed = e.normed
-            kernels.linear(mlp.gate_up, normed, b.gate_up)
-            kernels.swiglu(b.gate_up, count, b.gated)
-            kernels.linear(mlp.down, b.gated, e.out)
+            self._expert(layer, number, normed, count)
             e.total[tokens] += e.out_view[:count] * weight
         b.hidden_view[:n] += e.total[:n] * np.float32(self.config.residual_scale)
+
+    def _expert(self, layer: Layer, number: int, normed: kernels.Activation, count: int) -> None:
+        """experts.out = the result of one expert for so many tokens."""
+        b, mlp = self._buffers, layer.mlps[number]
+        assert b.experts is not None
+        kernels.linear(mlp.gate_up, normed, b.gate_up)
+        kernels.swiglu(b.gate_up, count, b.gated)
+        kernels.linear(mlp.down, b.gated, b.experts.out)
 
     def _score(self, wanted: Sequence[tuple[Segment, int, int, int]]) -> None:
         """Log-probabilities of tokens after rows of the buffer, to places in the scores of their segments; logits of LOGIT_ROWS

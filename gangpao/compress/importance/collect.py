@@ -4,7 +4,7 @@ A model that is watched computes as ever; in front of each product the squares o
 float64 and in one order, so that the sums have the same bits on every machine. Windows are computed one after the other, each from
 an empty cache. What was computed is saved now and then; a run that was killed goes on from there, to the same bits.
 
-What it gives up: experts, whose inputs are those of a part of the tokens.
+An expert has sums and a count of its own, of the tokens that were sent to it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -24,6 +25,8 @@ from gangpao.engine.adapters import LayerTables
 from gangpao.engine.cache import KVPool
 from gangpao.engine.generate import Engine
 from gangpao.engine.head.output import LOGIT_ROWS, Output
+from gangpao.engine.layers.attention import Attention, LatentAttention
+from gangpao.engine.layers.gated_delta import GatedDelta
 from gangpao.engine.transformer import CHUNK, Segment, Transformer
 from gangpao.engine.weights import Layer
 from gangpao.formats.imatrix import Importance
@@ -31,12 +34,26 @@ from gangpao.progress import Progress, Silent
 
 Ids = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
+_STATE_VERSION = 2  # of the file that a killed run goes on from
 SAVE_SECONDS = 30.0
-# What reads each of the four inputs of a layer.
+# What reads each of the inputs of a layer: of attention, latent attention, Gated DeltaNet, an MLP, experts.
 READERS = {
-    "qkv": ("attn_q", "attn_k", "attn_v"), "o": ("attn_output",), "gate_up": ("ffn_gate", "ffn_up"), "down": ("ffn_down",),
+    "qkv": ("attn_q", "attn_k", "attn_v"), "o": ("attn_output",),
+    "low": ("attn_q_a", "attn_kv_a_mqa"), "q": ("attn_q_b",), "kv": ("attn_kv_b",),
+    "delta": ("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha"), "delta_out": ("ssm_out",),
+    "gate_up": ("ffn_gate", "ffn_up"), "down": ("ffn_down",),
+    "gate_up_exps": ("ffn_gate_exps", "ffn_up_exps"), "down_exps": ("ffn_down_exps",),
 }  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Of an input: squares [1, C], or [experts, C] of those of experts, and over how many tokens."""
+
+    squares: Doubles
+    counts: Counts
 
 
 class _Watched(Transformer):
@@ -46,33 +63,61 @@ class _Watched(Transformer):
         super().__init__(model.config, model.weights, model.embed)
         self._buffers = type(self._buffers)(model.config, model.weights, floats=True)
         self._output = Output(model.config, model.weights, floats=True)
-        self._head_name = head
-        self.sums: dict[str, Doubles] = {}
+        self._head_name, self._number = head, 0
+        self.sums: dict[str, _Sum] = {}
 
     def _layer(self, layer: Layer, more: LayerTables, i: int, n: int, pool: KVPool) -> None:
-        b = self._buffers
-        # The first norm's output is overwritten by the second's, so it is computed here once more.
-        kernels.rmsnorm(b.hidden, n, layer.attn_norm, self.config.rms_norm_eps, b.normed)
-        self._add(f"{i}.qkv", b.normed, n)
+        self._number = i
         super()._layer(layer, more, i, n, pool)
-        self._add(f"{i}.o", b.heads, n)
-        self._add(f"{i}.gate_up", b.normed, n)
-        self._add(f"{i}.down", b.gated, n)
+        if layer.router is None:
+            self._add("gate_up", self._buffers.normed, n)
+            self._add("down", self._buffers.gated, n)
         if self._head_name and i == self.config.num_hidden_layers - 1:
             self._add_head(n)
+
+    def _attention(self, layer: Layer, m: Attention, more: LayerTables, place: int, n: int, pool: KVPool) -> None:
+        self._add("qkv", self._buffers.normed, n)
+        super()._attention(layer, m, more, place, n, pool)
+        self._add("o", self._buffers.heads, n)
+
+    def _latent_attention(self, m: LatentAttention, place: int, n: int, pool: KVPool) -> None:
+        low = self._buffers.latent
+        assert low is not None
+        self._add("low", self._buffers.normed, n)
+        super()._latent_attention(m, place, n, pool)
+        for name, inputs in (("q", low.q_normed), ("kv", low.kv_normed), ("o", low.heads)):
+            self._add(name, inputs, n)
+
+    def _gated_delta(self, m: GatedDelta, place: int, pool: KVPool) -> None:
+        d, n = self._buffers.delta, sum(len(s.ids) for s in self._buffers.segments)
+        assert d is not None
+        self._add("delta", self._buffers.normed, n)
+        super()._gated_delta(m, place, pool)
+        self._add("delta_out", d.heads, n)
+
+    def _expert(self, layer: Layer, number: int, normed: kernels.Activation, count: int) -> None:
+        super()._expert(layer, number, normed, count)
+        experts = len(layer.mlps)
+        self._add("gate_up_exps", normed, count, number, experts)
+        self._add("down_exps", self._buffers.gated, count, number, experts)
 
     def _add_head(self, n: int) -> None:
         for begin in range(0, n, LOGIT_ROWS):
             end = min(begin + LOGIT_ROWS, n)
-            self._add(self._head_name, self._output.normed(self._buffers.hidden_view, slice(begin, end)), end - begin)
+            inputs = self._output.normed(self._buffers.hidden_view, slice(begin, end))
+            self._add_to(self._head_name, inputs, end - begin)
 
-    def _add(self, name: str, inputs: kernels.Activation, n: int) -> None:
+    def _add(self, place: str, inputs: kernels.Activation, n: int, row: int = 0, rows: int = 1) -> None:
+        self._add_to(f"{self._number}.{place}", inputs, n, row, rows)
+
+    def _add_to(self, name: str, inputs: kernels.Activation, n: int, row: int = 0, rows: int = 1) -> None:
+        if name not in self.sums:
+            self.sums[name] = _Sum(np.zeros((rows, inputs.cols)), np.zeros(rows, np.int64))
         squares = inputs.floats()[:n].astype(np.float64)
         squares *= squares
-        if name in self.sums:
-            self.sums[name] += squares.sum(axis=0)
-        else:
-            self.sums[name] = squares.sum(axis=0)
+        found = self.sums[name]
+        found.squares[row] += squares.sum(axis=0)
+        found.counts[row] += n
 
 
 def collect(
@@ -89,25 +134,15 @@ def collect(
 
     head: the GGUF name of the output matrix where its inputs are wanted, too (output.weight, or token_embd.weight if tied).
     state: a file in which what was computed is kept until all is; identity: of the model, so that another one's is not taken.
-    Raises ValueError for a model of experts, and where the model's numbers are not finite.
+    Raises ValueError where the model's numbers are not finite.
     """
-    config, windows, length = engine.model.config, len(ids), ids.shape[1]
-    if getattr(config, "num_experts", 0):
-        raise ValueError(f"{engine.name}: a model of experts; the inputs of experts are not collected here")
-    if getattr(config, "latent", None):
-        raise ValueError(
-            f"{engine.name}: a model of latent attention; the inputs of its products are not collected here"
-        )
-    if getattr(config, "recurrent_layers", 0):
-        raise ValueError(
-            f"{engine.name}: a model of Gated DeltaNet; the inputs of its recurrent layers are not collected here"
-        )
+    windows, length = len(ids), ids.shape[1]
     if length > engine.context:
         raise ValueError(
             f"windows of {length} tokens and a context of {engine.context}: load the model with a wider one"
         )
     model, done = _Watched(engine.model, head), 0
-    key = hashlib.sha256(f"{identity} {head} {ids.shape}".encode() + ids.tobytes()).hexdigest()
+    key = hashlib.sha256(f"{_STATE_VERSION} {identity} {head} {ids.shape}".encode() + ids.tobytes()).hexdigest()
     if state is not None:
         done, model.sums = _restored(state, key)
     progress, pool = progress or Silent(), model.new_pool(length, engine.kv_dtype)
@@ -132,29 +167,34 @@ def collect(
 
 def _importance(model: _Watched, ids: Ids, datasets: tuple[str, ...]) -> Importance:
     sums: dict[str, npt.NDArray[np.float32]] = {}
-    for name, values in model.sums.items():
-        if not np.isfinite(values).all():
+    counts: dict[str, Counts] = {}
+    for name, found in model.sums.items():
+        if not np.isfinite(found.squares).all():
             raise ValueError(
                 f"inputs of {name} are not finite: the model file is damaged; check it with `gangpao show`"
             )
         layer, _, place = name.partition(".")
         readers = [f"blk.{layer}.{reader}.weight" for reader in READERS[place]] if place in READERS else [name]
-        sums |= dict.fromkeys(readers, values.astype(np.float32))
-    counts = {name: np.array([ids.size], np.int64) for name in sums}
+        squares = found.squares.astype(np.float32)
+        sums |= dict.fromkeys(readers, squares if len(squares) > 1 else squares[0])
+        counts |= dict.fromkeys(readers, found.counts)
     return Importance(sums, counts, len(ids), datasets, ids.shape[1])
 
 
-def _save(state: Path, key: str, done: int, sums: dict[str, Doubles]) -> None:
+def _save(state: Path, key: str, done: int, sums: dict[str, _Sum]) -> None:
+    squares = {f"squares {name}": one.squares for name, one in sums.items()}
+    counts = {f"counts {name}": one.counts for name, one in sums.items()}
     with new_file(state) as staging, staging.open("wb") as file:
-        np.savez(file, key=np.array(key), done=np.array(done), **sums)  # type: ignore[arg-type]
+        np.savez(file, key=np.array(key), done=np.array(done), **squares, **counts)  # type: ignore[arg-type]
 
 
-def _restored(state: Path, key: str) -> tuple[int, dict[str, Doubles]]:
+def _restored(state: Path, key: str) -> tuple[int, dict[str, _Sum]]:
     """Windows that are done and their sums; nothing where there is no such file, or one of another model or other texts."""
     try:
         with np.load(state, allow_pickle=False) as found:
             if str(found["key"]) != key:
                 return 0, {}
-            return int(found["done"]), {name: found[name] for name in found.files if name not in ("key", "done")}
+            names = [name.removeprefix("squares ") for name in found.files if name.startswith("squares ")]
+            return int(found["done"]), {n: _Sum(found[f"squares {n}"], found[f"counts {n}"]) for n in names}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # a damaged one is no loss: it is computed again
         return 0, {}

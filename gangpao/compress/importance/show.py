@@ -1,12 +1,13 @@
 """An importance matrix for a person: how unequal the columns of each layer are, and which stand out most.
 
-Of the inputs of each product: the share of its columns that hold half of all there is. One half would be columns that are all
-alike; a few thousandths are outliers, for which a column's own scale, or an importance matrix, pays most.
+Of the inputs of each product (those of all experts together): the share of its columns that hold half of all there is. One half
+would be columns that are all alike; a few thousandths are outliers, for which a column's own scale, or an importance matrix, pays
+most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,18 @@ from gangpao.units import table
 Floats = npt.NDArray[np.float32]
 
 _OUTLIERS = 8
-_HEADS = {"qkv": "q k v", "o": "attention out", "gate_up": "gate up", "down": "down"}
+# Columns of the table: the inputs that stand at the same place of a layer, of whichever kind it is.
+_PLACES = {
+    "q k v": ("qkv", "low", "delta"), "attention out": ("o", "delta_out"), "gate up": ("gate_up", "gate_up_exps"),
+    "down": ("down", "down_exps"),
+}  # fmt: skip
 
 
 def show(importance: Importance) -> str:
     """Two tables: a row a layer, and the columns that are largest beside the mean of their tensor."""
     means = {name: found for name in importance.sums if (found := importance.of(name)) is not None}
     layers = sorted({int(name.split(".")[1]) for name in means if name.startswith("blk.")})
-    rows = [[str(i), *(_cell(means, i, place) for place in READERS)] for i in layers]
+    rows = [[str(i), *(_cell(means, i, places) for places in _PLACES.values())] for i in layers]
     rows += [[name.removesuffix(".weight"), _percent(m)] + [""] * 3 for name, m in means.items() if "blk." not in name]
     first = f"{len(means)} tensors, {importance.chunks} chunks of {importance.chunk_size or '?'} tokens: " + ", ".join(
         importance.datasets
@@ -34,7 +39,7 @@ def show(importance: Importance) -> str:
         [
             first.rstrip(": "),
             "share of the columns that hold half of the squared inputs (50 %: all alike)",
-            table(["layer", *(_HEADS[place] for place in READERS)], rows),
+            table(["layer", *_PLACES], rows),
             "",
             "columns that stand out",
             table(["tensor", "column", "times the mean"], outliers(means)),
@@ -59,13 +64,16 @@ def outliers(means: Mapping[str, Floats]) -> list[list[str]]:
         if (key := values.tobytes()) in seen:
             continue
         seen.add(key)
-        at, mean = int(np.argmax(values)), float(values.mean())
-        found.append((float(values.flat[at]) / mean if mean else 0.0, name, at))
+        expert, at = divmod(int(np.argmax(values)), values.shape[-1])
+        rows = values.reshape(-1, values.shape[-1])
+        mean = float(rows[expert].mean())
+        which = f"{name}, expert {expert}" if len(rows) > 1 else name
+        found.append((float(rows[expert, at]) / mean if mean else 0.0, which, at))
     return [[name, str(at), f"{times:,.0f}"] for times, name, at in sorted(found, reverse=True)[:_OUTLIERS]]
 
 
-def _cell(means: Mapping[str, Floats], layer: int, place: str) -> str:
-    found = (means.get(f"blk.{layer}.{reader}.weight") for reader in READERS[place])
+def _cell(means: Mapping[str, Floats], layer: int, places: Sequence[str]) -> str:
+    found = (means.get(f"blk.{layer}.{reader}.weight") for place in places for reader in READERS[place])
     return next((_percent(values) for values in found if values is not None), "-")
 
 

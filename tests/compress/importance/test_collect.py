@@ -1,5 +1,7 @@
 """Collected sums are those of the same model in torch; a killed run goes on to the same bits; what stands out is shown."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,14 @@ import torch
 from gangpao.compress.importance import collect as collecting
 from gangpao.compress.importance.collect import READERS, collect
 from gangpao.compress.importance.show import half_share, show
+from gangpao.compress.quantize.write import write
 from gangpao.engine.generate import Engine
-from gangpao.formats.architectures import LAYER_TENSORS
+from gangpao.formats.architectures import DELTA_TENSORS, EXPERT_TENSORS, LAYER_TENSORS
 from gangpao.formats.imatrix import Importance
+from gangpao.model import weights
+from gangpao.model.config import DeltaConfig, MLAConfig
 from gangpao.tune.base.load import load_base
+from tests.compress.models import folder_of
 from tests.formats.gguf_maker import random_model
 
 IDS = np.random.default_rng(4).integers(0, 300, (3, 300))
@@ -21,7 +27,10 @@ def engine_of(path, **options) -> Engine:
 
 
 def same(a: Importance, b: Importance) -> bool:
-    return a.sums.keys() == b.sums.keys() and all(np.array_equal(a.sums[x], b.sums[x]) for x in a.sums)
+    kept = (a.sums.keys() == b.sums.keys(), a.counts.keys() == b.counts.keys())
+    return all(kept) and all(
+        np.array_equal(a.sums[x], b.sums[x]) and np.array_equal(a.counts[x], b.counts[x]) for x in a.sums
+    )
 
 
 @pytest.mark.parametrize(("arch", "tied"), [("llama", True), ("qwen2", False), ("minicpm", True)])
@@ -56,6 +65,51 @@ def test_sums_are_those_of_torch(arch, tied, tmp_path) -> None:
         assert found.counts[name].tolist() == [900]
 
 
+LATENT = MLAConfig(q_lora_rank=24, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16)
+DELTA = DeltaConfig(linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2)
+
+
+def place_of(name) -> tuple[str, int] | None:
+    """The tensor of a GGUF file that a matrix of the lab lies in, and which expert of it it is."""
+    _, _, layer, part = (*name.split(".", 3), "", "", "")[:4]
+    if part.startswith("mlp.experts."):
+        expert, matrix = part.split(".")[2:]
+        return f"blk.{layer}.{EXPERT_TENSORS[matrix]}.weight", int(expert)
+    found = LAYER_TENSORS.get(part) or DELTA_TENSORS.get(f"{part}.weight")
+    return None if found is None or part == "mlp.gate" else (f"blk.{layer}.{found.removesuffix('.weight')}.weight", 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("window", {}), ("moe", {}), ("mla", {"head_dim": 32, "mla": LATENT}), ("delta", {"delta": DELTA})],
+    ids=["window", "experts", "latent", "recurrent"],
+)
+def test_every_kind_of_layer_has_the_sums_of_the_lab(kind, fields, tmp_path) -> None:
+    folder = folder_of(tmp_path / "hf", kind=kind, **fields)
+    write(folder, tmp_path / "m.gguf", {})
+    found = collect(engine_of(tmp_path / "m.gguf", float32=True), IDS[:1])
+    model, sums, counts = weights.load(folder, dtype=torch.float32), {}, Counter()
+
+    def hook(place):
+        def add(module, inputs, output):
+            x = inputs[0].detach().double().reshape(-1, inputs[0].shape[-1])
+            sums[place] = (x * x).sum(0).numpy()
+            counts[place] = len(x)
+
+        return add
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and (place := place_of(name)):
+            module.register_forward_hook(hook(place))
+    with torch.no_grad():
+        model(torch.from_numpy(IDS[:1]))
+    assert found.sums.keys() == {tensor for tensor, _ in sums}
+    for (tensor, expert), expected in sums.items():
+        rows = found.sums[tensor].reshape(len(found.counts[tensor]), -1)
+        assert found.counts[tensor][expert] == counts[tensor, expert]
+        np.testing.assert_allclose(rows[expert], expected, rtol=1e-3, atol=1e-6, err_msg=tensor)
+
+
 def test_packed_weights_give_nearly_the_same(tmp_path) -> None:
     path = random_model(tmp_path / "m.gguf", "llama", kind="Q8_0")
     exact = collect(engine_of(path, float32=True), IDS)
@@ -65,8 +119,9 @@ def test_packed_weights_give_nearly_the_same(tmp_path) -> None:
         assert abs(packed.sums[name].sum() / values.sum() - 1) < 0.02
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
-    path, state = random_model(tmp_path / "m.gguf", "llama"), tmp_path / ".state"
+@pytest.mark.parametrize("experts", [None, (4, 2)])
+def test_a_killed_run_goes_on_to_the_same_bits(experts, tmp_path, monkeypatch) -> None:
+    path, state = random_model(tmp_path / "m.gguf", "llama", experts=experts), tmp_path / ".state"
     whole = collect(engine_of(path), IDS)
     monkeypatch.setattr(collecting, "SAVE_SECONDS", 0.0)
     real, steps = collecting.Segment, []
@@ -90,7 +145,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
 def test_what_another_model_left_is_not_taken(tmp_path) -> None:
     path, state = random_model(tmp_path / "m.gguf", "llama"), tmp_path / ".state"
     whole = collect(engine_of(path), IDS[:1])
-    collecting._save(state, "another key", 1, {"0.qkv": np.zeros(64)})
+    collecting._save(state, "another key", 1, {"0.qkv": collecting._Sum(np.zeros((1, 64)), np.array([300]))})
     assert same(collect(engine_of(path), IDS[:1], state=state), whole)
     state.write_bytes(b"damaged")
     assert same(collect(engine_of(path), IDS[:1], state=state), whole)
@@ -107,11 +162,19 @@ def test_which_columns_matter_is_shown() -> None:
     peaked[7] = 300.0
     assert half_share(flat) == 0.5
     assert half_share(peaked) == 0.01
-    sums = {f"blk.0.{reader}.weight": flat for readers in READERS.values() for reader in readers}
-    sums |= {"blk.1.ffn_down.weight": peaked, "output.weight": flat}
-    text = show(Importance(sums, {name: np.array([1]) for name in sums}, 2, ("a.txt",), 512))
+    places = ("qkv", "o", "gate_up", "down")
+    sums = {f"blk.0.{reader}.weight": flat for place in places for reader in READERS[place]}
+    sums |= {
+        "blk.1.ffn_down.weight": peaked,
+        "output.weight": flat,
+        "blk.2.ffn_up_exps.weight": np.stack([flat, peaked * 9]),
+    }
+    counts = {name: np.array([1] * (1 if values.ndim == 1 else len(values))) for name, values in sums.items()}
+    text = show(Importance(sums, counts, 2, ("a.txt",), 512))
     lines = [line.split() for line in text.splitlines()]
     assert ["0", "50", "%", "50", "%", "50", "%", "50", "%"] in lines
     assert ["1", "-", "-", "-", "1", "%"] in lines
+    assert ["2", "-", "-", "0.5", "%", "-"] in lines
     assert ["blk.1.ffn_down.weight", "7", "75"] in lines
-    assert text.startswith("9 tensors, 2 chunks of 512 tokens: a.txt")
+    assert ["blk.2.ffn_up_exps.weight,", "expert", "1", "7", "75"] in lines
+    assert text.startswith("10 tensors, 2 chunks of 512 tokens: a.txt")

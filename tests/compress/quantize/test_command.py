@@ -7,6 +7,7 @@ import pytest
 
 from gangpao.cli import main
 from gangpao.compress.line.file import FileConfig, run_step
+from gangpao.formats.blocks import quantize
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.imatrix import Importance, read_imatrix, write_imatrix
 from tests.formats.gguf_maker import random_model
@@ -70,6 +71,21 @@ def test_an_importance_matrix_is_made_read_and_written_about(model, tmp_path, ca
         assert guided.metadata["quantize.imatrix.entries_count"] == 14
         assert guided.metadata["quantize.imatrix.chunks_count"] == 2
         assert not np.array_equal(guided.raw("blk.0.attn_q.weight"), unguided.raw("blk.0.attn_q.weight"))
+
+
+def test_experts_are_rounded_each_with_its_own_importance(tmp_path, capsys) -> None:
+    model, made, out = tmp_path / "m.gguf", tmp_path / "i.gguf", tmp_path / "o.gguf"
+    random_model(model, "llama", experts=(4, 2))
+    code, _, err = run(capsys, "imatrix", model, made, "--tokens", 256, "--window", 64, "--threads", 1)
+    assert code == 0, err
+    code, _, err = run(capsys, "quantize", model, out, "--to", "Q4_0", "--imatrix", made)
+    assert (code, "no importance" in err) == (0, False)
+    name, importance = "blk.1.ffn_down_exps.weight", read_imatrix(made)
+    assert importance.counts[name].sum() == 2 * 256
+    with GGUF.open(model) as float_, GGUF.open(out) as small:
+        values, rows = float_.array(name).reshape(4, 64, 96), small.raw(name).reshape(4, 64, -1)
+        for expert, columns in enumerate(importance.of(name)):
+            np.testing.assert_array_equal(rows[expert], quantize(values[expert], "Q4_0", columns))
 
 
 def test_the_old_form_is_written_and_guides_alike(model, tmp_path, capsys) -> None:
