@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +20,14 @@ from gangpao.commands.model.find import find_weights
 from gangpao.compress.find import runnable
 from gangpao.compress.folders.forms import FORMS
 from gangpao.compress.importance.run import CollectOptions, collected
-from gangpao.compress.line.file import FileConfig, make_file, make_folder
+from gangpao.compress.line.file import KEPT, FileConfig, check_source, make_file, make_folder
 from gangpao.compress.quantize.mixtures import MIXTURES
 from gangpao.compress.quantize.report import facts, table
 from gangpao.compress.quantize.run import Guide, use_threads
 from gangpao.config import explained
 from gangpao.engine.memory import EngineOptions
 from gangpao.formats.imatrix import read_imatrix
+from gangpao.long_command import say
 from gangpao.options import Fields, command_of
 from gangpao.progress import Progress
 from gangpao.units import show_count
@@ -77,33 +80,58 @@ def quantize(
     config, source = _config(to, bits, budget, rounding, tokens, pure, data), find_weights(model)
     if out.exists():
         raise ValueError(f"{out} exists already; choose another name or delete it first")
-    if imatrix is not None and data:
+    if imatrix is not None and data and not config.looks:
         raise ValueError("--imatrix and --data: one of the two is the importance matrix; leave out the other")
     if (config.to in FORMS) == (out.suffix == ".gguf"):
         wanted = "a folder: give a name without .gguf" if config.to in FORMS else "a file: end its name in .gguf"
         raise ValueError(f"{out}: {config.to} is {wanted}")
-    guide = _guide(source, imatrix, data or (["own"] if config.looks else None), tokens, engine.threads)
-    use_threads(engine.threads)
-    said, words = _made(config, source, out, guide, work)
+    check_source(config, source)
+    looked = data or (["own"] if config.looks and imatrix is None else None)
+    with _folder(work, out, needed=config.looks or bool(looked)) as folder:
+        guide = _guide(source, imatrix, looked, tokens, engine.threads, folder / "importance.npz")
+        use_threads(engine.threads)
+        said, words = _made(config, source, out, guide, folder)
     print(json.dumps(said, ensure_ascii=False) if as_json else words)
 
 
 def _made(
-    config: FileConfig, source: Path, out: Path, guide: Guide | None, work: Path | None
+    config: FileConfig, source: Path, out: Path, guide: Guide | None, folder: Path
 ) -> tuple[dict[str, object], str]:
     """The file or folder, written: what became of it for programs, and for people."""
     with Progress() as progress:
         if config.to in FORMS:
             path = make_folder(source, out, config.to, None if guide is None else guide.importance, progress)
             return {"to": config.to, "folder": str(path)}, str(path)
-        folder = work or out.with_name(f"{out.name}.work")
-        made = not folder.exists()
-        if config.looks:
-            folder.mkdir(parents=True, exist_ok=True)
         done, said = make_file(config, source, out, guide=guide, folder=folder, progress=progress, on_note=_note)
-    if made and config.looks and work is None:  # the file is there: nothing to go on from
-        shutil.rmtree(folder)
     return {"to": config.to, **facts(done), **said}, table(done)
+
+
+@contextmanager
+def _folder(work: Path | None, out: Path, *, needed: bool) -> Iterator[Path]:
+    """The folder that a stopped command goes on from: the one that was named, or one beside OUT, which goes when OUT is there."""
+    folder = work or out.with_name(f"{out.name}.work")
+    if needed:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        if needed and any(folder.iterdir()):
+            say(f"{folder} keeps what is done: the same command goes on from there")
+        raise
+    else:
+        if needed and work is None:
+            _remove(folder / name for name in KEPT)
+    finally:
+        if needed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _config(
@@ -121,7 +149,7 @@ def _config(
 
 
 def _guide(
-    source: Path, imatrix: Path | None, data: list[str] | None, tokens: int, threads: int | None
+    source: Path, imatrix: Path | None, data: list[str] | None, tokens: int, threads: int | None, state: Path
 ) -> Guide | None:
     if imatrix is not None:
         return Guide(read_imatrix(imatrix), imatrix.name)
@@ -129,8 +157,8 @@ def _guide(
         return None
     with Progress(show=show_count) as progress:
         found = collected(
-            runnable(source), data, CollectOptions(tokens=tokens), threads=threads, progress=progress,
-            on_read=lambda read: print(read, file=sys.stderr),
+            runnable(source), data, CollectOptions(tokens=tokens), threads=threads, progress=progress, state=state,
+            keep=True, on_read=lambda read: print(read, file=sys.stderr),
         )  # fmt: skip
     return Guide(found, "made by gangpao quantize --data")
 

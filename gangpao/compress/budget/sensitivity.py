@@ -10,7 +10,7 @@ apart, so their gradients do not cancel in the mean, and a sequence's sum is as 
 The way back goes layer by layer: memory holds the states before each layer, and the activations of one. After every layer the
 gradient is written down, so that a run that was killed goes on below it.
 
-What it gives up: third order (probe.py sees that by running the model), and experts.
+What it gives up: third order (probe.py sees that by running the model), experts, and recurrent layers.
 """
 
 from __future__ import annotations

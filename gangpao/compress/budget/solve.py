@@ -100,11 +100,7 @@ def solve(
     """
     from gangpao.tune.base.load import load_base
 
-    if (nbytes is None) == (bits is None):
-        raise ValueError("give a budget in bytes or in bits a weight, one of the two")
-    layout = layout_of(source, fields)
-    candidates = {name: layout.candidates(name, allowed) for name in layout.matrices}
-    _check(layout, candidates, nbytes, bits)
+    layout, candidates = fitting(source, nbytes=nbytes, bits=bits, allowed=allowed, fields=fields)
     base = load_base(source, storage="fp32", dtype=torch.float32)
     learn, check = _split(ids)
     identity = {
@@ -174,8 +170,22 @@ class _Runner:
         return [types for types in found if types.keys() == set(names)]
 
 
-def _check(layout: Layout, candidates: Mapping[str, Sequence[str]], nbytes: int | None, bits: float | None) -> None:
-    """Raises ValueError where a tensor has no type, or where the budget is below the smallest mixture."""
+def fitting(
+    source: Path,
+    *,
+    nbytes: int | None = None,
+    bits: float | None = None,
+    allowed: Sequence[str] | None = None,
+    fields: Mapping[str, object] | None = None,
+) -> tuple[Layout, dict[str, list[str]]]:
+    """The file of a budget and the types that each matrix may take; only the source's header is read.
+
+    Raises ValueError where a tensor has no type, and where the budget is below the smallest mixture.
+    """
+    if (nbytes is None) == (bits is None):
+        raise ValueError("give a budget in bytes or in bits a weight, one of the two")
+    layout = layout_of(source, fields)
+    candidates = {name: layout.candidates(name, allowed) for name in layout.matrices}
     if empty := [name for name, kinds in candidates.items() if not kinds]:
         raise ValueError(f"{empty[0]}: none of the types that are allowed has blocks that fit its rows; allow F16 too")
     small, large = ({name: kinds[at] for name, kinds in candidates.items()} for at in (0, -1))
@@ -184,6 +194,7 @@ def _check(layout: Layout, candidates: Mapping[str, Sequence[str]], nbytes: int 
         raise ValueError(f"no file of this model has {nbytes:,} bytes: {limits}")
     if bits is not None and not (math.isfinite(bits) and bits >= layout.bits(small)):
         raise ValueError(f"no file of this model has {bits:g} bits a weight: {limits}")
+    return layout, candidates
 
 
 def _said(layout: Layout, types: Mapping[str, str]) -> str:

@@ -127,13 +127,15 @@ def collect(
     head: str = "",
     datasets: Sequence[str] = (),
     state: Path | None = None,
+    keep: bool = False,
     identity: str = "",
     progress: Progress | None = None,
 ) -> Importance:
     """The importance of every column of a loaded model on windows of ids [N, T].
 
     head: the GGUF name of the output matrix where its inputs are wanted, too (output.weight, or token_embd.weight if tied).
-    state: a file in which what was computed is kept until all is; identity: of the model, so that another one's is not taken.
+    state: a file in which what was computed is kept until all is, and then, too, with `keep`, for a caller that goes on for long;
+    identity: of the model, so that another one's is not taken.
     Raises ValueError where the model's numbers are not finite.
     """
     windows, length = len(ids), ids.shape[1]
@@ -160,7 +162,9 @@ def collect(
         if state is not None and time.monotonic() - saved > SAVE_SECONDS:
             _save(state, key, number + 1, model.sums)
             saved = time.monotonic()
-    if state is not None:
+    if state is not None and keep:
+        _save(state, key, windows, model.sums)
+    elif state is not None:
         state.unlink(missing_ok=True)
     return _importance(model, ids, tuple(datasets))
 

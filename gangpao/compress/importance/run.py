@@ -47,12 +47,13 @@ def collected(
     *,
     threads: int | None = None,
     state: Path | None = None,
+    keep: bool = False,
     progress: Progress | None = None,
     on_read: Callable[[Calibration], None] = lambda _: None,
 ) -> Importance:
     """The importance of a .gguf file's columns. data: texts, chats, folders of them; none, or the word `own`: our own texts.
 
-    on_read is told what was read before it is computed. Raises ValueError saying what to do.
+    state, keep: as collect takes them. on_read is told what was read before it is computed. Raises ValueError saying what to do.
     """
     files = files_of(data)
     with GGUF.open(file) as gguf:
@@ -66,6 +67,6 @@ def collected(
         head = "output.weight" if "output.weight" in gguf.tensors else "token_embd.weight"
         stat = file.stat()
         return collect(
-            engine, read.ids, head=head if options.head else "", datasets=read.datasets, state=state,
+            engine, read.ids, head=head if options.head else "", datasets=read.datasets, state=state, keep=keep,
             identity=f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {options.float32}", progress=progress or Silent(),
         )  # fmt: skip

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator, model_validator
 
+from gangpao.compress.budget.amount import parse_bytes
 from gangpao.compress.folders.forms import FORMS
 from gangpao.compress.importance.calibration import calibrate
 from gangpao.compress.importance.run import WINDOW, files_of
@@ -39,6 +40,8 @@ from gangpao.units import show_bytes, show_count
 
 Ids = npt.NDArray[np.int64]
 
+# What a folder keeps to go on from, until the file is there.
+KEPT = ("importance.npz", "budget", "rounding", "reference.gguf")
 # The mixture whose number a file of a budget bears, by the type that most of its weights have.
 _NUMBER = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
@@ -61,6 +64,8 @@ class FileConfig(QuantizeConfig):
     def _check(self) -> FileConfig:
         if self.bits is not None and self.bytes:
             raise ValueError("bits and bytes are two budgets: give one of them")
+        if self.bytes:
+            parse_bytes(self.bytes)
         if self.to in FORMS and (self.bits is not None or self.bytes or self.rounding.kind != "plain"):
             raise ValueError(f"{self.to} is a folder for servers: a budget and rounding are for .gguf files")
         return self
@@ -71,9 +76,34 @@ class FileConfig(QuantizeConfig):
         return self.bits is not None or bool(self.bytes)
 
     @property
+    def nbytes(self) -> int | None:
+        """The budget for the whole file; None where there is none in bytes."""
+        return parse_bytes(self.bytes) if self.bytes else None
+
+    @property
     def looks(self) -> bool:
         """Whether windows of ids are needed besides the importance matrix."""
         return self.has_budget or self.rounding.kind != "plain"
+
+
+def check_source(config: FileConfig, source: Path) -> None:
+    """Raises ValueError for a model that a budget or a rounding does not take, and for a budget that no file of it fits. Only its
+    header is read, so that nobody waits for an importance matrix to be told."""
+    if not config.looks:
+        return
+    from gangpao.compress.budget.solve import fitting as fitting_budget
+    from gangpao.tune.base.load import base_shape
+
+    shape = base_shape(source)
+    latent = shape.mla and config.rounding.kind != "plain"
+    what = "experts" if shape.moe else "Gated DeltaNet" if shape.delta else "latent attention" if latent else ""
+    if what:
+        raise ValueError(
+            f"{source.name}: a model of {what}, for which {'rounding' if latent else 'a budget and rounding'} with texts in view "
+            "cannot be had: take --to and plain rounding, with an importance matrix"
+        )
+    if config.has_budget:
+        fitting_budget(source, nbytes=config.nbytes, bits=config.bits)
 
 
 def make_file(
@@ -124,12 +154,11 @@ def _types(
             model = opened.shape
         types = wanted_types(config.to, model, guide is not None, pure=config.pure)
         return {name: fitting(kind, model.shapes[name][-1]) for name, kind in types.items()}, {}, config.to
-    from gangpao.compress.budget.amount import parse_bytes
     from gangpao.compress.budget.solve import solve
     from gangpao.compress.budget.table import show
 
     assert ids is not None
-    nbytes = parse_bytes(config.bytes) if config.bytes else None
+    nbytes = config.nbytes
     fields = None if guide is None else imatrix_fields(guide.importance, guide.name)
     found = solve(
         source, nbytes=nbytes, bits=config.bits, importance=None if guide is None else guide.importance, ids=ids,
@@ -183,6 +212,7 @@ def run_step(
     """
     out.mkdir(parents=True, exist_ok=True)
     notes: list[str] = []
+    check_source(config, source)
     with Progress(stream) if stream is not None else Silent() as progress:
         guide = guide_of(config, source, out, stream)
         use_threads(config.threads or None)

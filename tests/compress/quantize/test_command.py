@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from gangpao.cli import main
+from gangpao.commands.compress import quantize as command
+from gangpao.compress.importance import collect as collecting
 from gangpao.compress.line.file import FileConfig, run_step
 from gangpao.formats.blocks import quantize
 from gangpao.formats.gguf import GGUF
@@ -114,6 +116,46 @@ def test_mistakes_are_one_line_and_no_file(model, tmp_path, capsys, monkeypatch,
     assert code == 2
     assert reason in err
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("experts", "words", "reason"),
+    [
+        (None, ("--bits", "1"), "no file of this model has 1 bits a weight: the least is"),
+        (None, ("--bytes", "10KB"), "no file of this model has 10,000 bytes: the least is"),
+        (None, ("--bytes", "10XB"), "is no amount of bytes"), ((4, 2), ("--bits", "6"), "a model of experts, for which"),
+        ((4, 2), ("--rounding", "gptq"), "a model of experts, for which"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_anything_is_collected(
+    experts, words, reason, tmp_path, capsys, monkeypatch
+) -> None:
+    model = random_model(tmp_path / "m.gguf", "llama", experts=experts)
+    monkeypatch.setattr(command, "collected", lambda *_, **__: pytest.fail("an importance matrix was begun"))
+    code, _, err = run(capsys, "quantize", model, tmp_path / "out.gguf", *words)
+    assert code == 2
+    assert reason in err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_stopped_command_keeps_its_importance_matrix(model, tmp_path, capsys, monkeypatch) -> None:
+    words = ("--to", "Q4_0", "--data", "own", "--tokens", 512, "--threads", 1)
+    assert run(capsys, "quantize", model, tmp_path / "whole.gguf", *words)[0] == 0
+    out, work = tmp_path / "out.gguf", tmp_path / "out.gguf.work"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "make_file", stop)
+        code, _, err = run(capsys, "quantize", model, out, *words)
+    assert (code, out.exists()) == (130, False)
+    assert f"{work} keeps what is done" in err
+    monkeypatch.setattr(collecting, "Segment", lambda *_: pytest.fail("it was collected again"))
+    code, _, err = run(capsys, "quantize", model, out, *words)
+    assert code == 0, err
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not work.exists()
 
 
 def test_a_file_that_is_there_stays(model, capsys) -> None:
