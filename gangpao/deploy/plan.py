@@ -93,8 +93,13 @@ def plan(config: ModelConfig, tensors: Mapping[str, torch.Tensor], kind: str) ->
     return out + [Planned(name, (source,), "F32") for name, source in _rope_tensors(config)]
 
 
+def stays_float32(name: str, tensor: torch.Tensor) -> bool:
+    """Whether readers want a tensor in F32, whatever the others have: norms, biases, filters, routers. tensor: the checkpoint's."""
+    return tensor.dim() in (1, 3) or "ffn_gate_inp" in name
+
+
 def _kind_of(name: str, tensor: torch.Tensor, kind: str) -> str:
-    if tensor.dim() in (1, 3) or "ffn_gate_inp" in name:  # norms, biases, filters, routers
+    if stays_float32(name, tensor):
         return "F32"
     return kind if fits(tensor.shape[-1], kind) else "F16"
 

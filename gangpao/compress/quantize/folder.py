@@ -15,7 +15,7 @@ from safetensors import safe_open
 from gangpao.compress.quantize.tensors import Floats, OnNote, Source, SourceTensor, as_bytes, is_own
 from gangpao.deploy.gguf import padded
 from gangpao.deploy.header import differences, metadata
-from gangpao.deploy.plan import Planned, plan
+from gangpao.deploy.plan import Planned, plan, stays_float32
 from gangpao.model import weights as checkpoint
 from gangpao.model.config import ModelConfig
 from gangpao.text.export import gguf_metadata
@@ -104,10 +104,9 @@ def _places(folder: Path, prefix: str) -> dict[str, tuple[Path, str]]:
 
 
 def _type(tensor: Planned) -> str:
-    """The type in which a file keeps what the folder has: that of its floats, F32 for vectors and routers as an export has them."""
-    if len(tensor.shape) == 1 or "ffn_gate_inp" in tensor.name:
-        return "F32"
-    return _TYPES.get(tensor.sources[0][1].dtype, "F32")
+    """The type in which a file keeps what the folder has: that of its floats, F32 where an export has it, too."""
+    first = tensor.sources[0][1]
+    return "F32" if stays_float32(tensor.name, first) else _TYPES.get(first.dtype, "F32")
 
 
 def _name(path: Path) -> str:
