@@ -50,6 +50,8 @@ def imatrix(
             raise ValueError("no OUT: name the file to write, or give an importance matrix and --show to look at it")
         print(show(read_imatrix(Path(model).expanduser())))
         return
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another name or delete it first")
     kept = _form(form)
     file = runnable(find_weights(model))
     with Progress(show=show_count) as progress:

@@ -31,6 +31,7 @@ from gangpao.tune.data.rows import Fault, converted, open_file
 Ids = npt.NDArray[np.int64]
 
 TEXTS = Path(__file__).parent / "texts"
+OWN = "own"  # in place of a file: the texts that ship with the package
 DEFAULTS = ("zh", "en", "code")
 DEFAULT_NAME = f"gangpao's own texts ({', '.join(DEFAULTS)})"
 
@@ -74,8 +75,9 @@ def calibrate(
 ) -> Calibration:
     """Windows of `length` ids, each with BOS in place of its first where the model wants one.
 
-    files: texts, code, rows, folders of them; none: the texts that ship with the package. architecture: of a model without a chat
-    template, for its conversations. Raises ValueError for a file that cannot be read, and where nothing is left to look at.
+    files: texts, code, rows, folders of them; none, or the word `own` among them: the texts that ship with the package.
+    architecture: of a model without a chat template, for its conversations. Raises ValueError for a file that cannot be read, and
+    where nothing is left to look at.
     """
     if windows < 1 or length < 2:
         raise ValueError(f"{windows} windows of {length} tokens: there must be one at least, of two tokens at least")
@@ -93,7 +95,8 @@ def calibrate(
         out[:, 0] = tokenizer.bos_id
     given = [language for language, _ in order]
     parts = (Part(x, length * given.count(x), len(streams[x])) for x in dict.fromkeys(given))
-    return Calibration(out, tuple(parts), tuple(map(str, files)) or (DEFAULT_NAME,), reader.skipped)
+    datasets = tuple(DEFAULT_NAME if file == OWN else str(file) for file in files or (OWN,))
+    return Calibration(out, tuple(parts), datasets, reader.skipped)
 
 
 def _dealt(available: dict[str, int], windows: int) -> list[tuple[str, int]]:
@@ -136,12 +139,11 @@ class _Reader:
 
     def read(self, files: Sequence[str | Path]) -> Iterator[tuple[str, Sequence[int]]]:
         """(language, ids) of every document."""
-        if not files:
+        if not files or OWN in files:
             for language in DEFAULTS:
                 for document in texts.documents(texts.text_files([TEXTS / f"{language}.jsonl"])):
                     yield language, self._ids(document.text)
-            return
-        for file in texts.text_files(files):
+        for file in texts.text_files([file for file in files if file != OWN]):
             if texts.has_rows(file.path):
                 yield from self._rows(file.path)
                 continue

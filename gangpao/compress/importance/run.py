@@ -15,7 +15,6 @@ from gangpao.formats.imatrix import Importance
 from gangpao.options import option
 from gangpao.progress import Progress, Silent
 
-OWN = "own"  # in place of a file: the texts that ship with the package
 WINDOW = 512  # tokens that a model is looked at with, where it reads so many
 
 
@@ -35,11 +34,6 @@ class CollectOptions:
     head: bool = option(False, "Also the inputs of the output matrix.")
 
 
-def files_of(data: Sequence[str]) -> list[str]:
-    """The paths that are meant; none of them for our own texts."""
-    return [] if list(data) == [OWN] else list(data)
-
-
 def collected(
     file: Path,
     data: Sequence[str],
@@ -51,17 +45,16 @@ def collected(
     progress: Progress | None = None,
     on_read: Callable[[Calibration], None] = lambda _: None,
 ) -> Importance:
-    """The importance of a .gguf file's columns. data: texts, chats, folders of them; none, or the word `own`: our own texts.
+    """The importance of a .gguf file's columns. data: as `calibrate` takes files.
 
     state, keep: as collect takes them. on_read is told what was read before it is computed. Raises ValueError saying what to do.
     """
-    files = files_of(data)
     with GGUF.open(file) as gguf:
         window = options.window or min(WINDOW, ModelConfig.from_gguf(gguf).max_position_embeddings)
         engine = Engine.load(gguf, context=window, num_threads=threads, float32=options.float32)
         windows = max(1, options.tokens // window)
         read = calibrate(
-            engine.tokenizer, files, windows=windows, length=window, architecture=engine.model.config.architecture
+            engine.tokenizer, data, windows=windows, length=window, architecture=engine.model.config.architecture
         )
         on_read(read)
         head = "output.weight" if "output.weight" in gguf.tensors else "token_embd.weight"

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from gangpao.compress.budget.amount import parse_bytes
 from gangpao.compress.folders.forms import FORMS
 from gangpao.compress.importance.calibration import calibrate
-from gangpao.compress.importance.run import WINDOW, files_of
+from gangpao.compress.importance.run import WINDOW
 from gangpao.compress.quantize.config import QuantizeConfig
 from gangpao.compress.quantize.mixtures import fitting, named, wanted_types
 from gangpao.compress.quantize.report import facts as file_facts
@@ -181,7 +181,7 @@ def _windows(source: Path, config: FileConfig) -> Ids:
     tokenizer, architecture = base_tokenizer(source)
     length = min(WINDOW, base_shape(source).max_position_embeddings)
     count = max(6, config.tokens // length)
-    return calibrate(tokenizer, files_of(config.data), windows=count, length=length, architecture=architecture).ids
+    return calibrate(tokenizer, config.data, windows=count, length=length, architecture=architecture).ids
 
 
 def make_folder(source: Path, target: Path, form: str, importance: Importance | None, progress: Progress) -> Path:

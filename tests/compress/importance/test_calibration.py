@@ -68,6 +68,17 @@ def test_a_short_language_gives_what_it_has_then_all_begin_again(tokenizer, tmp_
     assert "of " in str(found)
 
 
+def test_own_texts_and_files_together(tokenizer, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("The sky is blue and the sea is green. " * 40)
+    own = calibrate(tokenizer, windows=9, length=32)
+    found = calibrate(tokenizer, ["own", str(tmp_path / "a.txt")], windows=9, length=32)
+    assert found.datasets == (*own.datasets, str(tmp_path / "a.txt"))
+    more = {part.language: part.available for part in found.parts}
+    less = {part.language: part.available for part in own.parts}
+    assert more["en"] > less["en"]
+    assert (more["zh"], more["code"]) == (less["zh"], less["code"])
+
+
 def test_a_text_shorter_than_a_window_is_repeated(tokenizer, tmp_path) -> None:
     (tmp_path / "a.txt").write_text("sky")
     ids = calibration_ids(tokenizer, [tmp_path / "a.txt"], windows=1, length=8)[0]

@@ -158,10 +158,13 @@ def test_a_stopped_command_keeps_its_importance_matrix(model, tmp_path, capsys, 
     assert not work.exists()
 
 
-def test_a_file_that_is_there_stays(model, capsys) -> None:
-    code, _, err = run(capsys, "quantize", model, model, "--to", "Q8_0")
+@pytest.mark.parametrize("words", [("quantize", "--to", "Q8_0"), ("imatrix", "--tokens", 64, "--window", 32)])
+def test_a_file_that_is_there_stays(words, model, capsys) -> None:
+    before, (verb, *options) = model.read_bytes(), words
+    code, _, err = run(capsys, verb, model, model, *options)
     assert code == 2
     assert "exists already" in err
+    assert model.read_bytes() == before
 
 
 def test_a_step_goes_on_and_gives_the_same_file(model, tmp_path) -> None:
