@@ -2,7 +2,8 @@
 
 The key is what decides the file: the text of the small files, name, size and time of the weights (whose bytes would take as
 long to hash as to export), the type, and the version of this package. An export lies under the folder's own place in the
-cache, so that a new checkpoint at the same path takes the place of the old one. Finding one needs no torch.
+cache, so that a new checkpoint at the same path takes the place of the old one. Finding one needs no torch. Of a model that sees
+the encoder of pictures lies beside the file, where it is found as with any other.
 
 What it gives up: weights that were replaced by others of the same size and time are not seen.
 """
@@ -20,7 +21,7 @@ from gangpao.atomic import locked
 
 Progress = Callable[[int, int], None]
 
-_FORM = 2  # raise it when an export of the same folder becomes another file
+_FORM = 3  # raise it when an export of the same folder becomes another file
 _WEIGHTS = (".safetensors", ".bin")
 _SMALL = (".json", ".jinja", ".model", ".txt")
 _BUSY = "another gangpao is exporting this checkpoint; try again when it is done"
@@ -60,13 +61,13 @@ def exports_dir() -> Path:
 def _write(source: Path, target: Path, kind: str, progress: Progress | None) -> None:
     if progress:
         progress(0, 1)  # what takes long begins now: torch's import, then reading
-    from gangpao.deploy import gguf  # needs torch
+    from gangpao.deploy import pair  # needs torch
 
     for old in target.parent.parent.iterdir():
         if old.is_dir():
             shutil.rmtree(old)
     target.parent.mkdir(parents=True)
-    gguf.export(source, target, kind, progress=progress)
+    pair.export(source, target, kind, progress=progress)
 
 
 def _name(source: Path) -> str:

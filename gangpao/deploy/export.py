@@ -10,11 +10,10 @@ from typing import Annotated
 import torch
 import typer
 
-from gangpao.deploy import gguf, mmproj
+from gangpao.deploy import pair
 from gangpao.deploy.plan import whole
 from gangpao.formats.blocks import WRITTEN
 from gangpao.model import weights
-from gangpao.model.command import vision_of
 from gangpao.model.config import ModelConfig
 from gangpao.text.hf_folder import tokenizer_files
 from gangpao.units import show_bytes
@@ -37,30 +36,10 @@ def export(
 ) -> None:
     """Write a Hugging Face folder as GGUF, or folded into Llama's form."""
     if target.suffix == ".gguf":
-        for path in both(folder, target, kind.upper(), check=check):
+        for path in pair.export(folder, target, kind.upper(), progress=_show, on_note=_note, check=check):
             print(f"{path} ({show_bytes(path.stat().st_size)})")
         return
     print(fold(folder, target))
-
-
-def both(folder: Path, target: Path, kind: str, *, check: bool = True) -> list[Path]:
-    """The language model as `target`, and of a model that sees the encoder beside it; all of them or none.
-
-    The encoder is F32, F16 or BF16 as the language model, else Q8_0. Raises ValueError as gguf.export and mmproj.write.
-    """
-    beside = target.with_name(f"mmproj-{target.name}")
-    written = []
-    if vision_of(str(folder)) is not None:
-        if target.exists():
-            raise ValueError(f"{target} exists already; choose another name or delete it first")
-        dtype = kind if kind in ("F32", "F16", "BF16") else "Q8_0"
-        written.append(mmproj.write_mmproj(folder, beside, dtype=dtype, on_note=_note))
-    try:
-        return [gguf.export(folder, target, kind, progress=_show, on_note=_note, check=check), *written]
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
 
 
 def _show(done: int, total: int) -> None:

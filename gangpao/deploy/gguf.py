@@ -41,16 +41,18 @@ def export(
     progress: Progress | None = None,
     on_note: OnNote = lambda _: None,
     check: bool = True,
+    alone: bool = True,
 ) -> Path:
     """A Hugging Face folder with its tokenizer to one .gguf file.
 
     progress(done, total) is called in tensors written, then in layers read back and compared (not with check=False). on_note
-    gets sentences about what was left out or what other programs will not read.
+    gets sentences about what was left out or what other programs will not read. alone: this file is all that becomes of the
+    folder, so the log says what of it is left out.
     Raises ValueError when the file exists, the type is unknown or the model has no GGUF form, and Difference, a ValueError,
     naming the stage and the first difference when what was written is not the checkpoint; then there is no file.
     """
     path = Path(folder)
-    config = ModelConfig.from_file(path / "config.json")
+    config = ModelConfig.from_file(path / "config.json", say=alone)
     tensors = dict(checkpoint.tensors(path))
     fields = gguf_metadata(path, on_note)
 

@@ -34,8 +34,8 @@ def test_a_folder_is_exported_once(folder, monkeypatch):
     assert first.name == "run.gguf"
     with GGUF.open(first) as file:
         assert file.tensors["blk.0.attn_q.weight"].type == "Q8_0"
-    monkeypatch.setitem(sys.modules, "gangpao.deploy.gguf", None)  # as where there is no torch
-    monkeypatch.delattr("gangpao.deploy.gguf")
+    monkeypatch.setitem(sys.modules, "gangpao.deploy.pair", None)  # as where there is no torch
+    monkeypatch.delattr("gangpao.deploy.pair")
     assert cached_export(str(folder)) == first
     os.utime(folder / "model.safetensors", ns=(0, 0))
     with pytest.raises(ImportError):

@@ -1,11 +1,14 @@
-"""`gangpao export` of a folder of a model that sees: two files that belong together, or none."""
+"""A folder of a model that sees, exported by name or on first use: two files that belong together, or none."""
 
 import numpy as np
 import pytest
 import torch
 
-from gangpao.deploy.export import both
+from gangpao.commands.model.loading import load_engine
+from gangpao.deploy import pair
+from gangpao.deploy.cached import cached_export
 from gangpao.deploy.proof_numbers import Difference
+from gangpao.engine.memory import EngineOptions
 from gangpao.engine.transformer import Transformer as Engine
 from gangpao.engine.vision.sight import Sight
 from gangpao.formats.gguf import GGUF
@@ -28,7 +31,7 @@ def folder_of(path, name, language):
 @pytest.mark.parametrize(("name", "language"), [("llava", "llama"), ("minicpm-v-2.6", "qwen2")])
 def test_a_folder_that_sees_becomes_two_files(tmp_path, name, language):
     folder, vision, tower = folder_of(tmp_path / "hf", name, language)
-    model, beside = both(folder, tmp_path / "m.gguf", "F32")
+    model, beside = pair.export(folder, tmp_path / "m.gguf", "F32")
     assert (model.name, beside.name) == ("m.gguf", "mmproj-m.gguf")
     sight, piece = Sight.open(beside), tiny.piece(vision, (8, 8))
     with torch.no_grad():
@@ -37,7 +40,7 @@ def test_a_folder_that_sees_becomes_two_files(tmp_path, name, language):
         assert Engine.load(gguf).config.hidden_size == sight.text_size
     for kind in ("F32", "Q4_0"):
         with pytest.raises(ValueError, match="exists"):
-            both(folder, model, kind)
+            pair.export(folder, model, kind)
 
 
 def test_there_is_no_encoder_without_its_language_model(tmp_path, monkeypatch):
@@ -48,5 +51,23 @@ def test_there_is_no_encoder_without_its_language_model(tmp_path, monkeypatch):
 
     monkeypatch.setattr("gangpao.deploy.gguf.proof_numbers.prove", fail)
     with pytest.raises(Difference, match="by order"):
-        both(folder, tmp_path / "m.gguf", "F32")
+        pair.export(folder, tmp_path / "m.gguf", "F32")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_folder_sees_when_it_is_the_model_of_a_command(tmp_path, monkeypatch, caplog):
+    """`gangpao chat -m RUN/export`, which `gangpao tune` recommends, goes by the cache."""
+    monkeypatch.setenv("GANGPAO_HOME", str(tmp_path / "home"))
+    folder, vision, tower = folder_of(tmp_path / "run" / "export", "llava", "llama")
+    engine = load_engine(str(folder), options=EngineOptions(threads=1, context=128), mmproj=None)
+    assert engine.name == "run"
+    piece = tiny.piece(vision, (8, 8))
+    expected = tower([piece])[0].detach().numpy()
+    found = engine.seeing.sight.encode(piece)
+    assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.03  # Q8_0
+    assert "not read" not in caplog.text
+    first = cached_export(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
+    second = cached_export(folder)
+    assert sorted(path.name for path in second.parent.iterdir()) == ["mmproj-run.gguf", "run.gguf"]
+    assert not first.parent.exists()
