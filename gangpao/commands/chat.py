@@ -246,7 +246,7 @@ class Chat:
     def _attach(self, path: Path) -> None:
         if why := self.conversation.sees():
             raise ValueError(why)
-        self.pictures = [*self.pictures, attach.load(path)]
+        self.pictures = [*self.pictures, attach.load(path, whole=True)]
 
     def _attached(self) -> str:
         shown = ", ".join(f"{p.width} x {p.height}" for p in self.pictures)

@@ -11,15 +11,18 @@ from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.generate import Engine
 from gangpao.engine.pictures.rows import Hold, RowsFull
 from gangpao.images import look
+from gangpao.images.decode import decode
 from gangpao.images.look import Picture
+from gangpao.optional import there
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif")
 # A path in quotes, or up to the first space that has no backslash in front of it.
 _PATH = re.compile(r"""\s*(?:'([^']+)'|"([^"]+)"|((?:\\.|[^\s\\])+))(?=\s|$)""")
 
 
-def load(path: Path) -> Picture:
-    """The picture in a file. Raises ValueError saying what is wrong with it."""
+def load(path: Path, *, whole: bool = False) -> Picture:
+    """The picture in a file. whole: decode it once, where that can be done here, so that a damaged one is found before it is asked
+    about. Raises ValueError saying what is wrong with it."""
     try:
         if path.stat().st_size > look.MAX_BYTES:
             raise ValueError(f"{path}: larger than the {look.MAX_BYTES:,} bytes that are allowed")
@@ -27,9 +30,12 @@ def load(path: Path) -> Picture:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     try:
-        return look.look(data)
+        found = look.look(data)
+        if whole and there("PIL"):
+            decode(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def split_path(text: str) -> tuple[Path | None, str]:

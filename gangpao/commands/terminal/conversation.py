@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from gangpao.commands.terminal import attach
 from gangpao.engine.answer import FinishReason, Progress, Stats
 from gangpao.engine.generate import Engine, Generation, Session
-from gangpao.engine.pictures.prompts import placed
+from gangpao.engine.pictures.prompts import left_out, placed
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.sessions.shift import ContextShift
 from gangpao.engine.thinking.options import Thinking
@@ -67,7 +67,7 @@ def fit(
         messages: Sequence[Mapping[str, Any]] = [*head, *turns[dropped:]]
         pictures: dict[str, Picture] = {}
         if any("pictures" in message for message in messages):
-            messages, pictures = placed(messages)
+            messages, pictures = placed(messages) if engine.seeing is not None else (left_out(messages), {})
         fitted = Fitted(engine.prompt_with(messages, pictures, **switches), dropped, list(pictures.values()))
         ids = fitted.ids
         if len(ids) <= limit:

@@ -63,6 +63,8 @@ class Local(Conversation):
     def greeting(self) -> str:
         """Who answers, in one line."""
         sees = ", sees pictures (/image FILE)" if self.engine.seeing else ""
+        if not sees and any("pictures" in turn for turn in self.turns):
+            sees = ", reads text only: the pictures of this conversation are left out until a model sees again"
         return f"{self.engine.name}, context {self.engine.context} tokens{sees}"
 
     def figures(self, run: Run) -> str:

@@ -9,6 +9,8 @@ from gangpao.text.templates.pictures import free_characters
 
 Messages = Sequence[Mapping[str, Any]]
 
+LEFT_OUT = "[image left out]"
+
 
 def placed(messages: Messages) -> tuple[list[dict[str, Any]], dict[str, Picture]]:
     """Messages in whose contents a character stands for each of their `pictures` (place in the content, picture), which they lose,
@@ -25,6 +27,17 @@ def placed(messages: Messages) -> tuple[list[dict[str, Any]], dict[str, Picture]
             pictures |= {c: picture for _, c, picture in found}
         out.append(one)
     return out, pictures
+
+
+def left_out(messages: Messages) -> list[dict[str, Any]]:
+    """The messages as a model that reads text only is told them: a line instead of each of their `pictures`."""
+    out = []
+    for message in messages:
+        one = {key: value for key, value in message.items() if key != "pictures"}
+        if "pictures" in message:
+            one["content"] = "\n".join([*[LEFT_OUT for _ in message["pictures"]], one["content"]]).rstrip()
+        out.append(one)
+    return out
 
 
 def with_characters(content: str, characters: Iterable[tuple[int, str]]) -> str:

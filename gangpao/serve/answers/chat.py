@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from gangpao.engine.answer import FinishReason, Piece
 from gangpao.engine.generate import Engine
+from gangpao.engine.pictures.prompts import LEFT_OUT
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.sequences import Constraint, Handle, Request
 from gangpao.engine.sessions.shift import ContextShift
@@ -233,7 +234,7 @@ async def _messages(server: Server, loaded: LoadedModel, chat: Chat) -> tuple[li
             content = pictures.put_in(content, message.images, [next(characters) for _ in message.images])
         elif message.images:
             left_out.append(f"messages.{i}: {len(message.images)} images: this model reads text only")
-            content = f"{content}\n[image left out]".lstrip()
+            content = f"{content}\n{LEFT_OUT}".lstrip()
         if message.role == "tool" and not (out and (out[-1]["role"] == "tool" or out[-1].get("tool_calls"))):
             left_out.append(f"messages.{i}: a result without its call is read as text")
             out.append({"role": "user", "content": f"Result of {message.name or 'a tool'}:\n{content}"})
@@ -250,7 +251,11 @@ async def _messages(server: Server, loaded: LoadedModel, chat: Chat) -> tuple[li
 
 async def _shown(server: Server, engine: Engine, chat: Chat) -> Shown:
     """All pictures of the chat. Raises ApiError (400) for one that cannot be used."""
-    images = [(f"messages.{i}", image) for i, message in enumerate(chat.messages) for image in message.images]
+    images = [
+        (f"messages.{i}" + (f", image {n}" if len(message.images) > 1 else ""), image)
+        for i, message in enumerate(chat.messages)
+        for n, image in enumerate(message.images, 1)
+    ]
     said = [[(m.content, m.calls, m.name) for m in chat.messages], chat.tools]
     return await pictures.load(engine, images, server.settings.allow_image_hosts, said)
 
