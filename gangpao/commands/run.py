@@ -22,6 +22,7 @@ from gangpao.commands.terminal import attach, screen
 from gangpao.commands.terminal.conversation import NO_SIGHT, fit, head_of, question_of
 from gangpao.engine.generate import Engine, Generation, Session
 from gangpao.engine.memory import EngineOptions
+from gangpao.engine.pictures.seeing import PictureError
 from gangpao.engine.sample import SamplingParams, TokenLogprob
 from gangpao.engine.saved import session as session_file
 from gangpao.engine.thinking.options import Thinking
@@ -113,10 +114,13 @@ def run(
         loaded = load(model)
         params = loaded.recommended(thinking=thinking.on, **chosen)
         kept = _restored(loaded, session)
-        generation = start(
-            loaded, text, params, system=system, raw=raw, pictures=pictures, session=kept, shifts=bool(context_shift),
-            thinking=thinking,
-        )  # fmt: skip
+        try:
+            generation = start(
+                loaded, text, params, system=system, raw=raw, pictures=pictures, session=kept, shifts=bool(context_shift),
+                thinking=thinking,
+            )  # fmt: skip
+        except PictureError as error:
+            raise ValueError(f"{(image or ())[error.index]}: {error}") from None
         try:
             _answer(generation, loaded, meter, as_json, params.logprobs is not None)
         finally:

@@ -178,7 +178,8 @@ class Engine:
             marks = replace(marks, behind="")
             messages = messages if parts else on_own_lines(messages, pictures)
         order = in_order(messages, pictures)
-        layouts = {c: seeing.look(pictures[c]).layout(marks, number) for number, c in enumerate(order)}
+        looked = seeing.look_all(pictures[c] for c in order)
+        layouts = {c: one.layout(marks, number) for number, (c, one) in enumerate(zip(order, looked, strict=True))}
         return self.template.encode(self.tokenizer, messages, pictures=layouts, **options)
 
     def axes(self, ids: Sequence[int], pictures: Iterable[Picture]) -> Positions | None:

@@ -20,6 +20,12 @@ MAX_SIDE = 16_384
 MAX_FRAMES = 64
 
 _DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40})?;base64,", re.IGNORECASE)
+# Other formats: name, and what stands at which place of the file. Phones write HEIC, scanners TIFF and PDF.
+_OTHERS = (
+    ("HEIC", 4, b"ftyphei"), ("HEIC", 4, b"ftyphev"), ("HEIC", 4, b"ftypmif1"), ("HEIC", 4, b"ftypmsf1"), ("AVIF", 4, b"ftypavi"),
+    ("TIFF", 0, b"II*\0"), ("TIFF", 0, b"MM\0*"), ("BMP", 0, b"BM"), ("PDF", 0, b"%PDF-"), ("SVG", 0, b"<svg"),
+    ("JPEG XL", 0, b"\xff\x0a"), ("JPEG XL", 4, b"JXL \r\n"), ("JPEG 2000", 4, b"jP  \r\n"),
+)  # fmt: skip
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -67,15 +73,23 @@ def look(data: bytes, *, max_frames: int = MAX_FRAMES) -> Picture:
     except (struct.error, IndexError):
         found = None
     if found is None:
-        raise ValueError("the image is not a PNG, JPEG, WebP or GIF file, or its header is damaged")
+        raise ValueError(_what_else(data))
     if not (1 <= found.width <= MAX_SIDE and 1 <= found.height <= MAX_SIDE) or found.width * found.height > MAX_PIXELS:
         raise ValueError(
             f"the image has {found.width} x {found.height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS:,} in all "
             "are allowed"
         )
     if found.frames > max_frames:
-        raise ValueError(f"the image has more than {max_frames} frames")
+        raise ValueError(f"the image has more than {max_frames} frames: give one of them as a picture of its own")
     return found
+
+
+def _what_else(data: bytes) -> str:
+    """What to say of a file that is none of the four: other formats of pictures by their names, for people know which they have."""
+    kind = next((name for name, at, mark in _OTHERS if data[at : at + len(mark)] == mark), None)
+    if kind is None:
+        return "the image is not a PNG, JPEG, WebP or GIF file, or its header is damaged"
+    return f"the image is not a PNG, JPEG, WebP or GIF file: it is {kind}, which has to be converted first"
 
 
 def _look(data: bytes, max_frames: int) -> Picture | None:

@@ -111,9 +111,11 @@ def shrunk(pixels: Bytes, side: int) -> Bytes:
 
 
 def _animation(path: Path) -> Iterator[Frame]:
-    picture = look.look(path.read_bytes(), max_frames=MAX_FRAMES)
-    for seconds, pixels in animation(picture):
-        yield Frame(seconds, pixels)
+    try:
+        for seconds, pixels in animation(look.look(path.read_bytes(), max_frames=MAX_FRAMES)):
+            yield Frame(seconds, pixels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _folder(folder: Path, every: float) -> Iterator[Frame]:

@@ -1,11 +1,13 @@
 """Pictures from the command line: paths as they are typed and dragged, files found beside a model, questions about them."""
 
+import io
 import json
 from contextlib import closing
 
 import numpy as np
 import pytest
 
+from gangpao import cli
 from gangpao.commands import run
 from gangpao.commands.chat import Chat, Local
 from gangpao.commands.model.loading import load_engine
@@ -91,6 +93,25 @@ def test_files_that_are_no_pictures_say_why(tmp_path):
         attach.load(tmp_path / "none.png")
     with pytest.raises(ValueError, match="directory"):
         attach.load(tmp_path)
+
+
+def cut_off(path):
+    """A picture whose header is whole and whose pixels are not."""
+    path.write_bytes(png(seed=4)[:-40])
+    return path
+
+
+def test_a_damaged_picture_is_named(engine, tmp_path, cat, monkeypatch, capsys):
+    """By `run` among several, and in a conversation before anything is asked about it, so that the next question is asked."""
+    broken = cut_off(tmp_path / "broken.png")
+    monkeypatch.setattr(run.loading, "load_engine", lambda *_, **__: engine)
+    monkeypatch.setattr(run.sys, "stdin", io.StringIO())
+    assert cli.main(["run", "-m", "tiny", "what?", "--image", str(cat), "--image", str(broken)]) == 2
+    assert f"{broken}: the PNG image is cut off" in capsys.readouterr().err
+    chat = Chat(talk(engine))
+    with pytest.raises(ValueError, match=r"broken\.png: the PNG image is cut off"):
+        chat._attach(broken)
+    assert chat.pictures == []
 
 
 def test_run_answers_about_pictures(engine, cat):

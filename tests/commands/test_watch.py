@@ -189,6 +189,16 @@ def test_of_something_live_the_newest_frame_is_described():
     assert newest.newest is frames[-1]
 
 
+def test_what_was_described_before_is_not_waited_for():
+    """A file that is played goes on where its log ends, at once."""
+    frames = [Frame(float(index), np.full((8, 8, 3), 40 * (index % 2), np.uint8)) for index in range(1000)]
+    newest = Newest(iter(frames), live=False, paced=True, changes=Changes(), after=997.5)
+    began = time.monotonic()
+    assert next(newest.frames()).frame.seconds == 998
+    assert time.monotonic() - began < 5
+    newest.stop()
+
+
 def test_an_error_of_a_live_source_comes_out_and_it_can_be_stopped():
     def broken():
         yield Frame(0.0, np.zeros((8, 8, 3), np.uint8))

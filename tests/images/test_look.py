@@ -65,6 +65,16 @@ def gif(frames, width=1, height=1):
 
 
 @pytest.mark.parametrize(
+    ("head", "name"),
+    [(b"\0\0\0\x18ftypheic", "HEIC"), (b"\0\0\0\x1cftypavif", "AVIF"), (b"MM\0*", "TIFF"), (b"%PDF-1.7", "PDF")],
+)
+def test_formats_that_people_have_are_named(head, name):
+    """Phones write HEIC: who sends one is to know what to do."""
+    with pytest.raises(ValueError, match=f"it is {name}, which has to be converted"):
+        images.look(head + bytes(40))
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         (png(30000, 30000), "pixels"), (png(2**31, 1), "pixels"), (png(0, 5), "pixels"), (gif(10_000), "frames"),

@@ -173,6 +173,13 @@ def test_what_is_no_video_is_said(tmp_path):
         list(video.camera("/dev/video99"))
 
 
+def test_a_damaged_animation_is_named(tmp_path):
+    path = tmp_path / "a.gif"
+    path.write_bytes(animated("GIF", colours(4))[:-900])
+    with pytest.raises(ValueError, match=r"a\.gif: the "):
+        list(video.frames(path))
+
+
 def test_without_pyav_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ValueError, match=r"pip install 'gangpao\[video\]'"):

@@ -44,12 +44,14 @@ class Newest:
             self._ready.notify_all()
 
     def _changed(self) -> Iterator[Seen]:
-        began = time.monotonic()
+        began: float | None = None
         for frame in self._source:
             if self._ended:
                 return
             if frame.seconds <= self._after:
                 continue
+            if began is None:  # of a source that is gone on with what was described before is not waited for
+                began = time.monotonic() - frame.seconds
             if self._paced:
                 time.sleep(max(0.0, began + frame.seconds - time.monotonic()))
             self.newest = frame

@@ -11,7 +11,7 @@ and leaves the lock of the kernels' threads). `check` is called between layers, 
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -114,13 +114,23 @@ class Seeing:
         rows = {self.table.first_id(digest, i): count for i, count in enumerate(plan.tokens)}
         return Looked(plan, rows)
 
+    def look_all(self, pictures: Iterable[Picture]) -> list[Looked]:
+        """The same of several. Raises PictureError, which says which one cannot be cut."""
+        out = []
+        for index, picture in enumerate(pictures):
+            try:
+                out.append(self.look(picture))
+            except ValueError as error:
+                raise PictureError(index, error) from None
+        return out
+
     def see(self, pictures: Sequence[Picture], check: Check = lambda: None) -> Hold:
         """Have the rows of these pictures in the table for as long as the Hold exists.
 
         check: called between layers. Raises PictureError (a ValueError) for a picture that cannot be decoded, ValueError for more
         rows than there is memory for, and RowsFull where others use it now.
         """
-        looked = [self.look(picture) for picture in pictures]
+        looked = self.look_all(pictures)
         hold = self._hold(looked)
         self.counters.pictures += len(pictures)
         for index, (picture, one) in enumerate(zip(pictures, looked, strict=True)):
@@ -134,7 +144,7 @@ class Seeing:
 
     def remembered(self, pictures: Sequence[Picture]) -> Hold | None:
         """What keeps their rows, where all of them are there already. Raises as `see` does."""
-        looked = [self.look(picture) for picture in pictures]
+        looked = self.look_all(pictures)
         if not all(self.table.has(first) for one in looked for first in one.rows):
             return None
         hold = self._hold(looked)

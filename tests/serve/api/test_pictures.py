@@ -261,6 +261,16 @@ def test_a_bad_picture_is_refused_with_its_place_and_nothing_breaks(seeing, wire
     assert wire.get(f"{seeing.base_url}/health").status_code == 200
 
 
+def test_which_of_several_pictures_is_damaged_is_said(seeing, wire):
+    cut = "data:image/png;base64," + base64.b64encode(BROKEN["cut off"]).decode()
+    content = [image_part(seed=1), {"type": "image_url", "image_url": {"url": cut}}]
+    answer = wire.post(
+        f"{seeing.base_url}/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]}
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_image")
+    assert answer.json()["error"]["message"].startswith("messages.0, image 2: the PNG image is cut off")
+
+
 def test_memory_stays_flat(seeing, wire):
     def send(seed: int) -> None:
         for data in (png(900, 700, seed=seed), bomb(), png(900, 900)[:5000]):
