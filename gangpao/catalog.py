@@ -149,7 +149,7 @@ Source = Annotated[HuggingFace | ModelScope | PyPI | LocalFile | Bundled, Field(
 
 # What a model's publisher recommends for a talk; the sampler (engine/sample.py) knows the bounds.
 Sampling = dict[Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty"], int | float]
-State = Literal["runs", "untested", "cannot run", "for training"]
+State = Literal["runs", "untested", "cannot run", "for training", "for pictures"]
 
 
 class Entry(Frozen):

@@ -22,6 +22,7 @@ def list_(as_json: opt.Json = False) -> None:
         f"\n* installed in {catalog.models_dir()}   d a default: the best that is here is taken, else the best that fits\n"
         "runs: run by us, this very file   untested: our engine has all it needs   cannot run: not here, other programs may\n"
         "sampling: what its publisher recommends; taken where you say nothing else\n"
+        "for pictures: what another model sees with\n"
         "for training: weights of the lab, `gangpao export` makes a file to run   any other: gangpao pull hf.co/OWNER/REPOSITORY"
     )
 

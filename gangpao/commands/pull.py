@@ -40,7 +40,7 @@ def pull(
     if ref is not None and (source or from_path):
         raise ValueError(f"{name}: --source and --from are for names of the catalog")
     with Progress() as progress:
-        if ref is not None and (found := refs.match(ref, catalog.records())):
+        if ref is not None and (found := refs.match(ref, catalog.records())) and _complete(found):
             path = catalog.installed()[found]
         elif ref is not None:
             path = pull_ref(
@@ -54,6 +54,12 @@ def pull(
     print(path)
 
 
+def _complete(name: str) -> bool:
+    """Whether what an installed model sees with is here, too, where it sees."""
+    mmproj = catalog.read_record(name).get("mmproj")
+    return mmproj is None or mmproj in catalog.installed()
+
+
 def _agree(name: str, yes: bool) -> None:
     entry = catalog.entry(name)
     if entry.state == "cannot run" and name not in catalog.installed():
@@ -63,6 +69,8 @@ def _agree(name: str, yes: bool) -> None:
 def _agree_ref(ref: object, offer: "Offer", yes: bool) -> None:
     reason = find.cannot_run(offer.architecture, offer.quantization)
     find.say(f"{ref}: {offer.quantization}, {show_bytes(offer.bytes)}, becomes {offer.name}")
+    if offer.sight:
+        find.say(find.sees_with(offer))
     if reason:
         _ask(str(ref), reason, offer.bytes, yes)
 

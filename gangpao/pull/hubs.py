@@ -62,8 +62,8 @@ def listing(
     }
 
 
-def architecture(web: Web, remote: Remote) -> str:
-    """What a GGUF file on a hub says it is ("llama", "gemma3"), from its first bytes; "" where it does not say there."""
+def head_of(web: Web, remote: Remote) -> bytes:
+    """The first bytes of a file on a hub."""
     asked = {**remote.headers, "Range": f"bytes=0-{HEAD_BYTES - 1}"}
     head = bytearray()
     with web.open("GET", remote.url, asked) as answer:
@@ -71,12 +71,13 @@ def architecture(web: Web, remote: Remote) -> str:
             head += chunk
             if len(head) >= HEAD_BYTES:  # a server without ranges would send it all
                 break
-    return architecture_in(bytes(head[:HEAD_BYTES]))
+    return bytes(head[:HEAD_BYTES])
 
 
-def architecture_in(head: bytes) -> str:
-    """general.architecture among the first bytes of a GGUF file. The engine's reader checks everything later."""
-    key = b"general.architecture" + struct.pack("<I", 8)  # of type string
+def text_in(head: bytes, name: str) -> str:
+    """A word of the metadata among the first bytes of a GGUF file, such as general.architecture ("llama", "gemma3"); "" where
+    it does not stand there. The engine's reader checks everything later."""
+    key = struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", 8)  # of type string
     at = head.find(key) + len(key)
     if not head.startswith(b"GGUF") or at < len(key) or at + 8 > len(head):
         return ""

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gangpao import catalog
-from gangpao.formats.split_names import parts_of
+from gangpao.formats.split_names import parts_of, stem_of
+from gangpao.formats.vision.files import is_mmproj, key, key_of_mmproj, rank
 from gangpao.pull.staging import SourceError
 
 Kind = Literal["huggingface", "modelscope"]
@@ -123,11 +124,23 @@ def groups(paths: Iterable[str]) -> dict[str, list[str]]:
     return out
 
 
+def sight_among(chosen: str, paths: Iterable[str]) -> str:
+    """The encoder of pictures that belongs to a model of a repository: the one named after it, or the only one there is, F16 first;
+    "" where there is none or nobody can tell."""
+    there = [path for path in paths if is_mmproj(path)]
+    named = [path for path in there if key_of_mmproj(path) == key(stem_of(chosen.rpartition("/")[2]))]
+    found = named or there
+    return min(found, key=rank) if len({key_of_mmproj(path) for path in found}) == 1 else ""
+
+
 def choose(ref: Ref, paths: Iterable[str]) -> list[str]:
     """The files to take of a repository's. Raises SourceError naming what there is."""
+    paths = list(paths)
     found = groups(paths)
     if not found:
         raise SourceError(f"{ref.repo}: holds no .gguf model; look for a repository whose name ends in -GGUF")
+    if ref.file and is_mmproj(ref.file) and ref.file in paths:
+        return [ref.file]
     if ref.file:
         for parts in found.values():
             if ref.file in parts:
@@ -171,7 +184,7 @@ def store_name(repo: str, chosen: str, paths: Iterable[str]) -> str:
     stem = chosen.rpartition("/")[2].rpartition(".")[0].lower()
     stem = _PART.sub(r"\1", stem)
     same = [first for first in groups(paths) if label(first) == label(chosen)]
-    mark = label(chosen).lower() if label(chosen) and len(same) == 1 else stem
+    mark = label(chosen).lower() if label(chosen) and len(same) == 1 and not is_mmproj(chosen) else stem
     front = re.sub(r"[-_.]gguf$", "", repo.lower()).replace("/", "--")
     full = f"{front}--{mark}"
     if len(full) > 64:  # the digest keeps apart what the cut makes alike
@@ -197,6 +210,8 @@ def match(ref: Ref, records: Mapping[str, Mapping[str, object]]) -> str | None:
             continue
         file = str(source.get("file") or "")
         asked = _ALIASES.get(ref.quant.upper(), ref.quant.upper())
+        if is_mmproj(file) and ref.file != file:
+            continue
         wrong = (ref.file and ref.file not in parts_of(file)) or (asked and label(file) not in (asked, f"UD-{asked}"))
         if str(source.get("repo", "")).lower() == ref.repo.lower() and not wrong:
             fits[label(file)] = name

@@ -3,18 +3,24 @@
 import hashlib
 import json
 import shutil
+import struct
 
+import numpy as np
 import pytest
 
 from gangpao import catalog
 from gangpao.commands.list import listing
+from gangpao.commands.model.find import file_state, usable
+from gangpao.commands.model.sight import sight_of
+from gangpao.progress import Silent
 from gangpao.pull import PullError, pull_ref
-from gangpao.pull.hubs import architecture_in
-from gangpao.pull.refs import Ref, choose, groups, label, match, parse, store_name
+from gangpao.pull.hubs import text_in
+from gangpao.pull.refs import Ref, choose, groups, label, match, parse, sight_among, store_name
 from gangpao.pull.staging import SourceError
 from tests.engine.tiny import write_tiny
 from tests.pull.fakes import QUICK, visible
 
+ARCHITECTURE = "general.architecture"
 BOTH, HF, MS = ("huggingface", "modelscope"), ("huggingface",), ("modelscope",)
 
 
@@ -134,10 +140,13 @@ def test_names_in_the_store_are_names_and_differ():
 
 def test_architecture_is_read_off_the_first_bytes(tmp_path):
     head = write_tiny(tmp_path / "t.gguf").read_bytes()[:400]
-    assert architecture_in(head) == "llama"
+    assert text_in(head, ARCHITECTURE) == "llama"
     for cut in range(0, 400, 7):
-        assert architecture_in(head[:cut]) in ("", "llama")
-    assert architecture_in(b"GGUF" + b"general.architecture" + b"\x08\0\0\0" + b"\xff" * 20) == ""
+        assert text_in(head[:cut], ARCHITECTURE) in ("", "llama")
+    assert (
+        text_in(b"GGUF" + struct.pack("<Q", 20) + b"general.architecture" + b"\x08\0\0\0" + b"\xff" * 20, ARCHITECTURE)
+        == ""
+    )
 
 
 # --- through a hub
@@ -198,6 +207,87 @@ def test_an_address_becomes_an_installed_model(repo, hub):
     assert match(parse("modelscope.cn/o/r"), catalog.records()) is None
     catalog.remove(name)
     assert catalog.installed() == {}
+
+
+def clip(path, projector="resampler", width=64):
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_string("clip.projector_type", projector)
+    writer.add_uint32("clip.vision.projection_dim", width)
+    writer.add_tensor("x", np.zeros((1, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("text", ["hf.co/o/r", "modelscope.cn/o/r"])
+def test_what_a_model_sees_with_comes_with_it(repo, hub, text):
+    for kind in ("f16", "Q8_0"):
+        clip(repo / f"mmproj-model-{kind}.gguf")
+    serve(hub, repo)
+    offers = []
+    name, path = pull_ref(parse(text), agree=offers.append, limits=QUICK)
+    eyes = catalog.installed()["o--r--mmproj-model-f16"]
+    assert eyes.read_bytes() == (repo / "mmproj-model-f16.gguf").read_bytes()
+    assert (offers[0].sight, offers[0].sight_bytes) == ("mmproj-model-f16.gguf", eyes.stat().st_size)
+    assert sight_of(path) == eyes
+    assert sight_of(path, given="none") is None
+    # Other quantizations share it, and an address without one does not mean it.
+    other, split = pull_ref(parse(f"{text}:Q8_0"), limits=QUICK)
+    assert sight_of(split) == eyes
+    assert match(parse(text), catalog.records()) == name
+    assert match(parse(f"{text}:F16"), catalog.records()) is None
+    assert sorted(usable()) == sorted([name, other])
+    assert file_state(eyes) == "for pictures"
+    # Somebody deletes it, and the same address brings it again.
+    catalog.remove("o--r--mmproj-model-f16")
+    assert sight_of(path) is None
+    assert pull_ref(parse(text), limits=QUICK) == (name, path)
+    assert sight_of(path) == eyes
+
+
+def test_eyes_that_the_engine_does_not_run_are_left_where_they_are(repo, hub):
+    clip(repo / "mmproj-model-f16.gguf", projector="gemma3")
+    serve(hub, repo)
+    offers = []
+    name, path = pull_ref(parse("o/r"), agree=offers.append, limits=QUICK)
+    assert list(catalog.installed()) == [name]
+    assert offers[0].sight == "mmproj-model-f16.gguf (gemma3, which our engine does not run)"
+    assert not offers[0].sight_bytes
+    assert sight_of(path) is None
+
+
+def test_a_model_whose_eyes_do_not_come_reads_text(repo, hub):
+    clip(repo / "mmproj-model-f16.gguf")
+    serve(hub, repo)
+    bad = "/o/r/resolve/main/mmproj-model-f16.gguf"
+    hub.files[bad] = hub.files[bad][:-32] + b"\1" * 32
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+    path = pull_ref(parse("hf.co/o/r"), limits=QUICK, progress=progress)[1]
+    assert path.is_file()
+    assert "reads text only until `gangpao pull hf.co/o/r` has brought what it sees with" in notes[-1]
+
+
+def test_an_encoder_is_pulled_by_its_own_address(repo, hub):
+    clip(repo / "mmproj-model-f16.gguf")
+    serve(hub, repo)
+    name, path = pull_ref(parse("hf.co/o/r/mmproj-model-f16.gguf"), limits=QUICK)
+    assert name == "o--r--mmproj-model-f16"
+    assert path.read_bytes() == (repo / "mmproj-model-f16.gguf").read_bytes()
+    assert match(parse("hf.co/o/r/mmproj-model-f16.gguf"), catalog.records()) == name
+
+
+def test_which_encoder_belongs_to_a_model():
+    one = ["a-Q4_K_M.gguf", "sub/mmproj-a-f32.gguf", "sub/mmproj-a-Q8_0.gguf", "b-Q8_0.gguf"]
+    assert sight_among("a-Q4_K_M.gguf", one) == "sub/mmproj-a-Q8_0.gguf"
+    assert sight_among("b-Q8_0.gguf", one) == "sub/mmproj-a-Q8_0.gguf"  # the only one of the repository
+    two = [*one, "mmproj-b-BF16.gguf"]
+    assert sight_among("b-Q8_0.gguf", two) == "mmproj-b-BF16.gguf"
+    assert sight_among("c-Q8_0.gguf", two) == ""
 
 
 def test_a_split_model_comes_whole_from_either_hub(repo, hub):

@@ -135,9 +135,18 @@ def _of_hub(ref: refs.Ref) -> tuple[str, Path]:
         say(
             f"{ref} is not on this machine yet, pulling {offer.quantization}, {show_bytes(offer.bytes)}, as {offer.name}"
         )
+        if offer.sight:
+            say(sees_with(offer))
 
     with Progress() as progress:
         return pull_ref(ref, agree=agree, progress=progress)
+
+
+def sees_with(offer: Offer) -> str:
+    """What is said of the encoder of pictures of a model that is about to be pulled."""
+    if not offer.sight_bytes:
+        return f"it reads text only here: {offer.sight} is what it sees with"
+    return f"with it comes what it sees with, {offer.sight}, {show_bytes(offer.sight_bytes)}"
 
 
 def cannot_run(architecture: str, quantization: str) -> str:
@@ -151,7 +160,8 @@ def cannot_run(architecture: str, quantization: str) -> str:
 
 
 def file_state(path: Path) -> catalog.State:
-    """What the header of a file says of it: "untested" where the engine has all it needs."""
+    """What the header of a file says of it: "untested" where the engine has all it needs, "for pictures" where it is what another
+    model sees with."""
     try:
         found = path.stat()
     except OSError:
@@ -163,6 +173,8 @@ def file_state(path: Path) -> catalog.State:
 def _file_state(path: Path, size: int, stamp: int) -> catalog.State:
     try:
         with GGUF.open(path) as gguf:
+            if gguf.get_str("general.architecture") == "clip":
+                return "for pictures"
             ModelConfig.from_gguf(gguf)
     except (ValueError, OSError):  # the list goes on; `gangpao show` gives the reason
         return "cannot run"
@@ -186,7 +198,7 @@ def usable() -> dict[str, Path]:
     return {
         name: path
         for name, path in catalog.installed().items()
-        if (models[name].engine if name in models else path.is_file() and file_state(path) != "cannot run")
+        if (models[name].engine if name in models else path.is_file() and file_state(path) == "untested")
     }
 
 

@@ -2,21 +2,19 @@
 
     sight_of(path, name, given)   --mmproj FILE, "none", or nothing -> the file, or None
 
-Files are called as llama.cpp and people on Hugging Face call them: mmproj-MODEL.gguf, mmproj-model-f16.gguf,
-MODEL.mmproj-Q8_0.gguf. One that is found by itself has to fit the model: by its name, or as the only one beside the only model, and
-by the width of its rows.
+Of a model that was pulled from a hub it is the encoder of the same repository, which came with it. Otherwise files are told by
+their names (formats/vision/files.py). One that is found by itself has to fit the model: by its name, or as the only one beside
+the only model, and by the width of its rows.
 """
 
-import re
 from pathlib import Path
 
 from gangpao import catalog
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import stem_of
+from gangpao.formats.vision.files import is_mmproj, key, key_of_mmproj, rank
 
 NONE = "none"
-_TYPES = ("f16", "bf16", "q8_0", "f32")  # the first is taken of several: what the encoder loses by it is nothing
-_TYPE = re.compile(r"(?i)[-_.]?\b(?:i?q\d[a-z0-9_]*|ud|fp16|b?f16|f32)\b")
 
 
 def sight_of(path: Path, name: str | None = None, given: str | None = None) -> Path | None:
@@ -31,12 +29,14 @@ def sight_of(path: Path, name: str | None = None, given: str | None = None) -> P
     entry = catalog.load().models.get(name or "")
     if entry is not None and entry.mmproj and (stored := catalog.installed().get(entry.mmproj)):
         return stored
-    return beside(path)
+    return _pulled_with(path) or beside(path)
 
 
-def is_mmproj(path: Path) -> bool:
-    """Whether a file is called as encoders of pictures are."""
-    return path.suffix == ".gguf" and "mmproj" in path.name.lower()
+def _pulled_with(path: Path) -> Path | None:
+    """The encoder that came with a model of the store from its repository on a hub."""
+    if path.parent.parent != catalog.models_dir():
+        return None
+    return catalog.installed().get(str(catalog.read_record(path.parent.name).get("mmproj")))
 
 
 def beside(path: Path) -> Path | None:
@@ -45,30 +45,16 @@ def beside(path: Path) -> Path | None:
         files = sorted(p for p in path.parent.iterdir() if p.suffix == ".gguf" and p.is_file())
     except OSError:
         return None
-    candidates = [p for p in files if is_mmproj(p)]
+    candidates = [p for p in files if is_mmproj(p.name)]
     if not candidates:
         return None
-    own = _key(stem_of(path.name))
-    others = {_key(stem_of(p.name)) for p in files if not is_mmproj(p)} - {own}
-    named = [p for p in candidates if _key_of_mmproj(p) == own]
+    own = key(stem_of(path.name))
+    others = {key(stem_of(p.name)) for p in files if not is_mmproj(p.name)} - {own}
+    named = [p for p in candidates if key_of_mmproj(p.name) == own]
     found = [p for p in (named or ([] if others else candidates)) if _fits(p, path)]
-    if len({_key_of_mmproj(p) for p in found}) > 1:  # of several models, it seems
+    if len({key_of_mmproj(p.name) for p in found}) > 1:  # of several models, it seems
         return None
-    return min(found, key=_rank, default=None)
-
-
-def _key(stem: str) -> str:
-    """A model's name without its weights' type and without signs."""
-    return re.sub(r"[^a-z0-9]+", "", _TYPE.sub("", stem).lower())
-
-
-def _key_of_mmproj(path: Path) -> str:
-    return _key(re.sub(r"(?i)mmproj", "", path.stem))
-
-
-def _rank(path: Path) -> tuple[int, str]:
-    name = path.name.lower().replace("fp16", "f16")
-    return next((i for i, kind in enumerate(_TYPES) if re.search(rf"(?<![a-z]){kind}", name)), len(_TYPES)), path.name
+    return min(found, key=lambda p: rank(p.name), default=None)
 
 
 def _fits(sight: Path, model: Path) -> bool:
