@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from gangpao.engine.cache import KVCache, common
 from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.layers.kept import KVChoice, KVType, chosen_kv
 from gangpao.engine.packed.store import PackedStore
-from gangpao.engine.pictures.prompts import on_own_lines
+from gangpao.engine.pictures.prompts import arranged
 from gangpao.engine.pictures.rows import Hold
 from gangpao.engine.pictures.seeing import Check, Seeing, Sight
 from gangpao.engine.sample import UNSAID, Logits, Need, SamplingParams, recommended_in
@@ -173,10 +173,7 @@ class Engine:
         if not pictures:
             return self.template.encode(self.tokenizer, messages, **options)
         seeing = self._sees()
-        marks, parts = seeing.sight.vision.marks, self.template.writes_images
-        if parts or marks.number is not None:  # who joins the parts of a message also parts them
-            marks = replace(marks, behind="")
-            messages = messages if parts else on_own_lines(messages, pictures)
+        messages, marks = arranged(messages, pictures, seeing.sight.vision.marks, self.template.writes_images)
         order = in_order(messages, pictures)
         looked = seeing.look_all(pictures[c] for c in order)
         layouts = {c: one.layout(marks, number) for number, (c, one) in enumerate(zip(order, looked, strict=True))}

@@ -7,7 +7,8 @@
 A reference is a path, a data: URL, or bytes (Parquet). Without a place for it a picture stands in front of the first question, as
 MiniCPM-V's own code has it. A row without pictures is left as it is, also where it spells <image>.
 
-What it gives up: addresses of the web, which are not fetched, and videos.
+What it gives up: addresses of the web, which are not fetched, and videos: a row with one is refused, so that no model learns to
+answer what it was not shown.
 """
 
 import re
@@ -21,6 +22,7 @@ _FIRST = 0x10F000  # in a private plane: no text has these
 _MARKS = re.compile(f"[{chr(_FIRST)}-{chr(_FIRST + MOST - 1)}]")
 _PLACES = re.compile(r"<image(?:_\d+)?>")
 _BESIDE = ("images", "image", "image_path")
+_NOT_READ = ("videos", "video", "audios", "audio")  # beside the turns: LLaMA-Factory's
 _PARTS = ("image_url", "input_image", "image")
 
 
@@ -52,9 +54,14 @@ def cut(text: str) -> list[str | int]:
 
 def placed(row: Mapping[str, Any], turns: Sequence[Any]) -> Placed | str:
     """Find the pictures of a row's turns; or what is wrong with them. Turns without any come back as they are."""
+    other = next((key for key in _NOT_READ if row.get(key)), None)
+    if other is not None:
+        return f"has {other}, which is not read: leave the row out, or give frames of a video as images"
     beside = _beside(row)
     if isinstance(beside, str):
         return beside
+    if not beside and any(key in row for key in _BESIDE) and any(_asks_for_one(turn) for turn in turns):
+        return "says <image>, and its list of images is empty"
     run = _Run(beside)
     out = [run.turn(number, turn) for number, turn in enumerate(turns, 1)]
     if run.fault:
@@ -71,6 +78,14 @@ def placed(row: Mapping[str, Any], turns: Sequence[Any]) -> Placed | str:
     if len(run.references) > MOST:
         return f"has {len(run.references)} pictures, at most {MOST} may be in a conversation"
     return Placed(out, tuple(run.references))
+
+
+def _asks_for_one(turn: Any) -> bool:
+    """Whether a question has a place for a picture."""
+    if not isinstance(turn, dict) or _says(turn) != "user":
+        return False
+    content = turn.get("content", turn.get("value"))
+    return isinstance(content, str) and "<image>" in content
 
 
 def _says(turn: Mapping[str, Any]) -> str:

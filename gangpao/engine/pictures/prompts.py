@@ -1,9 +1,11 @@
 """Messages with pictures: from (place in the content, picture) to one private character each, and back to where they stand."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from gangpao.formats.vision import Marks
 from gangpao.images.look import Picture
 from gangpao.text.templates.pictures import free_characters
 
@@ -47,6 +49,19 @@ def with_characters(content: str, characters: Iterable[tuple[int, str]]) -> str:
         out += [content[begin:at], character]
         begin = max(begin, at)
     return "".join([*out, content[begin:]])
+
+
+def arranged(
+    messages: Messages, characters: Collection[str], marks: Marks, parts: bool
+) -> tuple[Sequence[Mapping[str, Any]], Marks]:
+    """The messages with the line breaks that a model has between pictures and words, and the marks that go with them.
+
+    parts: whether the chat template takes contents as parts, so that it says itself what stands between them. This is the one
+    place for it: prompts and what is trained on have to be the same.
+    """
+    if not parts and marks.number is None:
+        return messages, marks
+    return messages if parts else on_own_lines(messages, characters), replace(marks, behind="")
 
 
 def on_own_lines(messages: Messages, characters: Iterable[str]) -> list[Mapping[str, Any]]:

@@ -186,25 +186,35 @@ class ChatTemplate:
         return template._encode_foreign(tokenizer, plan, add_generation_prompt, continue_final, variables, pictures)
 
     def encode_with_mask(
-        self, tokenizer: Tokenizer, messages: Messages, *, tools: Tools | None = None, begin: int = 0
+        self,
+        tokenizer: Tokenizer,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        begin: int = 0,
+        pictures: Pictures = _NONE,
     ) -> Masked:
         """Ids of a finished conversation for training, and their mask (equally long): 1 for the answers from message `begin` on.
 
-        The same template writes it that writes prompts (`encode`). Where an answer ends in no token (MiniCPM), the last one gets
-        EOS behind it. Raises ValueError as `render` does, and for a foreign template in which answers cannot be told (mask.py).
+        The same template writes it that writes prompts (`encode`), pictures among them, which are never learned. Where an answer
+        ends in no token (MiniCPM), the last one gets EOS behind it. Raises ValueError as `render` does, and for a foreign template
+        in which answers cannot be told (mask.py).
         """
         template = self._for_tools(messages, tools)
+        if pictures and template.writes_images:
+            template = replace(template, family=None)
         plan = template._plan(messages, tools)
         family = template.family
         if family is None:
-            masked = template._mask_foreign(tokenizer, plan, sum(m["role"] == "assistant" for m in messages[:begin]))
+            skipped = sum(m["role"] == "assistant" for m in messages[:begin])
+            masked = template._mask_foreign(tokenizer, plan, skipped, pictures)
             unended = bool(masked.mask[-1]) and masked.ids[-1] not in tokenizer.end_ids
         else:
             unended = not family.end and messages[-1]["role"] == "assistant"
             parts = render_parts(family, plan.messages, False, continue_final=unended)
-            masked = _encode_parts(tokenizer, (*family.text_marks, *plan.marks), parts)
+            masked = _encode_parts(tokenizer, (*family.text_marks, *plan.marks), parts, pictures)
             if begin:
-                prompt = template._length_of_prompt(tokenizer, masked.mask, messages, tools, begin)
+                prompt = template._length_of_prompt(tokenizer, masked.mask, messages, tools, begin, pictures)
                 masked.mask[:prompt] = [0] * prompt
         if unended and tokenizer.eos_id is not None:
             masked.ids.append(tokenizer.eos_id)
@@ -212,7 +222,13 @@ class ChatTemplate:
         return masked
 
     def _length_of_prompt(
-        self, tokenizer: Tokenizer, mask: Sequence[int], messages: Messages, tools: Tools | None, begin: int
+        self,
+        tokenizer: Tokenizer,
+        mask: Sequence[int],
+        messages: Messages,
+        tools: Tools | None,
+        begin: int,
+        pictures: Pictures,
     ) -> int:
         """How many of a masked conversation's ids stand in front of the first answer from message `begin` on."""
         starts = [i for i, (before, mine) in enumerate(itertools.pairwise([0, *mask])) if mine > before]
@@ -220,7 +236,7 @@ class ChatTemplate:
         if len(starts) == sum(is_answer) and any(is_answer[begin:]):
             return starts[sum(is_answer[:begin])]
         # Two answers that follow each other are one stretch of the mask in a format without marks.
-        return len(self.encode(tokenizer, messages[:begin], tools=tools))
+        return len(self.encode(tokenizer, messages[:begin], tools=tools, pictures=pictures))
 
     def _with(self, variables: Variables) -> "ChatTemplate":
         """What renders a conversation: the checkpoint's own template as it is, where it has one of these switches."""
@@ -284,44 +300,47 @@ class ChatTemplate:
         if mark:
             plan = plan._replace(messages=with_parts(plan.messages, pictures))
         text = self._render_foreign(plan, add_generation_prompt, continue_final, variables, disguise.on)
-        if mark:
-            text = put_back(text, mark, order)
         run = _Run(tokenizer)
-        for piece in cut(text, pictures):
-            if isinstance(piece, str):
-                _put_disguised(run, piece, disguise, 0)
-            else:
-                run.put_picture(piece)
+        _put_disguised(run, put_back(text, mark, order) if mark else text, disguise, 0, pictures)
         return run.finish().ids
 
-    def _mask_foreign(self, tokenizer: Tokenizer, plan: "_Plan", skipped: int) -> Masked:
+    def _mask_foreign(self, tokenizer: Tokenizer, plan: "_Plan", skipped: int, pictures: Pictures) -> Masked:
         """Ids and mask of a conversation without its first `skipped` answers, as the checkpoint's own template writes it."""
         assert self.source is not None
-        disguise = Disguise(tokenizer, plan.marks, [self.source, *texts_in((plan.messages, plan.tools))])
+        mark = image_mark_of(self.source, self.special) if pictures else ""
+        marks = (*plan.marks, mark) if mark else plan.marks
+        disguise = Disguise(tokenizer, marks, [self.source, *texts_in((plan.messages, plan.tools))])
 
         def rendered(messages: Messages, add_generation_prompt: bool) -> str:
-            return self._render_foreign(
-                plan._replace(messages=messages), add_generation_prompt, False, _NONE, disguise.on
-            )
+            shown = plan._replace(messages=with_parts(messages, pictures) if mark else messages)
+            text = self._render_foreign(shown, add_generation_prompt, False, _NONE, disguise.on)
+            return put_back(text, mark, in_order(messages, pictures)) if mark else text
 
         answers = [i for i, message in enumerate(plan.messages) if message["role"] == "assistant"]
         learned = answers[min(skipped, len(answers) - 1)] if answers else 0
         text, spans = answer_spans(rendered, plan.messages, self.ends, learned)
         run, at = _Run(tokenizer), 0
         for start, end in spans:
-            _put_disguised(run, text[at:start], disguise, 0)
+            _put_disguised(run, text[at:start], disguise, 0, pictures)
             run.cut()
             _put_disguised(run, text[start:end], disguise, 1)
             at = end
         if (
             text[:at].endswith(self.ends) or text[at:].strip()
         ):  # else white space would part the last answer from its end
-            _put_disguised(run, text[at:], disguise, 0)
+            _put_disguised(run, text[at:], disguise, 0, pictures)
         return run.finish()
 
 
-def _put_disguised(run: "_Run", text: str, disguise: "Disguise", trained: int) -> None:
-    """A stretch of what a foreign template wrote, with its contents disguised."""
+def _put_disguised(run: "_Run", text: str, disguise: "Disguise", trained: int, pictures: Pictures = _NONE) -> None:
+    """A stretch of what a foreign template wrote, with its contents disguised, and characters that stand for pictures."""
+    if pictures:
+        for words in cut(text, pictures):
+            if isinstance(words, str):
+                _put_disguised(run, words, disguise, trained)
+            else:
+                run.put_picture(words)
+        return
     for piece in run.tokenizer.vocabulary.split(text, parse_special=True):
         if isinstance(piece, int):
             run.put_id(piece, trained)

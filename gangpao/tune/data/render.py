@@ -6,20 +6,21 @@ answer that was cut has no end to learn. Pictures are ids behind the vocabulary 
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from gangpao.data.sources.forms import Document, Turn
 from gangpao.data.sources.preferences import Labelled, Pair
 from gangpao.text.templates.chat import ChatTemplate, Masked
+from gangpao.text.templates.pictures import Pictures
 from gangpao.text.tokenizer import Tokenizer
 from gangpao.tune.data.config import TuneData
 from gangpao.tune.data.rows import Example, Fault
-from gangpao.tune.pictures.render import SeeingTokenizer
+from gangpao.tune.pictures.render import with_pictures
 from gangpao.tune.pictures.table import PictureTable
 
-_Prepared = tuple[Sequence[Turn], Sequence[Any], Tokenizer]  # turns, functions, and what writes them as ids
+_Prepared = tuple[Sequence[Turn], Sequence[Any], Sequence[int]]  # turns, functions, numbers of pictures
 
 
 class Rendered(NamedTuple):
@@ -84,12 +85,12 @@ class Renderer:
         prepared: list[_Prepared] = []
         for document in documents:
             try:
-                tokenizer = self._seeing(document)
+                numbers = self._numbers(document)
             except ValueError as error:
                 return Fault("picture", str(error))
             messages, missing = self._with_thoughts(document.messages)
             left_out += missing
-            prepared.append((self._with_system(messages), document.tools, tokenizer))
+            prepared.append((self._with_system(messages), document.tools, numbers))
         begin += begin and len(prepared[0][0]) - len(documents[0].messages)
         found = [self._encode(one, begin) for one in prepared]
         longest = max(len(masked.ids) for masked in found)
@@ -103,22 +104,24 @@ class Renderer:
             found, cut = shortened
         return Rendered(tuple(found), cut, left_out)
 
-    def _seeing(self, document: Document) -> Tokenizer:
-        """What writes a conversation as ids. Raises ValueError for pictures that are none, or that nothing sees."""
-        if not document.images:
-            return self.tokenizer
-        if self.pictures is None:
+    def _numbers(self, document: Document) -> list[int]:
+        """Its pictures in the table. Raises ValueError for pictures that are none, or that nothing sees."""
+        if document.images and self.pictures is None:
             raise ValueError(
                 "has pictures, and the model that is tuned does not see: name one that does, or give it sight ([new])"
             )
-        numbers = [self.pictures.add(reference, self._folder) for reference in document.images]
-        layouts = {place: self.pictures.layout(number, place) for place, number in enumerate(numbers)}
-        return cast(Tokenizer, SeeingTokenizer(self.tokenizer, layouts))
+        return [self.pictures.add(reference, self._folder) for reference in document.images] if self.pictures else []
 
     def _encode(self, prepared: _Prepared, begin: int) -> Masked:
         assert self.template is not None
-        messages, tools, tokenizer = prepared
-        masked = self.template.encode_with_mask(tokenizer, messages, tools=tools or None, begin=begin)
+        messages, tools, numbers = prepared
+        shown: Sequence[Mapping[str, Any]] = messages
+        pictures: Pictures = {}
+        if numbers and self.pictures is not None:
+            shown, pictures = with_pictures(messages, numbers, self.pictures, self.template)
+        masked = self.template.encode_with_mask(
+            self.tokenizer, shown, tools=tools or None, begin=begin, pictures=pictures
+        )
         if self.config.train_on == "all" and not begin:
             text = self.tokenizer.vocab_size
             masked = Masked(masked.ids, [int(token < text) for token in masked.ids])

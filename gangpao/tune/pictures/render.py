@@ -1,41 +1,32 @@
-"""A conversation with pictures as ids: a tokenizer that writes the ids of a picture where its mark stands."""
+"""A conversation with pictures as the engine's prompts have it: the same line breaks, marks and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from gangpao.data.sources.pictures import cut
+from gangpao.data.sources.pictures import mark
+from gangpao.engine.pictures.prompts import arranged
+from gangpao.text.templates.chat import ChatTemplate
+from gangpao.text.templates.pictures import Pictures, in_order
+from gangpao.tune.pictures.table import PictureTable
 
-if TYPE_CHECKING:
-    from gangpao.text.tokenizer import Tokenizer
-
-Layouts = Mapping[int, list[str | list[int]]]
+Messages = Sequence[Mapping[str, Any]]
 
 
-class SeeingTokenizer:
-    """A tokenizer for one conversation. layouts: by the number of a picture, the texts of its marks and the ids of its rows."""
+def with_pictures(
+    messages: Messages, numbers: Sequence[int], table: PictureTable, template: ChatTemplate
+) -> tuple[Messages, Pictures]:
+    """The messages as the template is to see them, and what the characters in them stand for.
 
-    def __init__(self, tokenizer: Tokenizer, layouts: Layouts) -> None:
-        self._tokenizer, self._layouts = tokenizer, layouts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def encode(self, text: str, **options: Any) -> list[int]:
-        """As the tokenizer does, with pictures."""
-        out: list[int] = []
-        for piece in cut(text):
-            if isinstance(piece, str):
-                out += self._tokenizer.encode(piece, **options)
-            else:
-                for part in self._layouts[piece]:
-                    out += self._marks(part) if isinstance(part, str) else part
-            options = {**options, "start": False}
-        return out
-
-    def _marks(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for piece in self._tokenizer.vocabulary.split(text, parse_special=True):
-            ids += [piece] if isinstance(piece, int) else self._tokenizer.encode(piece, start=False)
-        return ids
+    numbers: of the pictures of the whole conversation in the table, by the numbers of their marks. Marks count the pictures of
+    these messages, of which earlier ones may have been cut off.
+    """
+    by_character = {mark(place): number for place, number in enumerate(numbers)}
+    messages, marks = arranged(messages, by_character, table.vision.marks, template.writes_images)
+    if marks.behind:  # rows write the line break behind <image> that belongs to the mark
+        doubled = re.compile(f"([{''.join(map(re.escape, by_character))}]){re.escape(marks.behind)}")
+        messages = [{**m, "content": doubled.sub(r"\1", m["content"])} for m in messages]
+    order = in_order(messages, by_character)
+    return messages, {c: table.layout(by_character[c], place, marks) for place, c in enumerate(order)}

@@ -13,12 +13,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
 from gangpao.data.sources.pictures import Reference
-from gangpao.formats.vision import VisionModel
+from gangpao.formats.vision import Marks, VisionModel
 from gangpao.images.decode import decode
 from gangpao.images.look import MAX_BYTES, Picture, from_data_url, look
 from gangpao.images.marks import layout
@@ -79,13 +80,14 @@ class PictureTable:
         self._by_digest[digest] = len(self.entries) - 1
         return len(self.entries) - 1
 
-    def layout(self, number: int, place: int) -> list[str | list[int]]:
-        """What stands for a picture in a prompt: texts of marks, and ids of its rows. place: which of its conversation it is."""
+    def layout(self, number: int, place: int, marks: Marks | None = None) -> list[str | list[int]]:
+        """What stands for a picture in a prompt: texts of marks (the model's, if not given), and ids of its rows. place: which of
+        its conversation it is."""
         entry = self.entries[number]
         starts = np.cumsum([entry.first, *entry.plan.tokens]) + self.vocab_size
         return [
             part if isinstance(part, str) else list(range(int(starts[part]), int(starts[part + 1])))
-            for part in layout(entry.plan, self.vision.marks, place)
+            for part in layout(entry.plan, marks or self.vision.marks, place)
         ]
 
     def numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -135,7 +137,9 @@ def _read(reference: Reference, folder: Path) -> tuple[Picture, Path | bytes]:
         if reference[:5].lower() == "data:":
             picture = from_data_url(reference)
             return picture, picture.data
-        if "://" in reference[:12]:
+        if reference[:7].lower() == "file://":
+            reference = unquote(urlsplit(reference).path)
+        elif "://" in reference[:12]:
             raise ValueError("pictures of the web are not fetched: bring them here and name their files")
         path = folder / Path(reference).expanduser()
         return look(_bytes_of(path)), path

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from gangpao.data.sources.forms import Document
 from gangpao.text.templates.chat import ChatTemplate
-from gangpao.text.tokenizer import Tokenizer
 from gangpao.tune.base.load import load_base
 from gangpao.tune.data.config import TuneFile
 from gangpao.tune.data.rows import open_file
-from gangpao.tune.pictures.render import SeeingTokenizer
+from gangpao.tune.pictures.render import with_pictures
 from gangpao.tune.pictures.table import PictureTable
 from gangpao.tune.sight.model import SeeingModel
 
@@ -59,9 +57,9 @@ class Seer:
     def answer(self, document: Document, folder: Path, max_tokens: int) -> str:
         """To the first turn of a conversation."""
         tokenizer = self.base.tokenizer
-        layouts = {i: self.table.layout(self.table.add(ref, folder), i) for i, ref in enumerate(document.images)}
-        seeing = cast(Tokenizer, SeeingTokenizer(tokenizer, layouts))
-        ids = self.template.encode(seeing, document.messages[:1])
+        numbers = [self.table.add(reference, folder) for reference in document.images]
+        messages, pictures = with_pictures(document.messages[:1], numbers, self.table, self.template)
+        ids = self.template.encode(tokenizer, messages, pictures=pictures)
         begin = len(ids)
         while len(ids) < begin + max_tokens and (len(ids) == begin or ids[-1] not in tokenizer.end_ids):
             hidden = self.model(torch.tensor([ids])).hidden[0, -1]

@@ -50,6 +50,7 @@ def seen(row, source=MESSAGES):
         ({"messages": [user([{"type": "image"}, "?"]), ANSWER], "images": ["a.png"]}, [0, "?"], ("a.png",)),
         # no place: in front of the first question
         ({"messages": [user("what?"), ANSWER], "image": "a.png"}, [0, "\nwhat?"], ("a.png",)),
+        ({"messages": [user("what?"), ANSWER], "images": []}, ["what?"], ()),
         # words, where there is no picture
         ({"messages": [user("write <image> in HTML"), ANSWER]}, ["write <image> in HTML"], ()),
     ],
@@ -85,6 +86,12 @@ def test_minicpm_v_names_places():
         ({"messages": [user(f"{mark(3)}?"), ANSWER]}, "private character"),
         ({"messages": [user("?"), ANSWER], "images": ["a"] * 300}, "at most 256"),
         ({"messages": [user([{"type": "video", "video": "a"}]), ANSWER]}, "turn 1 has no content"),
+        ({"messages": [user("<video>?"), ANSWER], "videos": ["a.mp4"]}, "has videos, which is not read"),
+        (
+            {"messages": [user("<image>?"), ANSWER], "images": ["a"], "audios": ["a.wav"]},
+            "has audios, which is not read",
+        ),
+        ({"messages": [user("<image>?"), ANSWER], "images": []}, "says <image>, and its list of images is empty"),
     ],
 )
 def test_what_is_wrong_is_said(row, why):
