@@ -19,7 +19,9 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
 MAX_FRAMES = 64
 
-_DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40})?;base64,", re.IGNORECASE)
+# What a data: URL says of its kind is not used: the file's first bytes tell.
+_DATA_URL = re.compile(r"data:[a-z0-9.+/-]{0,80}(;[a-z0-9_.-]{1,40}=[^;,]{0,200}){0,4};base64,", re.IGNORECASE)
+_LINES = str.maketrans("", "", " \t\r\n")  # as `base64` and mail write it
 # Other formats: name, and what stands at which place of the file. Phones write HEIC, scanners TIFF and PDF.
 _OTHERS = (
     ("HEIC", 4, b"ftyphei"), ("HEIC", 4, b"ftyphev"), ("HEIC", 4, b"ftypmif1"), ("HEIC", 4, b"ftypmsf1"), ("AVIF", 4, b"ftypavi"),
@@ -42,7 +44,7 @@ class Picture:
 
 def from_data_url(url: str) -> Picture:
     """The picture of a data: URL. Raises ValueError saying what is wrong."""
-    match = _DATA_URL.match(url[:100])
+    match = _DATA_URL.match(url[:1000])
     if match is None:
         raise ValueError("an image must be a data: URL (data:image/png;base64,...)")
     return look(_decoded(url, match.end()))
@@ -55,12 +57,15 @@ def from_base64(encoded: str) -> Picture:
 
 def _decoded(text: str, start: int) -> bytes:
     """The bytes of base64 from a place in a text on."""
-    if (len(text) - start) * 3 // 4 > MAX_BYTES:
+    if (len(text) - start) * 3 // 4 > MAX_BYTES + MAX_BYTES // 20:
         raise ValueError(f"the image is larger than the {MAX_BYTES:,} bytes that are allowed")
     try:
-        return base64.b64decode(text[start:].encode("ascii"), validate=True)
+        data = base64.b64decode(text[start:].translate(_LINES).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise ValueError("the image's data is not base64") from None
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"the image is larger than the {MAX_BYTES:,} bytes that are allowed")
+    return data
 
 
 def look(data: bytes, *, max_frames: int = MAX_FRAMES) -> Picture:

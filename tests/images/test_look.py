@@ -108,6 +108,18 @@ def test_too_many_bytes_are_refused_before_they_are_decoded():
 
 
 @pytest.mark.parametrize(
+    "head",
+    ["data:;base64,", "data:application/octet-stream;base64,", "data:image/png;name=a.png;charset=utf-8;base64,"],
+)
+def test_data_urls_as_programs_write_them(head):
+    """Line breaks of `base64` and of mail, parameters, and a kind that is not what the file is."""
+    data = made("PNG")
+    lines = base64.encodebytes(data).decode().replace("\n", "\r\n")
+    assert image_fetch.load(head + lines).data == data
+    assert images.from_base64(lines).data == data
+
+
+@pytest.mark.parametrize(
     "bad", ["data:image/png;base64,@@@@", "data:image/png;base64,é", "data:image/png,abc", "x", ""]
 )
 def test_what_is_no_data_url_is_refused(bad):
