@@ -30,7 +30,7 @@ from gangpao.engine.cache import KVCache, common
 from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.layers.kept import KVChoice, KVType, chosen_kv
 from gangpao.engine.packed.store import PackedStore
-from gangpao.engine.pictures.prompts import arranged
+from gangpao.engine.pictures.prompts import arranged, mark_ids
 from gangpao.engine.pictures.rows import Hold
 from gangpao.engine.pictures.seeing import Check, Seeing, Sight
 from gangpao.engine.sample import UNSAID, Logits, Need, SamplingParams, recommended_in
@@ -43,7 +43,7 @@ from gangpao.engine.transformer import Floats, Transformer
 from gangpao.engine.vision.opened import open_sight
 from gangpao.formats.adapters import Adapter
 from gangpao.formats.gguf import GGUF
-from gangpao.images.canvas import MarkIds, Positions
+from gangpao.images.canvas import Positions
 from gangpao.images.look import Picture
 from gangpao.text.fill import FillMarks, fill_marks
 from gangpao.text.templates.chat import ChatTemplate
@@ -183,14 +183,8 @@ class Engine:
         """Positions int64 [3, T] of a prompt with pictures, where the model has them on a canvas (MiniCPM-V 4.7); else None."""
         if self.seeing is None or not self.seeing.sight.vision.canvas:
             return None
-        marks = self.seeing.sight.vision.marks
-        texts = (*marks.image, *marks.slice, marks.row)
-        found = [self.tokenizer.encode(text, parse_special=True, start=False) for text in texts]
-        if any(len(one) != 1 for one in found):
-            raise ValueError(
-                f"{self.name}: the marks of pictures, {', '.join(map(repr, texts))}, are no tokens of this model"
-            )
-        return self.seeing.axes(ids, list(pictures), MarkIds(*(one[0] for one in found)))
+        marks = mark_ids(self.tokenizer, self.seeing.sight.vision.marks, self.name)
+        return self.seeing.axes(ids, list(pictures), marks)
 
     def without_rows(self, ids: Sequence[int]) -> list[int]:
         """Prompt ids as others may see them: for each row of a picture the token that the model's own prompts have there."""

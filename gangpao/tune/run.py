@@ -28,6 +28,7 @@ from torch import nn
 
 from gangpao import cost, machine
 from gangpao.atomic import locked
+from gangpao.engine.pictures.prompts import mark_ids
 from gangpao.model.count import flops_per_token, parameters
 from gangpao.model.init import Rule
 from gangpao.model.vision.tower import VisionTower
@@ -247,7 +248,8 @@ def _seeing(
         kept = features(
             out / "features", tower.encoder, pictures, hidden, lambda number: encoded(tower, pictures, number), show
         )
-    return SeeingModel(base.model, tower, pictures, kept)
+    marks = mark_ids(base.tokenizer, tower.vision.marks, "the base") if tower.vision.canvas else None
+    return SeeingModel(base.model, tower, pictures, kept, marks)
 
 
 def _prepared(config: TuneConfig, base: Base, pictures: PictureTable | None, stream: TextIO | None) -> Prepared:

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from gangpao.formats.vision import Marks
+from gangpao.images.canvas import MarkIds
 from gangpao.images.look import Picture
 from gangpao.text.templates.pictures import free_characters
+from gangpao.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -62,6 +64,15 @@ def arranged(
     if not parts and marks.number is None:
         return messages, marks
     return messages if parts else on_own_lines(messages, characters), replace(marks, behind="")
+
+
+def mark_ids(tokenizer: Tokenizer, marks: Marks, name: str) -> MarkIds:
+    """The tokens of the marks, for positions on a canvas. Raises ValueError where one is no token of the model `name`."""
+    texts = (*marks.image, *marks.slice, marks.row)
+    found = [tokenizer.encode(text, parse_special=True, start=False) for text in texts]
+    if any(len(one) != 1 for one in found):
+        raise ValueError(f"{name}: the marks of pictures, {', '.join(map(repr, texts))}, are no tokens of this model")
+    return MarkIds(*(one[0] for one in found))
 
 
 def on_own_lines(messages: Messages, characters: Iterable[str]) -> list[Mapping[str, Any]]:

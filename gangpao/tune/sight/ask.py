@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from gangpao.data.sources.forms import Document
+from gangpao.engine.pictures.prompts import mark_ids
 from gangpao.text.templates.chat import ChatTemplate
 from gangpao.tune.base.load import load_base
 from gangpao.tune.data.config import TuneFile
@@ -40,7 +41,9 @@ class Seer:
         if self.base.tower is None:
             raise ValueError(f"{folder}: does not see")
         self.table = PictureTable(self.base.tower.vision, self.base.tokenizer.vocab_size)
-        self.model = SeeingModel(self.base.model, self.base.tower, self.table)
+        vision = self.base.tower.vision
+        marks = mark_ids(self.base.tokenizer, vision.marks, str(folder)) if vision.canvas else None
+        self.model = SeeingModel(self.base.model, self.base.tower, self.table, marks=marks)
         self.template = ChatTemplate.for_model(self.base.chat_template, tokenizer=self.base.tokenizer)
 
     def ask(self, rows: Path, *, most: int | None = None, max_tokens: int = 32) -> Iterator[Asked]:

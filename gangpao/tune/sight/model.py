@@ -12,20 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gangpao.images.canvas import MarkIds
 from gangpao.model.config import ModelConfig
 from gangpao.model.transformer import Output, Transformer
 from gangpao.model.vision.tower import VisionTower
 from gangpao.tune.pictures.features import Features
+from gangpao.tune.pictures.places import positions
 from gangpao.tune.pictures.table import PictureTable, in_batch
 
 
 class SeeingModel(nn.Module):
-    """A Transformer with a VisionTower. features: what a frozen encoder says, where that is kept."""
+    """A Transformer with a VisionTower. features: what a frozen encoder says, where that is kept. marks: tokens of the marks of a
+    model that has pictures on a canvas."""
 
     def __init__(
-        self, language: Transformer, tower: VisionTower, table: PictureTable, features: Features | None = None
+        self,
+        language: Transformer,
+        tower: VisionTower,
+        table: PictureTable,
+        features: Features | None = None,
+        marks: MarkIds | None = None,
     ) -> None:
         super().__init__()
+        assert marks is not None or not table.vision.canvas, "a canvas needs the tokens of its marks"
+        self.marks = marks
         self.model, self.lm_head, self.vision = language.model, language.lm_head, tower
         self._language = [language]  # in a list: its parameters are those of the two above
         self.table, self.features = table, features
@@ -44,14 +54,19 @@ class SeeingModel(nn.Module):
         recompute: bool = False,
     ) -> Output:
         """Hidden states after every id, as Transformer gives them."""
-        ids = ids_BT.detach().cpu().numpy().ravel()
-        places, numbers, which = in_batch(ids, self.table)
-        rows = None
+        seen = ids_BT.detach().cpu().numpy()
+        places, numbers, which = in_batch(seen.ravel(), self.table)
+        rows = on_canvas = None
         if len(places):
+            if self.marks is not None and self.table.vision.canvas:
+                documents = None if documents_BT is None else documents_BT.cpu().numpy()
+                on_canvas = torch.from_numpy(positions(seen, documents, self.table, self.marks)).to(ids_BT.device)
             found = self._rows(numbers, dtype, recompute)
             rows = (torch.from_numpy(places).to(ids_BT.device), found[torch.from_numpy(which).to(found.device)])
             ids_BT = torch.where(ids_BT < self.table.vocab_size, ids_BT, 0)  # any id: rows take its place
-        return self._language[0](ids_BT, documents_BT=documents_BT, rows=rows, dtype=dtype, recompute=recompute)  # type: ignore[no-any-return]
+        return self._language[0](  # type: ignore[no-any-return]
+            ids_BT, documents_BT=documents_BT, positions_3BT=on_canvas, rows=rows, dtype=dtype, recompute=recompute
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, float32 [..., V]."""
