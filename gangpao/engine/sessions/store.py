@@ -113,7 +113,8 @@ class PrefixStore:
         for ids, mix, pages in self._pool.remembered():
             if time.monotonic() > until:
                 break
-            for path, page in zip(self._paths(ids, mix, len(pages)), pages, strict=True):
+            # Not strict: of a text with a picture there are paths up to the picture only.
+            for path, page in zip(self._paths(ids, mix, len(pages)), pages, strict=False):
                 self._put(path, page, timeout=max(0.0, until - time.monotonic()))
         self._queue.put(None)
         self._writer.join()

@@ -11,6 +11,7 @@ from gangpao.engine.scheduler import Scheduler
 from gangpao.engine.sessions.store import PrefixFolder
 from tests.engine import hybrid
 from tests.engine.company import alone, ask
+from tests.engine.pictures.linear_sight import LinearSight, picture
 from tests.engine.tiny import write_tiny
 
 SYSTEM = [random.Random(7).randrange(256) for _ in range(300)]
@@ -112,3 +113,18 @@ def test_a_folder_that_cannot_be_written_stops_nobody(engine, tmp_path, caplog):
     running = Scheduler(engine, batch=1, prefixes=PrefixFolder(tmp_path / "file" / "p", 10**9))
     assert asked(running, [1])[0] == alone(engine, [*SYSTEM, 1])[1]
     running.close()
+
+
+def test_a_prefix_with_a_picture_is_kept_up_to_it_and_the_others_whole(start, tmp_path):
+    """At the end of a server: what is behind a picture has ids of this process only."""
+    sees = Engine.load(write_tiny(tmp_path / "t.gguf"), context=512, num_threads=1, sight=LinearSight())
+    running = start(sees)
+    shown = picture(seed=1)
+    rows = [i for part in sees.seeing.look(shown).rows.items() for i in range(part[0], sum(part))]
+    hold = sees.see([shown])
+    ask(running, [*SYSTEM[:70], *rows, *SYSTEM[70:200]], pictures=hold).wait()
+    other = [random.Random(9).randrange(256) for _ in range(200)]
+    ask(running, other).wait()
+    running.close()
+    assert not running.store._writer.is_alive()
+    assert len(pages(tmp_path)) == 70 // 64 + 200 // 64
