@@ -159,7 +159,7 @@ async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str
         left_out += map(str, held.loosened)
     ids = await _encode(loaded, chat, messages, shown)
     axes = engine.axes(ids, shown.pictures.values()) if shown.pictures else None
-    shift = await _shift(loaded, chat, messages) if loaded.limits.context_shift and axes is None else None
+    shift = await _shift(loaded, chat, messages, shown) if loaded.limits.context_shift and axes is None else None
     if shift is None:
         answers.check_length(loaded, len(ids))
     hold = await pictures.encode(loaded, shown)
@@ -184,12 +184,13 @@ async def _requests(server: Server, loaded: LoadedModel, chat: Chat, client: str
     ], left_out
 
 
-async def _shift(loaded: LoadedModel, chat: Chat, messages: Sequence[Json]) -> ContextShift | None:
-    """What drops the oldest turns behind the system message and the functions, when the context is full."""
+async def _shift(loaded: LoadedModel, chat: Chat, messages: Sequence[Json], shown: Shown) -> ContextShift | None:
+    """What drops the oldest turns behind the system message, its pictures and the functions, when the context is full."""
     head = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
 
     def encode(talk: Sequence[Json]) -> list[int]:
-        return tool_calls.encode(loaded.engine, talk, chat.tools, chat.tool_choice, variables=chat.variables)
+        options = {"variables": chat.variables, "pictures": shown.pictures}
+        return tool_calls.encode(loaded.engine, talk, chat.tools, chat.tool_choice, **options)
 
     return await answers.prepare(loaded, loaded.engine.shift, head, encode)
 

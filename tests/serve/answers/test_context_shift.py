@@ -1,13 +1,18 @@
 """A chat that is longer than the context: refused, or with --context-shift answered without its oldest turns, which usage says."""
 
 import asyncio
+import base64
+from dataclasses import replace
 
 import pytest
 
+from gangpao.engine.sessions.shift import ContextShift
 from gangpao.serve.answers.chat import Chat, Message, answer
 from gangpao.serve.answers.events import Ended, Finished
+from gangpao.serve.answers.pictures import Image
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.server import Server, Settings
+from tests.engine.pictures.linear_sight import LinearSight, png
 from tests.engine.tiny import write_tiny
 
 
@@ -60,6 +65,28 @@ def test_a_growing_answer_goes_on_and_a_short_chat_drops_nothing(talk):
         assert finished.usage["dropped_tokens"] > 300
     *_, finished = talk(long_chat(1), context_shift=True)
     assert "dropped_tokens" not in finished.usage
+
+
+def test_a_picture_of_the_system_message_stays(talk, monkeypatch):
+    """What stays is counted in rows, not in what spells the character that stands for a picture."""
+    fitted = []
+
+    def fit(self, ids, room=0):
+        fitted.append((self, list(ids), found := real(self, ids, room)))
+        return found
+
+    real = ContextShift.fit
+    monkeypatch.setattr(ContextShift, "fit", fit)
+    system, *turns = long_chat(12)
+    image = Image(base64=base64.b64encode(png(300, 300)).decode())
+    said = [replace(system, images=(image,)), *turns]
+    *_, finished = talk(said, context_shift=True, sights={"tiny": LinearSight()})
+    assert finished.usage["dropped_tokens"] > 200
+    shift, before, after = fitted[0]
+    rows = [at for at, token in enumerate(before) if token >= shift.vocab_size]
+    assert len(rows) == 25
+    assert shift.keep > rows[-1]
+    assert after[: shift.keep] == before[: shift.keep]
 
 
 def test_prefixes_are_kept_for_the_next_server(talk, tmp_path):
