@@ -33,13 +33,15 @@ _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image file that was looked at: its bytes, its size in pixels and its frames."""
+    """An image file that was looked at: its bytes, its size in pixels and its frames. whole: shown as one piece, where its model
+    would cut it into slices (OpenAI's detail "low")."""
 
     data: bytes
     kind: Literal["png", "jpeg", "webp", "gif"]
     width: int
     height: int
     frames: int = 1
+    whole: bool = False
 
 
 def from_data_url(url: str) -> Picture:

@@ -83,6 +83,14 @@ class Looked:
         return out
 
 
+_WHOLE = 1 << 16  # number of the piece of a picture that is not cut: its overview is another one
+
+
+def _most(picture: Picture) -> int | None:
+    """Slices at most; None: as many as the model has."""
+    return 1 if picture.whole else None
+
+
 class PictureError(ValueError):
     """What is wrong with one of several pictures; index: with which."""
 
@@ -107,11 +115,11 @@ class Seeing:
 
     def look(self, picture: Picture) -> Looked:
         """What stands in a picture's place, from its header alone. Raises ValueError for one that cannot be cut."""
-        plan = slices.sizes(*decode.size(picture), self.sight.vision)
+        plan = slices.sizes(*decode.size(picture), self.sight.vision, max_slices=_most(picture))
         if max(plan.tokens) > MAX_ROWS:
             raise ValueError(f"a piece of the image has {max(plan.tokens)} rows, and at most {MAX_ROWS} are allowed")
-        digest = self.table.digest(picture.data)
-        rows = {self.table.first_id(digest, i): count for i, count in enumerate(plan.tokens)}
+        digest, begin = self.table.digest(picture.data), _WHOLE if picture.whole else 0
+        rows = {self.table.first_id(digest, begin + i): count for i, count in enumerate(plan.tokens)}
         return Looked(plan, rows)
 
     def look_all(self, pictures: Iterable[Picture]) -> list[Looked]:
@@ -170,7 +178,7 @@ class Seeing:
         self.counters.pieces_cached += len(looked.rows) - len(wanted)
         if not wanted:
             return
-        pieces = slices.pieces(decode.decode(picture), self.sight.vision)
+        pieces = slices.pieces(decode.decode(picture), self.sight.vision, max_slices=_most(picture))
         firsts = list(looked.rows)
         for i in wanted:
             check()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from gangpao.engine.generate import Engine
@@ -33,11 +33,13 @@ _encoder = ThreadPoolExecutor(1, "sight")
 
 
 class Image(NamedTuple):
-    """An image as it came: an address (data:, https:), or its bytes in base64. at: its place in the text of its message."""
+    """An image as it came: an address (data:, https:), or its bytes in base64. at: its place in the text of its message; whole: it
+    is not to be cut into slices."""
 
     url: str = ""
     base64: str = ""
     at: int = 0
+    whole: bool = False
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ async def load(engine: Engine, images: Sequence[tuple[str, Image]], hosts: Seque
 def look_at(image: Image, hosts: Sequence[str], place: str, engine: Engine | None = None) -> Picture:
     """The picture, which the engine could cut. Raises ApiError (400) with its place."""
     try:
-        found = image_fetch.load(image.url, hosts, image.base64)
+        found = replace(image_fetch.load(image.url, hosts, image.base64), whole=image.whole)
         if engine is not None and engine.seeing is not None:
             engine.seeing.look(found)
     except ValueError as error:

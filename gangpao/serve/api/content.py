@@ -111,8 +111,9 @@ def _image(part: Part) -> Image:
     source: Any = part.source
     if isinstance(source, Source):
         return Image(url=source.url or "") if source.type == "url" else Image(base64=source.data or "")
-    url = part.image_url if isinstance(part.image_url, str) else part.image_url and part.image_url.url
-    return Image(url=url or "")
+    if part.image_url is None or isinstance(part.image_url, str):
+        return Image(url=part.image_url or "", whole=part.detail == "low")
+    return Image(url=part.image_url.url, whole="low" in (part.detail, part.image_url.detail))
 
 
 def settled(messages: Sequence[Message], notes: Notes) -> tuple[Message, ...]:

@@ -201,7 +201,8 @@ class Sampling(Body):
 
 
 class ImageURL(Body):
-    """An image; a data: URL unless the server may fetch from its host."""
+    """An image; a data: URL unless the server may fetch from its host. detail: "low" shows it as one piece, all else as its model
+    cuts it."""
 
     url: str
     detail: str | None = None
@@ -252,6 +253,7 @@ class Part(Body):
     text: str | None = None
     refusal: str | None = None
     image_url: ImageURL | str | None = None
+    detail: str | None = None
     source: "Source | str | None" = None
     title: str | None = None
     tool_name: str | None = None

@@ -5,6 +5,7 @@ import base64
 import struct
 import threading
 import time
+from dataclasses import replace
 
 import anthropic
 import ollama
@@ -259,6 +260,26 @@ def test_a_bad_picture_is_refused_with_its_place_and_nothing_breaks(seeing, wire
             assert "messages.2" in answer.text, (path, answer.text)
     assert seeing.engine.seeing.table.nbytes <= seeing.engine.seeing.table.limit
     assert wire.get(f"{seeing.base_url}/health").status_code == 200
+
+
+def test_low_detail_is_one_piece(client, seeing, engine, wire):
+    """OpenAI's word for a picture that is not to be cut: fewer rows, less to encode, and nothing is taken for the other."""
+    one = replace(picture(seed=21, width=400, height=300), whole=True)
+    cut = picture(seed=21, width=400, height=300)
+    assert [len(engine.seeing.look(p).rows) for p in (one, cut)] == [1, 5]
+    calls = seeing.engine.seeing.sight.calls
+    for shown, detail, pieces in ((one, "low", 1), (cut, "auto", 5), (one, "low", 0)):
+        part = {"type": "image_url", "image_url": {"url": url(seed=21, width=400, height=300), "detail": detail}}
+        done = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": [part]}], temperature=0, max_tokens=N
+        )
+        assert (done.choices[0].message.content, done.usage.prompt_tokens) == said(engine, ("user", "", [(0, shown)]))
+        assert seeing.engine.seeing.sight.calls - calls == pieces
+        calls = seeing.engine.seeing.sight.calls
+    item = {"type": "input_image", "image_url": url(seed=21, width=400, height=300), "detail": "low"}
+    body = {"input": [{"role": "user", "content": [item]}], "temperature": 0, "max_output_tokens": 16}
+    usage = wire.post(f"{seeing.base_url}/v1/responses", json=body).json()["usage"]
+    assert usage["input_tokens"] == said(engine, ("user", "", [(0, one)]))[1]
 
 
 def test_which_of_several_pictures_is_damaged_is_said(seeing, wire):
