@@ -197,7 +197,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--draft", help="a small model of the same vocabulary, or auto")
+    parser.add_argument("--draft", help="a small model of the same vocabulary, a draft head, or auto")
     parser.add_argument("--set", action="append", default=[], help="CLASS=FILE.jsonl of prompts; repeatable")
     parser.add_argument("--classes", help="only these, with commas")
     parser.add_argument("--prompts-of-class", type=int, default=6)
@@ -218,10 +218,10 @@ def main() -> None:
     busy = str(watch.read())
     last = list(shared.values())[-1]
     draft, plain_s = last.draft, last.costs.plain_s
-    guess = draft.seconds((), plain_s)[1] / plain_s if draft is not None else 0.0
+    guess = draft.seconds((), plain_s).first / plain_s if draft is not None else 0.0
     result = document(found, last.costs, guess)
     rows = {n: round(cost, 2) for n, cost in last.costs.measured().items()}
-    small = f", a guess of {draft.name} costs {guess:.2f} of a step" if draft else ""
+    small = f", asking {draft.name} costs {guess:.2f} of a step" if draft else ""
     lines = [
         f"{engine.name}, temperature {arguments.temperature}, {arguments.tokens} tokens at most, {arguments.rounds} rounds; {busy}",
         "",

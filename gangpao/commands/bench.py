@@ -250,13 +250,13 @@ def _draft_rows(engine: Engine, result: Result) -> list[tuple[str, str]]:
     if draft is None or found is None:
         return rows
     plain_s = engine.speculation.costs.plain_s
-    share = draft.seconds((), plain_s)[1] / plain_s if plain_s else 0.0
+    share = draft.seconds((), plain_s).first / plain_s if plain_s else 0.0
     said = (
         f"{found.tps:.1f} tok/s, {found.plain_tps:.1f} without; {found.accepted} of {found.drafted} drafted were right"
     )
     return [
         *rows,
-        ("draft", f"{draft.name}, {draft.nbytes / 1e6:,.0f} MB of weights, a guess takes {share:.2f} of a step"),
+        ("draft", f"{draft.name}, {draft.nbytes / 1e6:,.0f} MB of weights, asking it takes {share:.2f} of a step"),
         ("drafted", f"{said} (one answer of code, greedy)"),
     ]
 

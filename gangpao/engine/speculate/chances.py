@@ -14,7 +14,7 @@ FADES = 0.9  # of what this answer showed
 PRIOR_WEIGHT = 6.0  # guesses that a first belief counts for
 SHARED_WEIGHT = 4.0  # guesses of this answer that the others count for
 
-# Where nothing was seen yet. Stretches of text by their length; a small model's guesses by how sure it is, in tenths.
+# Where nothing was seen yet. Stretches of text by their length; guesses of a model or a head by how sure it is, in tenths.
 FIRST = {
     "2": 0.35,
     "3": 0.5,
@@ -23,6 +23,7 @@ FIRST = {
     "16+": 0.88,
     "edit": 0.45,
     "model": 0.7,
+    "head": 0.6,
 }
 UNKNOWN = 0.5
 

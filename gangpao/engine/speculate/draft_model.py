@@ -16,16 +16,16 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from gangpao.engine.cache import common
+from gangpao.engine.cache import KVCache, common
 from gangpao.engine.config import ModelConfig
 from gangpao.engine.layers.kept import KVType
-from gangpao.engine.sample import Logits, Need, Sampler, largest
-from gangpao.engine.speculate.drafters import Guess
+from gangpao.engine.sample import Logits, Need, Sampler
+from gangpao.engine.speculate.drafters import CANDIDATES, Guess, Price, choose, graded
 from gangpao.engine.transformer import Transformer
 from gangpao.text.tokenizer import Tokenizer
 
@@ -33,7 +33,6 @@ WINDOW = 512  # tokens of a text that is new to it that it reads at most
 READ = 64  # tokens that it reads in a step
 NEW = 8  # tokens that it reads with its first guess; more are a text to catch up with
 IDLE = 32  # times that others asked, after which one that has stopped guessing loses it
-CANDIDATES = 64  # that the small model's certainty is worked out among
 READ_SHARE = 0.3  # of a step, for a token of many: a first belief
 
 
@@ -116,13 +115,17 @@ class DraftModel:
         if self._holder is not None and self._holder() is drafter:
             self._holder = None
 
-    def seconds(self, ids: Sequence[int], plain_s: float) -> tuple[float, float]:
-        """What it takes to catch up with a text, and a guess. plain_s: of a step of the large model."""
+    def drafter(self, sampler: Sampler, cache: Callable[[], KVCache | None]) -> "ModelDrafter":
+        """What guesses for an answer; it has a cache of its own."""
+        return ModelDrafter(self, sampler)
+
+    def seconds(self, ids: Sequence[int], plain_s: float) -> Price:
+        """plain_s: of a step of the large model."""
         step = statistics.median(self._step_s) if self._step_s else self._share * plain_s
         read = statistics.median(self._read_s) if self._read_s else READ_SHARE * step
         begin, known = self._place(ids) if ids else (0, 0)
         missing = len(ids) - begin - known
-        return (missing * read if missing > NEW else 0.0), step
+        return Price(missing * read if missing > NEW else 0.0, step, step)
 
     def read(self, ids: Sequence[int], need: Need | None = None) -> Logits | None:
         """Logits behind a text, as far as needed; None while more of it is to be read, or where it does not fit any more."""
@@ -172,6 +175,7 @@ class ModelDrafter:
     """Guesses of a draft model for one answer. sampler: what the answer's tokens are chosen by. plain_s: StepCosts' own."""
 
     name = "model"
+    most = 1_000  # whoever asks has a bound of its own
 
     def __init__(self, model: DraftModel, sampler: Sampler) -> None:
         self._model = model
@@ -179,7 +183,7 @@ class ModelDrafter:
         self._vocab_size = sampler.vocab_size
         self.plain_s = 0.0  # whoever asks keeps it up to date
 
-    def seconds(self, ids: Sequence[int]) -> tuple[float, float]:
+    def seconds(self, ids: Sequence[int]) -> Price:
         return self._model.seconds(ids, self.plain_s)
 
     def guesses(self, ids: Sequence[int]) -> Generator[Guess, None, None]:
@@ -189,9 +193,9 @@ class ModelDrafter:
             ahead = self._sampler.copy()
             logits = self._model.read(ids, self._need(ahead))
             while logits is not None:
-                token, sure = self._pick(ahead, self._fitted(logits))
+                token, sure = choose(ahead, self._fitted(logits), f"the draft model {self._model.name}")
                 self._model.guesses_made += 1
-                yield Guess(token, f"{self.name} {sure}")
+                yield Guess(token, f"{self.name} {graded(sure)}")
                 known = token < self._model.model.config.vocab_size
                 logits = self._model.feed(token, self._need(ahead)) if known else None
         finally:
@@ -201,21 +205,9 @@ class ModelDrafter:
         self._model.leave(self)
 
     def _need(self, ahead: Sampler) -> Need | None:
-        """What `_pick` has to know: of a model with other tokens everything, because some are left out."""
+        """What the choice has to know: of a model with other tokens everything, because some are left out."""
         need = ahead.need() if self._model.model.config.vocab_size == self._vocab_size else None
         return need and replace(need, count=max(need.count, CANDIDATES))
-
-    def _pick(self, ahead: Sampler, logits: Logits) -> tuple[int, float]:
-        """The token that the answer would have by these logits, and how likely they say it is, rounded down."""
-        try:
-            token = ahead.sample(logits)
-        except ValueError as error:
-            raise ValueError(f"the draft model {self._model.name}: {error}") from None
-        ids = largest(logits, CANDIDATES)
-        warmth = max(ahead.params.temperature, 1e-6) if ahead.params.temperature else 1.0
-        weights = np.exp((logits[ids] - logits[ids].max()) / warmth)
-        sure = float(np.exp((logits[token] - logits[ids].max()) / warmth) / weights.sum())
-        return token, next((fine for fine in (0.99, 0.95) if sure >= fine), int(sure * 10) / 10)
 
     def _fitted(self, logits: Logits) -> Logits:
         """As many logits as the large model has tokens."""

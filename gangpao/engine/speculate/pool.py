@@ -12,7 +12,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Iterator, Sequence
 
-from gangpao.engine.speculate.drafters import Guess, kind_of
+from gangpao.engine.speculate.drafters import FREE, Guess, Price, kind_of
 
 SIZE = 3
 TOKENS = 16_384  # of a pool; with its index about 4 MB
@@ -93,8 +93,8 @@ class PoolDrafter:
         self._pool = pool
         self._begins = begins
 
-    def seconds(self, ids: Sequence[int]) -> tuple[float, float]:
-        return 0.0, 0.0
+    def seconds(self, ids: Sequence[int]) -> Price:
+        return FREE
 
     def guesses(self, ids: Sequence[int]) -> Generator[Guess, None, None]:
         for i, token in enumerate(self._pool.behind(ids)):

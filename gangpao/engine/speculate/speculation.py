@@ -19,11 +19,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from gangpao.engine.cache import KVCache
 from gangpao.engine.sample import Logits, Sampler
 from gangpao.engine.speculate.chances import Chances, Count
-from gangpao.engine.speculate.draft_model import DraftModel, ModelDrafter
-from gangpao.engine.speculate.drafters import LONGEST, Drafter, Guess, kind_of
+from gangpao.engine.speculate.drafters import FREE, LONGEST, Drafter, Guess, Price, PricedDrafter, kind_of
 from gangpao.engine.speculate.pool import PoolDrafter, Pools
 
 MAX_DRAFT = 15  # with the last id as many rows as have logits at once
@@ -134,8 +135,8 @@ class TextDrafter:
         self._known = len(ids)  # when it was last asked
         self._source: tuple[int, int] | None = None  # a place, and the length of the text that it goes on from
 
-    def seconds(self, ids: Sequence[int]) -> tuple[float, float]:
-        return 0.0, 0.0
+    def seconds(self, ids: Sequence[int]) -> Price:
+        return FREE
 
     def close(self, ids: Sequence[int]) -> None:
         self._seen.clear()
@@ -198,22 +199,49 @@ class Company:
 ALONE = Company()
 
 
+class Draft(Protocol):
+    """What drafts for all answers of an engine beside their texts: a small model, or a draft head."""
+
+    name: str
+    guesses_made: int  # ever, each of which took `seconds(...).first`
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def drafter(self, sampler: Sampler, cache: Callable[[], KVCache | None]) -> PricedDrafter:
+        """Its guesses for one answer. cache: where the answer's text is now."""
+
+    def seconds(self, ids: Sequence[int], plain_s: float) -> Price:
+        """What guesses behind `ids` are going to take. plain_s: of a step of one row."""
+
+
+def _nowhere() -> None:
+    return None
+
+
 @dataclass(slots=True)
 class Speculation:
-    """Of an engine. draft: its small model, if any."""
+    """Of an engine."""
 
-    draft: DraftModel | None = None
+    draft: Draft | None = None
     costs: StepCosts = field(default_factory=StepCosts)
     counts: dict[str, Count] = field(default_factory=dict)
     pools: Pools = field(default_factory=Pools)
 
-    def begin(self, prompt_ids: Sequence[int], sampler: Sampler, owner: Hashable | None = None) -> "Speculator":
-        """An answer. owner: whose earlier answers may help it and whom it will help (pool.py); None: nobody's."""
+    def begin(
+        self,
+        prompt_ids: Sequence[int],
+        sampler: Sampler,
+        owner: Hashable | None = None,
+        cache: Callable[[], KVCache | None] = _nowhere,
+    ) -> "Speculator":
+        """An answer. owner: whose earlier answers may help it and whom it will help (pool.py); None: nobody's. cache: where its
+        text is now, which a draft head reads."""
         drafters: list[Drafter] = [TextDrafter(prompt_ids, sampler.vocab_size)]
         if owner is not None:
             drafters.append(PoolDrafter(self.pools.of(owner), len(prompt_ids)))
-        model = ModelDrafter(self.draft, sampler) if self.draft is not None else None
-        return Speculator(self, drafters, model, len(prompt_ids), lambda ids: self.begin(ids, sampler, owner))
+        model = self.draft.drafter(sampler, cache) if self.draft is not None else None
+        return Speculator(self, drafters, model, len(prompt_ids), lambda ids: self.begin(ids, sampler, owner, cache))
 
 
 @dataclass(slots=True)
@@ -232,7 +260,7 @@ class Speculator:
         self,
         shared: Speculation,
         drafters: list[Drafter],
-        model: ModelDrafter | None,
+        model: PricedDrafter | None,
         prompt_tokens: int,
         again: Callable[[Sequence[int]], "Speculator"],
     ) -> None:
@@ -329,34 +357,32 @@ class Speculator:
 
     # --- guesses that take time themselves
 
-    def _by_model(self, model: ModelDrafter, other: _Plan, ids: Sequence[int], most: int, company: Company) -> _Plan:
-        """Guesses of the small model, where they are believed to say more in the time than the other plan; else that."""
+    def _by_model(self, model: PricedDrafter, other: _Plan, ids: Sequence[int], most: int, company: Company) -> _Plan:
+        """Guesses of the small model or the head, where they are believed to say more in the time than the other plan."""
         plain_s = model.plain_s = self._costs.plain_s
-        ready, each = (seconds / plain_s for seconds in model.seconds(ids))
+        ready, first, each = price = Price(*(seconds / plain_s for seconds in model.seconds(ids)))
         further = max(FURTHER, len(ids) - self._prompt_tokens)
         usual = self._chances.of(model.name)
         hoped, chance, total = 0.0, 1.0, 0.0
-        for n in range(1, most + 1):
+        for n in range(1, min(most, model.most) + 1):
             chance *= usual
             total += chance
-            time_ = self._costs.of(company.rows + n) + n * each + ready * (1 + total) / further
+            time_ = self._costs.of(company.rows + n) + first + (n - 1) * each + ready * (1 + total) / further
             hoped = max(hoped, (company.tokens + total) / time_)
         step = self._costs.of(company.rows)
         worth = hoped > max(other.rate, company.tokens / step * (1 + MARGIN))
-        if worth and ready <= INVESTED * further and self._affords(each, usual):
-            return self._ask(model, ids, most, company, (ready, each))
-        price = self._costs.of(company.rows + 1) - step + ready + each
-        if other.guesses or company.tokens > 1 or price > self._tries:
+        if worth and ready <= INVESTED * further and self._affords(first, usual):
+            return self._ask(model, ids, most, company, price)
+        cost = self._costs.of(company.rows + 1) - step + ready + first
+        if other.guesses or company.tokens > 1 or cost > self._tries:
             return other
-        self._tries -= price
-        return self._ask(model, ids, 1, company, (0.0, each))
+        self._tries -= cost
+        return self._ask(model, ids, 1, company, price._replace(ready=0.0))
 
-    def _ask(
-        self, model: ModelDrafter, ids: Sequence[int], most: int, company: Company, steps: tuple[float, float]
-    ) -> _Plan:
-        """As many guesses as it pays to ask for, and of those as many as it pays to check. steps: to catch up, and for a guess.
-        Catching up is for the answers to come, too, and no loss of this step."""
-        ready, each = steps
+    def _ask(self, model: PricedDrafter, ids: Sequence[int], most: int, company: Company, price: Price) -> _Plan:
+        """As many guesses as it pays to ask for, and of those as many as it pays to check. price: in steps. Catching up is for the
+        answers to come, too, and no loss of this step."""
+        ready, first, each = price
         usual = self._chances.of(model.name)
         guesses: list[Guess] = []
         totals, chance, spent = [0.0], 1.0, 0.0
@@ -372,13 +398,13 @@ class Speculator:
                     break
                 guess = next(source, None)
                 if ready and not guesses:
-                    caught_up = (time.perf_counter() - start) / model.plain_s - (each if guess else 0.0)
+                    caught_up = (time.perf_counter() - start) / model.plain_s - (first if guess else 0.0)
                 if guess is None:
                     break
                 guesses.append(guess)
                 chance *= self._chances.of(guess.kind)
                 totals.append(totals[-1] + chance)
-                spent += each
+                spent += each if len(guesses) > 1 else first
         count = max(range(len(totals)), key=lambda n: rate(n, totals[n]))
         took = max(0.0, (time.perf_counter() - start) / model.plain_s - max(0.0, caught_up))
         more = self._costs.of(company.rows + count) - self._costs.of(company.rows)

@@ -7,6 +7,7 @@ import pytest
 
 from gangpao.engine.sample import Sampler, SamplingParams
 from gangpao.engine.speculate.chances import Chances, first_belief
+from gangpao.engine.speculate.drafters import Guess, Price
 from gangpao.engine.speculate.speculation import ALONE, LOSS, MAX_DRAFT, PRIOR, Company, Speculation, StepCosts
 
 REAL = {1: 1.0, 2: 1.15, 3: 1.3, 4: 1.5, 5: 2.1, 6: 2.2, 7: 2.4, 8: 2.6, 9: 3.0, 16: 4.6}  # of a machine, by rows
@@ -152,6 +153,45 @@ def test_in_company_a_row_has_to_be_worth_more_where_it_costs_the_others():
     assert eight <= alone
     assert with_a_prompt >= alone  # the step is long anyway, and says one token
     assert max(alone, with_a_prompt) <= MAX_DRAFT
+
+
+class Priced:
+    """Guesses at a price, all of them right as far as it can tell."""
+
+    name, guesses_made, nbytes, plain_s, most = "head", 0, 0, 0.0, 15
+
+    def __init__(self, price):
+        self.price = price
+
+    def drafter(self, sampler, cache):
+        return self
+
+    def seconds(self, ids, plain_s=0.0):
+        return Price(*(steps * 0.01 for steps in self.price))
+
+    def guesses(self, ids):
+        for token in range(self.most):
+            self.guesses_made += 1
+            yield Guess(token, "head 0.95")
+
+
+def test_a_block_is_paid_for_once():
+    """Guesses of which the first is dear and the others are free are taken together, or not at all."""
+    found = {}
+    for price in ((0, 0.7, 0), (0, 0.7, 0.7), (0, 0.7, 5), (0, 0, 0), (0, 1.2, 0), (0, 5, 0)):
+        draft = Priced(price)
+        sampler = Sampler(SamplingParams(temperature=0), 1000)
+        speculator = Speculation(draft, costs=taught(lambda rows: 0.96 + 0.04 * rows)).begin([900, 901], sampler)
+        for _ in range(20):
+            speculator._chances.learn("head", True)
+            speculator._chances.learn("head 0.95", True)
+        found[price] = len(speculator.propose([900, 901, 902], 30)), draft.guesses_made
+    proposed, made = found[0, 0.7, 0]
+    assert proposed == found[0, 0, 0][0] > found[0, 0.7, 0.7][0] >= 1
+    assert made >= proposed
+    assert found[0, 0.7, 5] == (1, 1)
+    assert found[0, 1.2, 0][0] == proposed  # dearer than a step, and still the most tokens in the time
+    assert found[0, 5, 0] == (0, 0)
 
 
 def test_room_is_kept_to_and_steps_of_one_row_are_seen_now_and_then():
