@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from gangpao import kernels
 from gangpao.engine.config import Mix, ModelConfig
+from gangpao.engine.layers.beside import Beside
 from gangpao.engine.layers.kept import KVType, kv_bits
 from gangpao.engine.layers.sparse import rule_of
 from gangpao.engine.layers.states import StatePool, TextState, slot_bytes, slots_for
@@ -167,6 +168,7 @@ class KVPool:
         self.dtype = dtype
         self.angles = angles
         self.local_angles: Angles | None = None  # of layers that see a window
+        self.beside: Beside | None = None  # of a draft head
         self.adapters = adapters
         self.pages = -(-max(tokens, context) // PAGE)
         kinds = config.layer_types or ("full_attention",) * config.num_hidden_layers
@@ -191,8 +193,8 @@ class KVPool:
     @property
     def nbytes(self) -> int:
         """Bytes when full."""
-        beside = (self.states.native.nbytes if self.states else 0) + (self._means.nbytes if self._means else 0)
-        return int(self.native.nbytes) + beside
+        more = (self.states and self.states.native, self._means, self.beside and self.beside.native)
+        return int(self.native.nbytes) + sum(one.nbytes for one in more if one)
 
     @property
     def nbytes_of_page(self) -> int:
@@ -315,6 +317,8 @@ class KVPool:
         shared, page = cache.pages[at], self._take()
         if page is not None:
             self.native.copy_page(shared, page)
+            if self.beside is not None:
+                self.beside.copy(shared, page)
             self.free([shared])
             cache.pages[at] = page
             return True
@@ -425,7 +429,15 @@ class KVPool:
         page = self._free.pop()
         self._users[page] = 1
         self.rewritten(page)
+        if self.beside is not None:
+            self.beside.taken(page)
         return page
+
+    def page_for_file(self, page: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a page, to be filled from a file."""
+        if self.beside is not None:
+            self.beside.filled_from_file(page)
+        return self.native.page(page)
 
     def rewritten(self, page: int) -> None:
         """Other keys will stand in that page: what is known of those that do is forgotten."""

@@ -26,6 +26,7 @@ from gangpao.engine.cache import KVCache, KVPool
 from gangpao.engine.config import Mix, ModelConfig
 from gangpao.engine.head.output import LOGIT_ROWS, Output, put_runs
 from gangpao.engine.layers.attention import Attention, LatentAttention, LatentBuffers
+from gangpao.engine.layers.beside import StateReader
 from gangpao.engine.layers.gated_delta import DeltaBuffers, GatedDelta
 from gangpao.engine.layers.kept import KVType
 from gangpao.engine.packed.store import PackedStore
@@ -41,7 +42,7 @@ Progress = Callable[[int, int], None]
 Embed = Callable[[npt.NDArray[np.int64]], Floats]  # ids [T] to their vectors [T, D]
 
 CHUNK = 256  # tokens of prefill at once: enough to use a weight often, few enough for the activations to stay in L2
-_ONE_AT_A_TIME = threading.Lock()  # the kernels' threads are one set a process
+ONE_AT_A_TIME = threading.Lock()  # the kernels' threads are one set a process
 
 
 @dataclass(slots=True)
@@ -136,7 +137,8 @@ class Transformer:
     """A model ready to run. `bytes_per_token` is what one decode step reads of the weights.
 
     adapters: those that are loaded beside it (`add_adapter`), A and B in float32 if asked for, else in int8. rows: those of
-    pictures, whose ids stand behind the vocabulary; None where the model does not see. sparse: positions that a token of a pool
+    pictures, whose ids stand behind the vocabulary; None where the model does not see. reader: what reads its hidden states (a
+    draft head), in pools that are made from then on. sparse: positions that a token of a pool
     made from now on looks at in long contexts (layers/sparse.py); 0: all.
     """
 
@@ -145,6 +147,7 @@ class Transformer:
         self.weights = weights
         self.embed = embed
         self.rows: RowTable | None = None
+        self.reader: StateReader | None = None
         self.sparse = 0
         self.adapters = Adapters(config, weights, float32=float32)
         self._gate = kernels.geglu if config.row.parts.gelu else kernels.swiglu
@@ -165,7 +168,7 @@ class Transformer:
 
     def add_adapter(self, name: str, adapter: Adapter, scale: float = 1.0) -> None:
         """Load an adapter beside the model. Raises ValueError for one of another base, and for what is not computed here."""
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self.adapters.add(name, adapter, scale)
             if len(self.adapters) == 1:
                 self._buffers = _Buffers(self.config, self.weights, floats=True)
@@ -174,7 +177,7 @@ class Transformer:
 
     def replace_adapter(self, name: str, adapter: Adapter) -> None:
         """Put another version of a loaded adapter in its place; make new pools for what comes. Raises ValueError as add_adapter."""
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self.adapters.replace(name, adapter)
             self._output.table = self.adapters.head
 
@@ -197,6 +200,8 @@ class Transformer:
         pool = KVPool(self.config, context, dtype, tokens, angles, self.adapters.chosen, self.sparse)
         if self.config.window:
             pool.local_angles = Angles(plain_frequencies(self.config.local_theta, self.config.rope_dim // 2), 1.0)
+        if self.reader is not None:
+            pool.beside = self.reader.new_beside(pool.pages, context, dtype)
         return pool
 
     def new_cache(self, capacity: int, dtype: KVType = "f16", adapters: Mix | None = None) -> KVCache:
@@ -240,7 +245,7 @@ class Transformer:
         # attention loads of it.
         order = sorted(range(len(segments)), key=lambda i: (segments[i].cache.adapters, segments[i].cache.pages))
         out: list[Floats] = [np.empty((0, self.config.vocab_size), np.float32)] * len(segments)
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self._run_layers([segments[i] for i in order])
             end, wanted, scored = 0, [], []
             for i in order:
@@ -315,8 +320,14 @@ class Transformer:
         pool.angles.take(positions, b.cos_view[:n], b.sin_view[:n])
         if pool.local_angles is not None:
             pool.local_angles.take(positions, *(view[:n] for view in b.local_views))
+        reader = self.reader if pool.beside is not None else None
         for i, (layer, more) in enumerate(zip(self.weights.layers, self.adapters.layers, strict=True)):
+            if reader is not None:
+                reader.see(i, b.hidden_view[:n])
             self._layer(layer, more, i, n, pool)
+        if reader is not None and pool.beside is not None:
+            reader.see(len(self.weights.layers), b.hidden_view[:n])
+            reader.keep(b.rows, positions, pool.beside)
 
     def _layer(self, layer: Layer, more: LayerTables, i: int, n: int, pool: KVPool) -> None:
         """hidden += mixer(norm(hidden)); hidden += ffn(norm(hidden)); both times residual_scale. more: of the adapters."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gangpao import kernels
-from gangpao.engine.transformer import _ONE_AT_A_TIME
+from gangpao.engine.transformer import ONE_AT_A_TIME
 from gangpao.engine.vision import encoder
 from gangpao.engine.vision.sight import Sight, weight_bytes, work_bytes
 from gangpao.formats.gguf import GGUF, ModelFileError
@@ -100,7 +100,7 @@ def test_others_have_the_kernels_between_the_steps(folder):
 
     def other():
         while not done.is_set():
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 turns.append(1)
 
     thread = threading.Thread(target=other)

@@ -135,7 +135,7 @@ def _fill(path: Path, file: BinaryIO, header: dict[str, Any], session: Session) 
         return 0
     try:
         for number, page in enumerate(cache.pages[:count]):
-            _read(path, file, pool.native.page(page), header["pages"][number], f"page {number}")
+            _read(path, file, pool.page_for_file(page), header["pages"][number], f"page {number}")
         if header["states"]:
             _restore_states(path, file, header, session)
     except BaseException:

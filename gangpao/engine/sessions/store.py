@@ -93,7 +93,7 @@ class PrefixStore:
         for page in found:
             if not self._pool.extend(cache, cache.length + PAGE):
                 break
-            self._pool.native.page(cache.pages[cache.length // PAGE])[:] = page
+            self._pool.page_for_file(cache.pages[cache.length // PAGE])[:] = page
             cache.length += PAGE
             self.read_pages += 1
         self._pool.insert_prefix(cache, ids)

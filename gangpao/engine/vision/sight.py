@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gangpao import kernels
-from gangpao.engine.transformer import _ONE_AT_A_TIME
+from gangpao.engine.transformer import ONE_AT_A_TIME
 from gangpao.engine.vision import encoder, mergers
 from gangpao.engine.vision.encoder import CHUNK, Patches
 from gangpao.engine.vision.mmproj import read_vision
@@ -69,7 +69,7 @@ class Sight:
         steps = self._steps(piece)
         while True:
             check()
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 try:
                     next(steps)
                 except StopIteration as done:
