@@ -189,7 +189,8 @@ def find_drafts(
     path = draft_of(first, given, yes=yes)
     if path is None:
         return {}
-    open_draft(path, Tokenizer.from_gguf(opened[first].metadata))
+    large = opened[first]
+    open_draft(path, Tokenizer.from_gguf(large.metadata), ModelConfig.from_gguf(large))
     return {first: path}
 
 

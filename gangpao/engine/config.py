@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from gangpao.formats.architectures import (
     Architecture,
     GGUFForm,
     by_gguf_name,
+    heads_by_gguf_name,
     layers_of_interval,
     rotating_layers,
 )
@@ -108,18 +110,19 @@ class ModelConfig:
     @property
     def row(self) -> Architecture:
         """The row of the architecture."""
-        return by_gguf_name()[self.architecture]
+        return (by_gguf_name() | heads_by_gguf_name())[self.architecture]
 
     @classmethod
-    def from_gguf(cls, gguf: GGUF) -> ModelConfig:
-        """Reads and checks the header. Raises ModelFileError for an unknown architecture or impossible sizes."""
+    def from_gguf(cls, gguf: GGUF, head_of: ModelConfig | None = None) -> ModelConfig:
+        """Reads and checks the header. head_of: the large model, if the file is a draft head, whose tokens are the model's.
+
+        Raises ModelFileError for an unknown architecture or impossible sizes.
+        """
         arch = gguf.get_str("general.architecture")
-        known = by_gguf_name()
+        known = by_gguf_name() if head_of is None else heads_by_gguf_name()
         row = known.get(arch)
         if row is None or row.gguf is None:
-            raise ModelFileError(
-                f"{gguf.path}: architecture '{arch}' is not supported; this engine runs {', '.join(sorted(known))}"
-            )
+            raise ModelFileError(f"{gguf.path}: architecture '{arch}' is not supported; {_supported(arch, known)}")
         key = {field: f"{arch}.{name}" for field, name in KEYS.items()}
         hidden = gguf.get_int(key["hidden_size"])
         layers = gguf.get_int(key["num_hidden_layers"])
@@ -140,7 +143,7 @@ class ModelConfig:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             intermediate_size=gguf.get_int(key["intermediate_size"]),
-            vocab_size=_vocab_size(gguf, hidden),
+            vocab_size=_vocab_size(gguf, hidden) if head_of is None else head_of.vocab_size,
             rms_norm_eps=gguf.get_float(key["rms_norm_eps"]),
             rope_theta=gguf.get_float(key["rope_theta"], 10000.0),
             rope_dim=gguf.get_int(key["rope_dim"], head_dim),
@@ -159,6 +162,12 @@ class ModelConfig:
         )
         _check_shape(gguf, config)
         return config
+
+
+def _supported(arch: str, known: Mapping[str, Architecture]) -> str:
+    if arch in heads_by_gguf_name():
+        return "it is a draft head, which drafts for the model that it was trained for (--draft FILE)"
+    return f"this engine runs {', '.join(sorted(known))}"
 
 
 def _check_positive(gguf: GGUF, **sizes: int) -> None:

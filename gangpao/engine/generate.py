@@ -99,8 +99,8 @@ class Engine:
         activations of that type, which takes more memory and time, to be compared with programs that do. adapters: by name, as
         they are or as PEFT folders and GGUF files; an answer uses those that it names, or else those of `use`. sight: what it sees
         with, or its mmproj file. packed: bytes of disk for packed weights, with which a model starts at once the next time.
-        draft: a small model of the same vocabulary, which never changes an answer. sparse: positions that a token looks at far
-        into a context (layers/sparse.py); 0: all.
+        draft: a small model of the same vocabulary, or its draft head, which never change an answer. sparse: positions that a token
+        looks at far into a context (layers/sparse.py); 0: all.
 
         progress(done, total) is called in bytes. Raises ValueError when memory does not suffice, naming need, have and
         ways out, and ModelFileError (a ValueError) for a damaged or unsupported file.
@@ -116,10 +116,10 @@ class Engine:
         beside = sum(adapters_.bytes_of(one, float32=float32) for one in found.values())
         eyes = None if sight is None else open_sight(sight, gguf, config)
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
-        small = None if draft is None else open_draft(draft, tokenizer)
+        drafts = None if draft is None else open_draft(draft, tokenizer, config)
         context = memory.plan_memory(
             gguf, config, context, kv, float32=float32, adapters=beside, sight=None if eyes is None else eyes.nbytes,
-            draft=(small.gguf, small.config) if small else None, sparse=sparse,
+            draft=(drafts.gguf, drafts.config, drafts.reads) if drafts else None, sparse=sparse,
         )  # fmt: skip
         kernels.set_num_threads(num_threads or machine.physical_cores())
         template = ChatTemplate.for_model(
@@ -133,7 +133,7 @@ class Engine:
         sampling, fill = recommended_in(gguf.metadata), fill_marks(tokenizer, gguf.metadata)
         seeing = None if eyes is None else Seeing(eyes, config.vocab_size, memory.row_bytes(config, context))
         model.rows = None if seeing is None else seeing.table
-        speculation = Speculation(small.load(context, kv, model.bytes_per_token) if small else None)
+        speculation = Speculation(drafts.load(context, kv, model, gguf) if drafts else None)
         return cls(
             gguf.path.name.removesuffix(".gguf"), model, tokenizer, template, context, kv, time.perf_counter() - start,
             sampling, fill, seeing, gguf, speculation=speculation,
@@ -351,7 +351,7 @@ class Generation:
         self._speculator = None
         if speculate:
             owner = session.cache.adapters if pool else None
-            self._speculator = engine.speculation.begin(prompt_ids, self._answer.sampler, owner)
+            self._speculator = engine.speculation.begin(prompt_ids, self._answer.sampler, owner, lambda: session.cache)
         self._guessed = False  # whether drafts are guesses, which may be wrong
         self._pieces = self._run()
 

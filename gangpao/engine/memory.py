@@ -48,7 +48,8 @@ class EngineOptions:
         1_048_576,
     )
     draft: str | None = option(
-        None, "A small model of the same vocabulary that drafts for it, by name or path; auto is the catalog's."
+        None,
+        "What drafts for it, by name or path: a small model of the same vocabulary, or its draft head; auto is the catalog's.",
     )
     packed_cache: int = option(
         0,
@@ -66,7 +67,7 @@ class Need:
     weights: int
     cache: int
     work: int
-    draft: int = 0  # all of the model that drafts for it
+    draft: int = 0  # all of what drafts for it
 
     @property
     def total(self) -> int:
@@ -110,9 +111,19 @@ def cache_bytes(
     return bytes_needed(config, positions, kv_dtype, context) + (means_bytes(config, positions) if sparse else 0)
 
 
-def draft_bytes(gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType) -> int:
-    """Bytes that a model takes which drafts for one with a cache of `context` positions."""
-    return estimate(gguf, config, min(context, config.max_position_embeddings), kv_dtype).total - PROCESS_BYTES
+def draft_bytes(
+    gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType, *, reads: int = 0, positions: int | None = None
+) -> int:
+    """Bytes of what drafts for a model with sequences of `context` positions: a small model, which has one text, or a draft head,
+    which reads the inputs of so many layers and keeps something of all `positions` of the model (None: of one sequence).
+
+    Raises ValueError for a type of cache that it cannot have.
+    """
+    if not reads:
+        return estimate(gguf, config, min(context, config.max_position_embeddings), kv_dtype).total - PROCESS_BYTES
+    states = CHUNK * reads * config.hidden_size * 5  # of a step, as floats and as int8
+    need = estimate(gguf, config, positions or context, kv_dtype).total
+    return need + states - PROCESS_BYTES - VOCAB_ENTRY_BYTES * config.vocab_size
 
 
 def row_bytes(config: ModelConfig, positions: int) -> int:
@@ -165,17 +176,18 @@ def plan_memory(
     float32: bool = False,
     adapters: int = 0,
     sight: int | None = None,
-    draft: tuple[GGUF, ModelConfig] | None = None,
+    draft: tuple[GGUF, ModelConfig, int] | None = None,
     sparse: int = 0,
 ) -> int:
     """The context to load with. A given one is taken or refused; else the widest default that fits. adapters: their bytes; sight:
-    those of the encoder that it sees with, None where it does not; draft: a model that drafts for it; sparse: as for estimate.
+    those of the encoder that it sees with, None where it does not; draft: what drafts for it, and how many layers it reads
+    (draft_bytes); sparse: as for estimate.
 
     Raises ValueError naming need, have and ways out, or the model's own limit.
     """
 
     def need_of(context: int) -> Need:
-        beside = draft_bytes(*draft, context, kv_dtype) if draft else 0
+        beside = draft_bytes(*draft[:2], context, kv_dtype, reads=draft[2]) if draft else 0
         return estimate(
             gguf,
             config,

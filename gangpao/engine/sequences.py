@@ -221,7 +221,7 @@ class AnswerSequence(Sequence):
         self._speculator = None
         if request.speculate:
             whose = None if owner is None else (owner, self.adapters)
-            self._speculator = engine.speculation.begin(self.ids, self.answer.sampler, whose)
+            self._speculator = engine.speculation.begin(self.ids, self.answer.sampler, whose, lambda: self.cache)
         self._drafts: list[int] = []
         self._guessed = False  # whether they are guesses, which may be wrong
         self._on_event = on_event

@@ -69,7 +69,9 @@ class Weights:
     idle_nbytes: int = 0
 
 
-class _Loader:
+class Loader:
+    """Takes tensors of a file one by one, packed; what was taken by none is an error at the end (`check_all_taken`)."""
+
     def __init__(self, gguf: GGUF, config: ModelConfig, progress: Progress | None, float32: bool = False) -> None:
         self.gguf = gguf
         self.float32 = float32
@@ -82,7 +84,8 @@ class _Loader:
         self.done_bytes = 0
         self.total_bytes = sum(t.nbytes for t in gguf.tensors.values())
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> str:
+    def take(self, name: str, shape: tuple[int, ...]) -> str:
+        """The type of a tensor that is used. Raises ModelFileError where it is missing, or of another shape."""
         info = self.gguf.tensors.get(name)
         if info is None:
             raise ModelFileError(f"{self.gguf.path}: tensor {name} is missing; the file is incomplete, pull it again")
@@ -98,7 +101,7 @@ class _Loader:
         return name in self.gguf.tensors
 
     def vector(self, name: str, length: int) -> Floats:
-        self._take(name, (length,))
+        self.take(name, (length,))
         return np.ascontiguousarray(self.gguf.array(name), dtype=np.float32).reshape(length)
 
     def norm(self, name: str, scale: float = 1.0, width: int | None = None) -> kernels.Array:
@@ -112,7 +115,7 @@ class _Loader:
     ) -> kernels.Matrix:
         """`name`.weight as panels, with `name`.bias where the file has one; rows in the given order. planes: see kernels.pack."""
         weight, bias = f"{name}.weight", f"{name}.bias"
-        kind = self._take(weight, (rows, cols))
+        kind = self.take(weight, (rows, cols))
         packed = self._pack(self.gguf.raw(weight), kind, rows, cols, order, planes=planes)
         self.gguf.release(weight)
         if self.has(bias):
@@ -123,7 +126,7 @@ class _Loader:
     def stacked(self, name: str, count: int, rows: int, cols: int) -> list[kernels.Matrix]:
         """The matrices of `name`.weight [count, rows, cols], one after the other."""
         weight = f"{name}.weight"
-        kind = self._take(weight, (count, rows, cols))
+        kind = self.take(weight, (count, rows, cols))
         pieces = self.gguf.raw(weight).reshape(count, rows, -1)
         packed = [self._pack(piece, kind, rows, cols, None) for piece in pieces]
         self.gguf.release(weight)
@@ -251,7 +254,7 @@ class _Loader:
     def halves(self, name: str, heads: int, head_dim: int) -> list[kernels.Matrix]:
         """A matrix that has two rows of head_dim for every head, as two: q and its gate."""
         weight, rows, cols = f"{name}.weight", heads * head_dim, self.config.hidden_size
-        kind = self._take(weight, (2 * rows, cols))
+        kind = self.take(weight, (2 * rows, cols))
         raw = self.gguf.raw(weight).reshape(heads, 2, head_dim, -1)
         out = [self._pack(np.ascontiguousarray(raw[:, i]).reshape(rows, -1), kind, rows, cols, None) for i in range(2)]
         self.gguf.release(weight)
@@ -268,7 +271,7 @@ class _Loader:
             )
         ]  # fmt: skip
         filters = f"{prefix}.ssm_conv1d.weight"
-        self._take(filters, (d.channels, d.taps))
+        self.take(filters, (d.channels, d.taps))
         spec = kernels.delta_spec(
             d.k_heads, d.v_heads, d.k_dim, d.v_dim, np.ascontiguousarray(self.gguf.array(filters).T),
             self.vector(f"{prefix}.ssm_a", d.v_heads), self.vector(f"{prefix}.ssm_dt.bias", d.v_heads),
@@ -324,7 +327,7 @@ def load_weights(
     float32: as such, whatever the file has, so that activations are not rounded either. store: where packed weights are kept; what
     is there is not packed again.
     """
-    loader = _Loader(gguf, config, progress, float32)
+    loader = Loader(gguf, config, progress, float32)
     kept = store.fill(loader.arena, gguf, float32=float32) if store else 0
     layers = tuple(loader.layer(i) for i in range(config.num_hidden_layers))
     final_norm, head, factors = loader.outside_layers()
@@ -344,7 +347,7 @@ def _idle(layers: Sequence[Layer], c: ModelConfig) -> int:
 
 def weights_by_layer(gguf: GGUF, config: ModelConfig) -> Iterator[Weights]:
     """The weights of `load_weights`, each time with one layer, the next: one after the other they need the memory of one."""
-    loader = _Loader(gguf, config, None)
+    loader = Loader(gguf, config, None)
     final_norm, head, factors = loader.outside_layers()
     for i in range(config.num_hidden_layers):
         loader.arena = kernels.Arena()

@@ -169,6 +169,15 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
 )  # fmt: skip
 
+# Layers that draft for a large model from its hidden states; no models by themselves (engine/speculate/heads/). With the tensors of
+# a Markov head a DFlash head is a DSpark head; both have the layers of Qwen3.
+DRAFT_HEADS: tuple[Architecture, ...] = (
+    Architecture(
+        "dflash", "DFlashDraftModel", Parts(qk_norm=True), GGUFForm("dflash"), defaults=_QWEN | {"head_dim": 128},
+        other_names=("DSparkDraftModel", "Qwen3DSparkModel"),
+    ),
+)  # fmt: skip
+
 
 def by_model_type() -> dict[str, Architecture]:
     """The rows by Hugging Face's model_type."""
@@ -178,6 +187,11 @@ def by_model_type() -> dict[str, Architecture]:
 def by_gguf_name() -> dict[str, Architecture]:
     """The rows that have a form in GGUF, by general.architecture."""
     return {row.gguf.name: row for row in ARCHITECTURES if row.gguf}
+
+
+def heads_by_gguf_name() -> dict[str, Architecture]:
+    """Draft heads by general.architecture."""
+    return {row.gguf.name: row for row in DRAFT_HEADS if row.gguf}
 
 
 def by_any_name() -> dict[str, Architecture]:
@@ -272,6 +286,10 @@ SOFTCAP = "final_logit_softcapping"
 # Also of Gated DeltaNet: all value heads together; every how many layers one attends; rotated pairs of each of the axes.
 INNER_SIZE, INTERVAL, SECTIONS = "ssm.inner_size", "full_attention_interval", "rope.dimension_sections"
 DRAFT_LAYERS = "nextn_predict_layers"  # of the blocks, those of a draft head, behind all others
+# Of draft heads: the layers of the large model whose inputs they read (their number: what the last norm reads), tokens of a block,
+# whether the first of them says a token, too, and whether a token of a block does not see those behind it.
+TARGET_LAYERS, BLOCK, FROM_ANCHOR, CAUSAL = "target_layers", "block_size", "sample_from_anchor", "attention.causal"
+MASK_TOKEN = "tokenizer.ggml.mask_token_id"
 # Tensors of a checkpoint -> tensors of a GGUF file: outside the layers (whole names), in a layer, of an expert.
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", HEAD: "output.weight"}

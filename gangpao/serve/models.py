@@ -29,7 +29,7 @@ from gangpao.engine.pictures.seeing import Sight
 from gangpao.engine.sample import MAX_STOP
 from gangpao.engine.scheduler import DEFAULT_BATCH, DEFAULT_QUEUE, Scheduler
 from gangpao.engine.sessions.store import PrefixFolder
-from gangpao.engine.speculate.loading import SmallModel, open_draft
+from gangpao.engine.speculate.loading import DraftFile, open_draft
 from gangpao.engine.vision.opened import sight_bytes
 from gangpao.formats.adapters import Adapter
 from gangpao.formats.gguf import GGUF
@@ -242,11 +242,11 @@ class Models:
                 config = ModelConfig.from_gguf(gguf)
                 adapters = await asyncio.to_thread(self._read_adapters, name, gguf, config)
                 size = await asyncio.to_thread(sight_bytes, self.sights.get(name))
-                small = await asyncio.to_thread(self._read_draft, name, gguf)
-                plan = await self._make_room(name, gguf, config, sum(map(bytes_of, adapters.values())), size, small)
+                draft = await asyncio.to_thread(self._read_draft, name, gguf, config)
+                plan = await self._make_room(name, gguf, config, sum(map(bytes_of, adapters.values())), size, draft)
                 self.progress[name] = 0.0
-                engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan, adapters, small)
-                del gguf, adapters, small
+                engine, scheduler = await asyncio.to_thread(self._open, name, gguf, plan, adapters, draft)
+                del gguf, adapters, draft
             except (ValueError, OSError, MemoryError) as error:
                 log.error("%s could not be loaded: %s", name, error)
                 raise ApiError(500, f"{name} could not be loaded: {_reason(error)}", headers=NO_RETRY) from error
@@ -266,12 +266,13 @@ class Models:
         """Those of a model, by name."""
         return {name: read(one.path, gguf, config) for name, one in self.adapters.items() if one.base == base}
 
-    def _read_draft(self, name: str, gguf: GGUF) -> SmallModel | None:
-        """The open file of the model that drafts for one."""
-        return open_draft(self.drafts[name], Tokenizer.from_gguf(gguf.metadata)) if name in self.drafts else None
+    def _read_draft(self, name: str, gguf: GGUF, config: ModelConfig) -> DraftFile | None:
+        """The open file of what drafts for a model."""
+        file = self.drafts.get(name)
+        return None if file is None else open_draft(file, Tokenizer.from_gguf(gguf.metadata), config)
 
     def _open(
-        self, name: str, gguf: GGUF, plan: _Plan, adapters: Mapping[str, Adapter], small: SmallModel | None
+        self, name: str, gguf: GGUF, plan: _Plan, adapters: Mapping[str, Adapter], draft: DraftFile | None
     ) -> tuple[Engine, Scheduler]:
         def progress(done: int, total: int) -> None:
             self.progress[name] = done / max(total, 1)
@@ -282,7 +283,7 @@ class Models:
         engine = Engine.load(
             gguf, context=plan.context, kv_dtype=limits.kv, num_threads=limits.threads, progress=progress, adapters=adapters,
             sight=self.sights.get(name), packed=limits.packed_cache, sparse=limits.sparse,
-            draft=small.gguf if small else None,
+            draft=draft.gguf if draft else None,
         )  # fmt: skip
         engine.name = name
         engine.sampling = {**engine.sampling, **catalog.sampling_of(name)}
@@ -298,21 +299,21 @@ class Models:
         )
 
     async def _make_room(
-        self, name: str, gguf: GGUF, config: ModelConfig, adapters: int, sight: int | None, small: SmallModel | None
+        self, name: str, gguf: GGUF, config: ModelConfig, adapters: int, sight: int | None, draft: DraftFile | None
     ) -> _Plan:
-        """How to load a model with so many bytes of adapters, of what it sees with, and a small one that drafts for it, after idle
+        """How to load a model with so many bytes of adapters, of what it sees with, and what drafts for it, after idle
         ones have made room for it. Raises ApiError (503)."""
         limits = self.limits
         context = min(limits.context or memory.WIDEST_DEFAULT, config.max_position_embeddings)
         while True:
             kv = self._kv(config)
-            draft = memory.draft_bytes(small.gguf, small.config, context, kv) if small else 0
+            drafting = memory.draft_bytes(draft.gguf, draft.config, context, kv, reads=draft.reads) if draft else 0
             need = memory.estimate(
-                gguf, config, context, kv, adapters=adapters, sight=sight, draft=draft, sparse=limits.sparse
+                gguf, config, context, kv, adapters=adapters, sight=sight, draft=drafting, sparse=limits.sparse
             )
             have = self._free_bytes()
             if need.total <= have:
-                return self._size_cache(need, config, context, have, sight is not None)
+                return self._size_cache(need, config, context, have, sight is not None, draft)
             idle = [m for m in self._loaded.values() if m.idle]
             if idle:
                 await self._unload(min(idle, key=lambda m: m.used))
@@ -324,16 +325,27 @@ class Models:
     def _kv(self, config: ModelConfig) -> KVType:
         return chosen_kv(config, self.limits.kv)
 
-    def _size_cache(self, need: memory.Need, config: ModelConfig, context: int, have: int, sees: bool) -> _Plan:
+    def _size_cache(
+        self, need: memory.Need, config: ModelConfig, context: int, have: int, sees: bool, draft: DraftFile | None
+    ) -> _Plan:
         """The cache that all running answers share: as much of their contexts as there is memory for, at least one."""
         kv, sparse = self._kv(config), self.limits.sparse
         wanted = memory.pool_tokens(config, context, kv, self.limits.batch, sparse)
         fixed = need.weights + need.work + need.draft
-        tokens = max(context, min(wanted, memory.tokens_in(config, context, kv, have - fixed, sparse)))
-        if sees:  # rows of pictures are kept for as many positions
-            rows = memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
-            tokens = max(context, min(tokens, memory.tokens_in(config, context, kv, have - fixed - rows, sparse)))
-            fixed += memory.row_bytes(config, tokens) - memory.row_bytes(config, context)
+
+        def beside(tokens: int) -> int:
+            """Bytes beyond those of one context: rows of pictures are kept for as many positions, and what a draft head keeps."""
+            more = memory.row_bytes(config, tokens) - memory.row_bytes(config, context) if sees else 0
+            if draft is None:
+                return more
+            of_all = memory.draft_bytes(draft.gguf, draft.config, context, kv, reads=draft.reads, positions=tokens)
+            return more + of_all - need.draft
+
+        def that_fit(more: int) -> int:
+            return max(context, min(wanted, memory.tokens_in(config, context, kv, have - fixed - more, sparse)))
+
+        tokens = that_fit(beside(that_fit(0)))
+        fixed += beside(tokens)
         return _Plan(context, tokens, fixed + memory.cache_bytes(config, tokens, kv, context, sparse=sparse))
 
     def _no_room(self, name: str, need: int, have: int) -> ApiError:

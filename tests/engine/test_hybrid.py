@@ -18,6 +18,7 @@ from gangpao.engine.transformer import Segment, Transformer, greedy
 from gangpao.formats.gguf import GGUF
 from tests.engine import hybrid
 from tests.engine.company import alone, ask
+from tests.engine.speculate.heads import drafting, head_tensors, write_head
 from tests.engine.test_scheduler import OnlyTokens, prompts, settings
 from tests.llama_oracle import LlamaBatch
 
@@ -349,3 +350,23 @@ def test_a_draft_head_in_the_file_is_not_read(path, tmp_path, ids, whole):
         with GGUF.open(path) as plain:
             assert memory.estimate(found, model.config, 64, "f16") == memory.estimate(plain, model.config, 64, "f16")
         del model
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_a_draft_head_beside_recurrent_layers(path, tmp_path, kv):
+    """Its part of the pages follows a text whose states are taken back; the text is the same."""
+    width = hybrid.hybrid().hidden_size
+    keys = {"embedding_length": width, "target_layers": [2, 4]}
+    file = write_head(tmp_path / "head.gguf", path, head_tensors(hybrid.VOCAB, hidden=width), **keys)
+    plain = Engine.load(path, context=CONTEXT, num_threads=1, kv_dtype=kv)
+    model = drafting(path, file, kv_dtype=kv)
+    ids = list(b"the quick brown fox ")
+    for params in (
+        SamplingParams(temperature=0, repetition_penalty=1.0, max_tokens=60),
+        SamplingParams(temperature=0.9, seed=5, top_k=20, max_tokens=60),
+    ):
+        generation = model.generate(ids, params)
+        list(generation)
+        assert generation.text == alone(plain, ids, params)[0]
+        assert generation.stats.drafted > 20
+    assert model.speculation.draft.guesses_made > 20

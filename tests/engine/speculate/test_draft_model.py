@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gangpao.engine import memory
+from gangpao.engine.config import ModelConfig
 from gangpao.engine.generate import Engine
 from gangpao.engine.sample import Sampler, SamplingParams
 from gangpao.engine.scheduler import Scheduler
@@ -175,7 +176,7 @@ def test_memory_is_planned_for_both(path, other, monkeypatch):
 
     large = GGUF.open(path)
     other_file = GGUF.open(other)
-    small = open_draft(other_file, Tokenizer.from_gguf(large.metadata))
+    small = open_draft(other_file, Tokenizer.from_gguf(large.metadata), ModelConfig.from_gguf(large))
     config = small.config
     both = memory.estimate(
         large, config, 512, "f16", draft=memory.draft_bytes(other_file, small.config, 512, "f16")
