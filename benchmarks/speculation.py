@@ -32,6 +32,7 @@ from gangpao.engine.answer import Stats
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.engine.sample import SamplingParams
+from gangpao.engine.speculate.heads.head import DraftHead
 from gangpao.engine.speculate.pool import Pools
 from gangpao.engine.speculate.speculation import Speculation, StepCosts
 
@@ -125,6 +126,9 @@ def answer(engine: Engine, shared: Speculation, prompt: str, params: SamplingPar
     counted = shared.costs
     assert isinstance(counted, Counted)
     engine.speculation, counted.rows = shared, []
+    engine.model.reader = (
+        shared.draft if isinstance(shared.draft, DraftHead) else None
+    )  # which costs something in every step
     before = shared.draft.guesses_made if shared.draft else 0
     ids = engine.prompt_with([{"role": "user", "content": prompt}])
     generation = engine.generate(ids, params, stop=engine.template.stop, speculate=variant != PLAIN)

@@ -320,14 +320,14 @@ class Transformer:
         pool.angles.take(positions, b.cos_view[:n], b.sin_view[:n])
         if pool.local_angles is not None:
             pool.local_angles.take(positions, *(view[:n] for view in b.local_views))
-        reader = self.reader if pool.beside is not None else None
+        beside = pool.beside
         for i, (layer, more) in enumerate(zip(self.weights.layers, self.adapters.layers, strict=True)):
-            if reader is not None:
-                reader.see(i, b.hidden_view[:n])
+            if beside is not None:
+                beside.reader.see(i, b.hidden_view[:n])
             self._layer(layer, more, i, n, pool)
-        if reader is not None and pool.beside is not None:
-            reader.see(len(self.weights.layers), b.hidden_view[:n])
-            reader.keep(b.rows, positions, pool.beside)
+        if beside is not None:
+            beside.reader.see(len(self.weights.layers), b.hidden_view[:n])
+            beside.reader.keep(b.rows, positions, beside)
 
     def _layer(self, layer: Layer, more: LayerTables, i: int, n: int, pool: KVPool) -> None:
         """hidden += mixer(norm(hidden)); hidden += ffn(norm(hidden)); both times residual_scale. more: of the adapters."""

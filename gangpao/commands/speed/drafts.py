@@ -42,13 +42,14 @@ def row_costs(engine: Engine, repeat: int, rows: Sequence[int] = ROWS) -> dict[i
 
 
 def worth(engine: Engine, tokens: int, repeat: int) -> Worth:
-    """A greedy answer of so many tokens at most, in turn without and with drafts; medians."""
+    """A greedy answer of so many tokens at most, in turn without and with drafts; medians. Without, a draft head reads nothing."""
     ids = engine.prompt_with([{"role": "user", "content": QUESTION}])
     params = engine.recommended(temperature=0, max_tokens=min(tokens, engine.context - len(ids) - 1))
     found: dict[bool, list[float]] = {False: [], True: []}
-    drafted = accepted = 0
+    drafted, accepted, reader = 0, 0, engine.model.reader
     for _ in range(repeat):
         for speculate, speeds in found.items():
+            engine.model.reader = reader if speculate else None
             generation = engine.generate(ids, params, stop=engine.template.stop, speculate=speculate, pool=False)
             for _ in generation:
                 pass

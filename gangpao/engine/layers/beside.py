@@ -26,9 +26,10 @@ class Turning(Protocol):
 
 
 class Beside:
-    """Of one pool. angles: of the head's own rotation."""
+    """Of one pool. angles: of the head's own rotation; reader: the head, which reads every step of the pool's sequences."""
 
-    def __init__(self, native: kernels.Cache, angles: Turning) -> None:
+    def __init__(self, reader: StateReader, native: kernels.Cache, angles: Turning) -> None:
+        self.reader = reader
         self.native = native
         self.angles = angles
         self._empty: set[int] = set()

@@ -123,7 +123,7 @@ class DraftHead:
         """Its part of a pool of so many pages, for sequences of at most `context` positions."""
         m = self.config.model
         native = kernels.Cache(m.num_hidden_layers, m.num_key_value_heads, m.head_dim, pages, *kv_bits(m, dtype))
-        return Beside(native, Angles(*inverse_frequencies(m, context=context, factors=self.weights.rope_factors)))
+        return Beside(self, native, Angles(*inverse_frequencies(m, context=context, factors=self.weights.rope_factors)))
 
     def see(self, layer: int, hidden: Floats) -> None:
         """What goes into a layer of the large model [N, D]: straight to where the head's first product reads it."""
