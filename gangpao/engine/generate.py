@@ -119,7 +119,7 @@ class Engine:
         drafts = None if draft is None else open_draft(draft, tokenizer, config)
         context = memory.plan_memory(
             gguf, config, context, kv, float32=float32, adapters=beside, sight=None if eyes is None else eyes.nbytes,
-            draft=(drafts.gguf, drafts.config, drafts.reads) if drafts else None, sparse=sparse,
+            draft=(drafts.gguf, drafts.config, drafts.work) if drafts else None, sparse=sparse,
         )  # fmt: skip
         kernels.set_num_threads(num_threads or machine.physical_cores())
         template = ChatTemplate.for_model(

@@ -19,6 +19,7 @@ from gangpao.engine.layers.kept import KVChoice, KVType
 from gangpao.engine.layers.sparse import means_bytes, rule_of
 from gangpao.engine.layers.states import SPARE, slot_bytes
 from gangpao.engine.transformer import CHUNK
+from gangpao.formats.architectures import MARKOV
 from gangpao.formats.gguf import GGUF
 from gangpao.options import option
 
@@ -28,6 +29,9 @@ NARROWEST_DEFAULT = 1024
 # the tokenizer together 745 bytes (Qwen2.5, 151,936 entries) to 780 bytes (SmolLM2, 49,152) a vocabulary entry.
 PROCESS_BYTES = 32_000_000
 VOCAB_ENTRY_BYTES = 770
+HEAD_ENTRY_BYTES = (
+    310  # an entry of a draft head's vocabulary, which is read once and compared (measured with Qwen2.5's)
+)
 # A picture while it is decoded, cut and encoded: 40 million pixels of RGB twice, the pieces as floats, work space.
 PICTURE_BYTES = 400_000_000
 
@@ -112,18 +116,25 @@ def cache_bytes(
 
 
 def draft_bytes(
-    gguf: GGUF, config: ModelConfig, context: int, kv_dtype: KVType, *, reads: int = 0, positions: int | None = None
+    gguf: GGUF,
+    config: ModelConfig,
+    context: int,
+    kv_dtype: KVType,
+    *,
+    work: int | None = None,
+    positions: int | None = None,
 ) -> int:
-    """Bytes of what drafts for a model with sequences of `context` positions: a small model, which has one text, or a draft head,
-    which reads the inputs of so many layers and keeps something of all `positions` of the model (None: of one sequence).
+    """Bytes of what drafts for a model with sequences of `context` positions: a small model, which has one text, or a draft head
+    with so many bytes of work space, which keeps something of all `positions` of the model (None: of one sequence).
 
     Raises ValueError for a type of cache that it cannot have.
     """
-    if not reads:
+    if work is None:
         return estimate(gguf, config, min(context, config.max_position_embeddings), kv_dtype).total - PROCESS_BYTES
-    states = CHUNK * reads * config.hidden_size * 5  # of a step, as floats and as int8
-    need = estimate(gguf, config, positions or context, kv_dtype).total
-    return need + states - PROCESS_BYTES - VOCAB_ENTRY_BYTES * config.vocab_size
+    need = estimate(gguf, config, positions or context, kv_dtype)
+    info = gguf.tensors.get(MARKOV)
+    unread = kernels.packed_bytes(info.type, *info.shape) if info else 0  # rows of it are read as they are needed
+    return need.weights - unread + need.cache + work + HEAD_ENTRY_BYTES * config.vocab_size
 
 
 def row_bytes(config: ModelConfig, positions: int) -> int:
@@ -176,18 +187,18 @@ def plan_memory(
     float32: bool = False,
     adapters: int = 0,
     sight: int | None = None,
-    draft: tuple[GGUF, ModelConfig, int] | None = None,
+    draft: tuple[GGUF, ModelConfig, int | None] | None = None,
     sparse: int = 0,
 ) -> int:
     """The context to load with. A given one is taken or refused; else the widest default that fits. adapters: their bytes; sight:
-    those of the encoder that it sees with, None where it does not; draft: what drafts for it, and how many layers it reads
+    those of the encoder that it sees with, None where it does not; draft: what drafts for it, and its work space
     (draft_bytes); sparse: as for estimate.
 
     Raises ValueError naming need, have and ways out, or the model's own limit.
     """
 
     def need_of(context: int) -> Need:
-        beside = draft_bytes(*draft[:2], context, kv_dtype, reads=draft[2]) if draft else 0
+        beside = draft_bytes(*draft[:2], context, kv_dtype, work=draft[2]) if draft else 0
         return estimate(
             gguf,
             config,

@@ -290,6 +290,7 @@ DRAFT_LAYERS = "nextn_predict_layers"  # of the blocks, those of a draft head, b
 # whether the first of them says a token, too, and whether a token of a block does not see those behind it.
 TARGET_LAYERS, BLOCK, FROM_ANCHOR, CAUSAL = "target_layers", "block_size", "sample_from_anchor", "attention.causal"
 MASK_TOKEN = "tokenizer.ggml.mask_token_id"
+MARKOV = "markov_w1.weight"  # of a DSpark head: a token to what it says of the next one
 # Tensors of a checkpoint -> tensors of a GGUF file: outside the layers (whole names), in a layer, of an expert.
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", HEAD: "output.weight"}

@@ -307,7 +307,7 @@ class Models:
         context = min(limits.context or memory.WIDEST_DEFAULT, config.max_position_embeddings)
         while True:
             kv = self._kv(config)
-            drafting = memory.draft_bytes(draft.gguf, draft.config, context, kv, reads=draft.reads) if draft else 0
+            drafting = memory.draft_bytes(draft.gguf, draft.config, context, kv, work=draft.work) if draft else 0
             need = memory.estimate(
                 gguf, config, context, kv, adapters=adapters, sight=sight, draft=drafting, sparse=limits.sparse
             )
@@ -338,7 +338,7 @@ class Models:
             more = memory.row_bytes(config, tokens) - memory.row_bytes(config, context) if sees else 0
             if draft is None:
                 return more
-            of_all = memory.draft_bytes(draft.gguf, draft.config, context, kv, reads=draft.reads, positions=tokens)
+            of_all = memory.draft_bytes(draft.gguf, draft.config, context, kv, work=draft.work, positions=tokens)
             return more + of_all - need.draft
 
         def that_fit(more: int) -> int:

@@ -18,6 +18,7 @@ from gangpao.serve.app import running
 from gangpao.serve.http.errors import ApiError
 from gangpao.serve.models import Limits, Models
 from gangpao.serve.server import Server, Settings
+from tests.engine.speculate.heads import write_head
 
 
 @pytest.fixture
@@ -202,3 +203,27 @@ def test_memory_free_now_counts_caches_that_are_not_full_yet(files, monkeypatch)
             return models._free_bytes()
 
     assert run(models, story()) == [1000]
+
+
+def test_a_draft_head_is_counted_with_what_it_keeps_of_all_positions(tiny_path, tmp_path):
+    """And drafts for the model that it belongs to only."""
+    files = {name: shutil.copy(tiny_path, tmp_path / f"{name}.gguf") for name in ("a", "b")}
+    head = write_head(tmp_path / "head.gguf", tiny_path)
+
+    async def used(models, name):
+        async with models.use(name) as found:
+            pool = found.scheduler.pool
+            return found.need, pool.beside and pool.beside.native.nbytes, pool.pages, found.engine.speculation.draft
+
+    models = Models(files, Limits(batch=3, threads=1), drafts={"a": head})
+    (need_a, kept, pages, draft), (need_b, none, pages_b, no_draft) = run(models, used(models, "a"), used(models, "b"))
+    assert (draft.name, no_draft, none) == ("head", None, None)
+    assert pages == pages_b
+    assert kept + draft.nbytes < need_a - need_b < kept + draft.nbytes + 10_000_000
+
+
+def test_a_head_of_another_model_is_refused_before_anything_is_loaded(tiny_path, tmp_path):
+    head = write_head(tmp_path / "head.gguf", tiny_path, target_layers=[0, 9])
+    paths, opened = serve.find_models([str(tiny_path)])
+    with pytest.raises(ValueError, match=r"head cannot draft .* layer 9, and this model has 2"):
+        serve.find_drafts(paths, str(head), opened)

@@ -11,21 +11,21 @@ from gangpao.engine.speculate.heads.config import HeadConfig, is_head
 from gangpao.engine.speculate.heads.head import DraftHead
 from gangpao.engine.speculate.heads.weights import load_head
 from gangpao.engine.speculate.speculation import Draft
-from gangpao.engine.transformer import Transformer
+from gangpao.engine.transformer import CHUNK, Transformer
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import stem_of
 from gangpao.text.tokenizer import Tokenizer
 
 
 class DraftFile(Protocol):
-    """The open file of what can draft for a model. reads: layers of the model whose inputs it reads, if it is a draft head."""
+    """The open file of what can draft for a model. work: bytes of work space of a draft head, None for a small model."""
 
     @property
     def gguf(self) -> GGUF: ...
     @property
     def config(self) -> ModelConfig: ...
     @property
-    def reads(self) -> int: ...
+    def work(self) -> int | None: ...
 
     def load(self, context: int, kv_dtype: KVType, model: Transformer, large: GGUF) -> Draft:
         """What drafts for `model`, which came from the file `large`."""
@@ -40,8 +40,8 @@ class SmallModel:
     config: ModelConfig
 
     @property
-    def reads(self) -> int:
-        return 0
+    def work(self) -> None:
+        return None
 
     def load(self, context: int, kv_dtype: KVType, model: Transformer, large: GGUF) -> DraftModel:
         small = Transformer.load(self.gguf)
@@ -60,8 +60,8 @@ class HeadFile:
         return self.head.model
 
     @property
-    def reads(self) -> int:
-        return len(self.head.reads)
+    def work(self) -> int:
+        return self.head.work_bytes(CHUNK)
 
     def load(self, context: int, kv_dtype: KVType, model: Transformer, large: GGUF) -> DraftHead:
         weights = load_head(self.gguf, self.head, large, model.weights.head)

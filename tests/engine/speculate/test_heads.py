@@ -347,7 +347,7 @@ def test_memory_is_planned_with_a_head(path, head_path, monkeypatch):
     file = open_draft(head_path, Tokenizer.from_gguf(large.metadata), config)
 
     def planned(**positions):
-        return memory.draft_bytes(file.gguf, file.config, 512, "f16", reads=file.reads, **positions)
+        return memory.draft_bytes(file.gguf, file.config, 512, "f16", work=file.work, **positions)
 
     model = drafting(path, head_path)
     pool, wide = model.model.new_pool(512), model.model.new_pool(512, tokens=1024)

@@ -11,6 +11,7 @@ from gangpao.formats.architectures import (
     BLOCK,
     CAUSAL,
     FROM_ANCHOR,
+    MARKOV,
     MASK_TOKEN,
     SECTIONS,
     TARGET_LAYERS,
@@ -22,7 +23,6 @@ from gangpao.formats.gguf import GGUF, ModelFileError
 
 USUAL_BLOCK = 16  # of a file that does not say it
 LONGEST_BLOCK = 64
-MARKOV = "markov_w1.weight"
 # Keys of further steps that llama.cpp's heads may have, with the values that say there is none.
 _STEPS: tuple[tuple[str, int | float | str], ...] = (
     ("hyper_connection.count", 0),
@@ -80,6 +80,16 @@ class HeadConfig:
             embedding_scale=gguf.get_float(f"{arch}.embedding_scale", 1.0), markov=rank,
             windows=_windows(gguf, arch, model.num_hidden_layers),
         )  # fmt: skip
+
+    def work_bytes(self, chunk: int) -> int:
+        """Bytes of work space, with steps of the large model of `chunk` rows at most: floats, and int8 of what products read."""
+        m = self.model
+        width, q_rows = m.hidden_size, m.num_attention_heads * m.head_dim
+        qkv = q_rows + 2 * m.num_key_value_heads * m.head_dim
+        states = len(self.reads) * width
+        of_step = 4 * (states + width + qkv + m.rope_dim) + states + width
+        of_block = 4 * (2 * width + qkv + 2 * q_rows + 3 * m.intermediate_size + m.vocab_size)
+        return chunk * of_step + self.block * of_block + 4 * m.vocab_size
 
     @property
     def guesses(self) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gangpao import kernels
-from gangpao.engine.speculate.heads.config import MARKOV, HeadConfig
+from gangpao.engine.speculate.heads.config import HeadConfig
 from gangpao.engine.weights import MLP, Embedding, Loader
+from gangpao.formats.architectures import MARKOV
 from gangpao.formats.blocks import dequantize
 from gangpao.formats.gguf import GGUF
 
