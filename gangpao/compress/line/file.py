@@ -68,6 +68,11 @@ class FileConfig(QuantizeConfig):
             parse_bytes(self.bytes)
         if self.to in FORMS and (self.bits is not None or self.bytes or self.rounding.kind != "plain"):
             raise ValueError(f"{self.to} is a folder for servers: a budget and rounding are for .gguf files")
+        fields = type(self).model_fields
+        if self.has_budget and (more := [key for key in ("to", "pure") if getattr(self, key) != fields[key].default]):
+            raise ValueError(
+                f"a budget solves for the types, so {' and '.join(more)} would say nothing: leave out the one or the other"
+            )
         return self
 
     @property

@@ -121,6 +121,8 @@ def test_mistakes_are_one_line_and_no_file(model, tmp_path, capsys, monkeypatch,
 @pytest.mark.parametrize(
     ("experts", "words", "reason"),
     [
+        (None, ("--bits", "6", "--to", "Q4_0"), "so to would say nothing"),
+        (None, ("--bits", "6", "--pure"), "so pure would say nothing"),
         (None, ("--bits", "1"), "no file of this model has 1 bits a weight: the least is"),
         (None, ("--bytes", "10KB"), "no file of this model has 10,000 bytes: the least is"),
         (None, ("--bytes", "10XB"), "is no amount of bytes"), ((4, 2), ("--bits", "6"), "a model of experts, for which"),
