@@ -1,7 +1,7 @@
 """What tuning does to a chat model: conversations (SFT) or preferences (DPO), with rows and prompts that are held out.
 
     python benchmarks/tuning_chat.py FILE... --out FOLDER [--objective sft|dpo] [--model qwen2.5-coder-0.5b] [--steps 60]
-        [--tokens 2048] [--seq-len 512] [--text NAME=PATH ...] [--ask 60] [--limit 40] [--seed 0]
+        [--tokens 2048] [--seq-len 512] [--text NAME=PATH ...] [--ask 60] [--limit 40] [--lr RATE] [--seed 0]
 
 Of each file one row of twenty is held out, by the hash of its first question. Before and after: the objective's loss on held-out
 rows (of preferences also the share of pairs in the right order), the first questions of --ask held-out rows answered greedily
@@ -60,11 +60,12 @@ def tune(options: argparse.Namespace, run: Path) -> None:
     """The run, by the command that a person types."""
     config = options.out / "tune.toml"
     rows = f"batch_answers = {options.pairs}" if options.objective == "dpo" else f"batch_tokens = {options.tokens}"
+    rate = f"[optimizer]\nlr = {options.lr}\n\n" if options.lr else ""
     config.write_text(
         f'model = "{options.model}"\nsteps = {options.steps}\nseq_len = {options.seq_len}\n{rows}\nmicro_batch_size = '
         f"{options.micro}\nseed = {options.seed}\n\n"
         f'[data]\nfiles = ["train.jsonl"]\nheldout_files = ["heldout.jsonl"]\ntoo_long = "cut"\nseed = {options.seed}\n\n'
-        f'[objective]\nkind = "{options.objective}"\n\n[evaluation]\nevery_steps = {options.steps // 2}\n',
+        f'[objective]\nkind = "{options.objective}"\n\n{rate}[evaluation]\nevery_steps = {options.steps // 2}\n',
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "gangpao.cli", "tune", str(config), "--out", str(run)]
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=("sft", "dpo"), default="sft")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--text", action="append", default=[])
+    parser.add_argument("--lr", type=float, help="peak learning rate; that of the command if not given")
     numbers = {"steps": 60, "tokens": 2048, "seq-len": 512, "pairs": 8, "micro": 2, "ask": 60, "limit": 40, "seed": 0}
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value)
