@@ -101,7 +101,8 @@ def perplexities(options: argparse.Namespace, adapter: Path | None) -> dict[str,
     command += ["--context", "512", "--limit", str(options.limit), *(["--adapter", str(adapter)] if adapter else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    return {task["task"]: task["value"] for task in result["tasks"] if task["metric"] == "perplexity"}
+    (found,) = (task for task in result["tasks"] if task["metric"] == "perplexity")
+    return found["parts"] or {found["task"]: found["value"]}
 
 
 def main() -> None:

@@ -165,6 +165,7 @@ def changes(config: TuneConfig, model: Path | None = None) -> list[str]:
     """Single options that take less memory than what a run has, as they are typed, the ones that cost least first."""
     fewer = next((n for n in range(config.micro_batch_size // 2, 0, -1) if config.rows % n == 0), None)
     shorter = config.seq_len // 2
+    parts = not config.counts_tokens or config.batch_tokens % max(1, shorter) == 0
     folder = model is None or not model.is_file()
     small, adapts = config.storage == "nf4", not METHODS[config.method.kind].trains_base
     return [
@@ -174,7 +175,7 @@ def changes(config: TuneConfig, model: Path | None = None) -> list[str]:
         *(["method.kind=lora"] if not adapts else []),
         *(["storage=nf4"] if folder and adapts and not small else []),
         *([f"method.rank={config.method.rank // 4}"] if adapts and config.method.rank >= 4 else []),
-        *([f"seq_len={shorter}"] if shorter >= 8 and config.batch_tokens % shorter == 0 else []),
+        *([f"seq_len={shorter}"] if shorter >= 8 and parts else []),
     ]
 
 

@@ -140,10 +140,10 @@ class TuneConfig(Frozen):
             raise ValueError("name a model, or say in [new] what one is put together from")
         if self.objective.kind == "grpo":
             self._check_grpo()
-        if self.batch_tokens % self.seq_len:
+        if self.counts_tokens and self.batch_tokens % self.seq_len:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of seq_len {self.seq_len}")
         if self.rows % self.micro_rows:
-            of = "batch_answers" if self.data_kind in ("pairs", "labelled") else "batch_tokens / seq_len"
+            of = "batch_tokens / seq_len" if self.counts_tokens else "batch_answers"
             raise ValueError(
                 f"a step has {self.rows} rows ({of}), which is no multiple of micro_batch_size {self.micro_batch_size}"
             )
@@ -190,11 +190,23 @@ class TuneConfig(Frozen):
         return _DATA_KINDS[self.objective.kind]
 
     @property
+    def counts_tokens(self) -> bool:
+        """Whether a step is so many tokens (batch_tokens); else it is so many answers or pairs (batch_answers)."""
+        return self.data_kind not in ("pairs", "labelled") and self.objective.kind != "grpo"
+
+    @property
+    def step_size(self) -> str:
+        """What a step learns from, in words."""
+        if self.counts_tokens:
+            return f"{self.batch_tokens:,} tokens"
+        return f"{self.batch_answers:,} {'pairs' if self.data_kind == 'pairs' else 'answers'}"
+
+    @property
     def rows(self) -> int:
         """Rows of an optimizer step: packed ones, or pairs, or answers with labels, or prompts with all their answers."""
         if self.objective.kind == "grpo":
             return self.batch_answers // self.objective.answers
-        return self.batch_answers if self.data_kind in ("pairs", "labelled") else self.batch_tokens // self.seq_len
+        return self.batch_tokens // self.seq_len if self.counts_tokens else self.batch_answers
 
     @property
     def micro_rows(self) -> int:

@@ -359,7 +359,7 @@ def heading(r: _Run) -> list[str]:
     return [
         f"{r.out}: {config.method.kind} on {r.base.path.name} ({r.base.storage}), {count:,} weights to train "
         f"({show_bytes(size)}), {config.objective.kind}",
-        f"{r.steps:,} steps of {config.batch_tokens:,} tokens, learning rate {config.peak:g}; "
+        f"{r.steps:,} steps of {config.step_size}, learning rate {config.peak:g}; "
         f"{ranks}{threads}, computing in {str(r.base.dtype).removeprefix('torch.')}, {machine.cpu_name()}",
         *r.prepared.report.lines(),
     ]

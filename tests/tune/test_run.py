@@ -193,3 +193,14 @@ def test_roles_that_nobody_knows_are_named_with_their_line_and_no_folder_stays(g
     with pytest.raises(ValueError, match=r'bad.jsonl line 1: turn 1 has the role "usr"'):
         run_config(config_of(gguf, bad), gguf, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_is_tokens_or_answers(gguf, rows):
+    """batch_tokens says nothing where pairs or answers are counted, so it refuses nothing there."""
+    with pytest.raises(ValueError, match=r"batch_tokens 256 is not a multiple of seq_len 96"):
+        config_of(gguf, rows, "seq_len=96")
+    assert config_of(gguf, rows).step_size == "256 tokens"
+    pairs = config_of(gguf, rows, "seq_len=96", "objective.kind=dpo", "batch_answers=4")
+    assert (pairs.step_size, pairs.rows) == ("4 pairs", 4)
+    labelled = config_of(gguf, rows, "seq_len=96", "objective.kind=kto", "batch_answers=4")
+    assert (labelled.step_size, labelled.rows) == ("4 answers", 4)
