@@ -83,7 +83,7 @@ def test_a_colon_in_a_path_is_no_scale(tmp_path):
     assert split_scale(":2") == (Path(":2"), 1.0)
 
 
-@pytest.mark.parametrize("scale", ["0,5", "1e9", "inf", "-1e7", "2x"])
+@pytest.mark.parametrize("scale", ["0,5", "-0,5", "1e9", "inf", "-1e7", "2x"])
 def test_a_scale_that_is_none_is_told(tmp_path, scale):
     for path in (tmp_path, "nowhere"):
         with pytest.raises(ValueError, match=r"is no scale|must be a number"):

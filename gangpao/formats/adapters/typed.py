@@ -22,7 +22,7 @@ def split_scale(text: str) -> tuple[Path, float]:
     try:
         value = float(scale)
     except ValueError:
-        if not place.exists() and not scale[:1].strip("+-.").isdigit():
+        if not place.exists() and not scale.lstrip("+-.")[:1].isdigit():
             return whole, 1.0
         there = f"{path} is there" if place.exists() else "there is no such path"
         raise ValueError(

@@ -34,7 +34,7 @@ from gangpao.tune.data.batches import Answers, PreferenceLoader, Preferences, pr
 from gangpao.tune.data.config import Kind, TuneData, TuneFile
 from gangpao.tune.data.render import Renderer
 from gangpao.tune.data.report import FileReport, Report
-from gangpao.tune.data.rows import UNREAD, Example, Fault, Opened, converted, open_file, refuse_other_kinds, trimmed
+from gangpao.tune.data.rows import UNREAD, Example, Fault, Opened, converted, open_file, refuse_other_kinds
 from gangpao.tune.pictures.table import PictureTable
 
 MOST_SHOWN = 200  # training rows of a file whose places are remembered, to be shown
@@ -250,9 +250,6 @@ class _Preparation:
 
     def _keep(self, read: _Read, where: str, example: Example, held: set[int] | frozenset[int]) -> None:
         """Render an example and put it into the store, or say why not."""
-        left = ""
-        if isinstance(example, Document):  # whose answers are not compared with others
-            example, left = trimmed(example)
         sides, good = _sides(example)
         try:
             prompt = _prompt_hash(sides[0], self._digests(sides[0], read.opened.folder))
@@ -272,7 +269,7 @@ class _Preparation:
             if (first := self.seen.setdefault(key, where)) != where:
                 self._drop(read, where, Fault("duplicate", f"says the same as {first}"))
                 return
-        if cut := ", ".join(words for words in (left, rendered.cut) if words):
+        if cut := ", ".join(words for words in (read.opened.left, rendered.cut) if words):
             self.report.cut(read.report, where, cut)
             self._stop_if_strict(where, f"was cut: {cut}")
         read.report.thoughts_left_out += rendered.thoughts_left_out

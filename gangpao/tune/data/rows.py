@@ -50,7 +50,7 @@ class Fault(NamedTuple):
 @dataclass(slots=True)
 class Opened:
     """Files of one kind, ready to be read. note: what was found out about them, in words. folder: of the file whose rows are being
-    read."""
+    read; left: what was left out of the row that was read last, in words."""
 
     name: str
     weight: float
@@ -60,6 +60,7 @@ class Opened:
     parse: Callable[[Any], Example | str]
     note: str = ""
     folder: Path = Path()
+    left: str = ""
 
     def examples(self) -> Iterator[tuple[str, Example | Fault]]:
         """Every row in order: where it stands, and what it is."""
@@ -70,6 +71,9 @@ class Opened:
                     yield where, Fault("encoding" if row.encoding else "json", row.wrong)
                     continue
                 found = row.value if isinstance(row.value, Document) else self.parse(row.value)
+                self.left = ""
+                if isinstance(found, Document):  # pairs and labelled answers are judged whole
+                    found, self.left = trimmed(found)
                 fault = _unread(found) if isinstance(found, str) else _fault(found)
                 yield where, fault or found  # type: ignore[misc]
 
@@ -173,9 +177,7 @@ def _fault(example: Example) -> Fault | None:
             if (fault := _fault_of(side)) is not None:
                 return fault._replace(detail=f"{name}: {fault.detail}")
         return None
-    if isinstance(example, Labelled):
-        return _fault_of(example.document)
-    return _fault_of(trimmed(example)[0])
+    return _fault_of(example.document if isinstance(example, Labelled) else example)
 
 
 def _fault_of(document: Document) -> Fault | None:

@@ -84,3 +84,13 @@ def test_a_configuration_names_files_beside_it(tmp_path):
         (tmp_path / "bad.toml").write_text(bad)
         with pytest.raises(ValueError, match=rf"bad\.toml.*{why}"):
             load_toml(tmp_path / "bad.toml", TuneData)
+
+
+def test_whoever_reads_rows_gets_conversations_that_begin_with_a_question(tmp_path):
+    turns = talk("a", "b")["messages"]
+    content = [{"messages": [turns[1], *turns, turns[0]]}, talk("c", "d")]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    opened = open_file(TuneFile(path="a.json"), tmp_path)
+    seen = [([turn["role"] for turn in document.messages], opened.left) for _, document in opened.examples()]
+    pair = ["user", "assistant"]
+    assert seen == [(pair, "the answer that no question opens and the question behind the last answer"), (pair, "")]
