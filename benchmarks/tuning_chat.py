@@ -12,12 +12,13 @@ every --text. A run goes on where it stopped; results are written to FOLDER/resu
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tuning_shell import number_of
 
 from gangpao import machine
 from gangpao.compress.compare.answers import Asking, answer, summaries
@@ -42,9 +43,8 @@ def split(paths: list[Path], out: Path, seed: int) -> list[dict[str, Any]]:
             if row.wrong:
                 continue
             first = next(turn["content"] for turn in row.value["messages"] if turn["role"] == "user")
-            number = int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest(), "little")
             text = json.dumps(row.value, ensure_ascii=False)
-            if number % HELD:
+            if number_of(seed, first) % HELD:
                 kept.append(text)
             else:
                 held[-1].append(row.value)

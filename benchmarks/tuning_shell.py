@@ -68,6 +68,11 @@ def lines_of(page: str) -> list[Line]:
     return [Line(tool, what, PLACE.sub(first, command)) for what, command in LINE.findall(page)]
 
 
+def number_of(seed: int, text: str) -> int:
+    """What decides of a text where it goes, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest(), "little")
+
+
 def split(path: Path, seed: int) -> dict[str, list[Line]]:
     """Lines to learn, and those kept apart of seen and of unseen tools; shuffled by the seed."""
     out: dict[str, list[Line]] = {"train": [], "seen": [], "unseen": []}
@@ -75,7 +80,7 @@ def split(path: Path, seed: int) -> dict[str, list[Line]]:
         found = [] if row.wrong else lines_of(row.value["text"])
         if not found:
             continue
-        number = int.from_bytes(hashlib.blake2b(f"{seed} {found[0].tool}".encode(), digest_size=8).digest(), "little")
+        number = number_of(seed, found[0].tool)
         if number % 10 == 0:
             out["unseen"] += found
             continue

@@ -29,6 +29,7 @@ from gangpao.formats.architectures import (
     by_gguf_name,
     heads_by_gguf_name,
     layers_of_interval,
+    models_and_heads,
     rotating_layers,
 )
 from gangpao.formats.gguf import GGUF, ModelFileError
@@ -110,7 +111,7 @@ class ModelConfig:
     @property
     def row(self) -> Architecture:
         """The row of the architecture."""
-        return (by_gguf_name() | heads_by_gguf_name())[self.architecture]
+        return models_and_heads()[self.architecture]
 
     @classmethod
     def from_gguf(cls, gguf: GGUF, head_of: ModelConfig | None = None) -> ModelConfig:

@@ -194,6 +194,11 @@ def heads_by_gguf_name() -> dict[str, Architecture]:
     return {row.gguf.name: row for row in DRAFT_HEADS if row.gguf}
 
 
+def models_and_heads() -> dict[str, Architecture]:
+    """All rows by general.architecture, those of draft heads among them."""
+    return by_gguf_name() | heads_by_gguf_name()
+
+
 def by_any_name() -> dict[str, Architecture]:
     """The rows by all that model_type, architectures and auto_map may say of them."""
     return {name: row for row in ARCHITECTURES for name in row.names()}

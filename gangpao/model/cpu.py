@@ -312,13 +312,6 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Again:
-    """In place of a tensor that a backward pass makes again."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        self.shape = shape
-
-
 def after_swiglu(linear: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
     """linear(silu(gate) * up). Where the linear wants its input in the backward pass it is made again there: gate and up are kept
     anyway, and it is as large as either. The numbers are the same to the bit."""
@@ -328,12 +321,12 @@ def after_swiglu(linear: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -
     place, size, dtype = x.data_ptr(), x.numel(), x.dtype
     gate, up = gate.detach(), up.detach()
 
-    def pack(t: Tensor) -> Tensor | _Again:
+    def pack(t: Tensor) -> Tensor | torch.Size:
         mine = t.dtype == dtype and t.numel() == size and t.data_ptr() == place
-        return _Again(t.shape) if mine else t
+        return t.shape if mine else t
 
-    def unpack(kept: Tensor | _Again) -> Tensor:
-        return _swiglu(gate, up).view(kept.shape) if isinstance(kept, _Again) else kept
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else _swiglu(gate, up).view(kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return linear(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,11 @@ def ways_of(
     return [*ways, "a smaller or more strongly quantized base"]
 
 
-def verdict(found: Plan, config: TuneConfig, model: Path, device: torch.device) -> dict[str, Any]:
+def verdict(found: Plan, config: TuneConfig, model: Path, device: torch.device, *, ranks: int = 1) -> dict[str, Any]:
     """Whether a run with this plan fits on a device: the bytes that there are, and the ways out where it does not."""
     have = available(device)
     fits = found.need <= have
-    ways = [] if fits else ways_of(found.need, have, config, model, device)
+    ways = [] if fits else ways_of(found.need, have, config, model, device, ranks=ranks)
     return {"have": have, "fits": fits, "ways_out": ways}
 
 
@@ -130,20 +131,22 @@ def verdict_text(found: dict[str, Any]) -> str:
     """A verdict for people."""
     if found["fits"]:
         return f"have {mib(found['have'])} MiB: the run fits"
-    ways = "".join(f"\n  {way}" for way in found["ways_out"])
-    return f"have {mib(found['have'])} MiB: the run does not fit. Ways out:{ways}"
+    return f"have {mib(found['have'])} MiB: the run does not fit. {_listed(found['ways_out'])}"
+
+
+def _listed(ways: Sequence[str]) -> str:
+    return "Ways out:" + "".join(f"\n  {way}" for way in ways)
 
 
 def admit(config: TuneConfig, model: Path, device: torch.device, *, ranks: int = 1) -> None:
     """Raises TooLittle, a ValueError, when a run needs more memory than there is, with need, have, the table and the ways out."""
-    found, have = plan_of(config, model, device.type, ranks=ranks), available(device)
-    if found.need <= have:
-        return
-    ways = "".join(f"\n  {way}" for way in ways_of(found.need, have, config, model, device, ranks=ranks))
-    raise TooLittle(
-        f"not enough memory to tune {model}: it needs {mib(found.need)} MiB and {mib(have)} MiB are available.\n"
-        f"{found.text()}\nWays out:{ways}"
-    )
+    found = plan_of(config, model, device.type, ranks=ranks)
+    said = verdict(found, config, model, device, ranks=ranks)
+    if not said["fits"]:
+        raise TooLittle(
+            f"not enough memory to tune {model}: it needs {mib(found.need)} MiB and {mib(said['have'])} MiB are available.\n"
+            f"{found.text()}\n{_listed(said['ways_out'])}"
+        )
 
 
 def _check_length(config: TuneConfig, shape: ModelConfig, model: Path) -> None:

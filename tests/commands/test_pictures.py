@@ -4,7 +4,6 @@ import io
 import json
 from contextlib import closing
 
-import numpy as np
 import pytest
 
 from gangpao import cli
@@ -21,6 +20,7 @@ from gangpao.serve.app import running
 from gangpao.serve.server import Server, Settings
 from tests.engine.pictures.linear_sight import LinearSight, picture, png
 from tests.engine.tiny import write_tiny
+from tests.formats.clip import clip
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
 
@@ -200,29 +200,16 @@ def test_connect_sends_pictures(path, engine):
         assert again.text == expected(engine, *turns)
 
 
-def clip(path, width: int) -> None:
-    """A header that says as much as is looked for."""
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_uint32("clip.vision.projection_dim", width)
-    writer.add_tensor("x", np.zeros((1, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def test_what_a_model_sees_with_is_found_beside_it(tmp_path):
     model = write_tiny(tmp_path / "Tiny-V-Q4_K_M.gguf")
     assert sight_of(model) is None
-    clip(tmp_path / "mmproj-model-f16.gguf", 64)
+    clip(tmp_path / "mmproj-model-f16.gguf", width=64)
     assert sight_of(model).name == "mmproj-model-f16.gguf"
-    clip(tmp_path / "Tiny-V.mmproj-Q8_0.gguf", 64)
+    clip(tmp_path / "Tiny-V.mmproj-Q8_0.gguf", width=64)
     assert sight_of(model).name == "Tiny-V.mmproj-Q8_0.gguf"
-    clip(tmp_path / "mmproj-Tiny-V-f16.gguf", 64)
+    clip(tmp_path / "mmproj-Tiny-V-f16.gguf", width=64)
     assert sight_of(model).name == "mmproj-Tiny-V-f16.gguf"
-    clip(tmp_path / "mmproj-Tiny-V-BF16.gguf", 64)
+    clip(tmp_path / "mmproj-Tiny-V-BF16.gguf", width=64)
     assert sight_of(model).name == "mmproj-Tiny-V-f16.gguf"
     other = write_tiny(tmp_path / "other.gguf")
     assert sight_of(other) is None  # which of two models a nameless file belongs to cannot be told
@@ -234,5 +221,5 @@ def test_what_a_model_sees_with_is_found_beside_it(tmp_path):
 
 def test_an_encoder_of_another_width_is_passed_over(tmp_path):
     model = write_tiny(tmp_path / "tiny.gguf")
-    clip(tmp_path / "mmproj-tiny.gguf", 32)
+    clip(tmp_path / "mmproj-tiny.gguf", width=32)
     assert sight_of(model) is None

@@ -5,7 +5,6 @@ import json
 import shutil
 import struct
 
-import numpy as np
 import pytest
 
 from gangpao import catalog
@@ -18,6 +17,7 @@ from gangpao.pull.hubs import text_in
 from gangpao.pull.refs import Ref, choose, groups, label, match, parse, sight_among, store_name
 from gangpao.pull.staging import SourceError
 from tests.engine.tiny import write_tiny
+from tests.formats.clip import clip
 from tests.pull.fakes import QUICK, visible
 
 ARCHITECTURE = "general.architecture"
@@ -207,19 +207,6 @@ def test_an_address_becomes_an_installed_model(repo, hub):
     assert match(parse("modelscope.cn/o/r"), catalog.records()) is None
     catalog.remove(name)
     assert catalog.installed() == {}
-
-
-def clip(path, projector="resampler", width=64):
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_string("clip.projector_type", projector)
-    writer.add_uint32("clip.vision.projection_dim", width)
-    writer.add_tensor("x", np.zeros((1, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("text", ["hf.co/o/r", "modelscope.cn/o/r"])

@@ -15,7 +15,6 @@ from gangpao.text.templates.chat import ChatTemplate
 from gangpao.train.progress import read_metrics
 from gangpao.tune.admission import plan_of
 from gangpao.tune.base.load import load_base
-from gangpao.tune.config import typed_config
 from gangpao.tune.data.prepare import prepare
 from gangpao.tune.methods import apply
 from gangpao.tune.methods.config import MethodConfig
@@ -23,6 +22,7 @@ from gangpao.tune.objectives.asking import Answers, prompts_of
 from gangpao.tune.objectives.config import ObjectiveConfig
 from gangpao.tune.run import run_config
 from tests.tune.test_run import COLOURS, folder, gguf, rows, trained  # noqa: F401
+from tests.tune.test_run import config_of as basic
 
 LETTER = (
     'objective.kind="grpo"',
@@ -33,15 +33,7 @@ LETTER = (
 
 
 def config_of(model, rows, *more):  # noqa: F811
-    return typed_config((*_basics(model, rows), *LETTER, *more))
-
-
-def _basics(model, rows):  # noqa: F811
-    return (
-        f"model={json.dumps(str(model))}", f"data.files={json.dumps([str(rows)])}", "seq_len=64", "batch_tokens=256",
-        "batch_answers=32", "steps=24", "method.rank=4", "optimizer.lr=0.02", "save.every_steps=4", "evaluation.every_steps=8",
-        "threads=1", 'precision="fp32"',
-    )  # fmt: skip
+    return basic(model, rows, "batch_answers=32", "steps=24", "evaluation.every_steps=8", *LETTER, *more)
 
 
 def asked(gguf, rows):  # noqa: F811
@@ -143,7 +135,7 @@ def test_the_plan_counts_the_engine(gguf, rows):  # noqa: F811
 
 def test_what_cannot_be_is_refused(folder, gguf, rows, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="none is named"):
-        typed_config((*_basics(gguf, rows), 'objective.kind="grpo"'))
+        basic(gguf, rows, "batch_answers=32", 'objective.kind="grpo"')
     with pytest.raises(ValueError, match="did you mean contains"):
         config_of(gguf, rows, "objective.rewards={contain=1.0}")
     with pytest.raises(ValueError, match=r"no multiple of objective\.answers 8"):

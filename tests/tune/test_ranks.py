@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ from gangpao.tune import output
 from gangpao.tune.admission import admit, plan_of
 from gangpao.tune.run import run_config
 from tests.child import environment
-from tests.tune.test_run import config_of, folder, gguf, losses, rows, trained  # noqa: F401
+from tests.tune.test_run import SAID, config_of, folder, gguf, losses, rows, trained  # noqa: F401
 
 PAIRS = ("objective.kind=dpo", "batch_answers=4", "optimizer.lr=0.02", "steps=4")
 
@@ -31,29 +30,19 @@ def pairs(tmp_path_factory):
 
 
 def settings(model, data, *more):
-    """A run as `--set` says it."""
-    found = config_of(model, data, "steps=6", "evaluation.every_steps=3", "save.every_steps=3", *more)
-    return found, ["--model", str(model), "--data", str(data)] + [
-        f"--set={key}={json.dumps(value)}"
-        for key, value in {
-            "seq_len": 64, "batch_tokens": 256, "micro_batch_size": 2,
-            "method.rank": 4, "optimizer.lr": 0.02, "threads": 1, "precision": "fp32", "steps": 6,
-            "evaluation.every_steps": 3, "save.every_steps": 3,
-        }.items()
-    ] + [f"--set={text}" for text in more]  # fmt: skip
+    """A run as a configuration, and as words that are typed."""
+    said = ("steps=6", "evaluation.every_steps=3", "save.every_steps=3", *more)
+    words = ["--model", str(model), "--data", str(data), *(f"--set={one}" for one in (*SAID, *said))]
+    return config_of(model, data, *said), words
 
 
 def torchrun(out, words, *more):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, "-m", "gangpao.cli", "tune", "run", "--out", str(out), *words, *more],
         env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def same(out, alone):

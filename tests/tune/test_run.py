@@ -55,13 +55,15 @@ def rows(tmp_path_factory):
     return path
 
 
+SAID = (
+    "seq_len=64", "batch_tokens=256", "micro_batch_size=2", "steps=12", "method.rank=4", "optimizer.lr=0.02", "save.every_steps=4",
+    "evaluation.every_steps=6", "threads=1", 'precision="fp32"',
+)  # fmt: skip
+
+
 def config_of(model, rows, *more):
-    said = (
-        f"model={json.dumps(str(model))}", f"data.files={json.dumps([str(rows)])}", "seq_len=64", "batch_tokens=256",
-        "micro_batch_size=2", "steps=12", "method.rank=4", "optimizer.lr=0.02", "save.every_steps=4",
-        "evaluation.every_steps=6", "threads=1", 'precision="fp32"',
-    )  # fmt: skip
-    return typed_config((*said, *more))
+    named = f"model={json.dumps(str(model))}", f"data.files={json.dumps([str(rows)])}"
+    return typed_config((*named, *SAID, *more))
 
 
 def losses(out):

@@ -18,7 +18,7 @@ from gangpao import catalog, machine
 from gangpao.commands.model import checkpoint
 from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.config import ModelConfig
-from gangpao.formats.architectures import by_gguf_name, heads_by_gguf_name
+from gangpao.formats.architectures import by_gguf_name, models_and_heads
 from gangpao.formats.blocks import BY_NAME
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.split_names import stem_of
@@ -151,7 +151,7 @@ def sees_with(offer: Offer) -> str:
 
 def cannot_run(architecture: str, quantization: str) -> str:
     """Why the engine does not run such a file, as far as its head and its name tell; "" where nothing speaks against it."""
-    if architecture and architecture not in by_gguf_name() | heads_by_gguf_name():
+    if architecture and architecture not in models_and_heads():
         return f"our engine does not run the architecture {architecture} (it runs {', '.join(sorted(by_gguf_name()))})"
     kind = quantization.removeprefix("UD-")
     if kind.startswith(("IQ", "MXFP", "NVFP")) and kind not in BY_NAME:

@@ -1,13 +1,14 @@
 """Draft heads with random weights for the tiny model (tests/engine/tiny.py), as llama.cpp's converter writes them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gangpao.engine.generate import Engine
 from gangpao.formats.blocks import quantize
 from gangpao.formats.gguf import GGUF
+from tests.engine.speculate.machines import where_drafts_pay
 from tests.engine.tiny import HIDDEN
 from tests.formats.gguf_maker import ARRAY, BOOL, Typed, tensor_bytes, write_gguf
 
@@ -96,14 +97,4 @@ def _stored(x: np.ndarray, kind: str) -> tuple[str, tuple[int, ...], bytes]:
     return (kind, x.shape, quantize(x, kind).tobytes()) if whole else ("F32", x.shape, tensor_bytes("F32", x))
 
 
-def drafting(path: Path, draft: Path, **options: Any) -> Engine:
-    """An engine with a head on a machine where drafts pay, whatever machine this is."""
-    engine = Engine.load(path, context=512, num_threads=1, draft=draft, **options)
-    costs = engine.speculation.costs
-    for rows in (1, 2, 3, 4, 6, 8, 12, 16):
-        for _ in range(20):
-            costs.take(rows, 1.0 + 0.001 * rows)
-    costs.take = lambda rows, seconds: None
-    costs.since_plain = 0
-    engine.speculation.draft._share = 0.001
-    return engine
+drafting = partial(where_drafts_pay, cheap=0.001)

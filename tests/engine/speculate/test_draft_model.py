@@ -14,6 +14,7 @@ from gangpao.engine.speculate import draft_model as draft_module
 from gangpao.engine.speculate.draft_model import ModelDrafter
 from gangpao.formats.gguf import GGUF
 from tests.engine.company import alone, ask
+from tests.engine.speculate.machines import where_drafts_pay
 from tests.engine.tiny import SPECIAL, byte_pieces, write_tiny
 
 IDS = [*b"the quick brown fox "]
@@ -35,23 +36,11 @@ def other(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("small") / "small.gguf", seed=7)
 
 
-def drafting(path, draft, **options):
-    engine = Engine.load(path, context=512, num_threads=1, draft=draft, **options)
-    costs = engine.speculation.costs
-    for rows in (1, 2, 3, 4, 6, 8, 12, 16):  # a machine on which drafts pay: tests do not depend on this one
-        for _ in range(20):
-            costs.take(rows, 1.0 + 0.01 * rows)
-    costs.take = lambda rows, seconds: None
-    costs.since_plain = 0
-    engine.speculation.draft._share = 0.01
-    return engine
-
-
 @pytest.mark.parametrize("params", SETTINGS)
 @pytest.mark.parametrize("same", [True, False])
 def test_the_same_text_with_a_draft_model(engine, path, other, params, same):
     """The model itself as its draft is always right; another is mostly wrong."""
-    model = drafting(path, path if same else other)
+    model = where_drafts_pay(path, path if same else other)
     generation = model.generate(IDS, params)
     pieces = list(generation)
     expected = alone(engine, IDS, params)
@@ -61,7 +50,7 @@ def test_the_same_text_with_a_draft_model(engine, path, other, params, same):
 
 
 def test_the_scheduler_and_a_talk_draft_with_it(engine, path):
-    model = drafting(path, path)
+    model = where_drafts_pay(path, path)
     scheduler = Scheduler(model, batch=3)
     params = SETTINGS[1]
     try:
@@ -83,7 +72,7 @@ def test_the_scheduler_and_a_talk_draft_with_it(engine, path):
 
 def test_its_cache_holds_a_beginning_of_the_text(path):
     """Whatever was wrong, logits are those of a fresh cache."""
-    small = drafting(path, path).speculation.draft
+    small = where_drafts_pay(path, path).speculation.draft
     fresh = small.model
     rng = np.random.default_rng(2)
     ids = rng.integers(0, 256, 90).tolist()
@@ -103,7 +92,7 @@ def test_its_cache_holds_a_beginning_of_the_text(path):
 
 def test_a_long_text_is_read_near_its_end(path, monkeypatch):
     monkeypatch.setattr(draft_module, "WINDOW", 40)
-    small = drafting(path, path).speculation.draft
+    small = where_drafts_pay(path, path).speculation.draft
     ids = np.random.default_rng(1).integers(0, 256, 300).tolist()
     logits = small.read(ids)
     model = small.model
@@ -119,7 +108,7 @@ def test_a_long_text_is_read_near_its_end(path, monkeypatch):
 
 
 def test_one_answer_at_a_time_has_it(path):
-    small = drafting(path, path).speculation.draft
+    small = where_drafts_pay(path, path).speculation.draft
     sampler = Sampler(SamplingParams(temperature=0), 259)
     first, second = ModelDrafter(small, sampler), ModelDrafter(small, sampler)
 
@@ -162,7 +151,7 @@ def test_more_tokens_are_refused_but_for_padding(path, tmp_path, monkeypatch):
         monkeypatch.setattr(tiny, "SPECIAL", [*SPECIAL, *more])
         file = write_tiny(tmp_path / f"{len(more)}.gguf", seed=1)
         if fine:
-            engine = drafting(path, file)
+            engine = where_drafts_pay(path, file)
             assert engine.generate(IDS, SETTINGS[1]).stats.drafted == 0
             assert [p.text for p in engine.generate(IDS, SETTINGS[1])]
         else:
