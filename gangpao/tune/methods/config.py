@@ -27,7 +27,7 @@ class MethodConfig(Frozen):
     targets: str | tuple[str, ...] = Field(
         default=ALL_LINEAR,
         description='"all-linear": every linear inside the layers; a list of names or their ends ("q_proj", "lm_head", '
-        '"embed_tokens"); other text is a regular expression for whole names.',
+        '"embed_tokens"), "all-linear" among them; other text is a regular expression for whole names.',
     )
     rank_pattern: dict[str, int] = Field(default={}, description="Name, its end or a regular expression -> rank.")
     alpha_pattern: dict[str, float] = Field(default={}, description="Name, its end or a regular expression -> alpha.")

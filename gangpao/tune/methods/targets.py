@@ -28,9 +28,12 @@ def find_targets(model: Transformer, targets: str | tuple[str, ...]) -> dict[str
         found = {n: m for n, m in modules.items() if re.fullmatch(targets, n)}
         _check(targets if not found else None, modules)
         return found
+    chosen: set[str] = set()
     for target in targets:
-        _check(None if any(_ends(n, target) for n in modules) else target, modules)
-    return {n: m for n, m in modules.items() if any(_ends(n, target) for target in targets)}
+        named = find_targets(model, target) if target == ALL_LINEAR else [n for n in modules if _ends(n, target)]
+        _check(None if named else target, modules)
+        chosen.update(named)
+    return {n: m for n, m in modules.items() if n in chosen}
 
 
 def _candidates(model: Transformer) -> dict[str, nn.Module]:

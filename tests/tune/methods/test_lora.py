@@ -241,3 +241,11 @@ def test_what_cannot_be_is_said(config, words):
 def test_a_wrong_configuration_is_refused(config):
     with pytest.raises(ValueError, match=r"targets are empty|regular expression|above zero"):
         MethodConfig(**config)
+
+
+def test_all_linears_and_what_is_outside_the_layers():
+    alone, more = (
+        apply(build(), MethodConfig(rank=4, targets=t), seed=1)
+        for t in ("all-linear", ("embed_tokens", "all-linear", "lm_head"))
+    )
+    assert set(more.modules) == {*alone.modules, "model.embed_tokens", "lm_head"}
