@@ -2,6 +2,7 @@
 
     gangpao eval -m MODEL --suite NAME      ask a suite, or single tasks (--task)
     gangpao eval perplexity -m MODEL TEXT   perplexity, bits per byte, divergence from another model
+    gangpao eval pictures -m MODEL ROWS     answers about pictures, and texts found by them
     gangpao eval judge -m MODEL --judge URL conversations (MT-Bench) that another model marks
     gangpao eval report RUN...              runs beside published scores on one page
     gangpao eval compare A B                two runs item by item
@@ -26,6 +27,7 @@ from gangpao import machine
 from gangpao.commands import bench
 from gangpao.commands import options as opt
 from gangpao.commands.model.find import find_model
+from gangpao.commands.model.sight import sight_of
 from gangpao.engine.generate import Engine
 from gangpao.engine.memory import EngineOptions
 from gangpao.evaluate.judge.command import judge
@@ -34,12 +36,14 @@ from gangpao.evaluate.perplexity.command import perplexity
 from gangpao.evaluate.report import command as report_command
 from gangpao.evaluate.results import RunResult, Speed, write_run
 from gangpao.evaluate.settings import Settings
+from gangpao.evaluate.sight.command import pictures
 from gangpao.formats.adapters.typed import chosen
 from gangpao.options import Fields, command_of
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, invoke_without_command=True)
-load.use_finder(find_model)
+load.use_finder(find_model, sight_of)
 app.command("perplexity")(perplexity)
+app.command("pictures")(pictures)
 app.command("judge")(judge)
 app.command("report")(report_command.report)
 app.command("compare")(report_command.compare)

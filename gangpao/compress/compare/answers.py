@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gangpao.evaluate.asked import OnAnswer, ask
 from gangpao.evaluate.journal import Journal
-from gangpao.evaluate.judge.asked import OnAnswer, ask
 from gangpao.evaluate.models.protocol import Generated, Model, Prompt
 from gangpao.text.tokenizer import Tokenizer
 

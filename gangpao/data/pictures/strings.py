@@ -57,7 +57,7 @@ def _drawn(random: Random, text: str, path: Path | None, unseen: bool, size: int
     if random.random() < 0.3:
         below, ink = ink, below
     wide = size * SCALE
-    image = Image.new("RGB", (wide, wide), below)
+    mask = Image.new("L", (wide, wide))  # how much ink lies where: one channel is turned and made small, not three
     probe = fonts.load(path, 64)
     left, _, right, _ = probe.getbbox(text)
     width = random.uniform(0.84, 0.94) * wide
@@ -65,7 +65,7 @@ def _drawn(random: Random, text: str, path: Path | None, unseen: bool, size: int
     box = font.getbbox(text)
     x = random.uniform(0.03 * wide, max(0.03 * wide, 0.97 * wide - (box[2] - box[0]))) - box[0]
     y = random.uniform(0.1, 0.9) * (wide - (box[3] - box[1])) - box[1]
-    ImageDraw.Draw(image).text((x, y), text, ink, font)
+    ImageDraw.Draw(mask).text((x, y), text, 255, font)
     turn = random.choice((-1, 1)) * random.uniform(2.0, 3.0) if unseen else random.uniform(-1.5, 1.5)
-    turned = image.rotate(turn, Image.Resampling.BICUBIC, fillcolor=below)
-    return turned.resize((size, size), Image.Resampling.BOX)
+    small = mask.rotate(turn, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BOX)
+    return Image.composite(Image.new("RGB", small.size, ink), Image.new("RGB", small.size, below), small)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gangpao.evaluate.asked import OnAnswer, ask, key_for
 from gangpao.evaluate.journal import Journal
-from gangpao.evaluate.judge.asked import OnAnswer, ask, key_for
 from gangpao.evaluate.judge.prompts import Prompts
 from gangpao.evaluate.judge.questions import Question
 from gangpao.evaluate.judge.talk import Answers

@@ -18,9 +18,9 @@ from typing import Any
 
 from gangpao import atomic
 from gangpao.cost import show_yuan
+from gangpao.evaluate.asked import identity_of
 from gangpao.evaluate.journal import Journal
 from gangpao.evaluate.judge import marking, radar, scores
-from gangpao.evaluate.judge.asked import identity_of
 from gangpao.evaluate.judge.marking import Asking, Baseline, Judgment, Kind
 from gangpao.evaluate.judge.prompts import Prompts
 from gangpao.evaluate.judge.questions import WITH_REFERENCE, Question, QuestionSet

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gangpao.evaluate.asked import OnAnswer, ask
 from gangpao.evaluate.journal import Journal
-from gangpao.evaluate.judge.asked import OnAnswer, ask
 from gangpao.evaluate.judge.questions import Question
 from gangpao.evaluate.models.protocol import Generated, Model, Prompt
 from gangpao.options import option

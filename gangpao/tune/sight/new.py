@@ -81,7 +81,7 @@ def row(resolution: int, encoder: Encoder, pixels: Pixels) -> VisionModel:
 def _encoder(config: NewConfig) -> tuple[VisionModel, dict[str, Tensor]]:
     """Its row, and values under the names of a tower; none: from nothing."""
     if config.encoder:
-        found = encoders.read(Path(config.encoder), config.resolution)
+        found = encoders.read(Path(config.encoder), config.resolution, config.encoder_layers)
         return row(config.resolution, found.shape, found.pixels), found.tensors
     shape = Encoder(
         config.patch_size, config.layers, config.hidden_size, config.heads, config.intermediate_size, stretch="bicubic"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from gangpao.evaluate.journal import Journal, key_of
@@ -19,8 +20,12 @@ def identity_of(model: Model) -> str:
 
 
 def key_for(model: Model, prompt: Prompt) -> str:
-    """The journal's key of a prompt to a model."""
-    return key_of("answer", identity_of(model), asdict(prompt))
+    """The journal's key of a prompt to a model; of pictures it takes the hashes."""
+    shown = {c: hashlib.sha256(picture.data).hexdigest() for c, picture in prompt.pictures.items()}
+    said = asdict(replace(prompt, pictures={})) | {"pictures": shown}
+    if not shown:  # as keys were before there were pictures
+        del said["pictures"]
+    return key_of("answer", identity_of(model), said)
 
 
 def ask(model: Model, prompts: Sequence[Prompt], journal: Journal, on_answer: OnAnswer) -> list[Generated]:
