@@ -43,7 +43,9 @@ Words = Annotated[
 Images = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image", metavar="FILE", help="A picture in front of the prompt: PNG, JPEG, WebP or GIF; repeatable."
+        "--image",
+        metavar="FILE",
+        help="A picture or a video in front of the prompt: PNG, JPEG, WebP, GIF, MP4, WebM; repeatable.",
     ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]

@@ -303,8 +303,12 @@ class AnswerSequence(Sequence):
         self._send(error)
 
     def close(self) -> None:
+        """Its rows of pictures may go at once, whoever still keeps the handle; the speculator knows this object, which would live
+        on until cycles are collected."""
         if self._speculator:
             self._speculator.close(self.ids)
+        self._speculator = None
+        self.request = replace(self.request, pictures=None)
 
     def _choose(self, logits: Logits) -> int:
         """The next token by the request's settings and constraint."""

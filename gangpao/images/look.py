@@ -7,6 +7,8 @@ The caps stand before any decoder: a file of a few kilobytes may declare 30,000 
 up: other formats, and everything a decoder would notice, such as a damaged body.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import re
@@ -34,22 +36,28 @@ _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An image file that was looked at: its bytes, its size in pixels and its frames. whole: shown as one piece, where its model
-    would cut it into slices (OpenAI's detail "low")."""
+    would cut it into slices (OpenAI's detail "low"). clip: what is shown of a video in place of one picture (clips.py)."""
 
     data: bytes
-    kind: Literal["png", "jpeg", "webp", "gif"]
+    kind: Literal["png", "jpeg", "webp", "gif", "mp4", "webm"]
     width: int
     height: int
     frames: int = 1
     whole: bool = False
+    clip: tuple[Picture, ...] = ()
 
 
 def from_data_url(url: str) -> Picture:
     """The picture of a data: URL. Raises ValueError saying what is wrong."""
+    return look(in_data_url(url))
+
+
+def in_data_url(url: str) -> bytes:
+    """What a data: URL holds, not looked at. Raises ValueError saying what is wrong."""
     match = _DATA_URL.match(url[:1000])
     if match is None:
         raise ValueError("an image must be a data: URL (data:image/png;base64,...)")
-    return look(_decoded(url, match.end()))
+    return _decoded(url, match.end())
 
 
 def from_base64(encoded: str) -> Picture:

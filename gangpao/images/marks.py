@@ -25,6 +25,7 @@ def video(frames: Sequence[Plan | Pieces], marks: Marks, number: int | None) -> 
     """Texts and (frame, piece), in order; one number for the whole, where the marks have numbers for videos."""
     parts: list[str | tuple[int, int]] = [*_numbered(marks, number if marks.video_number else None)]
     for index, frame in enumerate(frames):
+        parts.append("\n" if index and marks.video_lines and marks.number is not None else "")
         parts += [part if isinstance(part, str) else (index, part) for part in _picture(frame, marks)]
     return _joined([*parts, marks.behind])
 

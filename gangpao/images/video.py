@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,29 @@ def shrunk(pixels: Bytes, side: int) -> Bytes:
     return resized(pixels, max(1, int(width * scale)), max(1, int(height * scale)))
 
 
+class Thinned:
+    """At most so many of frames that come one after the other, spread over all of them: when there are more, every second one goes,
+    and of those to come fewer are taken."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._step, self._seen = most, 1, 0
+        self.frames: list[Frame] = []
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame, or not."""
+        if self._seen % self._step == 0:
+            self.frames.append(frame)
+        self._seen += 1
+        if len(self.frames) > self._most:
+            del self.frames[1::2]
+            self._step *= 2
+
+
+def of_bytes(data: BinaryIO, kind: str) -> Iterator[Frame]:
+    """All frames of a video in memory. kind: FFmpeg's name of its format, the only one that is tried. Raises ValueError."""
+    return _video(data, {"format": kind}, "the video")
+
+
 def _animation(path: Path) -> Iterator[Frame]:
     try:
         for seconds, pixels in animation(look.look(path.read_bytes(), max_frames=MAX_FRAMES)):
@@ -129,14 +152,15 @@ def _folder(folder: Path, every: float) -> Iterator[Frame]:
             raise ValueError(f"{path}: {error}") from None
 
 
-def _video(source: str, options: dict[str, Any]) -> Iterator[Frame]:
-    av = _library()
+def _video(opened: str | BinaryIO, options: dict[str, Any], name: str = "") -> Iterator[Frame]:
+    av, source = _library(), name or str(opened)
     try:
-        container = av.open(source, **options)
+        container = av.open(opened, **options)
     except FileNotFoundError:
         raise ValueError(f"there is no {source}") from None
     except (av.FFmpegError, ValueError, OSError) as error:
-        what = f"the camera {source} cannot be opened" if options else f"{source} is no video that can be read"
+        camera = options and not name
+        what = f"the camera {source} cannot be opened" if camera else f"{source} is no video that can be read"
         raise ValueError(f"{what}: {_reason(error)}") from None
     with container:
         if not container.streams.video:

@@ -11,18 +11,19 @@ from gangpao.commands.terminal.screen import Percent
 from gangpao.engine.generate import Engine
 from gangpao.engine.pictures.rows import Hold, RowsFull
 from gangpao.images import look
+from gangpao.images.clips import any_of
 from gangpao.images.decode import decode
 from gangpao.images.look import Picture
 from gangpao.optional import there
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".mp4", ".mov", ".m4v", ".webm", ".mkv")
 # A path in quotes, or up to the first space that has no backslash in front of it.
 _PATH = re.compile(r"""\s*(?:'([^']+)'|"([^"]+)"|((?:\\.|[^\s\\])+))(?=\s|$)""")
 
 
 def load(path: Path, *, whole: bool = False) -> Picture:
-    """The picture in a file. whole: decode it once, where that can be done here, so that a damaged one is found before it is asked
-    about. Raises ValueError saying what is wrong with it."""
+    """The picture, or the video, in a file. whole: decode a picture once, where that can be done here, so that a damaged one is
+    found before it is asked about. Raises ValueError saying what is wrong with it."""
     try:
         if path.stat().st_size > look.MAX_BYTES:
             raise ValueError(f"{path}: larger than the {look.MAX_BYTES:,} bytes that are allowed")
@@ -30,8 +31,8 @@ def load(path: Path, *, whole: bool = False) -> Picture:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     try:
-        found = look.look(data)
-        if whole and there("PIL"):
+        found = any_of(data)
+        if whole and not found.clip and there("PIL"):
             decode(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -114,5 +115,6 @@ def as_parts(message: Mapping[str, Any]) -> dict[str, Any]:
         begin = at
         if picture is not None:
             data = base64.b64encode(picture.data).decode()
-            parts.append({"type": "image_url", "image_url": {"url": f"data:image/{picture.kind};base64,{data}"}})
+            kind = "video" if picture.clip else "image"
+            parts.append({"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{kind}/{picture.kind};base64,{data}"}})
     return {"role": message["role"], "content": parts}

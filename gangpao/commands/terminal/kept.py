@@ -21,7 +21,7 @@ from gangpao import atomic
 from gangpao.commands.terminal.conversation import Conversation
 from gangpao.commands.terminal.history import history_path
 from gangpao.engine.saved import session as session_file
-from gangpao.images import look
+from gangpao.images.clips import any_of
 from gangpao.images.look import Picture
 from gangpao.text.templates.chat import Message
 
@@ -81,7 +81,7 @@ class KeptChat:
         for at, file in turn.get("pictures", ()):
             try:
                 data = (self.images / file).read_bytes()
-                if _file_of(picture := look.look(data)) != file:
+                if _file_of(picture := any_of(data)) != file:
                     raise ValueError("changed")
                 shown.append((at, picture))
             except (OSError, ValueError):  # said in the turn, which is where it is missed

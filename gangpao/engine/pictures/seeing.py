@@ -8,6 +8,7 @@ picture is encoded at a time, piece by piece, and between two layers of a piece 
 and leaves the lock of the kernels' threads). `check` is called between layers, and whatever it raises ends the work.
 """
 
+import itertools
 import math
 import threading
 import time
@@ -59,15 +60,23 @@ class SightCounters:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A picture on its way into a prompt. plan: how it is cut; rows: first id -> count, in the order of the pieces."""
+    """A picture on its way into a prompt. plans: how it is cut, or each frame of a clip is; rows: first id -> count, in the order
+    of the pieces; clip: whether it is one."""
 
-    plan: slices.Plan
+    plans: tuple[slices.Plan, ...]
     rows: dict[int, int]
+    clip: bool = False
 
     def layout(self, around: Marks, number: int) -> list[str | range]:
         """What stands in its place: texts of marks, and ids. number: of the picture in its conversation, from 0."""
         ids = [range(first, first + count) for first, count in self.rows.items()]
-        return [part if isinstance(part, str) else ids[part] for part in marks.layout(self.plan, around, number)]
+        if not self.clip:
+            return [
+                part if isinstance(part, str) else ids[part] for part in marks.layout(self.plans[0], around, number)
+            ]
+        starts = list(itertools.accumulate((len(plan.grids) for plan in self.plans), initial=0))
+        parts = marks.video(self.plans, around, number)
+        return [part if isinstance(part, str) else ids[starts[part[0]] + part[1]] for part in parts]
 
     @property
     def tokens(self) -> int:
@@ -77,13 +86,15 @@ class Looked:
     def grids(self) -> dict[int, tuple[int, int]]:
         """(rows, columns) of the tokens of each piece, by its first id, where a token is a square of patches."""
         out = {}
-        for (first, count), (rows, columns) in zip(self.rows.items(), self.plan.grids, strict=True):
+        grids = [grid for plan in self.plans for grid in plan.grids]
+        for (first, count), (rows, columns) in zip(self.rows.items(), grids, strict=True):
             side = math.isqrt(rows * columns // count)
             out[first] = rows // side, columns // side
         return out
 
 
-_WHOLE = 1 << 16  # number of the piece of a picture that is not cut: its overview is another one
+# Numbers of the first piece of a picture that is not cut, whose overview is another one, and of a video.
+_WHOLE, _CLIP = 1 << 16, 1 << 17
 
 
 def _most(picture: Picture) -> int | None:
@@ -115,12 +126,14 @@ class Seeing:
 
     def look(self, picture: Picture) -> Looked:
         """What stands in a picture's place, from its header alone. Raises ValueError for one that cannot be cut."""
-        plan = slices.sizes(*decode.size(picture), self.sight.vision, max_slices=_most(picture))
-        if max(plan.tokens) > MAX_ROWS:
-            raise ValueError(f"a piece of the image has {max(plan.tokens)} rows, and at most {MAX_ROWS} are allowed")
-        digest, begin = self.table.digest(picture.data), _WHOLE if picture.whole else 0
-        rows = {self.table.first_id(digest, begin + i): count for i, count in enumerate(plan.tokens)}
-        return Looked(plan, rows)
+        shown = picture.clip or (picture,)
+        plans = tuple(slices.sizes(*decode.size(one), self.sight.vision, max_slices=_most(one)) for one in shown)
+        counts = [count for plan in plans for count in plan.tokens]
+        if max(counts) > MAX_ROWS:
+            raise ValueError(f"a piece of the image has {max(counts)} rows, and at most {MAX_ROWS} are allowed")
+        digest, begin = self.table.digest(picture.data), _CLIP if picture.clip else _WHOLE if picture.whole else 0
+        rows = {self.table.first_id(digest, begin + i): count for i, count in enumerate(counts)}
+        return Looked(plans, rows, bool(picture.clip))
 
     def look_all(self, pictures: Iterable[Picture]) -> list[Looked]:
         """The same of several. Raises PictureError, which says which one cannot be cut."""
@@ -174,21 +187,28 @@ class Seeing:
         return self.table.hold({first: count for one in looked for first, count in one.rows.items()})
 
     def _encode(self, picture: Picture, looked: Looked, check: Check) -> None:
-        wanted = [i for i, first in enumerate(looked.rows) if not self.table.has(first)]
-        self.counters.pieces_cached += len(looked.rows) - len(wanted)
+        """A picture, or the frames of a clip one after the other."""
+        left = iter(looked.rows.items())
+        for one, plan in zip(picture.clip or (picture,), looked.plans, strict=True):
+            self._encode_pieces(one, list(itertools.islice(left, len(plan.tokens))), check)
+
+    def _encode_pieces(self, picture: Picture, rows: Sequence[tuple[int, int]], check: Check) -> None:
+        """rows: first id and count of each piece."""
+        wanted = [i for i, (first, _) in enumerate(rows) if not self.table.has(first)]
+        self.counters.pieces_cached += len(rows) - len(wanted)
         if not wanted:
             return
         pieces = slices.pieces(decode.decode(picture), self.sight.vision, max_slices=_most(picture))
-        firsts = list(looked.rows)
         for i in wanted:
+            first, count = rows[i]
             check()
             start = time.perf_counter()
-            rows = self.sight.encode(pieces.pieces[i], check)
+            found = self.sight.encode(pieces.pieces[i], check)
             self.counters.pieces += 1
             self.counters.seconds += time.perf_counter() - start
-            if rows.shape != (looked.rows[firsts[i]], self.table.width) or not np.isfinite(rows).all():
+            if found.shape != (count, self.table.width) or not np.isfinite(found).all():
                 raise ValueError(
-                    f"the encoder gave {rows.shape} rows for a piece of {looked.rows[firsts[i]]}, or values that are not "
-                    "finite: the mmproj file is damaged or belongs to another model"
+                    f"the encoder gave {found.shape} rows for a piece of {count}, or values that are not finite: the mmproj file "
+                    "is damaged or belongs to another model"
                 )
-            self.table.put(firsts[i], rows)
+            self.table.put(first, found)

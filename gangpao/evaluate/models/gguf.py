@@ -14,7 +14,6 @@ from typing import Any
 
 from gangpao.engine.answer import Piece
 from gangpao.engine.generate import Engine
-from gangpao.engine.pictures.rows import RowsFull
 from gangpao.engine.sample import SamplingParams
 from gangpao.engine.scheduler import Handle, Request, Scheduler
 from gangpao.engine.score import Scorer
@@ -99,6 +98,7 @@ class EngineModel:
         in their order, in which questions about one picture stand together."""
         ids = [self.ids_of(prompt) for prompt in prompts]
         self._scheduler = self._scheduler or Scheduler(self.engine, batch=self._batch, queue=self._batch)
+        self._make_room(ids)
         ended: queue.SimpleQueue[_Writing | Exception] = queue.SimpleQueue()
         waiting = deque(sorted(range(len(prompts)), key=lambda i: (bool(prompts[i].pictures), -len(ids[i]))))
         under_way = 0
@@ -108,11 +108,7 @@ class EngineModel:
                 if len(ids[i]) >= self.engine.context:
                     yield waiting.popleft(), Generated("", "too_long", prompt_tokens=len(ids[i]))
                     continue
-                try:
-                    _Writing(i, self.engine, self._scheduler, prompts[i], ids[i], ended)
-                except RowsFull:  # answers that are under way look at as many pictures as there is memory for
-                    break
-                waiting.popleft()
+                _Writing(waiting.popleft(), self.engine, self._scheduler, prompts[i], ids[i], ended)
                 under_way += 1
             if under_way:
                 done = ended.get()
@@ -123,7 +119,17 @@ class EngineModel:
                 self.usage.prompt += stats.prompt_tokens - stats.cached_tokens
                 self.usage.cached += stats.cached_tokens
                 self.usage.completion += stats.completion_tokens
-                yield done.number, done.generated()
+                answer = done.generated()
+                del done.handle  # the answer's pictures go with it
+                yield done.number, answer
+
+    def _make_room(self, ids: Sequence[Sequence[int]]) -> None:
+        """For the pictures of as many answers as may be under way or wait."""
+        seeing, vocab = self.engine.seeing, self.engine.model.config.vocab_size
+        if seeing is not None and self._scheduler is not None:
+            rows = max((sum(i >= vocab for i in one) for one in ids), default=0)
+            most = 4 * (2 * self._scheduler.places + 2) * rows * seeing.table.width
+            seeing.table.limit = max(seeing.table.limit, most)
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """By the file's own template."""

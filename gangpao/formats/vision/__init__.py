@@ -99,8 +99,8 @@ class Merger:
 class Marks:
     """The texts around the rows of a picture. image: around the overview (and in front of slices); slices: around all slices;
     slice: around each; row: between rows of slices. number: around the number of the picture, counted from 0 in a conversation,
-    None: no numbers; video_number: whether a video has one, too. behind: between a picture and what follows it in a message.
-    filler: the token whose embeddings the rows replace."""
+    None: no numbers; video_number: whether a video has one, too; video_lines: whether frames of one stand on lines of their own.
+    behind: between a picture and what follows it in a message. filler: the token whose embeddings the rows replace."""
 
     image: tuple[str, str] = ("<image>", "</image>")
     slices: tuple[str, str] = ("", "")
@@ -108,6 +108,7 @@ class Marks:
     row: str = "\n"
     number: tuple[str, str] | None = None
     video_number: bool = False
+    video_lines: bool = True
     behind: str = ""
     filler: str = "<unk>"
 
@@ -135,7 +136,8 @@ _SIGLIP_2024 = Encoder(
 )  # timm's, as V 1.0 and 2.0 load it
 _V2_MARKS = Marks(slices=("<slice>", "</slice>"), slice=("<image>", "</image>"), behind="\n")
 _NUMBERED = Marks(number=("<image_id>", "</image_id>"), behind="\n")
-_NUMBERED_4_6 = replace(_NUMBERED, video_number=True)  # 4.6 numbers videos, 4.7 and the older ones do not
+_NUMBERED_4_7 = replace(_NUMBERED, video_lines=False)
+_NUMBERED_4_6 = replace(_NUMBERED_4_7, video_number=True)  # 4.6 numbers videos, 4.7 and the older ones do not
 
 VISION: dict[str, VisionModel] = {
     row.name: row
@@ -159,7 +161,7 @@ VISION: dict[str, VisionModel] = {
         ),
         VisionModel(
             "minicpm-v-4.7", ("minicpmv4_7",), Encoder(merge_after=7), Merger(kind="merge", activation="gelu"),
-            Slicing(multiple=56, ties="more_rows"), _NUMBERED, text="qwen3_5", canvas=True,
+            Slicing(multiple=56, ties="more_rows"), _NUMBERED_4_7, text="qwen3_5", canvas=True,
         ),
         VisionModel(
             "omnilmm-12b", ("omnilmm",),

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Collection, Iterator
 from urllib.parse import urlsplit
 
-from gangpao.images import look
+from gangpao.images import clips, look
 from gangpao.images.look import Picture
 
 TIMEOUT_S = 10.0  # for one read
@@ -24,14 +24,15 @@ AT_ONCE = 8  # the threads that wait for other servers prepare prompts otherwise
 _places = threading.BoundedSemaphore(AT_ONCE)
 
 
-def load(url: str, hosts: Collection[str] = (), encoded: str = "") -> Picture:
+def load(url: str, hosts: Collection[str] = (), encoded: str = "", *, clip: bool = False) -> Picture:
     """The picture of a URL: data: always, https: and http: only from `hosts`; or of its bytes in base64 (`encoded`), where there is
-    no URL. Raises ValueError saying what is wrong."""
+    no URL. clip: a video. Raises ValueError saying what is wrong."""
     if not url:
         return look.from_base64(encoded)
+    read = clips.read if clip else look.look
     if re.match(r"https?://", url[:10], re.IGNORECASE):
-        return look.look(fetch(url, hosts, look.MAX_BYTES))
-    return look.from_data_url(url)
+        return read(fetch(url, hosts, look.MAX_BYTES))
+    return read(look.in_data_url(url))
 
 
 def fetch(url: str, hosts: Collection[str], limit: int) -> bytes:

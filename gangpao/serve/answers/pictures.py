@@ -34,12 +34,13 @@ _encoder = ThreadPoolExecutor(1, "sight")
 
 class Image(NamedTuple):
     """An image as it came: an address (data:, https:), or its bytes in base64. at: its place in the text of its message; whole: it
-    is not to be cut into slices."""
+    is not to be cut into slices; clip: it is a video."""
 
     url: str = ""
     base64: str = ""
     at: int = 0
     whole: bool = False
+    clip: bool = False
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ async def load(engine: Engine, images: Sequence[tuple[str, Image]], hosts: Seque
 def look_at(image: Image, hosts: Sequence[str], place: str, engine: Engine | None = None) -> Picture:
     """The picture, which the engine could cut. Raises ApiError (400) with its place."""
     try:
-        found = replace(image_fetch.load(image.url, hosts, image.base64), whole=image.whole)
+        found = replace(image_fetch.load(image.url, hosts, image.base64, clip=image.clip), whole=image.whole)
         if engine is not None and engine.seeing is not None:
             engine.seeing.look(found)
     except ValueError as error:

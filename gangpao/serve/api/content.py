@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from gangpao.serve.answers.chat import Message, Role
 from gangpao.serve.answers.pictures import Image
 from gangpao.serve.api.dialect import Notes
-from gangpao.serve.api.schema import IMAGES, TEXTS, Part, Source
+from gangpao.serve.api.schema import IMAGES, TEXTS, ImageURL, Part, Source
 from gangpao.serve.http.errors import ApiError
 
 _THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content"})
@@ -109,6 +109,9 @@ def _inside(part: Part, where: str, notes: Notes) -> str | None:
 
 def _image(part: Part) -> Image:
     source: Any = part.source
+    if part.type == "video_url":
+        url = part.video_url
+        return Image(url=url.url if isinstance(url, ImageURL) else url or "", clip=True)
     if isinstance(source, Source):
         return Image(url=source.url or "") if source.type == "url" else Image(base64=source.data or "")
     if part.image_url is None or isinstance(part.image_url, str):

@@ -231,7 +231,7 @@ def _is_said(value: Any) -> bool:
 
 
 TEXTS = frozenset({"text", "input_text", "output_text", "summary_text"})
-IMAGES = frozenset({"image_url", "input_image", "image"})
+IMAGES = frozenset({"image_url", "input_image", "image", "video_url"})
 _KNOWN_PARTS = TEXTS | IMAGES | {"refusal", "document", "search_result", "tool_reference", "tool_use", "tool_result"}
 
 
@@ -240,12 +240,12 @@ def _typed(value: Any) -> Any:
     if isinstance(value, str):
         return {"type": "text", "text": value}
     if isinstance(value, dict) and value.get("type") is None:
-        return {**value, "type": next((name for name in ("text", "image_url") if name in value), "none")}
+        return {**value, "type": next((name for name in ("text", "image_url", "video_url") if name in value), "none")}
     return value
 
 
 class Part(Body):
-    """A part of a message: text, an image, or what another program put there (content.py)."""
+    """A part of a message: text, an image, a video (video_url, as vLLM has it), or what another program put there (content.py)."""
 
     _loose = loose(_KNOWN_PARTS, frozenset({"text", "title", "content"}), _typed)
 
@@ -253,6 +253,7 @@ class Part(Body):
     text: str | None = None
     refusal: str | None = None
     image_url: ImageURL | str | None = None
+    video_url: ImageURL | str | None = None
     detail: str | None = None
     source: "Source | str | None" = None
     title: str | None = None

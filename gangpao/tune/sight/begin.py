@@ -8,15 +8,18 @@ Each is made once and found again when the run goes on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from gangpao.data.pictures.write import ROWS, pictures, write
 from gangpao.data.sources.forms import Document
+from gangpao.data.sources.pictures import Reference
 from gangpao.tune.config import TuneConfig
 from gangpao.tune.data.config import TuneData, TuneFile
 from gangpao.tune.data.rows import open_file
+from gangpao.tune.sight.calibrate import PICTURES
 from gangpao.tune.sight.new import make
 
 BASE = "base"
@@ -50,8 +53,17 @@ def new_base(config: TuneConfig, out: Path, text: Path | None) -> Path:
     assert config.new is not None
     folder = out.absolute() / BASE
     if not folder.is_dir():
-        make(folder, config.new, text if config.new.text else None, _documents(config.data), seed=config.seed)
+        given = text if config.new.text else None
+        make(folder, config.new, given, _documents(config.data), _some_pictures(config.data), seed=config.seed)
     return folder
+
+
+def _some_pictures(data: TuneData) -> Iterator[tuple[Reference, Path]]:
+    """The first ones of each file for training, and the folders in which they lie."""
+    for file in data.files:
+        opened = open_file(file, Path(data.root))
+        shown = (one for _, found in opened.examples() if isinstance(found, Document) for one in found.images)
+        yield from ((one, opened.folder) for one in itertools.islice(shown, -(-PICTURES // len(data.files))))
 
 
 def _documents(data: TuneData) -> Iterator[Document]:

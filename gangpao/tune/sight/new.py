@@ -6,6 +6,7 @@ words, and <image> is added behind them. Everything follows from the configurati
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,10 +17,14 @@ from torch import Tensor
 
 from gangpao.data.config import TrainTokenizer
 from gangpao.data.sources.forms import Document, said
-from gangpao.data.sources.pictures import cut
+from gangpao.data.sources.picture_files import read
+from gangpao.data.sources.pictures import Reference, cut
 from gangpao.data.tokens import bpe
 from gangpao.formats.gguf import GGUF
 from gangpao.formats.vision import VISION, Encoder, Merger, Pixels, VisionModel
+from gangpao.images import slices
+from gangpao.images.decode import decode
+from gangpao.images.slices import Piece
 from gangpao.model import weights
 from gangpao.model.config import ModelConfig
 from gangpao.model.transformer import Transformer
@@ -30,15 +35,24 @@ from gangpao.text.tokenizer_json import hugging_face_files
 from gangpao.tune.base import gguf as blocks
 from gangpao.tune.pictures.config import NewConfig
 from gangpao.tune.sight import encoders
+from gangpao.tune.sight.calibrate import calibrate
 from gangpao.tune.sight.output import CHAT_TEMPLATE, IMAGE, preprocessing, write_folder
 
 _BUILT_STD = 0.02  # of what VisionTower.build draws
 _MOST_TEXT = 8_000_000  # characters that a vocabulary is trained on
 
 
-def make(folder: Path, config: NewConfig, text: Path | None, documents: Iterable[Document], *, seed: int) -> Path:
-    """Write the folder. text: the language model (a folder or a .gguf file), None: from nothing. Raises ValueError where one of
-    them cannot be used."""
+def make(
+    folder: Path,
+    config: NewConfig,
+    text: Path | None,
+    documents: Iterable[Document],
+    pictures: Iterable[tuple[Reference, Path]] = (),
+    *,
+    seed: int,
+) -> Path:
+    """Write the folder. text: the language model (a folder or a .gguf file), None: from nothing. pictures: some of the data, each
+    with the folder in which it lies, for the scale of the merger. Raises ValueError where one of them cannot be used."""
     if text is None:
         language, files = _from_nothing(folder, config, documents, seed)
     else:
@@ -54,9 +68,20 @@ def make(folder: Path, config: NewConfig, text: Path | None, documents: Iterable
                 parameter.copy_(values[name])
             elif parameter.ndim > 1:
                 parameter.mul_(_std(name, parameter) / _BUILT_STD)
+    if pieces := _pieces(vision, pictures):
+        calibrate(tower, pieces, language)
     tensors = dict(tower.state_dict()) | {f"language.{n}": p for n, p in weights.state(language).items()}
     ids = {"image_token_index": image_id, "bos_token_id": language.config.bos_token_id}
     return write_folder(folder, vision, language.config, tensors, files | preprocessing(vision), ids)
+
+
+def _pieces(vision: VisionModel, pictures: Iterable[tuple[Reference, Path]]) -> list[Piece]:
+    """Of those pictures that can be read; what is wrong with the others is said where the data is read."""
+    out: list[Piece] = []
+    for reference, folder in pictures:
+        with contextlib.suppress(ValueError):
+            out += slices.pieces(decode(read(reference, folder)[0]), vision).pieces
+    return out
 
 
 def _std(name: str, parameter: Tensor) -> float:

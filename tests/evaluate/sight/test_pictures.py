@@ -85,7 +85,7 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path, row, why):
 
 
 def test_answers_are_those_of_the_engine_alone(engine, rows, tmp_path):
-    """Batched, with less memory for rows than pictures, resumed, or by a server: the same words."""
+    """Batched, resumed, or by a server: the same words."""
     asked = questions(str(rows), limit=5)
     expected = [alone(engine, question, 8) for question in asked]
     model = EngineModel(engine, FACTS, batch=4)

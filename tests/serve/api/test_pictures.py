@@ -15,12 +15,14 @@ import pytest
 from gangpao.engine.generate import Engine
 from gangpao.engine.pictures.prompts import placed
 from gangpao.engine.sample import SamplingParams
+from gangpao.images import clips
 from gangpao.machine import rss_mb
 from gangpao.serve.answers import pictures as answer_pictures
 from gangpao.serve.app import running
 from gangpao.serve.server import Server, Settings
 from tests.engine.pictures.linear_sight import LinearSight, picture, png
 from tests.engine.tiny import write_tiny
+from tests.images.test_video import animated, colours
 from tests.serve.conftest import Live
 
 N = 12
@@ -98,6 +100,26 @@ def test_openai_client(client, seeing, engine):
     assert seeing.engine.seeing.sight.calls - before == 1 + len(
         engine.seeing.look(shown[1][1]).rows
     )  # the first is there
+
+
+def test_a_video_is_its_frames_in_one_place(client, seeing, engine):
+    """vLLM's video_url; the rows of all frames follow each other, each is encoded once, and a follow-up encodes none."""
+    data = animated("WEBP", colours(4, (40, 40)), duration=1000)
+    clip = clips.read(data)
+    url = "data:image/webp;base64," + base64.b64encode(data).decode()
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "what moves?"}]
+    before = seeing.engine.seeing.sight.calls
+    for _ in range(2):
+        done = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": content}], temperature=0, max_tokens=N
+        )
+    assert seeing.engine.seeing.sight.calls - before == 4
+    text, count = said(engine, ("user", "what moves?", [(0, clip)]))
+    assert (done.choices[0].message.content, done.usage.prompt_tokens) == (text, count)
+    rows = sum(engine.seeing.look(one).tokens for one in clip.clip)
+    assert engine.seeing.look(clip).tokens == rows
+    assert count > rows
+    assert engine.seeing.look(clips.any_of(data)).rows.keys().isdisjoint(engine.seeing.look(clip).rows)
 
 
 def test_a_follow_up_question_comes_from_the_prefix(client, seeing):

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from gangpao.formats.vision import Pixels
+from gangpao.images import slices
 from gangpao.model.vision.encoder import Encoder
+from gangpao.model.vision.tower import VisionTower
 from gangpao.tune.sight import encoders
+from gangpao.tune.sight import new as made
+from gangpao.tune.sight.calibrate import calibrate
+from tests.model.test_transformer import build
 
 WIDTH, LAYERS, SIDE, PATCH = 64, 2, 3, 4
 
@@ -135,3 +141,26 @@ def test_a_cut_file_is_no_onnx(dinov2, tmp_path):
         encoders.dinov2(path, encoders.initializers(path, onnx(named)[:-100]))
     with pytest.raises(ValueError, match="is missing: this is no DINOv2"):
         encoders.dinov2(path, {"a": torch.from_numpy(np.zeros(1, np.float32))})
+
+
+def test_a_new_merger_begins_at_the_scale_of_the_tokens(tmp_path):
+    """Whatever the encoder's scale: rows are as large as token embeddings times scale_emb, differ by patch, and have mean 0."""
+    language = build("minicpm").float()
+    shape = encoders.Encoder(patch_size=8, layers=2, hidden_size=32, heads=2, intermediate_size=64)
+    tower = VisionTower.build(made.row(32, shape, Pixels()), language.config.hidden_size, seed=1)
+    with torch.no_grad():
+        for name, parameter in tower.encoder.named_parameters():
+            parameter.mul_(1e-2 if "layers" not in name else 1.0)
+    random = np.random.default_rng(0)
+    pieces = [
+        piece
+        for _ in range(6)
+        for piece in slices.pieces(random.integers(0, 256, (32, 32, 3), dtype=np.uint8), tower.vision).pieces
+    ]
+    calibrate(tower, pieces, language)
+    with torch.no_grad():
+        rows = torch.cat(tower(pieces))
+    tokens = float(language.model.embed_tokens.weight.detach().std()) * language.config.scale_emb
+    assert float(rows.std()) == pytest.approx(tokens, rel=0.02)
+    assert float(rows.mean(dim=0).abs().max()) < 1e-4 * tokens
+    assert float(rows.std(dim=0).min()) > 0.1 * tokens
