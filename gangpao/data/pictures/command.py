@@ -32,12 +32,16 @@ def pictures_command(
     describe: Annotated[
         bool, typer.Option("--describe", help="Only what asks for everything that is there: shapes and hands.")
     ] = False,
+    lengths: Annotated[
+        tuple[int, int] | None,
+        typer.Option("--lengths", metavar="FROM TO", help="Characters of the shortest and the longest string. [8 8]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Write a folder of pictures and print what it holds."""
     found = write(out, pictures(
         kind, count=count, seed=seed, unseen=unseen, size=size, source=source, fonts=fonts or (), questions=questions,
-        describe=describe,
+        describe=describe, lengths=lengths,
     ))  # fmt: skip
     if as_json:
         print(json.dumps(found, ensure_ascii=False))

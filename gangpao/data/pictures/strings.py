@@ -1,6 +1,7 @@
 """Eight characters to read: letters and digits in fonts that are here, or common Chinese characters in fonts that are named.
 
-A test shows strings that training never does (by their hash) and turns that it does not.
+A test shows strings that training never does (by their hash) and turns that it does not. Shorter ones (`lengths`) are what reading
+is learned from: of eight characters at once a new model learns for long that any could stand anywhere (docs/log.md, 2026-11-30).
 """
 
 import hashlib
@@ -25,17 +26,22 @@ HAN = (
 
 
 class Strings:
-    """Draws strings. chinese: files of fonts with Chinese characters; none: letters and digits alone. Raises ValueError for fonts
-    that lack characters."""
+    """Draws strings. chinese: files of fonts with Chinese characters; none: letters and digits alone. lengths: of the shortest and
+    the longest one, in characters. Raises ValueError for fonts that lack characters, and for other lengths."""
 
-    def __init__(self, chinese: Sequence[Path] = ()) -> None:
+    def __init__(self, chinese: Sequence[Path] = (), lengths: tuple[int, int] = (LENGTH, LENGTH)) -> None:
         fonts.check(chinese, HAN)
-        self.latin, self.chinese = fonts.latin(), tuple(chinese)
+        if not 1 <= lengths[0] <= lengths[1] <= LENGTH:
+            raise ValueError(
+                f"strings of {lengths[0]} to {lengths[1]} characters: they have 1 to {LENGTH}, the shortest first"
+            )
+        self.latin, self.chinese, self.lengths = fonts.latin(), tuple(chinese), lengths
 
     def __call__(self, random: Random, unseen: bool, size: int) -> Scene:
         """One picture of `size` x `size` pixels."""
         han = bool(self.chinese) and random.random() < 0.5
-        text = _string(random, HAN if han else LETTERS, unseen)
+        length = random.randint(*self.lengths)
+        text = _string(random, HAN if han else LETTERS, length, unseen)
         font = random.choice(self.chinese if han else self.latin)
         picture = _drawn(random, text, font, unseen, size)
         zh = han or random.random() < 0.5
@@ -43,10 +49,12 @@ class Strings:
         return Scene(picture, ((question, text),), {"text": text, "font": font.stem if font else "pillow"})
 
 
-def _string(random: Random, alphabet: str, unseen: bool) -> str:
-    """A string of the wanted half: one in sixteen belongs to tests."""
+def _string(random: Random, alphabet: str, length: int, unseen: bool) -> str:
+    """A string of the wanted part: one in sixteen belongs to tests. Those of one or two characters are in both."""
     while True:
-        text = "".join(random.choice(alphabet) for _ in range(LENGTH))
+        text = "".join(random.choice(alphabet) for _ in range(length))
+        if length < 3:
+            return text
         if (hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % 16 == 0) == unseen:
             return text
 
@@ -61,6 +69,8 @@ def _drawn(random: Random, text: str, path: Path | None, unseen: bool, size: int
     probe = fonts.load(path, 64)
     left, _, right, _ = probe.getbbox(text)
     width = random.uniform(0.84, 0.94) * wide
+    if len(text) < LENGTH:  # as large as of eight, or larger, up to the whole width: small print is learned last
+        width *= (len(text) / LENGTH) ** random.random()
     font = fonts.load(path, max(8, int(64 * width / (right - left))))
     box = font.getbbox(text)
     x = random.uniform(0.03 * wide, max(0.03 * wide, 0.97 * wide - (box[2] - box[0]))) - box[0]

@@ -15,7 +15,7 @@ from typing import Any
 from gangpao.atomic import new_folder
 from gangpao.data.pictures import archives
 from gangpao.data.pictures.archives import Found
-from gangpao.data.pictures.strings import Strings
+from gangpao.data.pictures.strings import LENGTH, Strings
 from gangpao.data.pictures.table import KINDS
 
 MOST = 1_000_000
@@ -34,9 +34,11 @@ def pictures(
     fonts: Sequence[Path] = (),
     questions: int | None = None,
     describe: bool = False,
+    lengths: tuple[int, int] | None = None,
 ) -> Iterator[Found]:
     """The pictures of a kind, one after the other. count: None is all that a source has. questions: about each, at most; None: as
-    many as the kind has. describe: only what asks for everything, of kinds that have it.
+    many as the kind has. describe: only what asks for everything, of kinds that have it. lengths: of the shortest and the longest
+    string; None: eight characters.
 
     Raises ValueError for a kind, size or source that is none, and for what is wrong with a source.
     """
@@ -44,6 +46,8 @@ def pictures(
         raise ValueError(f"{kind!r:.40} is no kind of pictures; there are {', '.join(KINDS)}")
     if fonts and kind != "strings":
         raise ValueError(f"--font is for strings, not for {kind}")
+    if lengths is not None and kind != "strings":
+        raise ValueError(f"--lengths is for strings, not for {kind}")
     found = KINDS[kind]
     if not found.size:
         if size is not None:
@@ -58,7 +62,7 @@ def pictures(
     size = size or found.size
     if not SMALLEST <= size <= LARGEST:
         raise ValueError(f"--size is {size}, and a side has {SMALLEST} to {LARGEST} pixels")
-    draw = found.draw or Strings(fonts)
+    draw = found.draw or Strings(fonts, lengths or (LENGTH, LENGTH))
     for i in range(count):
         scene = draw(Random(f"{kind} {seed} {unseen} {i}"), unseen, size)
         data = io.BytesIO()

@@ -47,6 +47,9 @@ class Drawn(Frozen):
     size: int | None = Field(default=None, ge=1, description="Pixels of a side of what is drawn.")
     questions: int | None = Field(default=None, ge=1, description="About each picture, at most.")
     describe: bool = Field(default=False, description="Only what asks for everything that is there.")
+    lengths: tuple[int, int] | None = Field(
+        default=None, description="Characters of the shortest and the longest string; none: eight."
+    )
     unseen: bool = Field(default=False, description="Variations that others never show.")
     source: PathText = Field(default="", description="A tar archive, or a wheel of easy-vqa.")
     fonts: tuple[str, ...] = Field(default=(), description="Files of fonts with Chinese characters, for strings.")

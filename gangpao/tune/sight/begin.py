@@ -34,7 +34,7 @@ def draw(config: TuneConfig, out: Path, stream: TextIO | None) -> TuneData:
         if not (folder / ROWS).is_file():
             made = write(folder, pictures(
                 one.kind, count=one.count, seed=one.seed, unseen=one.unseen, size=one.size,
-                questions=one.questions, describe=one.describe,
+                questions=one.questions, describe=one.describe, lengths=one.lengths,
                 source=root / Path(one.source).expanduser() if one.source else None,
                 fonts=[root / Path(font).expanduser() for font in one.fonts],
             ))  # fmt: skip
