@@ -46,10 +46,7 @@ HELP = (
     ("/help", "this list"),
     ("/model NAME", "go on with another model; without NAME, the models there are"),
     ("/set KEY VALUE", "change temperature, top_p, seed, system ...; without VALUE, show it; without KEY, show all"),
-    (
-        "/image FILE [TEXT]",
-        "show a picture or video with the next question, or with TEXT; dragging a file in does it, too",
-    ),
+    ("/image FILE [TEXT]", "show a picture or video with the next question, or with TEXT; so does dragging one in"),
     ("/retry", "another answer to the last question"),
     ("/think WHAT", "on, off, default, low, medium, high, or the most tokens of a thought; without WHAT, show it"),
     ("/thoughts", "what the model thought before its last answer"),
