@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 
 from gangpao.atomic import write_json
-from gangpao.forge.record import Record, record_path
+from gangpao.forge.record import OLD, Record, record_path
 
-OLD, _STATE = "old", "state.json"
+_STATE = "state.json"
 
 
 def place(out: Path, name: str, key: str) -> Path:

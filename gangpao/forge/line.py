@@ -24,7 +24,7 @@ from gangpao.atomic import locked, read_json, write_json
 from gangpao.forge import aside, child
 from gangpao.forge.config import ForgeConfig
 from gangpao.forge.content import Hashes, key_of
-from gangpao.forge.record import LINE, STATE, Record, log_path, made_by, record_path
+from gangpao.forge.record import LINE, STATE, Record, follow, log_path, made_by, record_path
 from gangpao.forge.stages.stage import Command, Context, Made, Product
 from gangpao.forge.stages.table import stage_of
 from gangpao.units import show_seconds, utc_now
@@ -58,7 +58,8 @@ def forge(
     out = out.absolute()
     with locked(out, BUSY, patience=LOOKS):
         child.wait_for_earlier(out / STATE, stream)
-        write_json(out / LINE, {"config": config.model_dump(mode="json")} | made_by())
+        follow(out)
+        write_json(out / LINE, {"config": config.model_dump(mode="json"), "out": str(out)} | made_by())
         line = _Line(config, model, out, stream)
         wanted = names[: names.index(until) + 1] if until else names
         line.check(wanted)

@@ -16,7 +16,7 @@ from gangpao.atomic import read_json, write_json
 from gangpao.forge.config import ForgeConfig
 from gangpao.forge.stages.stage import Product
 
-LINE, STATE, LOG = "forge.json", "state", "log"
+LINE, STATE, LOG, OLD = "forge.json", "state", "log", "old"
 
 
 @functools.cache
@@ -84,6 +84,25 @@ class Record:
 def _changed(path: Path, otherwise: float) -> float:
     """When a file was last written to."""
     return path.stat().st_mtime if path.is_file() else otherwise
+
+
+def follow(out: Path) -> None:
+    """Let all records of a line say where its folder is now, if it was moved or copied since the last call."""
+    was = read_json(out / LINE).get("out") if (out / LINE).is_file() else None
+    if isinstance(was, str) and was != str(out):
+        for path in [*sorted((out / STATE).glob("*.json")), *sorted((out / OLD).glob("*/*.json"))]:
+            write_json(path, _rebased(read_json(path), was, str(out)))
+
+
+def _rebased(value: Any, was: str, now: str) -> Any:
+    """The same with paths below one folder below another; keys are paths, too, in what is remembered of hashes."""
+    if isinstance(value, Mapping):
+        return {_rebased(key, was, now): _rebased(one, was, now) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rebased(one, was, now) for one in value]
+    if isinstance(value, str) and (value == was or value.startswith(f"{was}/")):
+        return now + value[len(was) :]
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def test_a_stage_that_made_the_same_again_changes_nothing_behind_it(forged, ran,
     data = table.STAGES["data"]
     monkeypatch.setitem(table.STAGES, "data", Stage(data.depends, data.run, always=True))
     assert forged() == ["data"]
+
+
+def test_a_folder_that_was_moved_is_gone_on_with(forged, ran, tmp_path):
+    """Whatever was put aside comes along; a copy does not look into the folder that it was made from."""
+    forged()
+    forged("tune.sft.config.rows=2")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copied")
+    shutil.rmtree(tmp_path / "moved" / "export")
+    for folder, again in (("copied", []), ("moved", ["export"])):
+        for overrides in (["tune.sft.config.rows=2"], []):
+            ran.clear()
+            line.forge(load_forge_config(tmp_path / "line.toml", overrides), None, tmp_path / folder)
+            assert list(ran) == (again if overrides else []), folder
 
 
 def test_until_and_from(forged):
