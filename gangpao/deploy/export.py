@@ -25,6 +25,13 @@ def export(
     kind: Annotated[
         str, typer.Option("--type", help=f"Type of the matrices in a .gguf file: {', '.join(WRITTEN)}.")
     ] = "Q8_0",
+    sight: Annotated[
+        str | None,
+        typer.Option(
+            "--mmproj-type",
+            help="Type of the encoder of a model that sees. [as the model where that has floats, else Q8_0]",
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -36,9 +43,12 @@ def export(
 ) -> None:
     """Write a Hugging Face folder as GGUF, or folded into Llama's form."""
     if target.suffix == ".gguf":
-        for path in pair.export(folder, target, kind.upper(), progress=_show, on_note=_note, check=check):
+        eyes = sight and sight.upper()
+        for path in pair.export(folder, target, kind.upper(), sight=eyes, progress=_show, on_note=_note, check=check):
             print(f"{path} ({show_bytes(path.stat().st_size)})")
         return
+    if sight is not None:
+        raise ValueError(f"--mmproj-type {sight}: a folder in Llama's form has no encoder; leave it out")
     print(fold(folder, target))
 
 

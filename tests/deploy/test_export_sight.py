@@ -43,6 +43,18 @@ def test_a_folder_that_sees_becomes_two_files(tmp_path, name, language):
             pair.export(folder, model, kind)
 
 
+def test_the_encoder_has_a_type_of_its_own(tmp_path):
+    folder, vision, tower = folder_of(tmp_path / "hf", "llava", "llama")
+    _, beside = pair.export(folder, tmp_path / "m.gguf", "F16", sight="Q4_0", check=False)
+    for path, kind in ((beside, "Q4_0"), (tmp_path / "m.gguf", "F16")):
+        with GGUF.open(path) as gguf:
+            assert kind in {tensor.type for tensor in gguf.tensors.values()}
+    piece = tiny.piece(vision, (8, 8))
+    expected = tower([piece])[0].detach().numpy()
+    found = Sight.open(beside).encode(piece)
+    assert 0.01 < np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.3
+
+
 def test_there_is_no_encoder_without_its_language_model(tmp_path, monkeypatch):
     folder, *_ = folder_of(tmp_path / "hf", "llava", "llama")
 
