@@ -425,6 +425,9 @@ class Queue:
     def drop_cancelled(self) -> int:
         """Take out what nobody waits for any more, and say how many that were."""
         before = len(self)
+        for sequence in self:
+            if sequence.cancelled:
+                sequence.close()
         self._begun = [sequence for sequence in self._begun if not sequence.cancelled]
         lines = {
             client: deque(sequence for sequence in line if not sequence.cancelled)

@@ -14,9 +14,10 @@ OnAnswer = Callable[[Generated, bool], Any]  # and whether it was asked for now
 
 
 def identity_of(model: Model) -> str:
-    """What tells models apart: the content of a file, or a server and its name for the model."""
+    """What tells models apart: the content of a file (and of the one that it sees with), or a server and its name for the model."""
     facts = model.facts
-    return facts.sha256 or f"{facts.url} {facts.name}"
+    weights = facts.sha256 or f"{facts.url} {facts.name}"
+    return f"{weights} {facts.mmproj_sha256}" if facts.mmproj_sha256 else weights
 
 
 def key_for(model: Model, prompt: Prompt) -> str:

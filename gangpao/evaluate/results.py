@@ -40,6 +40,7 @@ class ModelFacts(Frozen):
     architecture: str = ""
     quantization: str = Field("", description="Weight type as the file says it, for example Q4_K_M or BF16.")
     context: int = Field(0, ge=0, description="Most tokens of prompt and answer together; 0 where unknown.")
+    mmproj_sha256: str = Field("", description="Of the file that it sees with; empty where it was not asked to see.")
     url: str = Field("", description="Of an endpoint, without key and query.")
 
 

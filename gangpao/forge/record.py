@@ -100,7 +100,7 @@ def _rebased(value: Any, was: str, now: str) -> Any:
         return {_rebased(key, was, now): _rebased(one, was, now) for key, one in value.items()}
     if isinstance(value, list):
         return [_rebased(one, was, now) for one in value]
-    if isinstance(value, str) and (value == was or value.startswith(f"{was}/")):
+    if isinstance(value, str) and (value == was or value.startswith(f"{was}/")) and not value.startswith(f"{now}/"):
         return now + value[len(was) :]
     return value
 

@@ -1,14 +1,14 @@
 """Videos in requests: the bytes of a short one -> a Picture whose `clip` is what a model is shown of it.
 
-    read(data)      GIF, WebP, PNG animations, MP4 (MOV) and WebM (Matroska) -> the first frame at or after each second
+    read(data)      GIF and WebP animations, MP4 (MOV) and WebM (Matroska) -> the first frame at or after each second
     any_of(data)    a picture as it is (of an animation the first frame), a video file as `read` has it
 
 Where that would be more than MOST frames, every second one goes and the time between them doubles, so they stay spread over the
 whole. A frame is one piece (MiniCPM-V's rule for videos), of at most SIDE x SIDE pixels.
 
 Animations are read by Pillow, here. Video files are decoded by PyAV (pip install 'gangpao[video]') in a process of their own, with
-bounds on time and memory: what a decoder in C does with a damaged file ends there. What it gives up: sound, and videos that take
-longer than SECONDS to decode.
+bounds on time and memory: what a decoder in C does with a damaged file ends there. AT_ONCE are decoded at a time; more are Busy.
+What it gives up: sound, animated PNG, and videos that take longer than SECONDS to decode.
 """
 
 from __future__ import annotations
@@ -19,40 +19,60 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from io import BytesIO
+from typing import Literal
 
 from gangpao.images import look
-from gangpao.images.decode import animation
+from gangpao.images.decode import LARGE, animation
 from gangpao.images.look import Picture
 from gangpao.images.video import Frame, Thinned, every_so_often, shrunk
 from gangpao.optional import needed, there
 
 MOST = 64  # frames of a video, MiniCPM-V 2.6's number
 MAX_FRAMES, MAX_PIXELS = 3000, 1_000_000_000  # of an animation, all of which Pillow decodes: some ten seconds of a core
-SIDE = 896  # of a frame: more than the two by two pieces that a model with slices would see of it
+SIDE = 560  # of a frame, which is shown as one piece: MiniCPM-V's have 448 x 448 pixels in all
+AT_ONCE = 2
 SECONDS = 60.0  # to decode a video
-_KINDS = (("mp4", 4, b"ftyp"), ("webm", 0, b"\x1a\x45\xdf\xa3"))
+_KINDS: tuple[tuple[Literal["mp4", "webm"], int, bytes], ...] = (("mp4", 4, b"ftyp"), ("webm", 0, b"\x1a\x45\xdf\xa3"))
 _STILLS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # HEIC and AVIF are boxes of the same family
-_places = threading.BoundedSemaphore(2)  # processes that decode: each takes the cores
+_places = threading.BoundedSemaphore(AT_ONCE)
+
+
+class Busy(Exception):
+    """As many videos are being decoded as may be at a time."""
 
 
 def read(data: bytes) -> Picture:
-    """The video of a file. Raises ValueError saying what is wrong with it."""
+    """The video of a file. Raises ValueError saying what is wrong with it, and Busy."""
     if len(data) > look.MAX_BYTES:
         raise ValueError(f"the video is larger than the {look.MAX_BYTES:,} bytes that are allowed")
-    kind = _kind(data)
-    if kind is not None:
-        frames = _pictures(_decoded_apart(data, kind))
-        if not frames:
-            raise ValueError("the video has no picture in it")
-        return Picture(data, kind, frames[0].width, frames[0].height, len(frames), clip=frames)  # type: ignore[arg-type]
+    if not _places.acquire(blocking=False):
+        raise Busy
+    try:
+        kind = _kind(data)
+        return _animation(data) if kind is None else _video(data, kind)
+    finally:
+        _places.release()
+
+
+def _video(data: bytes, kind: Literal["mp4", "webm"]) -> Picture:
+    frames = _pictures(_decoded_apart(data, kind))
+    if not frames:
+        raise ValueError("the video has no picture in it")
+    return Picture(data, kind, frames[0].width, frames[0].height, len(frames), clip=frames)
+
+
+def _animation(data: bytes) -> Picture:
     try:
         found = look.look(data, max_frames=MAX_FRAMES)
     except ValueError as error:
         raise ValueError(f"the video is no MP4, MOV, WebM or Matroska file, and no animation: {error}") from None
-    if found.frames * found.width * found.height > MAX_PIXELS:
+    if found.kind == "png":  # what a PNG has behind its first frame is not read
+        return replace(found, clip=(replace(found, whole=True),))
+    size = found.width * found.height
+    if size > LARGE or found.frames * size > MAX_PIXELS:
         raise ValueError(
-            f"the video has {found.frames} frames of {found.width} x {found.height} pixels, more than {MAX_PIXELS:,} in all: send "
-            "a shorter or smaller one"
+            f"the video has {found.frames} frames of {found.width} x {found.height} pixels; at most {LARGE:,} a frame and "
+            f"{MAX_PIXELS:,} in all are decoded: send a shorter or smaller one"
         )
     return replace(found, clip=_pictures(map(png, chosen(Frame(*one) for one in animation(found)))))
 
@@ -62,7 +82,7 @@ def any_of(data: bytes) -> Picture:
     return read(data) if _kind(data) else look.look(data)
 
 
-def _kind(data: bytes) -> str | None:
+def _kind(data: bytes) -> Literal["mp4", "webm"] | None:
     found = next((name for name, at, mark in _KINDS if data[at : at + len(mark)] == mark), None)
     return None if found == "mp4" and data[8:11] in _STILLS else found
 
@@ -96,8 +116,6 @@ def _decoded_apart(data: bytes, kind: str) -> Iterator[bytes]:
         raise ValueError(
             "videos are read by PyAV: pip install 'gangpao[video]' where the model runs, or send frames as pictures"
         )
-    if not _places.acquire(timeout=SECONDS):
-        raise ValueError("as many videos are being decoded as may be at a time: try again")
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "gangpao.images.clip_worker", kind], input=data, capture_output=True, timeout=SECONDS,
@@ -107,8 +125,6 @@ def _decoded_apart(data: bytes, kind: str) -> Iterator[bytes]:
         raise ValueError(
             f"the video takes longer than {SECONDS:.0f} s to decode: send a shorter or smaller one"
         ) from None
-    finally:
-        _places.release()
     if done.returncode == 2:
         raise ValueError(done.stdout.decode("utf-8", "replace")[-200:])
     if done.returncode:

@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -11,16 +12,18 @@ from gangpao.commands import run
 from gangpao.commands.chat import Chat, Local
 from gangpao.commands.model.loading import load_engine
 from gangpao.commands.model.sight import sight_of
-from gangpao.commands.terminal import attach, remote
+from gangpao.commands.terminal import attach, kept, remote
 from gangpao.cost import Meter
 from gangpao.engine.generate import Engine
 from gangpao.engine.pictures.prompts import placed
 from gangpao.engine.sample import SamplingParams
+from gangpao.images import clips, look
 from gangpao.serve.app import running
 from gangpao.serve.server import Server, Settings
 from tests.engine.pictures.linear_sight import LinearSight, picture, png
 from tests.engine.tiny import write_tiny
 from tests.formats.clip import clip
+from tests.images.test_video import animated, colours
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
 
@@ -217,6 +220,16 @@ def test_what_a_model_sees_with_is_found_beside_it(tmp_path):
     assert sight_of(model, given=str(tmp_path / "mmproj-model-f16.gguf")).name == "mmproj-model-f16.gguf"
     with pytest.raises(ValueError, match="there is no such file"):
         sight_of(model, given="/none.gguf")
+
+
+def test_a_video_is_kept_and_sent(tmp_path):
+    data = animated("GIF", colours(2), duration=1000)
+    clip = clips.read(data)
+    assert kept._are_places([[0, kept._file_of(clip)]])
+    assert kept._are_places([[0, kept._file_of(replace(clip, kind="mp4"))]])
+    sent = attach.as_parts({"role": "user", "content": "what?", "pictures": [(0, clip)]})["content"]
+    assert [part["type"] for part in sent] == ["video_url", "text"]
+    assert clips.read(look.in_data_url(sent[0]["video_url"]["url"])).clip == clip.clip
 
 
 def test_an_encoder_of_another_width_is_passed_over(tmp_path):

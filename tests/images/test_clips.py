@@ -89,3 +89,26 @@ def test_without_the_library_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(clips, "there", lambda name: False)
     with pytest.raises(ValueError, match=r"pip install 'gangpao\[video\]'"):
         clips.read(b"\0\0\0\x18ftypisom" + bytes(40))
+
+
+def test_a_decoder_that_dies_is_said(monkeypatch, tmp_path):
+    dies = tmp_path / "python"
+    dies.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dies.chmod(0o755)
+    monkeypatch.setattr(clips.sys, "executable", str(dies))
+    monkeypatch.setattr(clips, "there", lambda name: True)
+    with pytest.raises(ValueError, match="its decoder did not end well"):
+        clips.read(b"\0\0\0\x18ftypisom" + bytes(40))
+
+
+def test_so_many_at_a_time():
+    data = animated("GIF", colours(2), duration=1000)
+    for _ in range(clips.AT_ONCE):
+        clips._places.acquire()
+    try:
+        with pytest.raises(clips.Busy):
+            clips.read(data)
+    finally:
+        for _ in range(clips.AT_ONCE):
+            clips._places.release()
+    assert len(clips.read(data).clip) == 2

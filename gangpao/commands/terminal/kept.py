@@ -140,7 +140,7 @@ def _are_places(found: Any) -> bool:
         and type(one[0]) is int
         and one[0] >= 0
         and isinstance(one[1], str)
-        and re.fullmatch(r"[0-9a-f]{32}\.(png|jpeg|webp|gif)", one[1])
+        and re.fullmatch(r"[0-9a-f]{32}\.(png|jpeg|webp|gif|mp4|webm)", one[1])
         for one in found
     )
 

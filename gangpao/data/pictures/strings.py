@@ -15,6 +15,7 @@ from gangpao.data.pictures import fonts
 from gangpao.data.pictures.scene import SCALE, Colour, Scene, ground
 
 LENGTH = 8
+_HIGHEST = 0.9  # of the picture's side
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnpqrtuvwy23456789"  # without those that only their context tells apart
 HAN = (
     "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民得经十三之进"
@@ -71,8 +72,12 @@ def _drawn(random: Random, text: str, path: Path | None, unseen: bool, size: int
     width = random.uniform(0.84, 0.94) * wide
     if len(text) < LENGTH:  # as large as of eight, or larger, up to the whole width: small print is learned last
         width *= (len(text) / LENGTH) ** random.random()
-    font = fonts.load(path, max(8, int(64 * width / (right - left))))
+    pixels = max(8, int(64 * width / (right - left)))
+    font = fonts.load(path, pixels)
     box = font.getbbox(text)
+    if (high := box[3] - box[1]) > _HIGHEST * wide:  # a single letter is higher than it is wide
+        font = fonts.load(path, max(8, int(pixels * _HIGHEST * wide / high)))
+        box = font.getbbox(text)
     x = random.uniform(0.03 * wide, max(0.03 * wide, 0.97 * wide - (box[2] - box[0]))) - box[0]
     y = random.uniform(0.1, 0.9) * (wide - (box[3] - box[1])) - box[1]
     ImageDraw.Draw(mask).text((x, y), text, 255, font)

@@ -3,9 +3,10 @@
     Seeing.look     picture -> Looked: what stands in its place, texts of marks and rows as ids; nothing is decoded or encoded
     Seeing.see      pictures -> their rows are in the table, and a Hold keeps them there
 
-A picture is known by a hash of its file, so a follow-up question decodes, cuts and encodes nothing. One
-picture is encoded at a time, piece by piece, and between two layers of a piece the answers of others go on (the encoder takes
-and leaves the lock of the kernels' threads). `check` is called between layers, and whatever it raises ends the work.
+A picture is known by a hash of its file, so a follow-up question decodes, cuts and encodes nothing (of a video, frames are chosen
+before this, in images/clips.py). One picture is encoded at a time, piece by piece, and between two layers of a piece the answers
+of others go on (the encoder takes and leaves the lock of the kernels' threads). `check` is called between layers, and whatever it
+raises ends the work.
 """
 
 import itertools

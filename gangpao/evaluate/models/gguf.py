@@ -100,7 +100,7 @@ class EngineModel:
         self._scheduler = self._scheduler or Scheduler(self.engine, batch=self._batch, queue=self._batch)
         self._make_room(ids)
         ended: queue.SimpleQueue[_Writing | Exception] = queue.SimpleQueue()
-        waiting = deque(sorted(range(len(prompts)), key=lambda i: (bool(prompts[i].pictures), -len(ids[i]))))
+        waiting = deque(sorted(range(len(prompts)), key=lambda i: (1, 0) if prompts[i].pictures else (0, -len(ids[i]))))
         under_way = 0
         while waiting or under_way:
             while waiting and not self._scheduler.full():
@@ -127,8 +127,9 @@ class EngineModel:
         """For the pictures of as many answers as may be under way or wait."""
         seeing, vocab = self.engine.seeing, self.engine.model.config.vocab_size
         if seeing is not None and self._scheduler is not None:
-            rows = max((sum(i >= vocab for i in one) for one in ids), default=0)
-            most = 4 * (2 * self._scheduler.places + 2) * rows * seeing.table.width
+            fitting = (one for one in ids if len(one) < self.engine.context)
+            rows = max((sum(i >= vocab for i in one) for one in fitting), default=0)
+            most = 4 * (self._scheduler.places + 2) * rows * seeing.table.width
             seeing.table.limit = max(seeing.table.limit, most)
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:

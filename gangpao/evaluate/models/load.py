@@ -71,7 +71,8 @@ def load_engine(
     name, path = _finder(model)
     sight = _sight_finder(path, name, mmproj) if sees else None
     if sees and sight is None:
-        raise ValueError(f"{name} does not see: there is no mmproj file beside {path}; name it with --mmproj")
+        missing = "--mmproj none was given" if mmproj is not None else f"there is no mmproj file beside {path}"
+        raise ValueError(f"{name} does not see: {missing}; name one with --mmproj")
     engine = Engine.load(
         path, context=options.context, kv_dtype=options.kv, sparse=options.sparse, num_threads=options.threads, float32=float32,
         packed=options.packed_cache, sight=sight,
@@ -79,7 +80,8 @@ def load_engine(
     )  # fmt: skip
     engine.use({label: scale for label, (_, scale) in (adapters or {}).items()})
     engine.name = name
-    return engine, facts_of(name, path)
+    facts = facts_of(name, path)
+    return engine, facts if sight is None else facts.model_copy(update={"mmproj_sha256": sha256_of([sight])})
 
 
 def load(
@@ -104,6 +106,8 @@ def load(
             "--adapter: only our own engine adds one here; merge it (gangpao merge), or ask a server by its name"
         )
     if is_url(model):
+        if mmproj is not None:
+            raise ValueError("--mmproj: a server has its own; leave it out")
         from gangpao.evaluate.models.endpoint import Endpoint
 
         serving = serving or Serving()

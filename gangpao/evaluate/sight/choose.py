@@ -32,41 +32,55 @@ class Found:
 
 def groups(questions: Iterable[Question], size: int) -> list[tuple[Question, ...]]:
     """Whole groups, filled in the order of the questions; what is left over is in none. In a group all pictures differ, and all
-    texts."""
-    out: list[tuple[Question, ...]] = []
-    opened: dict[str, list[list[Question]]] = {}
+    texts, none of which is empty."""
+    by_words: dict[str, list[Question]] = {}
     for question in questions:
-        waiting = opened.setdefault(question.words, [])
-        place = next((group for group in waiting if not any(_alike(question, other) for other in group)), None)
-        if place is None:
-            place = []
-            waiting.append(place)
-        place.append(question)
-        if len(place) == size:
-            out.append(tuple(place))
-            waiting[:] = [group for group in waiting if group is not place]
+        if question.wanted:
+            by_words.setdefault(question.words, []).append(question)
+    out: list[tuple[Question, ...]] = []
+    for asked in by_words.values():
+        if len({question.wanted for question in asked}) < size:
+            continue
+        opened: list[dict[tuple[str, bytes], Question]] = []
+        for question in asked:
+            shown = b"".join(picture.data for picture in question.pictures.values())
+            place = next((one for one in opened if not any(question.wanted == w or shown == s for w, s in one)), None)
+            if place is None:
+                opened.append(place := {})
+            place[question.wanted, shown] = question
+            if len(place) == size:
+                out.append(tuple(place.values()))
+                opened = [one for one in opened if one is not place]
     return out
 
 
-def _alike(a: Question, b: Question) -> bool:
-    return a.wanted == b.wanted or [p.data for p in a.pictures.values()] == [p.data for p in b.pictures.values()]
-
-
-def likelihoods(engine: Engine, scorer: Scorer, group: Sequence[Question]) -> Floats:
-    """L [pictures, texts]. Raises ValueError for what does not fit into the context."""
+def likelihoods(engine: Engine, scorer: Scorer, group: Sequence[Question]) -> Floats | None:
+    """L [pictures, texts], of each text with the end of its turn; None where one behind a picture does not fit into the context."""
     pictures = [picture for question in group for picture in question.pictures.values()]
     seeing = engine.seeing
     assert seeing is not None, "only a model that sees is asked"
+    assert not seeing.sight.vision.canvas, "the scorer knows no positions of three axes"
+    contexts = [engine.prompt_with(question.messages, question.pictures) for question in group]
+    texts = [_answer(engine, question, context) for question, context in zip(group, contexts, strict=True)]
+    if max(map(len, contexts)) + max(map(len, texts)) > engine.context:
+        return None
     rows = sum(seeing.look(picture).tokens for picture in pictures)
     seeing.table.limit = max(seeing.table.limit, 4 * rows * seeing.table.width)  # the whole group is needed at once
     hold = engine.see(pictures)
-    texts = [engine.tokenizer.encode(question.wanted) for question in group]
-    contexts = [engine.prompt_with([{"role": "user", "content": q.text}], q.pictures) for q in group]
     out = np.zeros((len(group), len(group)))
     for number, scores in scorer.score((context, texts) for context in contexts):
         out[number] = [score.total for score in scores]
     del hold
     return out
+
+
+def _answer(engine: Engine, question: Question, context: Sequence[int]) -> list[int]:
+    """The ids that the model's own template has for an answer behind its question."""
+    whole = [*question.messages, {"role": "assistant", "content": question.wanted}]
+    ids = engine.prompt_with(whole, question.pictures, add_generation_prompt=False)
+    if list(ids[: len(context)]) == list(context) and len(ids) > len(context):
+        return list(ids[len(context) :])
+    return engine.tokenizer.encode(question.wanted, start=False)  # a template that writes answers otherwise
 
 
 def found(likely: Floats) -> Found:

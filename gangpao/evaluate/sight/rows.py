@@ -16,18 +16,26 @@ from gangpao.data.sources.forms import Document, parse, said
 from gangpao.data.sources.picture_files import read
 from gangpao.data.sources.pictures import cut, mark, marks_in
 from gangpao.data.sources.source import explain, placed_rows, resolve
+from gangpao.images.decode import decode
 from gangpao.images.look import Picture
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One question and what the row answers. where: file, line and number of the question; pictures: what characters in the text
-    stand for; text: with these; words: without."""
+    stand for; text: with these; words: without; system: what the row begins with."""
 
     where: str
     text: str
     wanted: str
     pictures: Mapping[str, Picture]
+    system: str = ""
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What is asked, as a conversation."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return [*head, {"role": "user", "content": self.text}]
 
     @property
     def words(self) -> str:
@@ -57,12 +65,16 @@ def questions(path: str, limit: int | None = None) -> list[Question]:
 def _of(document: Document, where: str, folder: Path) -> Iterator[Question]:
     try:
         pictures = {mark(i): read(reference, folder)[0] for i, reference in enumerate(document.images)}
+        for picture in pictures.values():
+            decode(picture)  # a damaged one is said by its row, before anything is asked
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     shown: list[str] = []
-    number = 0
+    number, system = 0, ""
     for turn, following in itertools.pairwise((*document.messages, {})):
         text = said(turn)
+        if turn.get("role") == "system" and not shown:
+            system = text
         if turn.get("role") != "user":
             continue
         here = [mark(i) for i in marks_in(text)]
@@ -72,4 +84,6 @@ def _of(document: Document, where: str, folder: Path) -> Iterator[Question]:
             continue
         number += 1
         asked = "".join(earlier) + text
-        yield Question(f"{where}, question {number}", asked, said(following).strip(), {c: pictures[c] for c in shown})
+        yield Question(
+            f"{where}, question {number}", asked, said(following).strip(), {c: pictures[c] for c in shown}, system
+        )

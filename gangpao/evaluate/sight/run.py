@@ -8,6 +8,7 @@ picture_found
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from gangpao.evaluate.statistics import clustered_error, share_error
 from gangpao.progress import Progress, Silent
 
 GRADER = "gangpao-pictures 1"
-NOTE = "Each question is asked on its own. Standard errors are over pictures."
+NOTE = "Each question is asked on its own. Standard errors of answers are over rows."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +61,13 @@ def run(
                 write_items(out, name, _items(questions, answers))
                 tasks += _marked(name, questions, answers)
                 chosen = choose.groups(questions, settings.among) if settings.among and engine is not None else []
-                if chosen:
-                    tasks += _looked_for(model, name, chosen, journal, progress)
+                if chosen and engine is not None and engine.seeing.sight.vision.canvas:
+                    notes.append(f"{name}: texts are not looked for by a model that has pictures on a canvas.")
+                elif chosen:
+                    found, left = _looked_for(model, name, chosen, journal, progress)
+                    tasks += found
                     notes.append(f"{name}: one of {settings.among} is found by chance in {1 / settings.among:.1%}.")
+                    notes += [f"{name}: {left} groups do not fit into the context and are left out."] if left else []
         finally:
             journal.put("seconds", before + time.monotonic() - begun)
         seconds = journal.get("seconds")
@@ -82,8 +87,7 @@ def _answers(
 ) -> list[Generated]:
     prompts = [
         Prompt(
-            messages=[{"role": "user", "content": question.text}], max_tokens=settings.max_tokens,
-            pictures=question.pictures,
+            messages=question.messages, max_tokens=settings.max_tokens, pictures=question.pictures,
         )
         for question in questions
     ]  # fmt: skip
@@ -134,30 +138,33 @@ def _marked(name: str, questions: Sequence[Question], answers: Sequence[Generate
 
 def _looked_for(
     model: Model, name: str, chosen: Sequence[Sequence[Question]], journal: Journal, progress: Progress
-) -> list[TaskResult]:
+) -> tuple[list[TaskResult], int]:
+    """Scores, and how many groups do not fit into the context."""
     progress.start(f"{name}, looked for", len(chosen))
     engine = model.engine  # type: ignore[attr-defined]
     scorer = Scorer(engine)
     every: list[choose.Found] = []
     for number, group in enumerate(chosen, 1):
-        key = key_of("among", identity_of(model), [[q.where, q.text, q.wanted] for q in group])
+        shown = [[hashlib.sha256(picture.data).hexdigest() for picture in q.pictures.values()] for q in group]
+        key = key_of("among", identity_of(model), shown, [[q.messages, q.wanted] for q in group])
         rows = journal.take(key, lambda value: np.array(value, float))
         if rows is None or rows.shape != (len(group), len(group)):
             rows = choose.likelihoods(engine, scorer, group)
-            journal.put(key, rows.tolist())
-        every.append(choose.found(rows))
+            if rows is not None:
+                journal.put(key, rows.tolist())
+        every += [choose.found(rows)] if rows is not None else []
         progress.update(number)
     out = []
     for metric, values in (
         ("text_found", [x for found in every for x in found.texts]),
         ("picture_found", [x for found in every for x in found.pictures]),
     ):
-        share = sum(values) / len(values)
+        share = sum(values) / max(1, len(values))
         out.append(TaskResult(
             task=name, metric=metric, value=share, stderr=share_error(share, len(values)), items=len(values),
             of=len(values), mode="loglikelihood", main=False, grader=GRADER,
         ))  # fmt: skip
-    return out
+    return (out if every else []), len(chosen) - len(every)
 
 
 def _items(questions: Sequence[Question], answers: Sequence[Generated]) -> list[Item]:
@@ -166,7 +173,7 @@ def _items(questions: Sequence[Question], answers: Sequence[Generated]) -> list[
             item=question.where, prompt=question.words, target=question.wanted,
             answers=[Answer(text=answer.text, tokens=answer.tokens, finish=answer.finish)],
             scores={"exact_match": float(right(answer.text, question.wanted)), "characters": read(answer.text, question.wanted)},
-            flags=["at_limit"] if answer.finish == "length" else [],
+            flags=[{"length": "at_limit"}.get(answer.finish, answer.finish)] if answer.finish != "stop" else [],
         )
         for question, answer in zip(questions, answers, strict=True)
     ]  # fmt: skip

@@ -281,7 +281,8 @@ async def _look(server: Server, chat: Chat) -> None:
         if message.role != "user":
             continue
         for image in message.images:
-            await asyncio.to_thread(pictures.look_at, image, server.settings.allow_image_hosts, f"messages.{i}")
+            if not image.clip:  # nothing is decoded for nobody
+                await asyncio.to_thread(pictures.look_at, image, server.settings.allow_image_hosts, f"messages.{i}")
             raise ApiError(
                 400, f"messages.{i}: this model does not see: it reads text only", param="messages", code="no_vision"
             )

@@ -19,6 +19,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.pictures.prompts import with_characters
 from gangpao.engine.pictures.rows import Hold, RowsFull
 from gangpao.engine.pictures.seeing import Check, PictureError
+from gangpao.images import clips
 from gangpao.images.look import Picture
 from gangpao.serve.answers import answers, image_fetch
 from gangpao.serve.http.errors import ApiError, busy
@@ -61,28 +62,34 @@ async def load(engine: Engine, images: Sequence[tuple[str, Image]], hosts: Seque
     Raises ApiError (400).
     """
     assert engine.seeing is not None
-    if len(images) > MAX_PICTURES:
-        raise ApiError(
-            400,
-            f"{len(images)} images: at most {MAX_PICTURES} are taken in one request",
-            param="messages",
-            code="bad_image",
-        )
-    shown = Shown()
+    shown, count = Shown(), len(images)
+    _check_count(count)
     for character, (place, image) in zip(free_characters(len(images), said), images, strict=True):
-        shown.pictures[character] = await asyncio.to_thread(look_at, image, hosts, place, engine)
+        shown.pictures[character] = found = await asyncio.to_thread(look_at, image, hosts, place, engine)
         shown.places.append(place)
+        count += max(0, len(found.clip) - 1)
+        _check_count(count)
     return shown
 
 
+def _check_count(count: int) -> None:
+    if count > MAX_PICTURES:
+        raise ApiError(
+            400, f"{count} images, each frame of a video counted: at most {MAX_PICTURES} are taken in one request",
+            param="messages", code="bad_image",
+        )  # fmt: skip
+
+
 def look_at(image: Image, hosts: Sequence[str], place: str, engine: Engine | None = None) -> Picture:
-    """The picture, which the engine could cut. Raises ApiError (400) with its place."""
+    """The picture, which the engine could cut. Raises ApiError: 400 with its place, 429 where others decode videos."""
     try:
         found = replace(image_fetch.load(image.url, hosts, image.base64, clip=image.clip), whole=image.whole)
         if engine is not None and engine.seeing is not None:
             engine.seeing.look(found)
     except ValueError as error:
         raise _bad(place, error) from None
+    except clips.Busy:
+        raise busy(clips.SECONDS / clips.AT_ONCE) from None
     return found
 
 

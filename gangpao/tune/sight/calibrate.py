@@ -32,7 +32,7 @@ def calibrate(tower: VisionTower, pieces: Sequence[Piece], language: Transformer
     deviation = deviation.clamp_min(_LEAST * float(deviation.mean()))
     first.weight.div_(deviation)
     first.bias.sub_(first.weight @ states.mean(dim=0))
-    rows = torch.cat(tower(pieces))
+    rows = torch.cat(tower.merger(states, [piece.grid for piece in pieces]))
     tokens = float(language.model.embed_tokens.weight.std()) * language.config.scale_emb
     factor = tokens / float((rows - rows.mean(dim=0)).std())
     second.weight.mul_(factor)

@@ -83,6 +83,24 @@ def test_a_test_reads_strings_that_training_never_shows() -> None:
     assert not any(digest[text] for text in unseen)
 
 
+def test_shorter_strings_lie_within_their_picture() -> None:
+    draw, drawn = Strings(lengths=(1, 3)), []
+    for i in range(60):
+        scene = draw(Random(f"b {i}"), False, 48)
+        drawn.append(str(scene.about["text"]))
+        values = np.asarray(scene.picture).astype(int)
+        inked = np.abs(values - values[0, 0]).max(axis=2) > 30
+        assert inked.any()
+        assert not inked[[0, -1]].all(axis=1).any()
+        rows = np.flatnonzero(inked.any(axis=1))
+        assert len(rows) < 48
+    assert {len(text) for text in drawn} == {1, 2, 3}
+    with pytest.raises(ValueError, match="they have 1 to 8, the shortest first"):
+        Strings(lengths=(5, 4))
+    with pytest.raises(ValueError, match="--lengths is for strings"):
+        list(pictures("hands", count=1, lengths=(1, 2)))
+
+
 def test_a_font_without_chinese_is_refused_by_what_it_lacks() -> None:
     known = [path for path in fonts.latin() if path is not None]
     assert not fonts.lacks(None, "ABCabc019")

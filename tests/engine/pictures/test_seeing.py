@@ -1,6 +1,9 @@
 """Rows of pictures in prompts: by ids = as token embeddings, in any company, from any cache."""
 
 import gc
+import threading
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +14,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.pictures.prompts import placed
 from gangpao.engine.pictures.rows import RowsFull
 from gangpao.engine.sample import SamplingParams
-from gangpao.engine.scheduler import Scheduler
+from gangpao.engine.scheduler import Request, Scheduler
 from gangpao.engine.transformer import Segment
 from gangpao.formats.vision import Marks, Merger, Slicing
 from gangpao.images import slices
@@ -265,3 +268,27 @@ def test_adapters_beside_each_other_with_one_picture(path):
             assert [one.wait() for one in heard] == expected
     finally:
         many.close(finish=False)
+
+
+def test_an_answer_that_ended_or_was_left_holds_no_rows(path):
+    """At once, without the garbage collector."""
+    engine = Engine.load(path, context=256, num_threads=1, sight=LinearSight())
+    with closing(Scheduler(engine, batch=1, queue=4)) as scheduler:
+        gc.disable()
+        try:
+            handles, ended = [], threading.Semaphore(0)
+            for seed in range(4):
+                messages, shown = placed([{"role": "user", "content": "a", "pictures": [(0, picture(seed=seed))]}])
+                request = Request(engine.prompt_with(messages, shown), GREEDY, pictures=engine.see(shown.values()))
+                handles.append(scheduler.submit(request, lambda piece: piece.finish_reason and ended.release()))
+                del request
+            handles[3].cancel()
+            for _ in range(3):
+                assert ended.acquire(timeout=20)
+            until = time.monotonic() + 10
+            while len(engine.seeing.table._holds) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert len(engine.seeing.table._holds) == 0
+        finally:
+            gc.enable()
+    assert len(handles) == 4

@@ -84,24 +84,31 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path, row, why):
         questions(str(path))
 
 
-def test_answers_are_those_of_the_engine_alone(engine, rows, tmp_path):
-    """Batched, resumed, or by a server: the same words."""
+def test_answers_are_those_of_the_engine_alone(engine, path, rows, tmp_path):
+    """Batched and resumed: the same words, and what was answered is not asked again."""
     asked = questions(str(rows), limit=5)
     expected = [alone(engine, question, 8) for question in asked]
-    model = EngineModel(engine, FACTS, batch=4)
+    other = Engine.load(path, context=512, num_threads=1, sight=LinearSight())
+    model = EngineModel(other, FACTS, batch=4)
     settings = Settings(among=0, max_tokens=8)
     try:
         first = run(model, {"shapes": asked[:3]}, settings, tmp_path / "out")
-        calls = engine.seeing.sight.calls
+        written = model.usage.completion
         again = run(model, {"shapes": asked}, settings, tmp_path / "out")
-        assert engine.seeing.sight.calls - calls <= 5  # three questions were answered before
+        total = model.usage.completion
+        assert run(model, {"shapes": asked}, settings, tmp_path / "out").tasks == again.tasks
+        assert 0 < written < total == model.usage.completion
+        assert other.seeing.sight.calls == len({p.data for q in asked for p in q.pictures.values()})
+        blind = EngineModel(other, FACTS.model_copy(update={"mmproj_sha256": "1" * 64}))
+        with pytest.raises(ValueError, match="model"):  # another encoder is another model
+            run(blind, {"shapes": asked}, settings, tmp_path / "out")
     finally:
         model.close()
     items = list(read_items(tmp_path / "out", "shapes"))
     assert [item.answers[0].text for item in items] == expected
     assert first.tasks[0].items == 3
     assert again.tasks[0].value == np.mean([right(a, q.wanted) for a, q in zip(expected, asked, strict=True)])
-    assert read_run(tmp_path / "out") == again
+    assert read_run(tmp_path / "out").tasks == again.tasks
 
 
 def test_a_server_gets_pictures_in_parts(path, engine, rows, tmp_path):
@@ -119,6 +126,7 @@ def test_a_server_gets_pictures_in_parts(path, engine, rows, tmp_path):
 
 def test_groups_hold_different_texts_of_one_question(rows):
     asked = questions(str(rows))
+    assert choose.groups(asked, 3)
     for group in choose.groups(asked, 3):
         assert len({q.words for q in group}) == 1
         assert len({q.wanted for q in group}) == len({p.data for q in group for p in q.pictures.values()}) == 3
@@ -142,7 +150,10 @@ def test_likelihoods_are_those_of_texts_behind_their_pictures(engine, rows):
         ids = engine.prompt_with([{"role": "user", "content": one.text}], one.pictures)
         hold = engine.see(one.pictures.values())
         for j, other in enumerate(group):
-            ((_, (score,)),) = Scorer(engine).score([(ids, [engine.tokenizer.encode(other.wanted)])])
+            talk = [{"role": "user", "content": one.text}, {"role": "assistant", "content": other.wanted}]
+            whole = engine.prompt_with(talk, one.pictures, add_generation_prompt=False)
+            assert whole[: len(ids)] == ids
+            ((_, (score,)),) = Scorer(engine).score([(ids, [whole[len(ids) :]])])
             assert score.total == together[i, j]
         del hold
 

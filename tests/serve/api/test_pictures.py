@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import anthropic
+import numpy as np
 import ollama
 import openai
 import pytest
@@ -102,7 +103,7 @@ def test_openai_client(client, seeing, engine):
     )  # the first is there
 
 
-def test_a_video_is_its_frames_in_one_place(client, seeing, engine):
+def test_a_video_is_its_frames_in_one_place(client, seeing, engine, wire):
     """vLLM's video_url; the rows of all frames follow each other, each is encoded once, and a follow-up encodes none."""
     data = animated("WEBP", colours(4, (40, 40)), duration=1000)
     clip = clips.read(data)
@@ -116,6 +117,22 @@ def test_a_video_is_its_frames_in_one_place(client, seeing, engine):
     assert seeing.engine.seeing.sight.calls - before == 4
     text, count = said(engine, ("user", "what moves?", [(0, clip)]))
     assert (done.choices[0].message.content, done.usage.prompt_tokens) == (text, count)
+    for _ in range(clips.AT_ONCE):
+        clips._places.acquire()
+    try:
+        answer = wire.post(
+            f"{seeing.base_url}/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]}
+        )
+        assert (answer.status_code, "retry-after" in answer.headers) == (429, True)
+    finally:
+        for _ in range(clips.AT_ONCE):
+            clips._places.release()
+    many = animated("GIF", [np.full((8, 8, 3), i, np.uint8) for i in range(60)], duration=1000)
+    part = {"type": "video_url", "video_url": {"url": "data:image/gif;base64," + base64.b64encode(many).decode()}}
+    answer = wire.post(
+        f"{seeing.base_url}/v1/chat/completions", json={"messages": [{"role": "user", "content": [part] * 3}]}
+    )
+    assert (answer.status_code, "180 images" in answer.text) == (400, True)
     rows = sum(engine.seeing.look(one).tokens for one in clip.clip)
     assert engine.seeing.look(clip).tokens == rows
     assert count > rows
