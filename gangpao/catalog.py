@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from gangpao.config import Frozen, config_dir, load_toml
 from gangpao.formats.split_names import parts_of
+from gangpao.formats.vision.files import is_mmproj
 from gangpao.units import show_bytes
 from gangpao.validation import AfterValidator, Field, model_validator
 
@@ -187,6 +188,8 @@ class Entry(Frozen):
         """What may be expected of it here."""
         if self.format == "safetensors":
             return "for training"
+        if is_mmproj(self.file):
+            return "for pictures"
         return "cannot run" if not self.engine else "runs" if self.tested else "untested"
 
     @property

@@ -56,8 +56,11 @@ def test_the_catalog_has_what_the_project_promises():
     assert "en" in models[defaults[0]].languages
     assert "for general talk" in models[defaults[0]].note.lower()
     assert measured - {"gemma3-270m"} < set(defaults)  # what a package index carries: where no hub can be reached
-    assert {name for name, m in models.items() if m.tested} == measured | {"gangpao-nano"}
-    assert [name for name, m in models.items() if m.bundled] == ["gangpao-nano"] == [defaults[-1]]
+    assert {name for name, m in models.items() if m.tested} == measured | {"gangpao-nano", "gangpao-nano-v"}
+    own = [name for name, m in models.items() if m.bundled]
+    assert own == ["gangpao-nano", "gangpao-nano-v", "gangpao-nano-v-eyes"]
+    assert defaults[-1] == own[0]
+    assert models["gangpao-nano-v-eyes"].state == "for pictures"
     assert models["gemma3-270m"].state == "runs"
     assert models["minicpm-2b-sft-bf16"].state == "for training"
     assert models["minicpm5-1b"].state == "untested"

@@ -17,7 +17,7 @@ from gangpao.evaluate.sight.run import Settings, run
 from gangpao.formats.adapters.typed import chosen
 from gangpao.options import Fields, command_of
 from gangpao.progress import Progress
-from gangpao.units import show_seconds
+from gangpao.units import show_count, show_seconds
 
 Model = Annotated[str, typer.Option("-m", "--model", help="A model that sees: name, .gguf file, or a server's URL.")]
 Rows = Annotated[
@@ -67,7 +67,7 @@ def pictures(
     options: Annotated[EngineOptions, Fields(EngineOptions, ("threads", "kv", "context"))],
 ) -> None:
     """Ask a model that sees about pictures: how many answers are the right ones, and whether texts are found by their pictures."""
-    Meter(cost)  # a wrong name is said before anything is loaded
+    meter = Meter(cost)  # a wrong name is said before anything is loaded
     if among == 1:
         raise ValueError("--among 1: one of one is always found; give 2 or more, or 0 to look for nothing")
     asked = _read(rows, limit)
@@ -76,7 +76,7 @@ def pictures(
     folder = out or Path("eval") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-pictures-{'-'.join(asked)}"[:120])
     settings = Settings(among=among, max_tokens=max_tokens, limit=limit, profile=cost)
     try:
-        with Progress() as progress:
+        with Progress(show=show_count, more=lambda seconds: show_yuan(meter.yuan(seconds))) as progress:
             result = run(loaded, asked, settings, folder, progress)
     finally:
         loaded.close()

@@ -1,0 +1,82 @@
+"""The model with eyes that gangpao brings itself: the files of the catalog, and what they see without a network."""
+
+import hashlib
+import io
+import json
+
+import pytest
+
+from gangpao import catalog, cli
+from gangpao.data.pictures.write import pictures, write
+from gangpao.engine.generate import Engine
+from gangpao.evaluate.models.gguf import EngineModel
+from gangpao.evaluate.results import ModelFacts
+from gangpao.evaluate.sight.rows import questions
+from gangpao.evaluate.sight.run import Settings, run
+
+NAME = "gangpao-nano-v"
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """An empty store on a machine without a network."""
+    monkeypatch.setenv("GANGPAO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("GANGPAO_OFFLINE", "1")
+    monkeypatch.delenv("GANGPAO_SOURCES", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+
+def bundled(name):
+    return catalog.BUNDLED / catalog.entry(name).file
+
+
+@pytest.fixture(scope="module")
+def model():
+    eyes = catalog.entry(NAME).mmproj
+    engine = Engine.load(bundled(NAME), num_threads=1, sight=bundled(eyes))
+    made = EngineModel(engine, ModelFacts(name=NAME, kind="gguf", sha256=catalog.entry(NAME).sha256))
+    yield made
+    made.close()
+
+
+def test_the_files_are_those_of_the_catalog():
+    total = 0
+    for name in (NAME, catalog.entry(NAME).mmproj):
+        entry, data = catalog.entry(name), bundled(name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.bytes, entry.sha256)
+        total += len(data)
+    assert total < 20_000_000
+
+
+def test_it_sees_what_training_never_showed(model, tmp_path):
+    """Hands of other skins, turned in other ways, on other grounds (data/pictures/hands.py)."""
+    write(tmp_path / "hands", pictures("hands", count=60, size=112, unseen=True, seed=7, questions=1))
+    asked = questions(str(tmp_path / "hands" / "rows.jsonl"))
+    found = run(model, {"hands": asked}, Settings(among=0), tmp_path / "out").tasks[0]
+    assert found.value > 0.9
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_rock_paper_scissors(tmp_path, capsys):
+    """`gangpao watch` over frames, without a network: each gesture is told, and what beats it."""
+    write(tmp_path / "hands", pictures("hands", count=12, size=112, unseen=True, seed=3))
+    frames = tmp_path / "hands" / "images"
+    expected = [row.about["gesture"] for row in _scenes(12, 3)]
+    for prompt, answers in (
+        ("what gesture is this?", expected),
+        ("what beats it?", [{"rock": "paper", "paper": "scissors", "scissors": "rock"}[one] for one in expected]),
+    ):
+        assert cli.main(["watch", str(frames), "-m", NAME, "--prompt", prompt, "--changed", "0"]) == 0
+        out = capsys.readouterr().out
+        told = [line.split("] ", 1)[1].split("  ")[0] for line in out.splitlines() if line.startswith("[")]
+        assert sum(a == b for a, b in zip(told, answers, strict=True)) >= 10, json.dumps([told, answers])
+
+
+def _scenes(count, seed):
+    from random import Random
+
+    from gangpao.data.pictures import hands
+
+    return [hands.draw(Random(f"hands {seed} True {i}"), True, 112) for i in range(count)]
