@@ -9,8 +9,9 @@ import pytest
 from gangpao import catalog, cli
 from gangpao.data.pictures.write import pictures, write
 from gangpao.engine.generate import Engine
+from gangpao.evaluate.models.endpoint import Endpoint
 from gangpao.evaluate.models.gguf import EngineModel
-from gangpao.evaluate.results import ModelFacts
+from gangpao.evaluate.results import ModelFacts, read_items
 from gangpao.evaluate.sight.rows import questions
 from gangpao.evaluate.sight.run import Settings, run
 
@@ -56,6 +57,32 @@ def test_it_sees_what_training_never_showed(model, tmp_path):
     asked = questions(str(tmp_path / "hands" / "rows.jsonl"))
     found = run(model, {"hands": asked}, Settings(among=0), tmp_path / "out").tasks[0]
     assert found.value > 0.9
+
+
+@pytest.mark.slow
+def test_llama_cpp_answers_the_same(model, tmp_path):
+    """With its own encoder (mtmd) from the same two files. One answer in 360 differed when 360 were asked: rounding."""
+    x = pytest.importorskip("xllamacpp", reason="xllamacpp (llama.cpp) is not installed")
+    p = x.CommonParams()
+    p.model.path, p.mmproj.path = str(bundled(NAME)), str(bundled(catalog.entry(NAME).mmproj))
+    p.mmproj_use_gpu = p.warmup = p.ctx_shift = p.fit_params = False
+    p.n_ctx = p.n_batch = p.n_ubatch = 256
+    p.n_parallel, p.n_gpu_layers, p.cache_ram_mib, p.verbosity, p.use_jinja = 1, 0, 0, -1, True
+    server = x.Server(p)
+    for kind in ("hands", "shapes"):
+        write(tmp_path / kind, pictures(kind, count=20, size=112, unseen=True, seed=5, questions=2))
+        asked = questions(str(tmp_path / kind / "rows.jsonl"))
+        theirs = Endpoint(f"{server.listening_address}/v1", concurrency=1)
+        try:
+            for one, out in ((model, "ours"), (theirs, "theirs")):
+                run(one, {kind: asked}, Settings(among=0), tmp_path / kind / out)
+        finally:
+            theirs.close()
+        ours, others = (
+            [i.answers[0].text for i in read_items(tmp_path / kind / out, kind)] for out in ("ours", "theirs")
+        )
+        assert len(ours) == 40
+        assert sum(a == b for a, b in zip(ours, others, strict=True)) >= 39
 
 
 @pytest.mark.usefixtures("nowhere")
