@@ -37,8 +37,8 @@ def pictures(
     lengths: tuple[int, int] | None = None,
 ) -> Iterator[Found]:
     """The pictures of a kind, one after the other. count: None is all that a source has. questions: about each, at most; None: as
-    many as the kind has. describe: only what asks for everything, of kinds that have it. lengths: of the shortest and the longest
-    string; None: eight characters.
+    many as the kind has; of a source, further ones make another row. describe: only what asks for everything, of kinds that have
+    it. lengths: of the shortest and the longest string; None: eight characters.
 
     Raises ValueError for a kind, size or source that is none, and for what is wrong with a source.
     """
@@ -53,7 +53,9 @@ def pictures(
         if size is not None:
             raise ValueError(f"{kind} keep the sizes that they have: leave --size out")
         for other in itertools.islice(_of_others(kind, source, unseen), count):
-            yield other._replace(questions=other.questions[:questions])
+            most = max(1, questions or len(other.questions))
+            for i in range(0, len(other.questions), most):  # none is cut off: what is never asked is never learned
+                yield other._replace(questions=other.questions[i : i + most])
         return
     if source is not None:
         raise ValueError(f"{kind} are drawn: leave --from out")

@@ -209,3 +209,15 @@ def test_easy_vqa_keeps_its_own_split(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list(pictures(**asked))
+
+
+def test_further_questions_of_a_source_make_another_row(tmp_path: Path) -> None:
+    folder = tmp_path / "easy_vqa" / "data" / "train"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "images" / "0.png")
+    asked = [[f"q{i}", f"a{i}", 0] for i in range(5)]
+    (folder / "questions.json").write_text(json.dumps(asked))
+    found = list(pictures("easy-vqa", count=None, source=tmp_path / "easy_vqa", questions=2))
+    assert [len(one.questions) for one in found] == [2, 2, 1]
+    assert [list(q) for one in found for q in one.questions] == [row[:2] for row in asked]
+    assert len({one.data for one in found}) == 1
