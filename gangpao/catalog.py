@@ -24,7 +24,6 @@ from typing import Annotated, Any, Literal
 
 from gangpao.config import Frozen, config_dir, load_toml
 from gangpao.formats.split_names import parts_of
-from gangpao.formats.vision.files import is_mmproj
 from gangpao.units import show_bytes
 from gangpao.validation import AfterValidator, Field, model_validator
 
@@ -186,6 +185,8 @@ class Entry(Frozen):
     @property
     def state(self) -> "State":
         """What may be expected of it here."""
+        from gangpao.formats.vision.files import is_mmproj  # the rows of vision models are read by few commands
+
         if self.format == "safetensors":
             return "for training"
         if is_mmproj(self.file):

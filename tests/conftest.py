@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -55,3 +56,14 @@ def same_kernels_afterwards() -> Iterator[None]:
     yield
     kernels.set_isa(isa)
     kernels.set_num_threads(threads)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty store on a machine without a network."""
+    monkeypatch.setenv("GANGPAO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("GANGPAO_OFFLINE", "1")
+    monkeypatch.delenv("GANGPAO_SOURCES", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO())

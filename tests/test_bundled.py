@@ -1,7 +1,6 @@
 """The model that gangpao brings itself: the file of the catalog, answering without a network what it was taught."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
@@ -13,17 +12,6 @@ from gangpao.engine.sample import SamplingParams
 
 NAME = "gangpao-nano"
 TALKS = Path(__file__).resolve().parent.parent / "configs" / "nano-talks.jsonl"
-
-
-@pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """An empty store on a machine without a network."""
-    monkeypatch.setenv("GANGPAO_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("GANGPAO_OFFLINE", "1")
-    monkeypatch.delenv("GANGPAO_SOURCES", raising=False)
-    monkeypatch.setattr("sys.stdin", io.StringIO())
 
 
 def test_the_file_is_the_one_of_the_catalog():

@@ -1,7 +1,6 @@
 """The model with eyes that gangpao brings itself: the files of the catalog, and what they see without a network."""
 
 import hashlib
-import io
 import json
 
 import pytest
@@ -16,17 +15,6 @@ from gangpao.evaluate.sight.rows import questions
 from gangpao.evaluate.sight.run import Settings, run
 
 NAME = "gangpao-nano-v"
-
-
-@pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """An empty store on a machine without a network."""
-    monkeypatch.setenv("GANGPAO_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("GANGPAO_OFFLINE", "1")
-    monkeypatch.delenv("GANGPAO_SOURCES", raising=False)
-    monkeypatch.setattr("sys.stdin", io.StringIO())
 
 
 def bundled(name):

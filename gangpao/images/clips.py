@@ -33,7 +33,6 @@ SIDE = 560  # of a frame, which is shown as one piece: MiniCPM-V's have 448 x 44
 AT_ONCE = 2
 SECONDS = 60.0  # to decode a video
 _KINDS: tuple[tuple[Literal["mp4", "webm"], int, bytes], ...] = (("mp4", 4, b"ftyp"), ("webm", 0, b"\x1a\x45\xdf\xa3"))
-_STILLS = (b"hei", b"hev", b"mif", b"msf", b"avi")  # HEIC and AVIF are boxes of the same family
 _places = threading.BoundedSemaphore(AT_ONCE)
 
 
@@ -84,7 +83,7 @@ def any_of(data: bytes) -> Picture:
 
 def _kind(data: bytes) -> Literal["mp4", "webm"] | None:
     found = next((name for name, at, mark in _KINDS if data[at : at + len(mark)] == mark), None)
-    return None if found == "mp4" and data[8:11] in _STILLS else found
+    return None if look.other_format(data) else found  # HEIC and AVIF are boxes of MP4's family
 
 
 def _pictures(files: Iterable[bytes]) -> tuple[Picture, ...]:

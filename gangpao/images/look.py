@@ -14,7 +14,7 @@ import binascii
 import re
 import struct
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 40_000_000
@@ -99,9 +99,20 @@ def look(data: bytes, *, max_frames: int = MAX_FRAMES) -> Picture:
     return found
 
 
+def other_format(data: bytes) -> str | None:
+    """The name of another format of pictures, for people know which they have; None for what is none of these."""
+    return next((name for name, at, mark in _OTHERS if data[at : at + len(mark)] == mark), None)
+
+
+def as_part(picture: Picture) -> dict[str, Any]:
+    """A part of a message with a data: URL: OpenAI's image_url, or vLLM's video_url."""
+    kind, data = "video" if picture.clip else "image", base64.b64encode(picture.data).decode()
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{kind}/{picture.kind};base64,{data}"}}
+
+
 def _what_else(data: bytes) -> str:
-    """What to say of a file that is none of the four: other formats of pictures by their names, for people know which they have."""
-    kind = next((name for name, at, mark in _OTHERS if data[at : at + len(mark)] == mark), None)
+    """What to say of a file that is none of the four."""
+    kind = other_format(data)
     if kind is None:
         return "the image is not a PNG, JPEG, WebP or GIF file, or its header is damaged"
     return f"the image is not a PNG, JPEG, WebP or GIF file: it is {kind}, which has to be converted first"

@@ -1,6 +1,5 @@
 """Pictures from files for a question: a path as it is typed, or as a terminal writes it when a file is dragged into it."""
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,7 +113,5 @@ def as_parts(message: Mapping[str, Any]) -> dict[str, Any]:
             parts.append({"type": "text", "text": content[begin:at]})
         begin = at
         if picture is not None:
-            data = base64.b64encode(picture.data).decode()
-            kind = "video" if picture.clip else "image"
-            parts.append({"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{kind}/{picture.kind};base64,{data}"}})
+            parts.append(look.as_part(picture))
     return {"role": message["role"], "content": parts}

@@ -67,6 +67,10 @@ class RowTable:
         with self._lock:
             return sum(values.nbytes for values in self._pieces.values())
 
+    def have_room(self, rows: int) -> None:
+        """Let at least so many rows be held at once."""
+        self.limit = max(self.limit, 4 * self.width * rows)
+
     def hold(self, rows: Mapping[int, int]) -> Hold:
         """Keep these pieces (first id -> count of rows), whether they are there already or come later.
 

@@ -14,9 +14,7 @@ What it gives up: log-likelihoods from a server that does not echo.
 
 from __future__ import annotations
 
-import base64
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,8 +23,9 @@ from gangpao.evaluate.models import align
 from gangpao.evaluate.models.many import each
 from gangpao.evaluate.models.protocol import Generated, Group, Prompt, Score, Usage
 from gangpao.evaluate.results import ModelFacts
-from gangpao.images.look import Picture
+from gangpao.images.look import as_part
 from gangpao.openai_client import Flags, Patience, RemoteError, Server, texts_of, too_long, whole_number
+from gangpao.text.templates.pictures import cut
 from gangpao.text.thoughts import KNOWN, Splitter, split
 
 T = TypeVar("T")
@@ -299,18 +298,12 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
     """A conversation as servers take it; a content with pictures in parts."""
     messages = [dict(message) for message in prompt.messages or ()]
     for message in messages if prompt.pictures else ():
-        message["content"] = list(_parts(str(message.get("content") or ""), prompt.pictures))
+        pieces = cut(str(message.get("content") or ""), {c: [c] for c in prompt.pictures})
+        message["content"] = [
+            {"type": "text", "text": piece} if isinstance(piece, str) else as_part(prompt.pictures[str(piece[0])])
+            for piece in pieces
+        ]
     return messages
-
-
-def _parts(content: str, pictures: Mapping[str, Picture]) -> Iterator[dict[str, Any]]:
-    for piece in re.split(f"([{''.join(pictures)}])", content):
-        if piece in pictures:
-            picture = pictures[piece]
-            encoded = base64.b64encode(picture.data).decode()
-            yield {"type": "image_url", "image_url": {"url": f"data:image/{picture.kind};base64,{encoded}"}}
-        elif piece:
-            yield {"type": "text", "text": piece}
 
 
 def _choice(answer: Mapping[str, Any]) -> dict[str, Any]:

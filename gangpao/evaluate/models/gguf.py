@@ -104,11 +104,11 @@ class EngineModel:
         under_way = 0
         while waiting or under_way:
             while waiting and not self._scheduler.full():
-                i = waiting[0]
+                i = waiting.popleft()
                 if len(ids[i]) >= self.engine.context:
-                    yield waiting.popleft(), Generated("", "too_long", prompt_tokens=len(ids[i]))
+                    yield i, Generated("", "too_long", prompt_tokens=len(ids[i]))
                     continue
-                _Writing(waiting.popleft(), self.engine, self._scheduler, prompts[i], ids[i], ended)
+                _Writing(i, self.engine, self._scheduler, prompts[i], ids[i], ended)
                 under_way += 1
             if under_way:
                 done = ended.get()
@@ -129,8 +129,7 @@ class EngineModel:
         if seeing is not None and self._scheduler is not None:
             fitting = (one for one in ids if len(one) < self.engine.context)
             rows = max((sum(i >= vocab for i in one) for one in fitting), default=0)
-            most = 4 * (self._scheduler.places + 2) * rows * seeing.table.width
-            seeing.table.limit = max(seeing.table.limit, most)
+            seeing.table.have_room((self._scheduler.places + 2) * rows)
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """By the file's own template."""

@@ -65,7 +65,7 @@ def likelihoods(engine: Engine, scorer: Scorer, group: Sequence[Question]) -> Fl
     if max(map(len, contexts)) + max(map(len, texts)) > engine.context:
         return None
     rows = sum(seeing.look(picture).tokens for picture in pictures)
-    seeing.table.limit = max(seeing.table.limit, 4 * rows * seeing.table.width)  # the whole group is needed at once
+    seeing.table.have_room(rows)  # the whole group is needed at once
     hold = engine.see(pictures)
     out = np.zeros((len(group), len(group)))
     for number, scores in scorer.score((context, texts) for context in contexts):

@@ -58,8 +58,9 @@ def run(
         try:
             for name, questions in parts.items():
                 answers = _answers(model, name, questions, settings, journal, progress)
-                write_items(out, name, _items(questions, answers))
-                tasks += _marked(name, questions, answers)
+                items = _items(questions, answers)
+                write_items(out, name, items)
+                tasks += _marked(name, items)
                 chosen = choose.groups(questions, settings.among) if settings.among and engine is not None else []
                 if chosen and engine is not None and engine.seeing.sight.vision.canvas:
                     notes.append(f"{name}: texts are not looked for by a model that has pictures on a canvas.")
@@ -85,12 +86,7 @@ def run(
 def _answers(
     model: Model, name: str, questions: Sequence[Question], settings: Settings, journal: Journal, progress: Progress
 ) -> list[Generated]:
-    prompts = [
-        Prompt(
-            messages=question.messages, max_tokens=settings.max_tokens, pictures=question.pictures,
-        )
-        for question in questions
-    ]  # fmt: skip
+    prompts = [Prompt(messages=q.messages, max_tokens=settings.max_tokens, pictures=q.pictures) for q in questions]
     progress.start(name, len(prompts))
     done = 0
 
@@ -118,20 +114,20 @@ def read(said: str, wanted: str) -> float:
     return 1 - row[-1] / max(len(said), len(wanted), 1)
 
 
-def _marked(name: str, questions: Sequence[Question], answers: Sequence[Generated]) -> list[TaskResult]:
-    by_picture = [question.where.rpartition(",")[0] for question in questions]
-    by_words: dict[str, list[float]] = {}
+def _marked(name: str, items: Sequence[Item]) -> list[TaskResult]:
+    """The scores of all items, by what they were asked too."""
+    by_row = [item.item.rpartition(",")[0] for item in items]
+    too_long = sum("too_long" in item.flags for item in items)
     out = []
-    for metric, mark in (("exact_match", right), ("characters", read)):
-        values = [float(mark(a.text, q.wanted)) for q, a in zip(questions, answers, strict=True)]
-        if metric == "exact_match":
-            for question, value in zip(questions, values, strict=True):
-                by_words.setdefault(question.words, []).append(value)
+    for metric in ("exact_match", "characters"):
+        values, main = [item.scores[metric] for item in items], metric == "exact_match"
+        by_words: dict[str, list[float]] = {}
+        for item in items if main else ():
+            by_words.setdefault(str(item.prompt), []).append(item.scores[metric])
         out.append(TaskResult(
-            task=name, metric=metric, value=sum(values) / len(values), stderr=clustered_error(values, by_picture),
-            items=len(values), of=len(values), mode="generation", main=metric == "exact_match", grader=GRADER,
-            parts={w: sum(v) / len(v) for w, v in sorted(by_words.items())} if metric == "exact_match" else {},
-            left_out={k: n for k in ("too_long",) if (n := sum(a.finish == k for a in answers))},
+            task=name, metric=metric, value=sum(values) / len(values), stderr=clustered_error(values, by_row),
+            items=len(values), of=len(values), mode="generation", main=main, grader=GRADER,
+            parts={w: sum(v) / len(v) for w, v in sorted(by_words.items())}, left_out={"too_long": too_long} if too_long else {},
         ))  # fmt: skip
     return out
 
