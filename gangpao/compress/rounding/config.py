@@ -32,11 +32,6 @@ class RoundingConfig(Frozen):
     passes: int = Field(
         default=3, ge=0, le=100, description="Of descent over values and scales behind the error feedback."
     )
-    skip_tokens: int = Field(
-        default=4,
-        ge=0,
-        description="First tokens of a window that do not count: attention sinks would decide alone (P-GPTQ).",
-    )
     batch: int = Field(default=4, ge=1, description="Windows that go through a layer at once; memory, not results.")
     steps: int = Field(default=200, ge=1, description="Of learned: steps of training.")
     step_windows: int = Field(default=2, ge=1, description="Of learned: windows of a step.")

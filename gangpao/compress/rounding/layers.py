@@ -9,8 +9,10 @@ the float residual itself. A least squares step turns each aim into weights,
 
 and rounding W' with the error of H = X_q X_q^T is then the same as rounding W towards the aim.
 
-The first tokens of a window are left out of all sums: their hidden states are a hundred times as large as any other's (attention
-sinks), so they would decide the rounding alone. Only one layer is there as floats at a time, with the streams of all windows.
+Where the residual is the aim, a token counts by one over the mean square of its state, since the norms behind divide by it. The
+first tokens of a window have states a hundred times as large as others (attention sinks): counted as they are, they would decide
+the rounding alone; left out, as P-GPTQ does, nothing holds them where they are, and attention everywhere goes wrong with them.
+Only one layer is there as floats at a time, with the streams of all windows.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class Streams:
 
 @dataclass
 class Sums:
-    """What the inputs of a matrix say, over the tokens that count. hessian: X_q^T X_q / tokens [C, C]. drift: (X_f - X_q)^T X_q /
-    tokens [C, C]. residual: (h_f - h_q)^T X_q / tokens [D, C], for those that write into the residual stream."""
+    """What the inputs of a matrix say, on the mean of tokens. hessian: X_q^T X_q [C, C]. drift: (X_f - X_q)^T X_q [C, C].
+    residual: (h_f - h_q)^T X_q [D, C], for those that write into the residual stream."""
 
     hessian: Tensor
     drift: Tensor
@@ -65,16 +67,16 @@ Quantizer = Callable[[str, Tensor, Sums], Tensor]  # name in the layer, weights,
 class Walk:
     """One layer, as floats twice, and the streams that go through it.
 
-    skip: how many tokens at the beginning of a window do not count. batch: windows at once.
+    batch: windows at once.
     """
 
-    def __init__(self, model: Transformer, layer: Block, streams: Streams, *, skip: int, batch: int) -> None:
+    def __init__(self, model: Transformer, layer: Block, streams: Streams, *, batch: int) -> None:
         attention = getattr(layer, "self_attn", None)
         if not isinstance(attention, Attention) or attention.gated or not isinstance(layer.mlp, MLP):
             raise ValueError(
                 "rounding with the data in view works on dense models with plain attention; take kind plain"
             )
-        self.config, self.skip, self.batch = model.config, skip, batch
+        self.config, self.batch = model.config, batch
         self.exact, self.rounded = dense_copy(layer), dense_copy(layer)
         self.streams = streams
         inverse, factor = inverse_frequencies(model.config, streams.exact.shape[1])
@@ -112,12 +114,16 @@ class Walk:
         into: Streams | None = None, residual: Streams | None = None,
     ) -> None:  # fmt: skip
         """Round the matrices that share an input. into: takes the inputs of all windows."""
-        sums = _Summing(self.skip)
+        sums = _Summing()
         kept: tuple[list[Tensor], list[Tensor]] = ([], [])
         for at in self._batches():
             exact, rounded = self.streams.exact[at], self.streams.rounded[at]
             x, y = inputs(self.exact, exact), inputs(self.rounded, rounded)
-            sums.add(x, y, exact - rounded if residual is not None else None)
+            if residual is None:
+                sums.add(x, y)
+            else:
+                behind = exact + self.exact.residual_scale * self.exact.get_submodule(names[0])(x)
+                sums.add(x, y, exact - rounded, weights=1 / behind.square().mean(-1).clamp_min(1e-12))
             if into is not None:
                 kept[0].append(x)
                 kept[1].append(y)
@@ -148,27 +154,32 @@ class Walk:
 
 
 class _Summing:
-    def __init__(self, skip: int) -> None:
-        self.skip, self.tokens = skip, 0
+    def __init__(self) -> None:
+        self.tokens, self.weight = 0, 0.0
         self.hessian: Tensor | None = None
         self.drift: Tensor | None = None
         self.residual: Tensor | None = None
 
-    def add(self, exact: Tensor, rounded: Tensor, residual: Tensor | None) -> None:
-        """Inputs [n, T, C] of both streams, and by how much the float residual [n, T, D] is ahead."""
-        x, y = (t[:, self.skip :].reshape(-1, t.shape[-1]) for t in (exact, rounded))
+    def add(
+        self, exact: Tensor, rounded: Tensor, residual: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Inputs [n, T, C] of both streams, by how much the float residual [n, T, D] is ahead, and how much a token
+        counts [n, T]."""
+        x, y = (t.reshape(-1, t.shape[-1]) for t in (exact, rounded))
         self.tokens += len(y)
-        self.hessian = _plus(self.hessian, y.T @ y)
-        self.drift = _plus(self.drift, (x - y).T @ y)
+        self.weight += len(y) if weights is None else float(weights.sum(dtype=torch.float64))
+        w = y if weights is None else y * weights.reshape(-1, 1)
+        self.hessian = _plus(self.hessian, w.T @ y)
+        self.drift = _plus(self.drift, (x - y).T @ w)
         if residual is not None:
-            r = residual[:, self.skip :].reshape(-1, residual.shape[-1])
-            self.residual = _plus(self.residual, r.T @ y)
+            self.residual = _plus(self.residual, residual.reshape(-1, residual.shape[-1]).T @ w)
 
     def sums(self) -> Sums:
         assert self.hessian is not None
         assert self.drift is not None
-        n = self.tokens
-        return Sums(self.hessian / n, self.drift / n, None if self.residual is None else self.residual / n, n)
+        n = self.weight
+        residual = None if self.residual is None else self.residual / n
+        return Sums(self.hessian / n, self.drift / n, residual, self.tokens)
 
 
 def _plus(a: Tensor | None, b: Tensor) -> Tensor:

@@ -118,10 +118,8 @@ _NOT_OF_A_SWEEP = ("kind", "steps", "step_windows", "lr", "save_every")
 def _checked(ids: Ids | None, config: RoundingConfig) -> Ids:
     if ids is None or ids.ndim != 2 or not ids.size:
         raise ValueError(f"kind {config.kind} needs calibration ids [windows, length]; give some, or take kind plain")
-    if ids.shape[1] <= config.skip_tokens + 1:
-        raise ValueError(
-            f"windows of {ids.shape[1]} ids, of which the first {config.skip_tokens} do not count: take longer ones"
-        )
+    if ids.shape[1] < 2:
+        raise ValueError(f"windows of {ids.shape[1]} ids: nothing follows in them; take longer ones")
     return np.ascontiguousarray(ids, np.int64)
 
 

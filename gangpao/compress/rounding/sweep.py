@@ -72,7 +72,7 @@ class Sweep:
         for number in range(done, len(layers)):
             layer = layers[number]
             assert isinstance(layer, Block)
-            walk = Walk(self.model, layer, streams, skip=self.config.skip_tokens, batch=self.config.batch)
+            walk = Walk(self.model, layer, streams, batch=self.config.batch)
             streams = walk.run(partial(self._matrix, f"model.layers.{number}."))
             if number + 1 == len(layers):
                 self._head(streams)
@@ -110,11 +110,8 @@ class Sweep:
         kind = self.types.get(name)
         if kind not in GRIDS or name in self.copied or self.model.config.tie_word_embeddings:
             return
-        scale, skip = self.model.config.logit_scale, self.config.skip_tokens
-        x, y = (
-            (self.model.model.norm(h[:, skip:]) * scale).reshape(-1, h.shape[-1])
-            for h in (streams.exact, streams.rounded)
-        )
+        scale = self.model.config.logit_scale
+        x, y = ((self.model.model.norm(h) * scale).reshape(-1, h.shape[-1]) for h in (streams.exact, streams.rounded))
         n = len(y)
         sums = Sums(y.T @ y / n, (x - y).T @ y / n, None, n)
         held = rounded_matrix(dense_weight(self.model.lm_head), sums, GRIDS[kind], self.config, 1.0)

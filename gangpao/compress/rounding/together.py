@@ -165,11 +165,11 @@ class Student:
             return {name: share().numpy() for name, share in self.shares.items()}
 
 
-def divergence(teacher: Transformer, student: Transformer, ids: Tensor, skip: int) -> Tensor:
-    """Mean KL divergence of predictions over the tokens that count, in nats."""
+def divergence(teacher: Transformer, student: Transformer, ids: Tensor) -> Tensor:
+    """Mean KL divergence of predictions, in nats."""
     with torch.no_grad():
-        wanted = teacher(ids, dtype=torch.float32).hidden[:, skip:].flatten(0, 1)
-    got = student(ids).hidden[:, skip:].flatten(0, 1)
+        wanted = teacher(ids, dtype=torch.float32).hidden.flatten(0, 1)
+    got = student(ids).hidden.flatten(0, 1)
     total = torch.zeros(())
     for begin in range(0, len(got), _CHUNK):
         with torch.no_grad():
@@ -197,7 +197,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        loss = divergence(teacher, student.model, ids[chosen], config.skip_tokens)
+        loss = divergence(teacher, student.model, ids[chosen])
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for _, p in parameters], 1.0)
         optimizer.step()
