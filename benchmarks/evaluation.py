@@ -6,6 +6,11 @@ The same requests, as lm-eval builds them, go to our engine (int8 activations, a
 float32, and to transformers in float32 with the same weights, dequantized. HellaSwag's first items are scored; GSM8K's first
 questions are answered, 64 tokens each, greedy. Every round has its own items, so that nothing is remembered. Ratios are medians
 over rounds.
+
+`--server URL` scores the choices through a llama.cpp server too, with lm-eval's `gguf` model. It must give log-probabilities of
+a prompt, as that of llama-cpp-python does (in an environment of its own):
+
+    python -m llama_cpp.server --model FILE --logits_all true --n_ctx 2048 --n_threads 2 --n_threads_batch 2 --cache true
 """
 
 from __future__ import annotations
@@ -26,6 +31,9 @@ from gangpao.evaluate.models.load import load_engine
 from gangpao.evaluate.tasks.build import ask, harness_task
 from gangpao.evaluate.tasks.data import DataSource
 from gangpao.evaluate.tasks.table import TASKS
+
+PEER, SERVER = "lm-eval, transformers", "lm-eval, llama.cpp server"
+Seconds = dict[str, dict[str, list[float]]]
 
 
 class Forgetful:
@@ -55,6 +63,13 @@ def theirs(path: Path, batch: int) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device="cpu", backend="causal")
+
+
+def served(url: str) -> Any:
+    """lm-eval's model for a llama.cpp server: one request after the other, which is all that it does."""
+    from lm_eval.models.gguf import GGUFLM
+
+    return GGUFLM(base_url=url)
 
 
 def requests_of(name: str, source: DataSource, begin: int, count: int) -> list[Any]:
@@ -89,33 +104,42 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--server", help="URL of a llama.cpp server that gives log-probabilities of a prompt.")
     options = parser.parse_args()
     path, source = catalog.resolve(options.model), DataSource(options.data)
     models = {
         "ours": ours(path, False, options.batch), "ours, float32": ours(path, True, options.batch),
-        "lm-eval, transformers": theirs(path, options.batch),
+        PEER: theirs(path, options.batch),
     }  # fmt: skip
-    seconds: dict[str, dict[str, list[float]]] = {
-        "choices": {n: [] for n in models},
-        "answers": {n: [] for n in models},
-    }
+    if options.server:
+        models[SERVER] = served(options.server)
+    seconds: Seconds = {kind: {n: [] for n in models} for kind in ("choices", "answers")}
     watch = machine.Watch()
     for turn in range(options.rounds):
         choices = requests_of("hellaswag", source, options.begin + turn * options.items, options.items)
         answers = requests_of("gsm8k", source, turn * options.prompts, options.prompts) if options.prompts else []
         for name, model in models.items():
             seconds["choices"][name].append(timed(model.loglikelihood, choices))
-            if options.prompts:
+            if options.prompts and name != SERVER:  # it ends after its server's number of tokens, whatever is asked
                 seconds["answers"][name].append(timed(model.generate_until, answers))
         print({kind: {n: round(s[-1], 2) for n, s in by.items() if s} for kind, by in seconds.items()}, flush=True)
-    peer, ratios = "lm-eval, transformers", {}
-    for kind, by in seconds.items():
-        for name in [n for n in models if n != peer and by[n]]:
-            ratios[f"{kind}: {name}"] = statistics.median(b / a for a, b in zip(by[name], by[peer], strict=True))
-    for name, ratio in ratios.items():
-        print(f"{name:28} {ratio:5.2f} x {peer}")
+    ratios = told(seconds)
     print(f"machine: {machine.cpu_name()}, {machine.physical_cores()} cores; {watch.read()}")
     print(json.dumps({"seconds": seconds, "ratios": ratios, "items": options.items, "prompts": options.prompts}))
+
+
+def told(seconds: Seconds) -> dict[str, float]:
+    """How many times as fast as each peer, the medians over rounds; printed too."""
+    ratios = {
+        f"{kind}: {name} x {peer}": statistics.median(b / a for a, b in zip(by[name], by[peer], strict=True))
+        for kind, by in seconds.items()
+        for peer in (PEER, SERVER)
+        for name in by
+        if name not in (PEER, SERVER) and by[name] and by.get(peer)
+    }
+    for name, ratio in ratios.items():
+        print(f"{ratio:5.2f}  {name}")
+    return ratios
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ to rounding (numpy has no fused multiply-add; `_fma` goes through float64). Shap
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ Ints = npt.NDArray[np.int64]
 PANEL_ROWS = 16
 BLOCK = 32
 SUPER = 8
+EXACT = 512  # columns that share a scale where int16 meets int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,35 @@ def linear(w: Panels, style: str, q: Ints, scale: Floats) -> Floats:
     return out
 
 
+def _narrow(x: Floats) -> Iterator[tuple[int, tuple[Ints, Floats]]]:
+    """EXACT columns after the other: where they begin, their values in int16 and the scale of each row [T, 1]."""
+    for begin in range(0, x.shape[1], EXACT):
+        part = x[:, begin : begin + EXACT]
+        top = np.abs(part).max(axis=1, keepdims=True)
+        inverse = np.where(top > 0, np.float32(32767) / np.where(top > 0, top, np.float32(1)), np.float32(0))
+        yield begin, (np.rint(part * inverse).astype(np.int64), top / np.float32(32767))
+
+
+def _exact_lanes(x: Floats, a: npt.NDArray[np.floating | np.integer]) -> Floats:
+    """[T, rank, 16]: of every 32 columns two to a lane."""
+    lanes = np.zeros((len(x), len(a), 16), np.float32)
+    for begin, (values, scales) in _narrow(x):
+        weights = a[:, begin : begin + EXACT].astype(np.int64)
+        products = np.pad(values[:, None] * weights, ((0, 0), (0, 0), (0, -values.shape[1] % 32)))
+        sums = products.reshape(len(x), len(a), -1, 16, 2).sum(axis=(2, 4))
+        lanes = _fma(sums.astype(np.float32), scales[..., None], lanes)
+    return lanes
+
+
+def _float_lanes(x: Floats, a: Floats) -> Floats:
+    """[T, rank, 16]: every 16th column to a lane."""
+    columns, weights = (np.pad(m, ((0, 0), (0, -x.shape[1] % 16))).reshape(len(m), -1, 16) for m in (x, a))
+    lanes = np.zeros((len(x), len(a), 16), np.float32)
+    for c in range(columns.shape[1]):
+        lanes = _fma(weights[None, :, c], columns[:, None, c], lanes)
+    return lanes
+
+
 def low_rank(
     x: Floats,
     a: npt.NDArray[np.floating | np.integer],
@@ -214,20 +245,22 @@ def low_rank(
 ) -> Floats:
     """What an adapter adds to a linear layer, [T, R], in the order of C++: panel_factor (B (rank_factor * scale * A x)).
 
-    A [rank, C], B [R, rank], a factor for each rank and for each 16 outputs. 16 lanes sum every 16th column each, then halves onto
-    halves; an output sums rank after rank from zero. Only the fused multiply-adds are rounded twice here.
+    A [rank, C], B [R, rank], a factor for each rank and for each 16 outputs. F32: 16 lanes sum every 16th column each, then halves
+    onto halves; an output sums rank after rank from zero. Int8: x and A x in int16, EXACT values to a scale, whose products are
+    summed exactly. Only the fused multiply-adds are rounded twice here.
     """
-    pad = -x.shape[1] % 16
-    columns, weights = (np.pad(m.astype(np.float32), ((0, 0), (0, pad))).reshape(len(m), -1, 16) for m in (x, a))
-    lanes = np.zeros((len(x), len(a), 16), np.float32)
-    for c in range(columns.shape[1]):
-        lanes = _fma(weights[None, :, c], columns[:, None, c], lanes)
+    exact = a.dtype == np.int8
+    lanes = _exact_lanes(x, a) if exact else _float_lanes(x, a.astype(np.float32))
     while lanes.shape[-1] > 1:
         lanes = lanes[..., : lanes.shape[-1] // 2] + lanes[..., lanes.shape[-1] // 2 :]
     h = lanes[..., 0] * np.float32(scale) * rank_factor
     out = np.zeros((len(x), len(b)), np.float32)
-    for r in range(len(a)):
-        out = _fma(b[None, :, r].astype(np.float32), h[:, r, None], out)
+    if exact:
+        for begin, (values, scales) in _narrow(h):
+            out += (values @ b[:, begin : begin + EXACT].T.astype(np.int64)).astype(np.float32) * scales
+    else:
+        for r in range(len(a)):
+            out = _fma(b[None, :, r].astype(np.float32), h[:, r, None], out)
     return out * np.repeat(panel_factor, 16)[: len(b)]
 
 

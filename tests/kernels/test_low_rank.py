@@ -48,9 +48,9 @@ def table_of(layer, *adapters):
     return table
 
 
-def expected_addition(x, sources, scale):
+def expected_addition(x, sources, scale, sizes=ROWS):
     parts = []
-    for rows, source in zip(ROWS, sources, strict=True):
+    for rows, source in zip(sizes, sources, strict=True):
         parts.append(np.zeros((len(x), rows), np.float32) if source is None else reference.low_rank(x, *source, scale))
     return np.concatenate(parts, axis=1)
 
@@ -71,6 +71,36 @@ def test_low_rank_is_the_reference(dtype, n):
             addition = expected_addition(x, sources, 0.75 * factor)
             np.testing.assert_allclose(got, base + addition, rtol=1e-5, atol=1e-5 * np.abs(addition).max())
             assert np.array_equal(got[:, ROWS[0] : ROWS[0] + ROWS[1]], base[:, ROWS[0] : ROWS[0] + ROWS[1]])
+
+
+def test_more_columns_and_ranks_than_share_a_scale():
+    """Each 512 have their own, so that one large input costs the others nothing."""
+    rng = np.random.default_rng(7)
+    cols, sizes = 1216, (48,)
+    layer = make_layer(rng, sizes, cols)
+    sources = [make_source(rng, 515, 48, cols)]
+    x = rng.normal(size=(5, cols)).astype(np.float32)
+    x[:, 3] = 1e4
+    table = table_of(layer, sources)
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        got = run(layer, x, table, [(0, 0, 5, 1.0)]) - run(layer, x)
+        addition = expected_addition(x, sources, 1.0, sizes)
+        np.testing.assert_allclose(got, addition, rtol=1e-4, atol=1e-5 * np.abs(addition).max())
+
+
+@pytest.mark.parametrize("rank", [1, 16, 40])
+def test_inputs_in_15_bits_are_as_good_as_floats(rank):
+    """What int16 loses of x and of A x is a ten-thousandth; int8 of A and B has lost a hundred times as much before."""
+    rng = np.random.default_rng(8)
+    layer = make_layer(rng)
+    sources = [make_source(rng, rank, rows) for rows in ROWS]
+    floats = [(a.astype(np.float32), b.astype(np.float32), *factors) for a, b, *factors in sources]
+    x = rng.normal(size=(64, COLS)).astype(np.float32)
+    exact, ours = (expected_addition(x, s, 1.0) for s in (floats, sources))
+    got = run(layer, x, table_of(layer, sources), [(0, 0, 64, 1.0)]) - run(layer, x)
+    assert np.linalg.norm(ours - exact) < 1e-4 * np.linalg.norm(exact)
+    assert np.linalg.norm(got - exact) < 1e-4 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("cols", [COLS, 544])

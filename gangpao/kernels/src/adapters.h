@@ -27,7 +27,7 @@ class LowRank {
   LowRankMatrices m{};
   std::vector<LowRankPart> parts;  // one for each matrix of the layer
   int ranks = 0, rows = 0;         // ranks in whole groups
-  size_t nbytes = 0;
+  size_t nbytes = 0, a_bytes = 0;  // of A and B, of A, which is first
 
  private:
   SharedPages pages_;
@@ -56,16 +56,17 @@ class AdapterRuns {
   std::vector<Run> runs;
 };
 
-// The two halves of the work that runs over one linear layer cause, as items for the pool: A x beside the layer's own panels,
-// for both read the same input; then B (A x) on top of its output.
+// The two halves of the work that runs over one linear layer cause: A x beside the layer's own panels, for both read the same
+// input; then B (A x) on top of its output.
 class Additions {
  public:
   Additions(const Linear& w, const Activation& x, const Array& out, const LowRankTable& table, const AdapterRuns& runs, float scale);
   int down_items() const { return down_end_.empty() ? 0 : down_end_.back(); }
-  int up_items() const { return up_end_.empty() ? 0 : up_end_.back(); }
   bool up_is_short() const;  // B h takes about as long as waking another thread
-  void down(int begin, int end) const;
-  void up(int begin, int end, Array& out) const;
+  void ask(int begin, int end, int panels) const;  // for the share [begin, end) of `panels` of all A and B, from memory
+  void down(int begin, int end, int thread) const;
+  int up_items() const { return up_end_.empty() ? 0 : up_end_.back(); }
+  void up(int begin, int end, int thread, Array& out) const;
 
  private:
   struct Use {

@@ -56,15 +56,25 @@ struct HeadTiles {
 enum class Gelu : int { ERF, TANH, QUICK };
 
 constexpr int kRankGroup = 4;  // ranks of A that lie side by side
+constexpr int kRowsTogether = 4;  // rows of a step that meet an adapter at once
+constexpr int kExact = 512;  // products of int16 (15 bits) and int8 (7 bits) whose sum int32 holds
+static_assert(int64_t(kExact) * 127 * 32767 < int64_t(1) << 31, "a sum may be too large");
 
-// B of an adapter for one matrix of a layer: [panel of 16 outputs][rank][16], and where its ranks and outputs begin.
+// Bytes for kRowsTogether rows of n floats as int16, and a scale for each kExact of them (low_rank.h).
+constexpr size_t low_rank_scratch(int n) {
+  return (size_t((n + 31) / 32 * 32) * sizeof(int16_t) + size_t((n + kExact - 1) / kExact) * sizeof(float)) * kRowsTogether;
+}
+
+// B of an adapter for one matrix of a layer, and where its ranks and outputs begin. F32: [panel of 16 outputs][rank][16]; int8:
+// [panel][two ranks][16][2].
 struct LowRankPart {
   int first_rank, rank, first_row, rows;
   const uint8_t* b;
   const float* factor;  // [panels]
 };
 
-// A of an adapter for all matrices of a layer, one below the other: [group of ranks][16 columns][kRankGroup][16].
+// A of an adapter for all matrices of a layer, one below the other. F32: [group of ranks][16 columns][kRankGroup][16]; int8:
+// [group][32 columns][kRankGroup][32].
 struct LowRankMatrices {
   bool bytes;  // int8, else F32
   int cols;
@@ -105,10 +115,11 @@ struct Kernels {
   // Means of the keys of a whole page, [kPage / 16][head_dim]; and what pages are worth to the queries of one KV head (choose.h).
   void (*page_means)(const HeadCache&, float* out, float* scratch);
   void (*page_worth)(const float* q, int heads, int head_dim, const float* const* means, int pages, float* worth, float* scratch);
-  // h [rows, h_stride]: one group of ranks of A x; out += B h for panels [begin, end) of one part.
-  void (*low_rank_down)(const LowRankMatrices&, int group, const float* x, int x_stride, int rows, float scale, float* h, int h_stride);
+  // h [rows, h_stride]: groups [begin, end) of ranks of A x; out += B h for panels [begin, end) of one part.
+  void (*low_rank_down)(const LowRankMatrices&, int begin, int end, const float* x, int x_stride, int rows, float scale, float* h,
+                        int h_stride, uint8_t* scratch);
   void (*low_rank_up)(bool bytes, const LowRankPart&, int begin, int end, const float* h, int h_stride, int rows, float* out,
-                      int out_stride);
+                      int out_stride, uint8_t* scratch);  // scratch of both: low_rank_scratch of the columns, of the ranks
   // A row of GGUF blocks as floats; source: source_index of its type.
   void (*dequantize)(int source, const uint8_t* row, int cols, float* out);
   // Blocks [begin, end) of rows of `cols` weights, in a type that is `Written`; columns: what each weighs, or null.

@@ -82,6 +82,8 @@ int amd_family() {
 
 const char* const kIsaNames[] = {"amx", "avx512", "avx2", "i8mm", "dotprod", "neon", "portable"};  // the best first
 
+// The products of fewer rows wait for memory themselves; more rows are a prompt, beside whose products adapters are small.
+constexpr int kRowsThatAsk = 4, kRowsOfPrompt = 33;
 constexpr int kPanels = 2;  // smallest piece of a linear layer: AMX takes panels in pairs
 
 }  // namespace
@@ -296,20 +298,25 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
   for (const auto& m : w.parts) items += m->w.num_panels();
   std::optional<Additions> more;
   if (table && runs && !runs->runs.empty()) more.emplace(w, x, out, *table, *runs, add ? scale : 1.0f);
+  bool asks = more && x.n >= kRowsThatAsk && x.n < kRowsOfPrompt;
   auto job = [&](int begin, int end, int thread) {
     uint8_t* scratch = rt.scratch(thread, rt.kernels->scratch_bytes(w.cols, x.n));
     int first = 0, column = 0;
     for (const auto& m : w.parts) {
       int n = m->w.num_panels(), b = std::max(begin - first, 0), e = std::min(end - first, n);
       Out o{out.data + column, out.stride, add, scale};
-      if (b < e) rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits()), b, e, scratch);
+      for (int next; b < e; b = next) {
+        next = asks ? std::min(b + kPanels, e) : e;
+        if (asks) more->ask(first + b, first + next, items);
+        rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits()), b, next, scratch);
+      }
       first += n, column += m->w.rows;
     }
-    if (end > first) more->down(std::max(begin - first, 0), end - first);
+    if (end > first) more->down(std::max(begin - first, 0), end - first, thread);
   };
   rt.pool->run(items + (more ? more->down_items() : 0), kPanels, job);
   if (!more) return;
-  auto up = [&](int begin, int end, int) { more->up(begin, end, out); };
+  auto up = [&](int begin, int end, int thread) { more->up(begin, end, thread, out); };
   rt.pool->run(more->up_items(), more->up_is_short() ? more->up_items() : 1, up);
 }
 

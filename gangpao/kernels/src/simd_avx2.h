@@ -94,6 +94,13 @@ static inline I six_bit_minima(const uint8_t* low, const uint8_t* high, bool upp
   h = upper ? _mm256_srli_epi16(h, 2) : _mm256_slli_epi16(h, 2);
   return widened(_mm256_or_si256(l, _mm256_and_si256(h, _mm256_set1_epi8(60))));
 }
+static inline I load_pairs(const int16_t* p) { return {load256(p), load256(p + 16)}; }
+static inline I dot_pairs(I sum, I w, I x) {
+  return {_mm256_add_epi32(sum.l, _mm256_madd_epi16(w.l, x.l)), _mm256_add_epi32(sum.h, _mm256_madd_epi16(w.h, x.h))};
+}
+static inline void s16store(int16_t* p, I a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a.l, a.h), 0xd8));
+}
 static inline I iload(const int32_t* p) { return {load256(p), load256(p + 8)}; }
 static inline void istore(int32_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.l);

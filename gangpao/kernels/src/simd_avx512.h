@@ -67,6 +67,9 @@ static inline I firsts(I pairs) { return _mm512_srai_epi32(_mm512_slli_epi32(pai
 static inline I seconds(I pairs) { return _mm512_srai_epi32(pairs, 16); }
 struct One {};
 static inline I add_pairs(I sum, I w, int32_t x) { return _mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(x)); }
+static inline I load_pairs(const int16_t* p) { return _mm512_loadu_si512(p); }
+static inline I dot_pairs(I sum, I w, I x) { return _mm512_dpwssd_epi32(sum, w, x); }
+static inline void s16store(int16_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a)); }
 static inline I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
 static inline void s8store(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 static inline int isum(I a) { return _mm512_reduce_add_epi32(a); }

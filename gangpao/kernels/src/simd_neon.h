@@ -146,6 +146,19 @@ static inline I add_pairs(I sum, I w, int32_t x) {
   sum.d = vmlal_high_lane_s16(vmlal_high_lane_s16(sum.d, b, v, 0), d, v, 1);
   return sum;
 }
+static inline I load_pairs(const int16_t* p) {
+  int16x8x2_t x = vld2q_s16(p), y = vld2q_s16(p + 16);
+  return as_pairs(x.val[0], y.val[0], x.val[1], y.val[1]);
+}
+static inline I dot_pairs(I sum, I w, I x) {
+  auto low = [](int32x4_t sum, int32x4_t w, int32x4_t x) { return vmlal_s16(sum, vget_low_s16(words(w)), vget_low_s16(words(x))); };
+  auto high = [](int32x4_t sum, int32x4_t w, int32x4_t x) { return vmlal_high_s16(sum, words(w), words(x)); };
+  return {low(low(sum.a, w.a, x.a), w.c, x.c), high(high(sum.b, w.a, x.a), w.c, x.c),
+          low(low(sum.c, w.b, x.b), w.d, x.d), high(high(sum.d, w.b, x.b), w.d, x.d)};
+}
+static inline void s16store(int16_t* p, I x) {
+  vst1q_s16(p, vuzp1q_s16(words(x.a), words(x.b))), vst1q_s16(p + 8, vuzp1q_s16(words(x.c), words(x.d)));
+}
 static inline I iload(const int32_t* p) { return {vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)}; }
 static inline void istore(int32_t* p, I x) { vst1q_s32(p, x.a), vst1q_s32(p + 4, x.b), vst1q_s32(p + 8, x.c), vst1q_s32(p + 12, x.d); }
 static inline void s8store(int8_t* p, I x) {

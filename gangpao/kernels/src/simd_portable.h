@@ -105,6 +105,12 @@ static inline I add_pairs(I sum, I w, int32_t x) {
   LANES sum.v[i] += int16_t(w.v[i] & 0xffff) * int16_t(x & 0xffff) + (w.v[i] >> 16) * (x >> 16);
   return sum;
 }
+static inline I load_pairs(const int16_t* p) { I r; LANES r.v[i] = int16_pair(p[2 * i], p[2 * i + 1]); return r; }
+static inline I dot_pairs(I sum, I w, I x) {
+  LANES sum.v[i] += int16_t(w.v[i] & 0xffff) * int16_t(x.v[i] & 0xffff) + (w.v[i] >> 16) * (x.v[i] >> 16);
+  return sum;
+}
+static inline void s16store(int16_t* p, I a) { LANES p[i] = int16_t(a.v[i]); }
 // The first and the second of each pair, as Sum multiplies with them.
 static inline I firsts(I pairs) { LANES pairs.v[i] = int16_t(pairs.v[i] & 0xffff); return pairs; }
 static inline I seconds(I pairs) { LANES pairs.v[i] >>= 16; return pairs; }
