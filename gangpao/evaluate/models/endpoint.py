@@ -7,6 +7,8 @@
 What servers do. gangpao (run): echoes with exact bytes and takes max_tokens 0. llama-server (run): takes `echo` in silence and
 leaves the prompt out, and writes one token where none is asked for, so what comes back is looked at before it is believed.
 vLLM (from its documents): echoes, names half characters U+FFFD; its offsets drift by them, so they are not used (align.py).
+llama-cpp-python 0.3.36 (run): echoes; of a model without BOS every token gets the log-probability of the row behind its own, and
+max_tokens 0 writes until the context is full. So the first score is checked against what the server says while it writes.
 OpenAI: its thinking models want max_completion_tokens, and it takes four stop strings.
 
 What it gives up: log-likelihoods from a server that does not echo.
@@ -35,6 +37,7 @@ R = TypeVar("R")
 PATIENCE = Patience(wait_s=600.0, broken=5)
 MANY_STOPS = 4  # as many as every server takes
 _NONE = float("-inf")
+_SAME = 0.5  # nats that a log-probability may change by when its token comes in another batch
 
 
 class Endpoint:
@@ -66,6 +69,7 @@ class Endpoint:
         self._concurrency = concurrency
         self._extra = dict(extra or {})
         self._least = 0  # tokens that have to be written where only the prompt is of interest
+        self._checked = False  # that log-probabilities of a prompt are those of its own tokens
         self._limit_name = "max_tokens"
         self._stops: int | None = None  # as many stop strings as the server takes
         try:
@@ -170,12 +174,42 @@ class Endpoint:
             )
         usage = answer.get("usage")
         written = whole_number(usage, "completion_tokens", self._least) if self._least else 0
-        return self._counted(told, text, len(context), written, rolling), usage
+        score = self._counted(told, text, len(context), written, rolling)
+        if not self._checked:
+            self._checked = True
+            self._check(text)
+        return score, usage
+
+    def _check(self, text: str) -> None:
+        """A token that the server writes behind a text must be worth as much when it is the end of a prompt.
+
+        Raises RemoteError where it is not. Where the token is another one in the prompt, or the server tells too little, nothing
+        is known and nothing is said.
+        """
+        wrote = self._ask("/completions", {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1})
+        self._count(wrote.get("usage"))
+        choice = _choice(wrote)
+        piece, told = choice.get("text"), choice.get("logprobs")
+        values = told.get("token_logprobs") if isinstance(told, dict) else None
+        if not piece or not isinstance(piece, str) or not isinstance(values, list) or len(values) != 1:
+            return
+        try:
+            again, usage = self._score(text, piece)
+        except ValueError:
+            return
+        self._count(usage)
+        if again.tokens == 1 and isinstance(values[0], int | float) and abs(again.logprob - values[0]) > _SAME:
+            raise RemoteError(
+                f"{self.server.base} wrote {piece!r:.40} with a log-probability of {values[0]:.3f}, and gives it {again.logprob:.3f} "
+                f"in a prompt: its log-probabilities of prompts belong to other tokens. {self._lacks('right ones')}"
+            )
 
     def _read(self, body: dict[str, Any]) -> dict[str, Any]:
         """A completion that writes as little as the server lets us."""
         try:
-            return self._ask("/completions", body | {"max_tokens": self._least})
+            answer = self._ask("/completions", body | {"max_tokens": self._least})
+            if self._least or whole_number(answer.get("usage"), "completion_tokens", 0) == 0:
+                return answer  # else 0 is no limit to it
         except RemoteError as error:
             if self._least or error.status not in (400, 422) or too_long(error):
                 raise

@@ -123,7 +123,7 @@ def test_what_cannot_be_scored_is_said_and_harms_nobody(tiny_server, at):  # noq
         list(endpoint.roll(["a b", long]))
     answers = write(endpoint, HI, [{"role": "user", "content": long}], long, max_tokens=2)
     assert [a.finish == "too_long" for a in answers] == [False, True, True]
-    assert endpoint.usage.completion == answers[0].tokens > 0
+    assert endpoint.usage.completion - 1 == answers[0].tokens > 0  # one was written to look at its log-probability
     with pytest.raises(ValueError, match="renders conversations itself"):
         endpoint.prompt_of(HI)
 
@@ -152,8 +152,38 @@ def test_a_server_that_has_to_write_a_token(at):
     with fake(script) as server:
         scores = scores_of(at(server.url), [("The", " cat")] * 3)
     assert scores == [Score(-0.75, True, 2)] * 3
-    assert [b["max_tokens"] for b in bodies] == [0, 1, 1, 1]
-    assert bodies[0]["echo"] is True
+    assert [b["max_tokens"] for b in bodies] == [0, 1, 1, 1, 1]
+    assert [b.get("echo") for b in bodies] == [True, True, None, True, True]  # the third: what it writes is looked at
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_log_probabilities_of_other_tokens_are_refused(rows, at):
+    """llama-cpp-python gives a token of a prompt what the row behind its own says of it, where the model has no BOS; and to it
+    max_tokens 0 is no limit."""
+    words = ["The", " cat", " sat", " on"]
+    worth = {" cat": -0.5, " sat": -0.25, " on": -2.0}
+    lengths = []
+
+    def script(asked):
+        prompt, limit = asked.body["prompt"], asked.body["max_tokens"]
+        count = next(n for n in range(5) if "".join(words[:n]) == prompt)
+        names, written = words[:count], words[count : count + (limit or 9)]
+        lengths.append(len(written))
+        if not asked.body.get("echo"):
+            return completion(written[0], written, [worth[written[0]]], [{written[0]: worth[written[0]]}])
+        names = names + written
+        values = [None, *(worth[w] - 7.0 * rows for w in names[1:])]
+        return completion("".join(names), names, values, [None, *({"x": v} for v in values[1:])], written=len(written))
+
+    with fake(script) as server:
+        endpoint = at(server.url)
+        if rows:
+            with pytest.raises(RemoteError, match=r"wrote ' sat' with a log-probability of -0\.250, and gives it -7\.250 in a prompt"):
+                scores_of(endpoint, [("The", " cat")] * 3)
+        else:
+            assert scores_of(endpoint, [("The", " cat")] * 3) == [Score(-0.5, True, 1)] * 3
+    assert lengths[0] == 2
+    assert set(lengths[1:]) == {1}
 
 
 @pytest.mark.parametrize(
