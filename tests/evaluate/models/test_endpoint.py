@@ -178,7 +178,7 @@ def test_log_probabilities_of_other_tokens_are_refused(rows, at):
     with fake(script) as server:
         endpoint = at(server.url)
         if rows:
-            with pytest.raises(RemoteError, match=r"wrote ' sat' with a log-probability of -0\.250, and gives it -7\.250 in a prompt"):
+            with pytest.raises(RemoteError, match=r"wrote ' sat' .* of -0\.250, and gives it -7\.250 in a prompt"):
                 scores_of(endpoint, [("The", " cat")] * 3)
         else:
             assert scores_of(endpoint, [("The", " cat")] * 3) == [Score(-0.5, True, 1)] * 3
