@@ -201,7 +201,8 @@ class Endpoint:
         if again.tokens == 1 and isinstance(values[0], int | float) and abs(again.logprob - values[0]) > _SAME:
             raise RemoteError(
                 f"{self.server.base} wrote {piece!r:.40} with a log-probability of {values[0]:.3f}, and gives it "
-                f"{again.logprob:.3f} in a prompt: its log-probabilities of prompts belong to other tokens. {self._lacks('right ones')}"
+                f"{again.logprob:.3f} in a prompt: its log-probabilities of prompts belong to other tokens. "
+                f"{self._lacks('right ones')}"
             )
 
     def _read(self, body: dict[str, Any]) -> dict[str, Any]:
