@@ -16,7 +16,7 @@ from gangpao.model.count import kv_bytes_per_token, parameters
 from gangpao.model.weights import weight_files
 from gangpao.train.step.lean import BLOCK as LEAN_BLOCK
 from gangpao.tune.base.device import compute_dtype, describe
-from gangpao.tune.base.load import base_shape
+from gangpao.tune.base.load import base_shape, check_length
 from gangpao.tune.config import TuneConfig
 from gangpao.tune.memory import ADAMW, MUON, STORAGE_BYTES, OptimizerMemory, Plan, Row, Step, mib, plan
 from gangpao.tune.methods.table import METHODS
@@ -33,7 +33,7 @@ def plan_of(config: TuneConfig, model: Path, device: str = "cpu", *, ranks: int 
     """
     rows = config.objective.answers if config.objective.kind == "grpo" else config.micro_batch_size
     shape, tokens = base_shape(model), rows * config.seq_len
-    _check_length(config, shape, model)
+    check_length(config.seq_len, shape, model)
     dtype = config.dtype or compute_dtype(describe(device))
     plain = config.objective.kind in ("sft", "pretrain") and not config.method.dropout and shape.moe is None
     plain = plain and config.parallel == "replicate"
@@ -146,16 +146,6 @@ def admit(config: TuneConfig, model: Path, device: torch.device, *, ranks: int =
         raise TooLittle(
             f"not enough memory to tune {model}: it needs {mib(found.need)} MiB and {mib(said['have'])} MiB are available.\n"
             f"{found.text()}\n{_listed(said['ways_out'])}"
-        )
-
-
-def _check_length(config: TuneConfig, shape: ModelConfig, model: Path) -> None:
-    """Raises ValueError for rows that are longer than what the model was made for."""
-    most = shape.max_position_embeddings
-    if config.seq_len > most:
-        raise ValueError(
-            f"seq_len is {config.seq_len:,}, and {model} reads {most:,} tokens at most: set seq_len to {most} or less "
-            '(longer rows are dropped, or cut with data.too_long = "cut")'
         )
 
 

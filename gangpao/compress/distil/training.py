@@ -39,7 +39,7 @@ from gangpao.train.step.lanes import lanes_for
 from gangpao.train.step.lean import Lean
 from gangpao.train.step.optim import Optimizer
 from gangpao.train.step.parallel import World
-from gangpao.tune.base.load import Base, base_files, load_base
+from gangpao.tune.base.load import Base, base_files, check_length, load_base
 from gangpao.tune.data.prepare import Prepared, prepare
 from gangpao.tune.evaluation import evaluator
 from gangpao.tune.objectives.logps import Settings
@@ -114,6 +114,7 @@ def _teach(
     known: dict[str, Any] | None, stream: TextIO | None,
 ) -> Taught:  # fmt: skip
     student = load_base(source, storage=_storage(config), dtype=config.dtype, device=str(world.device))
+    check_length(config.seq_len, student.config, source)
     student.model.requires_grad_(True)
     change(student)
     prepared = prepare(

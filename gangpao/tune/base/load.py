@@ -115,6 +115,16 @@ def load_base(path: Path, *, storage: str = "auto", dtype: torch.dtype | None = 
     return Base(path, model.config, model, tokenizer, template, sha256_of(files), words, dtype)
 
 
+def check_length(seq_len: int, config: ModelConfig, path: Path) -> None:
+    """Raises ValueError for rows that are longer than what the model was made for."""
+    most = config.max_position_embeddings
+    if seq_len > most:
+        raise ValueError(
+            f"seq_len is {seq_len:,}, and {path} reads {most:,} tokens at most: set seq_len to {most} or less "
+            '(longer rows are dropped, or cut with data.too_long = "cut")'
+        )
+
+
 def _seeing(path: Path, storage: str, dtype: torch.dtype, device: str) -> Base:
     """A base with its tower. Raises ValueError for a storage in blocks, which no tower has."""
     if storage == "nf4":

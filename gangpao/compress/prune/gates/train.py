@@ -33,6 +33,7 @@ from gangpao.train.schedule import Schedule
 from gangpao.train.step.lanes import Lanes
 from gangpao.train.step.loss import NextToken
 from gangpao.train.step.optim import Optimizer
+from gangpao.tune.base.load import check_length
 
 _PROBE = "Hello, world! 你好，世界。 def f(x):\n    return x + 1  # 12345\n"
 
@@ -56,6 +57,7 @@ def learned(
     c = source.model.config
     if not c.plain:
         raise ValueError("gates are for models without experts, latent attention and Gated DeltaNet")
+    check_length(config.seq_len, c, source.path)
     model = build_model(c, {name: p.clone() for name, p in weights.state(source.model).items()}).train()
     folder.mkdir(parents=True, exist_ok=True)
     built = _data(config, source.tokenizer, folder, stream)
