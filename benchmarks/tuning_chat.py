@@ -2,8 +2,9 @@
 
     python benchmarks/tuning_chat.py FILE... --out FOLDER [--objective sft|dpo] [--model qwen2.5-coder-0.5b] [--steps 60]
         [--tokens 2048] [--seq-len 512] [--text NAME=PATH ...] [--ask 60] [--limit 40] [--lr RATE] [--seed 0]
+        [--apart 20] [--most 64]
 
-Of each file one row of twenty is held out, by the hash of its first question. Before and after: the objective's loss on held-out
+Of each file one row of --apart is held out, by the hash of its first question, and --most of these are used. Before and after: the objective's loss on held-out
 rows (of preferences also the share of pairs in the right order), the first questions of --ask held-out rows answered greedily
 (share that the model ends by itself, mean length, repeated 4-grams, answers that loop), and the perplexity of --limit windows of
 every --text. A run goes on where it stopped; results are written to FOLDER/results.json and printed as tables.
@@ -29,11 +30,10 @@ from gangpao.evaluate.models.gguf import EngineModel
 from gangpao.evaluate.models.load import load
 from gangpao.train.progress import read_metrics
 
-HELD, MOST_HELD = 20, 64  # one row of so many is kept apart, and so many of these are used
 ANSWER_TOKENS = 256
 
 
-def split(paths: list[Path], out: Path, seed: int) -> list[dict[str, Any]]:
+def split(paths: list[Path], out: Path, seed: int, apart: int, most: int) -> list[dict[str, Any]]:
     """Write train.jsonl and heldout.jsonl; returns the held-out rows, those of the files in turn."""
     kept: list[str] = []
     held: list[list[dict[str, Any]]] = []
@@ -44,12 +44,12 @@ def split(paths: list[Path], out: Path, seed: int) -> list[dict[str, Any]]:
                 continue
             first = next(turn["content"] for turn in row.value["messages"] if turn["role"] == "user")
             text = json.dumps(row.value, ensure_ascii=False)
-            if number_of(seed, first) % HELD:
+            if number_of(seed, first) % apart:
                 kept.append(text)
             else:
                 held[-1].append(row.value)
     longest = max(len(rows) for rows in held)
-    mixed = [rows[i] for i in range(longest) for rows in held if i < len(rows)][:MOST_HELD]
+    mixed = [rows[i] for i in range(longest) for rows in held if i < len(rows)][:most]
     (out / "train.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in mixed)
     (out / "heldout.jsonl").write_text(text, encoding="utf-8")
@@ -65,7 +65,7 @@ def tune(options: argparse.Namespace, run: Path) -> None:
         f'model = "{options.model}"\nsteps = {options.steps}\nseq_len = {options.seq_len}\n{rows}\nmicro_batch_size = '
         f"{options.micro}\nseed = {options.seed}\n\n"
         f'[data]\nfiles = ["train.jsonl"]\nheldout_files = ["heldout.jsonl"]\ntoo_long = "cut"\nseed = {options.seed}\n\n'
-        f'[objective]\nkind = "{options.objective}"\n\n{rate}[evaluation]\nevery_steps = {options.steps // 2}\n',
+        f'[objective]\nkind = "{options.objective}"\n\n{rate}[evaluation]\nevery_steps = {max(1, options.steps // 4)}\n',
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "gangpao.cli", "tune", str(config), "--out", str(run)]
@@ -114,12 +114,15 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--text", action="append", default=[])
     parser.add_argument("--lr", type=float, help="peak learning rate; that of the command if not given")
-    numbers = {"steps": 60, "tokens": 2048, "seq-len": 512, "pairs": 8, "micro": 2, "ask": 60, "limit": 40, "seed": 0}
+    numbers = {
+        "steps": 60, "tokens": 2048, "seq-len": 512, "pairs": 8, "micro": 2, "ask": 60, "limit": 40, "seed": 0,
+        "apart": 20, "most": 64,
+    }  # fmt: skip
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    rows, run = split(options.files, options.out, options.seed), options.out / "run"
+    rows, run = split(options.files, options.out, options.seed, options.apart, options.most), options.out / "run"
     tune(options, run)
     found: dict[str, Any] = {"machine": machine.cpu_name(), "commit": machine.git_commit()}
     found |= {name: value for name, value in vars(options).items() if name not in ("out", "files", "text")}

@@ -154,7 +154,9 @@ def test_wrong_wishes_are_refused(models, tmp_path):
     with pytest.raises(ValueError, match=r"pairs layer 2 of the student \(0 to 1\)"):
         run_step(config_of(texts, hidden={"weight": 1, "layers": [[2, 0]]}), student, teacher, tmp_path / "run2")
     assert not (tmp_path / "run2" / "run" / "run.json").exists()
-    with pytest.raises(ValueError, match=r"seq_len is 2,048, and .*student reads 512 tokens at most: set seq_len to 512"):
+    with pytest.raises(
+        ValueError, match=r"seq_len is 2,048, and .*student reads 512 tokens at most: set seq_len to 512"
+    ):
         run_step(config_of(texts, seq_len=2048, batch_tokens=4096, tokens=8192), student, teacher, tmp_path / "run3")
 
 
