@@ -7,7 +7,8 @@
 Of each file one row of --apart is held out, by the hash of its first question, and --most of these are used. Before and
 after: the objective's loss on held-out rows (of preferences also the share of pairs in the right order), the first questions of
 --ask held-out rows answered greedily (share that the model ends by itself, mean length, repeated 4-grams, answers that loop), and
-the perplexity of --limit windows of every --text. A run goes on where it stopped; results are written to FOLDER/results.json and printed as tables.
+the perplexity of --limit windows of every --text. A run goes on where it stopped; results are written to
+FOLDER/results.json and printed as tables.
 """
 
 from __future__ import annotations
