@@ -69,7 +69,7 @@ def tune(options: argparse.Namespace, run: Path) -> None:
         f'[objective]\nkind = "{options.objective}"\n\n{rate}[evaluation]\nevery_steps = {max(1, options.steps // 4)}\n',
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "gangpao.cli", "tune", str(config), "--out", str(run)]
+    command = [sys.executable, "-P", "-m", "gangpao.cli", "tune", str(config), "--out", str(run)]
     subprocess.run(command, check=True)
 
 
@@ -98,7 +98,7 @@ def perplexities(options: argparse.Namespace, adapter: Path | None) -> dict[str,
     """Of every part of the texts."""
     if not options.text:
         return {}
-    command = [sys.executable, "-m", "gangpao.cli", "eval", "perplexity", "-m", options.model, *options.text]
+    command = [sys.executable, "-P", "-m", "gangpao.cli", "eval", "perplexity", "-m", options.model, *options.text]
     command += ["--context", "512", "--limit", str(options.limit), *(["--adapter", str(adapter)] if adapter else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])

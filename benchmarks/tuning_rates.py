@@ -45,7 +45,7 @@ def quantized(folder: Path, source: Path, kind: str) -> Path:
 
 
 def _gangpao(*said: str) -> None:
-    subprocess.run([sys.executable, "-m", "gangpao.cli", *said], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "gangpao.cli", *said], check=True)
 
 
 def losses(name: str, base: Path, method: str, rate: float, seed: int, options: argparse.Namespace) -> list[float]:
