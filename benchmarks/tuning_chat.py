@@ -66,7 +66,7 @@ def tune(options: argparse.Namespace, run: Path) -> None:
         f'model = "{options.model}"\nsteps = {options.steps}\nseq_len = {options.seq_len}\n{rows}\nmicro_batch_size = '
         f"{options.micro}\nseed = {options.seed}\n\n"
         f'[data]\nfiles = ["train.jsonl"]\nheldout_files = ["heldout.jsonl"]\ntoo_long = "cut"\nseed = {options.seed}\n\n'
-        f'[objective]\nkind = "{options.objective}"\n\n{rate}[evaluation]\nevery_steps = {max(1, options.steps // 4)}\n',
+        f'[objective]\nkind = "{options.objective}"\n\n{rate}[evaluation]\nevery_steps = {max(1, options.steps // 2)}\n',
         encoding="utf-8",
     )
     command = [sys.executable, "-P", "-m", "gangpao.cli", "tune", str(config), "--out", str(run)]
