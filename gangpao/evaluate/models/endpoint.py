@@ -186,7 +186,12 @@ class Endpoint:
         Raises RemoteError where it is not. Where the token is another one in the prompt, or the server tells too little, nothing
         is known and nothing is said.
         """
-        wrote = self._ask("/completions", {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1})
+        try:
+            wrote = self._ask("/completions", {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1})
+        except RemoteError as error:
+            if error.status in (400, 422):  # the text leaves no room for a token, say
+                return
+            raise
         self._count(wrote.get("usage"))
         choice = _choice(wrote)
         piece, told = choice.get("text"), choice.get("logprobs")

@@ -156,6 +156,17 @@ def test_a_server_that_has_to_write_a_token(at):
     assert [b.get("echo") for b in bodies] == [True, True, None, True, True]  # the third: what it writes is looked at
 
 
+def test_a_text_that_leaves_no_room_for_a_token_is_scored(at):
+    def script(asked):
+        if not asked.body.get("echo"):
+            return answer(400, {"error": {"message": "this prompt leaves no room for a token"}})
+        return completion("The cat", ["The", " cat"], [None, -0.5], [None, {" cat": -0.5}])
+
+    with fake(script) as server:
+        assert scores_of(at(server.url), [("The", " cat")] * 2) == [Score(-0.5, True, 1)] * 2
+        assert len(server.chats()) == 3  # asked once
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_log_probabilities_of_other_tokens_are_refused(rows, at):
     """llama-cpp-python gives a token of a prompt what the row behind its own says of it, where the model has no BOS; and to it
