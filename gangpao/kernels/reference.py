@@ -169,11 +169,18 @@ def _values(q: Bytes, kind: str) -> Ints:
     return np.concatenate(groups, axis=-1)
 
 
+def _inverse(top: Floats, most: int) -> Floats:
+    """What brings `top` to `most`; 0 where that is beyond float."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse: Floats = np.float32(most) / top
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
 def quantize(x: Floats, group: int = BLOCK) -> tuple[Ints, Floats]:
     """Activations [T, C] to int8 values [T, C] and one scale for `group` columns [T, C / group]."""
     parts = x.reshape(len(x), -1, group)
     top = np.abs(parts).max(axis=-1)
-    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
+    inverse = _inverse(top, 127)
     q = np.rint(parts * inverse[..., None]).astype(np.int64)
     return q.reshape(x.shape), (top / np.float32(127)).astype(np.float32)
 
@@ -211,8 +218,7 @@ def _narrow(x: Floats) -> Iterator[tuple[int, tuple[Ints, Floats]]]:
     for begin in range(0, x.shape[1], EXACT):
         part = x[:, begin : begin + EXACT]
         top = np.abs(part).max(axis=1, keepdims=True)
-        inverse = np.where(top > 0, np.float32(32767) / np.where(top > 0, top, np.float32(1)), np.float32(0))
-        yield begin, (np.rint(part * inverse).astype(np.int64), top / np.float32(32767))
+        yield begin, (np.rint(part * _inverse(top, 32767)).astype(np.int64), top / np.float32(32767))
 
 
 def _exact_lanes(x: Floats, a: npt.NDArray[np.floating | np.integer]) -> Floats:

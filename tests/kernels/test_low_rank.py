@@ -89,6 +89,21 @@ def test_more_columns_and_ranks_than_share_a_scale():
         np.testing.assert_allclose(got, addition, rtol=1e-4, atol=1e-5 * np.abs(addition).max())
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-36, 1e-38, 1e-40])
+def test_numbers_too_small_for_a_scale_are_the_same_on_every_instruction_set(size):
+    rng = np.random.default_rng(3)
+    layer = make_layer(rng)
+    table = table_of(layer, [make_source(rng, 5, rows) for rows in ROWS])
+    x = rng.normal(size=(5, COLS)).astype(np.float32) * np.float32(size)
+    found = []
+    for isa in kernels.available_isas():
+        kernels.set_isa(isa)
+        found.append((run(layer, x), run(layer, x, table, [(0, 0, 5, 1.0)])))
+    for base, added in found:
+        assert np.array_equal(base, found[0][0])
+        assert np.array_equal(added, found[0][1])
+
+
 @pytest.mark.parametrize("rank", [1, 16, 40])
 def test_inputs_in_15_bits_are_as_good_as_floats(rank):
     """What int16 loses of x and of A x is a ten-thousandth; int8 of A and B has lost a hundred times as much before."""

@@ -60,9 +60,11 @@ constexpr int kRowsTogether = 4;  // rows of a step that meet an adapter at once
 constexpr int kExact = 512;  // products of int16 (15 bits) and int8 (7 bits) whose sum int32 holds
 static_assert(int64_t(kExact) * 127 * 32767 < int64_t(1) << 31, "a sum may be too large");
 
-// Bytes for kRowsTogether rows of n floats as int16, and a scale for each kExact of them (low_rank.h).
+// n floats as int16 in whole vectors, with a scale for each kExact of them; and bytes for kRowsTogether such rows (low_rank.h).
+constexpr int narrow_stride(int n) { return (n + 31) / 32 * 32; }
+constexpr int exact_blocks(int n) { return (n + kExact - 1) / kExact; }
 constexpr size_t low_rank_scratch(int n) {
-  return (size_t((n + 31) / 32 * 32) * sizeof(int16_t) + size_t((n + kExact - 1) / kExact) * sizeof(float)) * kRowsTogether;
+  return (size_t(narrow_stride(n)) * sizeof(int16_t) + size_t(exact_blocks(n)) * sizeof(float)) * kRowsTogether;
 }
 
 // B of an adapter for one matrix of a layer, and where its ranks and outputs begin. F32: [panel of 16 outputs][rank][16]; int8:

@@ -14,8 +14,8 @@
 // Tiles of many rows share what is loaded and widened of A and B. AVX2 has 16 registers, and a vector of ours takes two.
 constexpr int kRanksOfMany = kTokenTile == 8 ? 4 : 1;
 constexpr int kPanelsOfMany = kTokenTile == 8 ? 4 : 1;
-constexpr int kPanelsOfOne = kTokenTile == 8 ? 8 : 4;
 // One row alone: as many sums at once as hide how long each addition takes.
+constexpr int kPanelsOfOne = kTokenTile == 8 ? 8 : 4;
 constexpr int kRanksOfOne = kTokenTile == 8 ? 2 * kRankGroup : kRankGroup;
 
 // Bytes that are asked for before their use: an adapter is read in many short runs, which hardware does not foresee.
@@ -31,7 +31,7 @@ struct Narrow {
   int16_t* values;
   float* scales;
   int stride, blocks;
-  Narrow(uint8_t* scratch, int n) : values(reinterpret_cast<int16_t*>(scratch)), stride((n + 31) / 32 * 32), blocks((n + kExact - 1) / kExact) {
+  Narrow(uint8_t* scratch, int n) : values(reinterpret_cast<int16_t*>(scratch)), stride(narrow_stride(n)), blocks(exact_blocks(n)) {
     scales = reinterpret_cast<float*>(values + size_t(kRowsTogether) * stride);
   }
   void fill(const float* x, int x_stride, int n, int rows) {
@@ -43,7 +43,7 @@ struct Narrow {
         F most = fzero();
         for (int c = begin; c < end; c += 16) most = fmax(most, fabs16(load(c)));
         float top = fhmax(most);
-        F inverse = fset(top > 0 ? 32767.0f / top : 0.0f);
+        F inverse = fset(inverse_of(top, 32767.0f));
         int16_t* to = values + size_t(t) * stride;
         int c = begin;
         for (; c < end; c += 16) s16store(to + c, toint(mul(load(c), inverse)));

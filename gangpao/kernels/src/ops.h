@@ -2,7 +2,11 @@
 
 #include "exp16.h"
 
-static inline float inverse_of(float top) { return top > 0 ? 127.0f / top : 0.0f; }
+// What brings `top` to `most`; 0 where that is beyond float, so that numbers that small are 0 on every instruction set.
+static inline float inverse_of(float top, float most) {
+  float inverse = most / top;
+  return inverse <= std::numeric_limits<float>::max() ? inverse : 0.0f;
+}
 
 // One row to int8 with one scale for 32 columns; cols is a multiple of 32.
 static void quantize_blocks(const float* x, int cols, const Quants& o, int token) {
@@ -10,7 +14,7 @@ static void quantize_blocks(const float* x, int cols, const Quants& o, int token
   for (int b = 0; b < cols / kBlock; ++b, x += kBlock, q += kBlock) {
     F lo = fload(x), hi = fload(x + 16);
     float top = fhmax(fmax(fabs16(lo), fabs16(hi)));
-    F inverse = fset(inverse_of(top));
+    F inverse = fset(inverse_of(top, 127.0f));
     I a = toint(mul(lo, inverse)), c = toint(mul(hi, inverse));
     s8store(q, a);
     s8store(q + 16, c);
@@ -29,7 +33,7 @@ static void quantize_supers(const float* x, int cols, const Quants& o, int token
     F most = fabs16(fload(x));
     for (int i = 16; i < kSuperColumns; i += 16) most = fmax(most, fabs16(fload(x + i)));
     float top = fhmax(most);
-    F inverse = fset(inverse_of(top));
+    F inverse = fset(inverse_of(top, 127.0f));
     size_t at = size_t(s) * o.token_stride + token;
     o.scale[at] = top / 127.0f;
     int16_t* sums = o.sums + at * kSums;

@@ -305,10 +305,10 @@ void linear(const Linear& w, const Activation& x, Array& out, bool add, float sc
     for (const auto& m : w.parts) {
       int n = m->w.num_panels(), b = std::max(begin - first, 0), e = std::min(end - first, n);
       Out o{out.data + column, out.stride, add, scale};
-      for (int next; b < e; b = next) {
-        next = asks ? std::min(b + kPanels, e) : e;
-        if (asks) more->ask(first + b, first + next, items);
-        rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits()), b, next, scratch);
+      for (int step = asks ? kPanels : n; b < e; b += step) {
+        int last = std::min(b + step, e);
+        if (asks) more->ask(first + b, first + last, items);
+        rt.kernels->linear(m->w, a, o, rt.ahead(m->w.format.bits()), b, last, scratch);
       }
       first += n, column += m->w.rows;
     }
