@@ -39,7 +39,7 @@ from gangpao.train.step.lanes import lanes_for
 from gangpao.train.step.lean import Lean
 from gangpao.train.step.optim import Optimizer
 from gangpao.train.step.parallel import World
-from gangpao.tune.base.load import Base, base_files, check_length, load_base
+from gangpao.tune.base.load import Base, base_files, base_shape, check_length, load_base
 from gangpao.tune.data.prepare import Prepared, prepare
 from gangpao.tune.evaluation import evaluator
 from gangpao.tune.objectives.logps import Settings
@@ -113,8 +113,9 @@ def _teach(
     config: TeachingConfig, source: Path, teacher: Path, run: Path, world: World, change: Change,
     known: dict[str, Any] | None, stream: TextIO | None,
 ) -> Taught:  # fmt: skip
+    for path in (source, teacher):  # by their headers, before anything is loaded
+        check_length(config.seq_len, base_shape(path), path)
     student = load_base(source, storage=_storage(config), dtype=config.dtype, device=str(world.device))
-    check_length(config.seq_len, student.config, source)
     student.model.requires_grad_(True)
     change(student)
     prepared = prepare(

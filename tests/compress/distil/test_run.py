@@ -158,6 +158,9 @@ def test_wrong_wishes_are_refused(models, tmp_path):
         ValueError, match=r"seq_len is 2,048, and .*student reads 512 tokens at most: set seq_len to 512"
     ):
         run_step(config_of(texts, seq_len=2048, batch_tokens=4096, tokens=8192), student, teacher, tmp_path / "run3")
+    short = folder_of(tmp_path / "short", max_position_embeddings=16)
+    with pytest.raises(ValueError, match=r"seq_len is 32, and .*short reads 16 tokens at most"):
+        run_step(config_of(texts), student, short, tmp_path / "run4")
 
 
 def test_a_student_of_its_own_shape_is_its_teacher(models, tmp_path):
