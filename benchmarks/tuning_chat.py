@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tuning_shell import number_of
+from tuning_shell import GANGPAO, number_of
 
 from gangpao import machine
 from gangpao.compress.compare.answers import Asking, answer, summaries
@@ -69,7 +68,7 @@ def tune(options: argparse.Namespace, run: Path) -> None:
         f'[objective]\nkind = "{options.objective}"\n\n{rate}[evaluation]\nevery_steps = {max(1, options.steps // 2)}\n',
         encoding="utf-8",
     )
-    command = [sys.executable, "-P", "-m", "gangpao.cli", "tune", str(config), "--out", str(run)]
+    command = [*GANGPAO, "tune", str(config), "--out", str(run)]
     subprocess.run(command, check=True)
 
 
@@ -98,7 +97,7 @@ def perplexities(options: argparse.Namespace, adapter: Path | None) -> dict[str,
     """Of every part of the texts."""
     if not options.text:
         return {}
-    command = [sys.executable, "-P", "-m", "gangpao.cli", "eval", "perplexity", "-m", options.model, *options.text]
+    command = [*GANGPAO, "eval", "perplexity", "-m", options.model, *options.text]
     command += ["--context", "512", "--limit", str(options.limit), *(["--adapter", str(adapter)] if adapter else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])

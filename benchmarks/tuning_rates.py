@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def quantized(folder: Path, source: Path, kind: str) -> Path:
 
 
 def _gangpao(*said: str) -> None:
-    subprocess.run([sys.executable, "-P", "-m", "gangpao.cli", *said], check=True)
+    subprocess.run([*tuning_shell.GANGPAO, *said], check=True)
 
 
 def losses(name: str, base: Path, method: str, rate: float, seed: int, options: argparse.Namespace) -> list[float]:

@@ -29,6 +29,7 @@ from gangpao.engine.generate import Engine
 from gangpao.engine.sample import SamplingParams
 from gangpao.train.progress import read_metrics
 
+GANGPAO = [sys.executable, "-P", "-m", "gangpao.cli"]  # in a checkout too, whose sources are not the installed ones
 LINE = re.compile(r"^- (.+?):\n\n`(.+?)`$", re.M)
 PLACE = re.compile(r"\{\{(.*?)\}\}")
 ANSWER_TOKENS = 64
@@ -146,7 +147,7 @@ def main() -> None:
     parts = split(options.pages, options.seed)
     config = write_inputs(options.out, parts, options)
     run = options.out / "run"
-    subprocess.run([sys.executable, "-P", "-m", "gangpao.cli", "tune", str(config), "--out", str(run)], check=True)
+    subprocess.run([*GANGPAO, "tune", str(config), "--out", str(run)], check=True)
     engine = Engine.load(catalog.resolve(options.model), context=1024, adapters={"run": run})
     found: dict[str, Any] = {"model": options.model, "machine": machine.cpu_name(), "commit": machine.git_commit()}
     found |= {name: getattr(options, name) for name in ("steps", "seed", "rank", "lr", "ask")}

@@ -4,9 +4,10 @@
 # row behind its own says: what the model expects after the token, not before it.
 #
 # Expected: OpenAI's meaning, log P(token | what stands before it), as the same program gives for a token that it writes.
-# Seen: " Paris" behind "The capital of France is" has -0.26 when the program writes it, and -8.7 when it is
-# the end of a prompt. With a model that has a BOS the rows fall into place, because the BOS is taken off the tokens and not off the rows.
-# (Issue 1983 of that project reports such numbers.) lm-eval 0.4.13's `gguf` model adds up just these numbers, so its log-likelihood tasks are scored on other tokens' rows with such models.
+# Seen: " Paris" behind "The capital of France is" has -0.26 when the program writes it, and -8.7 when it is the end of a prompt. Where a
+# prompt begins with a BOS the rows fall into place by the source, because it is taken off the tokens and not off the rows (not run).
+# Issue 1983 of that project reports such numbers. lm-eval 0.4.13's `gguf` model adds up just these, so its log-likelihood tasks are scored
+# on other tokens' rows with such models.
 #
 # What gangpao does about it: before it believes a server's scores it lets it write one token, and asks for the same token as part of a
 # prompt; where the two differ by more than half a nat the server is refused (gangpao/evaluate/models/endpoint.py).
